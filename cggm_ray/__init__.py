@@ -1,0 +1,26 @@
+"""cggm-ray: multimodal training in which every modality gets to learn.
+
+The names below are the library: a balancing strategy for a model and a loop of your own. They need torch and nothing else.
+"""
+
+from cggm_ray.batch import Batch, HeadOutput
+from cggm_ray.errors import CggmError, DataError, UsageError
+from cggm_ray.modulation import CGGM, JointTraining, Strategy
+from cggm_ray.tasks import Classification, Regression, Segmentation, Task
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CGGM",
+    "Batch",
+    "CggmError",
+    "Classification",
+    "DataError",
+    "HeadOutput",
+    "JointTraining",
+    "Regression",
+    "Segmentation",
+    "Strategy",
+    "Task",
+    "UsageError",
+]

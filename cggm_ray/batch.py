@@ -1,0 +1,67 @@
+"""What flows through a training step.
+
+Shape legend, used as suffixes of tensor names everywhere: N samples of a batch, M modalities, T time steps, D width of
+the features, C outputs of the head, K additive sums of a loss, J sums among them that depend on the logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Feature = Tensor | tuple[Tensor, ...]
+"""Output of one encoder. An encoder with several outputs (DeepLab: high and low level) returns a tuple."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A batch of multimodal samples.
+
+    Attributes:
+        inputs: modality name to tensor [N, ...].
+        target: [N, ...], floating for regression, int64 for classes.
+        index: int64 [N], the row of each sample in its split.
+        present: modality name to bool [N], False where a sample lacks the modality; None when nothing is missing.
+        weight: [N], 1 for a sample that counts and 0 for one that only fills a place; None when all count.
+    """
+
+    inputs: dict[str, Tensor]
+    target: Tensor
+    index: Tensor
+    present: dict[str, Tensor] | None = None
+    weight: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+
+        def move(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+
+        return Batch(
+            inputs=move(self.inputs),
+            target=self.target.to(device, non_blocking=True),
+            index=self.index,
+            present=None if self.present is None else move(self.present),
+            weight=None if self.weight is None else self.weight.to(device, non_blocking=True),
+        )
+
+
+class HeadOutput(NamedTuple):
+    """What a prediction head gives: the fused head F of the model, or the head of a guide classifier.
+
+    Attributes:
+        logits: [N, C], or [N, C, H, W] for segmentation.
+        hidden: input of the head's last linear layer (or 1x1 convolution), [N, D] or [N, D, h, w].
+        raw: the linear layer's own output when `logits` is a resized version of it (segmentation); None when they are
+            the same tensor.
+    """
+
+    logits: Tensor
+    hidden: Tensor
+    raw: Tensor | None = None

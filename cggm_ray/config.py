@@ -1,0 +1,335 @@
+"""The configuration of a run: frozen dataclasses, checked when they are made.
+
+Each field says how the command line shows it; `cggm_ray.cli` makes the flags from here. Field names are unique over all
+sections, so that a flag, a key of a yaml file and a key of a search space are the same word.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cggm_ray.errors import UsageError
+from cggm_ray.modulation.base import STRATEGIES
+from cggm_ray.modulation.coefficients import COEFFICIENT_RULES
+from cggm_ray.modulation.direction import DIRECTION_RULES
+from cggm_ray.optim import OPTIMIZERS
+from cggm_ray.registry import nearest
+
+GATES = ("feature", "body")
+PRECISIONS = ("fp32", "bf16")
+
+
+def option(default: Any, text: str, *aliases: str, resume: bool = False) -> Any:
+    """A field with its help text and further flag names.
+
+    Args:
+        default: value of the field.
+        text: help of the flag.
+        aliases: other names, such as the released code's.
+        resume: the field may differ when a run is continued.
+    """
+    return field(default=default, metadata={"help": text, "aliases": aliases, "resume": resume})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the samples come from."""
+
+    dataset: str = option("mosi", "registered dataset")
+    data_path: str | None = option(
+        None, "raw data, a file or the folder that holds it; without it a demonstration set is made", resume=True
+    )
+    modalities: tuple[str, ...] | None = option(None, "comma-separated modalities to use; default all")
+    shard_path: str | None = option(None, "folder for the converted data; default STORAGE_PATH/shards", resume=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Size and dropouts of the network."""
+
+    nlevels: int = option(5, "layers of each encoder; the fusion has two fewer")
+    cls_layers: int = option(2, "layers of each guide classifier")
+    num_heads: int = option(5, "attention heads")
+    proj_dim: int = option(40, "width of encoders, fusion and guides")
+    attn_dropout: float = option(0.15, "dropout of the attention weights")
+    relu_dropout: float = option(0.15, "dropout inside the feed-forward layers")
+    embed_dropout: float = option(0.2, "dropout of the embedded input")
+    res_dropout: float = option(0.1, "dropout of the residual branches")
+    out_dropout: float = option(0.1, "dropout before the output layer")
+
+    def __post_init__(self) -> None:
+        _at_least(self, "nlevels", 3)
+        for name in ("cls_layers", "num_heads", "proj_dim"):
+            _at_least(self, name, 1)
+        for name in ("attn_dropout", "relu_dropout", "embed_dropout", "res_dropout", "out_dropout"):
+            _check(0 <= getattr(self, name) < 1, self, name, "a probability in [0, 1)")
+        if self.proj_dim % self.num_heads:
+            raise UsageError(
+                f"num_heads: {self.num_heads} heads do not divide the width proj_dim {self.proj_dim}; expected a divisor"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModulationConfig:
+    """The balancing strategy and its parts."""
+
+    modulation: str = option("cggm", "balancing strategy: none, cggm, cggm-paper, cggm-released")
+    rho: float = option(1.3, "scale of the coefficients", "rou")
+    lam: float = option(0.2, "weight of the direction term", "lambda", "lamda")
+    coefficients: str | None = option(None, "coefficient rule instead of the strategy's: stable, paper, released")
+    direction: str | None = option(None, "direction rule instead of the strategy's: gradient, released, off")
+    gate: str | None = option(
+        None, "where gradients are scaled: feature (all of an encoder) or body (without projection)"
+    )
+    utility: str | None = option(None, "utility of a guide, by task: mae, sign; accuracy, likelihood; dice")
+    smoothing: float = option(0.9, "rule stable: decay of the moving average of the utilities")
+    floor: float = option(0.01, "rule stable: improvement granted to every modality")
+
+    def __post_init__(self) -> None:
+        info = STRATEGIES.get(self.modulation)
+        known = {"coefficients": tuple(COEFFICIENT_RULES), "direction": tuple(DIRECTION_RULES), "gate": GATES}
+        for name, names in known.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if name not in info.parts:
+                raise UsageError(f"{name}: the strategy {self.modulation!r} has no such part; leave it out")
+            _one_of(self, name, names)
+        _check(self.rho > 0, self, "rho", "a positive number")
+        _check(self.lam >= 0, self, "lam", "zero or a positive number")
+        _check(0 <= self.smoothing < 1, self, "smoothing", "a number in [0, 1)")
+        _check(self.floor > 0, self, "floor", "a positive number")
+
+    def resolved(self) -> ModulationConfig:
+        """The same with the strategy's own choice in every part that was left open."""
+        parts = STRATEGIES.get(self.modulation).parts
+        return dataclasses.replace(self, **{n: v for n, v in parts.items() if getattr(self, n) is None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimizers, schedule and clipping."""
+
+    optim: str = option("Adam", "optimizer of model and guides: Adam, AdamW, SGD")
+    lr: float = option(1e-3, "learning rate of the model")
+    cls_lr: float = option(5e-4, "learning rate of the guide classifiers")
+    weight_decay: float = option(0.0, "weight decay of the model")
+    cls_weight_decay: float = option(0.0, "weight decay of the guide classifiers")
+    when: int = option(10, "epochs without a lower validation loss before the learning rate falls to a tenth")
+    clip: float = option(0.8, "largest L2 norm of the model's gradient; 0 switches clipping off")
+
+    def __post_init__(self) -> None:
+        _one_of(self, "optim", OPTIMIZERS)
+        for name in ("lr", "cls_lr"):
+            _check(getattr(self, name) > 0, self, name, "a positive number")
+        for name in ("weight_decay", "cls_weight_decay", "clip"):
+            _check(getattr(self, name) >= 0, self, name, "zero or a positive number")
+        _at_least(self, "when", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The loop."""
+
+    batch_size: int = option(64, "samples per optimizer step, over all workers")
+    num_epochs: int = option(30, "passes over the training split", resume=True)
+    seed: int = option(666, "seed of weights, sample order and dropout")
+    select: str | None = option(None, "validation metric that chooses the best checkpoint; default the task's own")
+    patience: int | None = option(None, "stop after so many epochs without a better validation metric", resume=True)
+    precision: str = option("fp32", "fp32, or bf16 autocast on a GPU", resume=True)
+    log_interval: int = option(30, "optimizer steps between two lines of progress", resume=True)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "num_epochs", "log_interval"):
+            _at_least(self, name, 1)
+        _at_least(self, "seed", 0)
+        if self.patience is not None:
+            _at_least(self, "patience", 1)
+        _one_of(self, "precision", PRECISIONS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where the run happens and where it is kept."""
+
+    local: bool = option(False, "train in this process, without Ray", resume=True)
+    workers: int = option(1, "training workers", resume=True)
+    use_gpu: bool = option(False, "one GPU per worker", resume=True)
+    no_cuda: bool = option(False, "stay on the CPU even where a GPU is there", resume=True)
+    cpus_per_worker: int | None = option(
+        None, "CPUs of a worker, also its torch threads; default all, shared", resume=True
+    )
+    storage_path: str = option(
+        "~/cggm_runs", "folder of all runs; on several nodes one that all of them mount", resume=True
+    )
+    name: str | None = option(
+        None, "folder of this run; the same name continues it; default made from the time", resume=True
+    )
+
+    def __post_init__(self) -> None:
+        _at_least(self, "workers", 1)
+        if self.cpus_per_worker is not None:
+            _at_least(self, "cpus_per_worker", 1)
+        if self.local and self.workers > 1:
+            raise UsageError(
+                f"workers: found {self.workers} with --local, which is one process; leave out --local, or start the "
+                "processes with torchrun"
+            )
+        if self.use_gpu and self.no_cuda:
+            raise UsageError("use_gpu: given together with no_cuda; expected one of them")
+        if "://" in self.storage_path:
+            raise UsageError(
+                f"storage_path: found the URL {self.storage_path}; expected a folder that every node mounts"
+            )
+        if self.name is not None and (not self.name or self.name != Path(self.name).name or self.name.startswith(".")):
+            raise UsageError(f"name: found {self.name!r}; expected a plain folder name")
+
+    @property
+    def storage(self) -> Path:
+        """`storage_path`, absolute."""
+        return Path(self.storage_path).expanduser().absolute()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All of a run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    modulation: ModulationConfig = field(default_factory=ModulationConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if self.train.batch_size < self.run.workers:
+            raise UsageError(
+                f"batch_size: found {self.train.batch_size} samples for {self.run.workers} workers; expected at least one "
+                "sample per worker"
+            )
+
+    @property
+    def shard_root(self) -> Path:
+        """Folder of all converted sets."""
+        return (
+            Path(self.data.shard_path).expanduser().absolute() if self.data.shard_path else self.run.storage / "shards"
+        )
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Section to field to plain value; the parts of the strategy are resolved."""
+        resolved = dataclasses.replace(self, modulation=self.modulation.resolved())
+        return {
+            section.name: {key: list(v) if isinstance(v, tuple) else v for key, v in vars(part).items()}
+            for section, part in resolved.sections()
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], base: Config | None = None, source: str = "config") -> Config:
+        """A configuration from nested sections or flat keys (aliases included), over `base`.
+
+        Args:
+            values: section to mapping, or field to value, or both.
+            base: what holds for keys that are not given; default the defaults.
+            source: named in messages.
+
+        Raises:
+            UsageError: an unknown key (the nearest one is named) or a value of the wrong type.
+        """
+        flat: dict[str, Any] = {}
+        sections = {section.name for section in dataclasses.fields(cls)}
+        for key, value in values.items():
+            if key in sections and isinstance(value, Mapping):
+                flat |= value
+            elif key in sections and key != "modulation":
+                raise UsageError(f"{source}: section {key} holds {value!r}; expected a mapping")
+            else:
+                flat[key] = value
+        return (base or cls()).replace(flat, source=source)
+
+    def replace(self, values: Mapping[str, Any], source: str = "config") -> Config:
+        """The same with other values, by flat field name or alias.
+
+        Raises:
+            UsageError: an unknown key or a value of the wrong type.
+        """
+        owners = {name: (section, key) for section, key in fields() for name in (key.name, *key.metadata["aliases"])}
+        changes: dict[str, dict[str, Any]] = {}
+        for name, value in values.items():
+            if name not in owners:
+                raise UsageError(f"{source}: unknown key {name!r}{nearest(name, owners)}")
+            section, key = owners[name]
+            changes.setdefault(section, {})[key.name] = coerce(value, section, key, source)
+        parts = {name: dataclasses.replace(getattr(self, name), **change) for name, change in changes.items()}
+        return dataclasses.replace(self, **parts)
+
+    def sections(self) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+        """Each section's field with its value."""
+        for section in dataclasses.fields(self):
+            yield section, getattr(self, section.name)
+
+
+def fields() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """(section, field) for every field of every section."""
+    for section, kind in typing.get_type_hints(Config).items():
+        for key in dataclasses.fields(kind):
+            yield section, key
+
+
+def value_type(section: str, key: dataclasses.Field[Any]) -> tuple[type, bool]:
+    """The plain type of a field (`tuple` for a list of names), and whether it may be None."""
+    hint = typing.get_type_hints(typing.get_type_hints(Config)[section])[key.name]
+    members = [member for member in typing.get_args(hint) if member is not type(None)]
+    optional = type(None) in typing.get_args(hint)
+    plain = members[0] if optional else hint
+    return typing.get_origin(plain) or plain, optional
+
+
+def coerce(value: Any, section: str, key: dataclasses.Field[Any], source: str = "config") -> Any:
+    """`value` in the type of its field: texts of the command line, or values of yaml and json.
+
+    Raises:
+        UsageError: the value does not fit; the message names source, field, value and type.
+    """
+    kind, optional = value_type(section, key)
+    if value is None and optional:
+        return None
+    text = value.strip() if isinstance(value, str) else value
+    try:
+        if kind is bool:
+            return value if isinstance(value, bool) else {"true": True, "false": False}[str(text).lower()]
+        if kind is tuple:
+            names = text.split(",") if isinstance(text, str) else text
+            return tuple(str(name).strip() for name in names)
+        if isinstance(value, bool) or (kind is int and isinstance(value, float) and not value.is_integer()):
+            raise ValueError
+        if kind in (int, float):
+            number = kind(text)
+            if number != number or number in (float("inf"), float("-inf")):
+                raise ValueError
+            return number
+        if kind is str and isinstance(value, str | Path):
+            return str(value)
+        raise ValueError
+    except (ValueError, TypeError, KeyError):
+        expected = {int: "a whole number", float: "a number", bool: "true or false", tuple: "a list of names"}
+        raise UsageError(f"{source}: {key.name}: found {value!r}; expected {expected.get(kind, 'a text')}") from None
+
+
+def _check(holds: bool, part: Any, name: str, expected: str) -> None:
+    if not holds:
+        raise UsageError(f"{name}: found {getattr(part, name)!r}; expected {expected}")
+
+
+def _at_least(part: Any, name: str, least: int) -> None:
+    _check(getattr(part, name) >= least, part, name, f"a whole number of at least {least}")
+
+
+def _one_of(part: Any, name: str, names: tuple[str, ...]) -> None:
+    value = getattr(part, name)
+    if value not in names:
+        raise UsageError(f"{name}: unknown {value!r}{nearest(str(value), names)}; available: {', '.join(names)}")

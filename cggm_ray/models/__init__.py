@@ -1,0 +1,1 @@
+"""Networks: encoders, fusion and head composed by modality name, and the guide classifiers."""

@@ -1,0 +1,72 @@
+"""Weights of the released code in the names of this package, for exact comparison and migration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+_INERT = re.compile(r"(\.|^)version$|_float_tensor$")
+_NET = (
+    (re.compile(r"^proj\.(\d+)\.(.*)$"), "encoders.{name}.proj.{rest}"),
+    (re.compile(r"^encoders\.(\d+)\.(.*)$"), "encoders.{name}.body.{rest}"),
+    (re.compile(r"^()fusion\.(.*)$"), "fusion.transformer.{rest}"),
+    (re.compile(r"^()(proj[12]\..*)$"), "fusion.{rest}"),
+    (re.compile(r"^()out_layer\.(.*)$"), "head.{rest}"),
+)
+_GUIDES = (
+    (re.compile(r"^classifers\.(\d+)\.out_layer\.(.*)$"), "{name}.head.{rest}"),
+    (re.compile(r"^classifers\.(\d+)\.(.*)$"), "{name}.{rest}"),
+)
+
+
+def net_name(released: str, modalities: Sequence[str]) -> str | None:
+    """Name in `MultimodalNet` of a parameter of the released model; None for its inert buffers.
+
+    Raises:
+        KeyError: the name is not one of the released model.
+    """
+    return _translate(released, modalities, _NET)
+
+
+def guide_name(released: str, modalities: Sequence[str]) -> str | None:
+    """Name in a ModuleDict of guides of a parameter of the released guide classifiers (spelled `classifers`)."""
+    return _translate(released, modalities, _GUIDES)
+
+
+def convert_released(
+    state: Mapping[str, Tensor], modalities: Sequence[str], *, guides: bool = False
+) -> dict[str, Tensor]:
+    """A state dict of the released model, or of its guides, for this package.
+
+    Args:
+        state: released names to tensors.
+        modalities: names for the released indices 0, 1, ...
+        guides: the state is that of the guide classifiers.
+
+    Returns:
+        A state dict for `MultimodalNet`, or for `torch.nn.ModuleDict(guides)`. The 1x1 convolutions of the input
+        projections [D, features, 1] become linear weights [D, features].
+    """
+    rename = guide_name if guides else net_name
+    converted = {}
+    for old, value in state.items():
+        new = rename(old, modalities)
+        if new is not None:
+            converted[new] = (
+                value.squeeze(-1) if new.endswith("proj.weight") and value.ndim == 3 else torch.as_tensor(value)
+            )
+    return converted
+
+
+def _translate(released: str, modalities: Sequence[str], rules: Sequence[tuple[re.Pattern[str], str]]) -> str | None:
+    if _INERT.search(released):
+        return None
+    for pattern, template in rules:
+        match = pattern.match(released)
+        if match:
+            index, rest = match.groups()
+            return template.format(name=modalities[int(index)] if index else "", rest=rest)
+    raise KeyError(f"{released} is not a parameter of the released model")

@@ -1,0 +1,103 @@
+"""The network for sequences of features (CMU-MOSI, IEMOCAP), as in the released code.
+
+Each modality is projected to a common width and encoded; the encoded steps of all modalities are concatenated along time
+and fused by a further transformer, of which time step 0 is used, followed by a residual block and the head.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cggm_ray.batch import HeadOutput
+from cggm_ray.config import ModelConfig
+from cggm_ray.models.net import MultimodalNet
+from cggm_ray.models.transformer import TransformerConfig, TransformerEncoder
+
+
+class SequenceEncoder(nn.Module):
+    """Linear projection and transformer: [N, T, features] to [N, T, D]."""
+
+    def __init__(self, features: int, config: TransformerConfig) -> None:
+        super().__init__()
+        self.proj = nn.Linear(features, config.width)
+        self.body = TransformerEncoder(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, T, features] to [N, T, D]."""
+        return self.body(self.proj(x))
+
+
+class TransformerFusion(nn.Module):
+    """Concatenates the modalities along time: features [N, T_m, D] to the head's input [N, D]."""
+
+    def __init__(self, config: TransformerConfig, *, out_dropout: float) -> None:
+        super().__init__()
+        self.transformer = TransformerEncoder(config, first_step_only=True)
+        self.proj1 = nn.Linear(config.width, config.width)
+        self.proj2 = nn.Linear(config.width, config.width)
+        self.out_dropout = out_dropout
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Features by modality to [N, D]."""
+        z_ND = self.transformer(torch.cat(list(features.values()), 1))[:, 0]
+        return self.proj2(F.dropout(F.relu(self.proj1(z_ND)), self.out_dropout, self.training)) + z_ND
+
+
+class SequenceGuide(nn.Module):
+    """Guide classifier of a sequence: transformer, time step 0, one linear layer applied twice, head.
+
+    Args:
+        config: size of the transformer.
+        outputs: C.
+    """
+
+    def __init__(self, config: TransformerConfig, outputs: int) -> None:
+        super().__init__()
+        self.bone = TransformerEncoder(config, first_step_only=True)
+        self.proj1 = nn.Linear(config.width, config.width)
+        self.head = nn.Linear(config.width, outputs)
+
+    def forward(self, h_NTD: Tensor) -> HeadOutput:
+        """Detached features [N, T, D] of one modality to its own prediction."""
+        hidden = F.relu(self.proj1(self.proj1(self.bone(h_NTD)[:, 0])))
+        return HeadOutput(self.head(hidden), hidden)
+
+
+def transformer_config(config: ModelConfig, layers: int) -> TransformerConfig:
+    """The transformer of that many layers in this model."""
+    return TransformerConfig(
+        width=config.proj_dim,
+        heads=config.num_heads,
+        layers=layers,
+        attn_dropout=config.attn_dropout,
+        relu_dropout=config.relu_dropout,
+        embed_dropout=config.embed_dropout,
+        res_dropout=config.res_dropout,
+    )
+
+
+def sequence_net(config: ModelConfig, features: Mapping[str, int], outputs: int) -> MultimodalNet:
+    """The released network.
+
+    Args:
+        config: sizes and dropouts.
+        features: width of the input by modality, in the order of the fusion.
+        outputs: C.
+    """
+    encoder = transformer_config(config, config.nlevels)
+    return MultimodalNet(
+        {name: SequenceEncoder(width, encoder) for name, width in features.items()},
+        TransformerFusion(dataclasses.replace(encoder, layers=config.nlevels - 2), out_dropout=config.out_dropout),
+        nn.Linear(config.proj_dim, outputs),
+    )
+
+
+def sequence_guides(config: ModelConfig, modalities: Mapping[str, int], outputs: int) -> dict[str, nn.Module]:
+    """A `SequenceGuide` for each modality."""
+    guide = transformer_config(config, config.cls_layers)
+    return {name: SequenceGuide(guide, outputs) for name in modalities}

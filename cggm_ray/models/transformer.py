@@ -1,0 +1,145 @@
+"""The transformer of the released code, batch first and with fused attention.
+
+Pre-norm, scaled embedding, sinusoidal positions, ReLU feed-forward of four times the width, final LayerNorm. Parameter
+names are those of the released code. Shapes: N samples, T time steps, D width, H heads, Q query steps (T, or 1).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Size and dropouts of a stack of encoder layers."""
+
+    width: int
+    heads: int
+    layers: int
+    attn_dropout: float = 0.0
+    relu_dropout: float = 0.0
+    embed_dropout: float = 0.0
+    res_dropout: float = 0.0
+
+
+class SinusoidalPositions(nn.Module):
+    """Positions as in the released code: step t has row t + 1 of the table, row 0 is zero.
+
+    A step whose channel 0 is exactly 0 before scaling counts as padding and takes row 0.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.register_buffer("table_TD", torch.zeros(1, width), persistent=False)
+
+    table_TD: Tensor
+
+    def forward(self, x_NTD: Tensor) -> Tensor:
+        """Position vectors [N, T, D] for the unscaled input."""
+        steps = x_NTD.shape[1]
+        if len(self.table_TD) <= steps:
+            self.table_TD = position_table(steps + 1, self.width).to(x_NTD)
+        positions_TD = self.table_TD[1 : steps + 1].to(x_NTD.dtype)
+        return positions_TD * (x_NTD[..., :1] != 0)
+
+
+def position_table(rows: int, width: int) -> Tensor:
+    """Rows 0 to rows - 1 of the sinusoidal table [rows, width]; row 0 is zero, an odd width ends in a zero column."""
+    half = width // 2
+    rates = torch.exp(torch.arange(half, dtype=torch.float64) * -(math.log(10000) / (half - 1)))
+    angles = torch.arange(rows, dtype=torch.float64)[:, None] * rates
+    table = torch.cat([angles.sin(), angles.cos(), torch.zeros(rows, width % 2, dtype=torch.float64)], 1)
+    table[0] = 0
+    return table
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention with packed query, key and value projections."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.dropout = config.attn_dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * config.width, config.width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * config.width))
+        self.out_proj = nn.Linear(config.width, config.width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, x_NTD: Tensor, mask_NT: Tensor | None, first_query_only: bool) -> Tensor:
+        """Attention output [N, Q, D]. `mask_NT` is False at steps that no query may attend to."""
+        width = x_NTD.shape[-1]
+        if first_query_only:
+            q_NQD = F.linear(x_NTD[:, :1], self.in_proj_weight[:width], self.in_proj_bias[:width])
+            k_NTD, v_NTD = F.linear(x_NTD, self.in_proj_weight[width:], self.in_proj_bias[width:]).chunk(2, dim=-1)
+        else:
+            q_NQD, k_NTD, v_NTD = F.linear(x_NTD, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        out_NHQd = F.scaled_dot_product_attention(
+            self._split(q_NQD),
+            self._split(k_NTD),
+            self._split(v_NTD),
+            attn_mask=None if mask_NT is None else mask_NT[:, None, None, :],
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.out_proj(out_NHQd.transpose(1, 2).flatten(2))
+
+    def _split(self, x_NTD: Tensor) -> Tensor:
+        return x_NTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm attention and feed-forward."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(config)
+        self.fc1 = nn.Linear(config.width, 4 * config.width)
+        self.fc2 = nn.Linear(4 * config.width, config.width)
+        self.layer_norms = nn.ModuleList(nn.LayerNorm(config.width) for _ in range(2))
+        self.relu_dropout = config.relu_dropout
+        self.res_dropout = config.res_dropout
+        for layer in (self.fc1, self.fc2):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x_NTD: Tensor, mask_NT: Tensor | None = None, first_query_only: bool = False) -> Tensor:
+        """[N, T, D] to [N, Q, D]; with `first_query_only`, time step 0 alone, from all steps."""
+        residual = x_NTD[:, :1] if first_query_only else x_NTD
+        x = self.self_attn(self.layer_norms[0](x_NTD), mask_NT, first_query_only)
+        x = residual + F.dropout(x, self.res_dropout, self.training)
+        hidden = F.dropout(F.relu(self.fc1(self.layer_norms[1](x))), self.relu_dropout, self.training)
+        return x + F.dropout(self.fc2(hidden), self.res_dropout, self.training)
+
+
+class TransformerEncoder(nn.Module):
+    """A stack of layers over an embedded sequence.
+
+    Args:
+        config: size and dropouts.
+        first_step_only: the output is time step 0 alone, [N, 1, D]; the last layer then computes that one query.
+    """
+
+    def __init__(self, config: TransformerConfig, *, first_step_only: bool = False) -> None:
+        super().__init__()
+        self.scale = math.sqrt(config.width)
+        self.embed_dropout = config.embed_dropout
+        self.first_step_only = first_step_only
+        self.embed_positions = SinusoidalPositions(config.width)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
+        self.layer_norm = nn.LayerNorm(config.width)
+
+    def forward(self, x_NTD: Tensor, mask_NT: Tensor | None = None) -> Tensor:
+        """[N, T, D] to [N, T, D], or [N, 1, D] with `first_step_only`."""
+        x = self.scale * x_NTD + self.embed_positions(x_NTD)
+        x = F.dropout(x, self.embed_dropout, self.training)
+        *body, last = self.layers
+        for layer in body:
+            x = layer(x, mask_NT)
+        return self.layer_norm(last(x, mask_NT, self.first_step_only))

@@ -1,0 +1,170 @@
+"""The protocol of a balancing strategy, and joint training, the strategy that does nothing.
+
+A strategy acts in three places of a training step:
+
+1. `modulate` sees the features of all modalities before fusion and may wrap them;
+2. `losses` sees the prediction and returns the task loss and the strategy's own term;
+3. `step` moves whatever the strategy trains by itself, after the backward pass.
+
+All it computes from a batch is a vector of sums, so one all-reduce per step makes every worker see the global batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from cggm_ray.batch import Feature, HeadOutput
+from cggm_ray.registry import Registry
+from cggm_ray.tasks.base import Task
+
+if TYPE_CHECKING:
+    from cggm_ray.config import Config
+    from cggm_ray.models.net import MultimodalNet
+
+Reduce = Callable[[Tensor], Tensor]
+"""Sums a detached vector over all workers. All that a strategy knows of distribution."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrategyInfo:
+    """A strategy as the configuration knows it.
+
+    Attributes:
+        build: (configuration, net, guides by modality, task, reduce) to the strategy.
+        parts: the parts that `--coefficients`, `--direction`, `--gate` can replace, with this strategy's own choice.
+    """
+
+    build: Callable[[Config, MultimodalNet, Mapping[str, nn.Module], Task, Reduce], Strategy]
+    parts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def guided(self) -> bool:
+        """Whether the strategy trains guide classifiers."""
+        return bool(self.parts)
+
+
+STRATEGIES: Registry[StrategyInfo] = Registry("strategy", "cggm_ray.modulation")
+
+
+def alone(sums: Tensor) -> Tensor:
+    """The reduce of a single worker: nothing to add."""
+    return sums
+
+
+def all_reduce_with_local_gradient(local: Tensor, reduce: Reduce) -> Tensor:
+    """Sums over workers whose value is global and whose gradient is local.
+
+    The gradient is multiplied by the number of workers, because DistributedDataParallel divides by it: after its
+    averaging, a loss formed from the result has exactly the gradient of the loss of the global batch, also when the
+    workers hold different numbers of samples.
+
+    Args:
+        local: this worker's sums, 1-D.
+        reduce: sums a vector over workers.
+
+    Returns:
+        The sums over all workers.
+    """
+    if reduce is alone:
+        return local
+    one = torch.ones(1, dtype=local.dtype, device=local.device)
+    total = reduce(torch.cat([local.detach(), one]))
+    return total[:-1] + total[-1] * (local - local.detach())
+
+
+class Strategy(nn.Module):
+    """Base of all strategies; by itself it is joint training.
+
+    Everything that a strategy remembers is in its `state_dict`.
+
+    Args:
+        task: what is predicted.
+        reduce: sums a vector over workers; the default is for one worker.
+
+    Attributes:
+        diagnostics: quantities of the last step for the log, name to [M] (by modality) or a scalar; detached, on the
+            device.
+    """
+
+    def __init__(self, *, task: Task, reduce: Reduce = alone) -> None:
+        super().__init__()
+        self.task = task
+        self.reduce = reduce
+        self.diagnostics: dict[str, Tensor] = {}
+
+    def modulate(
+        self,
+        features: dict[str, Feature],
+        target: Tensor,
+        present: Mapping[str, Tensor] | None = None,
+        weight: Tensor | None = None,
+    ) -> dict[str, Feature]:
+        """Returns the features that the fusion shall see.
+
+        Args:
+            features: modality name to the output of its encoder.
+            target: [N, ...].
+            present: modality name to bool [N]; None when nothing is missing.
+            weight: [N], 0 for samples that do not count; None when all do.
+        """
+        return features
+
+    def sums(self, head: HeadOutput, target: Tensor, weight: Tensor | None) -> Tensor:
+        """The strategy's own additive sums of this step, float64, 1-D."""
+        return torch.zeros(0, dtype=torch.float64, device=head.logits.device)
+
+    def combine(self, task_sums: Tensor, own_sums: Tensor) -> Tensor:
+        """The strategy's term of the loss, from the sums of the global batch."""
+        return own_sums.new_zeros(())
+
+    def losses(self, head: HeadOutput, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Task loss and the strategy's term, both of the global batch. The caller adds them and goes backward once.
+
+        Args:
+            head: output of the fused head.
+            target: [N, ...].
+            weight: [N] or None.
+        """
+        local = torch.cat([self.task.sums(head.logits, target, weight), self.sums(head, target, weight)])
+        total = all_reduce_with_local_gradient(local, self.reduce)
+        task_sums, own_sums = total[: self.task.n_sums], total[self.task.n_sums :]
+        return self.task.combine(task_sums), self.combine(task_sums, own_sums)
+
+    def loss(
+        self,
+        logits: Tensor,
+        hidden: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        *,
+        raw: Tensor | None = None,
+    ) -> Tensor:
+        """The strategy's term alone, for a training loop that computes its task loss itself.
+
+        Args:
+            logits: [N, C, ...] of the fused head.
+            hidden: input of the fused head's last linear layer, [N, D, ...].
+            target: [N, ...].
+            weight: [N] or None.
+            raw: the linear layer's own output, where `logits` is a resized version of it.
+        """
+        return self.losses(HeadOutput(logits, hidden, raw), target, weight)[1]
+
+    def step(self) -> None:
+        """Moves what the strategy trains by itself. Call it after the backward pass."""
+
+
+class JointTraining(Strategy):
+    """No balancing: all modalities are trained by the task loss alone."""
+
+
+def _joint(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, reduce: Reduce) -> Strategy:
+    return JointTraining(task=task, reduce=reduce)
+
+
+STRATEGIES.register("none")(StrategyInfo(build=_joint))

@@ -1,0 +1,95 @@
+"""The task: a loss, utilities and metrics, all formed from sums over samples.
+
+A loss is `combine(sums(logits, target))`. The sums are additive over micro-batches and workers, `combine` is not linear
+in general (a mean, or a pooled Dice). With the sums added over all workers first, every worker computes the loss of the
+global batch, whatever its own share of it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from cggm_ray.errors import UsageError
+from cggm_ray.metrics import Metrics
+from cggm_ray.registry import nearest
+
+Utility = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(logits, target, weight) to a float64 vector of two sums, numerator and count; their ratio is the utility eps_m."""
+
+
+class Task(ABC):
+    """What is predicted from the modalities.
+
+    Attributes:
+        outputs: C, the number of outputs of the head.
+        n_sums: K, the length of `sums`.
+        utilities: the named utilities of a guide's prediction; larger is better.
+        default_utility: the utility of the rules `stable` and `paper`.
+        released_utility: the utility that the released code uses.
+        selection: the validation metric that chooses the best checkpoint, and which way it improves.
+    """
+
+    outputs: int
+    n_sums: ClassVar[int]
+    utilities: Mapping[str, Utility]
+    default_utility: ClassVar[str]
+    released_utility: ClassVar[str]
+    selection: ClassVar[tuple[str, Literal["min", "max"]]]
+
+    @abstractmethod
+    def sums(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Additive sums of the loss, float64 [K], differentiable in the logits."""
+
+    @abstractmethod
+    def combine(self, sums: Tensor) -> Tensor:
+        """The scalar loss from the sums [K] of a whole batch."""
+
+    @abstractmethod
+    def residuals(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """d sums_j / d logits for the J sums that depend on the logits.
+
+        Returns:
+            [J, N, C, ...], the shape of the logits with J in front; differentiable in the logits.
+        """
+
+    @abstractmethod
+    def sum_slopes(self, sums: Tensor) -> Tensor:
+        """d combine / d sums_j for the same J sums, float64 [J]; differentiable in the sums."""
+
+    @abstractmethod
+    def metrics(self, device: torch.device | str = "cpu") -> Metrics:
+        """A fresh state of the task's metrics."""
+
+    def loss(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The loss of one batch on one worker."""
+        return self.combine(self.sums(logits, target, weight))
+
+    def utility(self, name: str) -> Utility:
+        """The utility of that name.
+
+        Raises:
+            UsageError: the task has no such utility; the message lists those it has.
+        """
+        if name not in self.utilities:
+            raise UsageError(
+                f"utility: {type(self).__name__} has no utility {name!r}{nearest(name, self.utilities)}; "
+                f"available: {', '.join(self.utilities)}"
+            )
+        return self.utilities[name]
+
+
+def sample_weight(logits: Tensor, weight: Tensor | None) -> Tensor:
+    """`weight` as float64 [N]; ones where it is None."""
+    if weight is None:
+        return torch.ones(len(logits), dtype=torch.float64, device=logits.device)
+    return weight.double()
+
+
+def per_sample(weight: Tensor, like: Tensor) -> Tensor:
+    """`weight` [N] in the type of `like` [N, ...], shaped to multiply it."""
+    return weight.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,58 @@
+"""Classification with cross-entropy (IEMOCAP, Food-101)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cggm_ray.metrics import ClassificationMetrics, Metrics
+from cggm_ray.tasks.base import Task, per_sample, sample_weight
+
+
+def accuracy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Utility `accuracy`: share of samples whose largest logit is the true class."""
+    hit = (logits.argmax(1) == target).double()
+    return torch.stack([(weight * hit).sum(), weight.sum()])
+
+
+def log_likelihood(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Utility `likelihood`: minus the mean cross-entropy."""
+    nll = F.cross_entropy(logits, target, reduction="none").double()
+    return torch.stack([-(weight * nll).sum(), weight.sum()])
+
+
+class Classification(Task):
+    """Cross-entropy over `classes` exclusive classes."""
+
+    n_sums = 2
+    default_utility = "accuracy"
+    released_utility = "accuracy"
+    selection = ("accuracy", "max")
+    utilities = {"accuracy": accuracy, "likelihood": log_likelihood}
+
+    def __init__(self, classes: int) -> None:
+        self.outputs = classes
+
+    def sums(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Sum of negative log-likelihoods, number of samples."""
+        w = sample_weight(logits, weight)
+        nll = F.cross_entropy(logits, target, reduction="none").double()
+        return torch.stack([(nll * w).sum(), w.sum()])
+
+    def combine(self, sums: Tensor) -> Tensor:
+        """Mean cross-entropy."""
+        return sums[0] / sums[1]
+
+    def residuals(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """softmax(logits) - onehot(y)."""
+        delta = logits.softmax(1) - F.one_hot(target, self.outputs).to(logits.dtype)
+        return (delta * per_sample(sample_weight(logits, weight), delta))[None]
+
+    def sum_slopes(self, sums: Tensor) -> Tensor:
+        """1 / number of samples."""
+        return (1 / sums[1])[None]
+
+    def metrics(self, device: torch.device | str = "cpu") -> Metrics:
+        """Accuracy, unweighted accuracy, weighted F1."""
+        return ClassificationMetrics(self.outputs, device)

@@ -1,0 +1,63 @@
+"""Regression of a scalar with the mean absolute error (CMU-MOSI)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cggm_ray.metrics import Metrics, RegressionMetrics, SentimentMetrics
+from cggm_ray.tasks.base import Task, per_sample, sample_weight
+
+
+def minus_mean_absolute_error(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Utility `mae`: minus the mean absolute error."""
+    error = (logits - target.reshape_as(logits)).abs().double().mean(1)
+    return torch.stack([-(weight * error).sum(), weight.sum()])
+
+
+def sign_accuracy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Utility `sign`: share of samples with the right sign, zero counted as negative (the released code)."""
+    same = ((logits > 0) == (target.reshape_as(logits) > 0)).double().mean(1)
+    return torch.stack([(weight * same).sum(), weight.sum()])
+
+
+class Regression(Task):
+    """L1 regression.
+
+    Args:
+        outputs: values per sample.
+        sentiment: report the metrics of CMU-MOSI on top of MAE and correlation.
+    """
+
+    n_sums = 2
+    default_utility = "mae"
+    released_utility = "sign"
+    selection = ("mae", "min")
+    utilities = {"mae": minus_mean_absolute_error, "sign": sign_accuracy}
+
+    def __init__(self, outputs: int = 1, *, sentiment: bool = False) -> None:
+        self.outputs = outputs
+        self.sentiment = sentiment
+
+    def sums(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Sum of absolute errors, number of values."""
+        w = sample_weight(logits, weight)
+        error = (logits - target.reshape_as(logits)).abs().double()
+        return torch.stack([(error * per_sample(w, error)).sum(), w.sum() * self.outputs])
+
+    def combine(self, sums: Tensor) -> Tensor:
+        """Mean absolute error."""
+        return sums[0] / sums[1]
+
+    def residuals(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """sign(y_hat - y)."""
+        delta = torch.sign(logits - target.reshape_as(logits)).to(logits.dtype)
+        return (delta * per_sample(sample_weight(logits, weight), delta))[None]
+
+    def sum_slopes(self, sums: Tensor) -> Tensor:
+        """1 / number of values."""
+        return (1 / sums[1])[None]
+
+    def metrics(self, device: torch.device | str = "cpu") -> Metrics:
+        """MAE and r, with the sentiment metrics if asked for."""
+        return SentimentMetrics(device) if self.sentiment else RegressionMetrics(device)

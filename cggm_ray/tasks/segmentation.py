@@ -1,0 +1,91 @@
+"""Segmentation of tumours with weighted cross-entropy and pooled Dice (BraTS 2021)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cggm_ray.metrics import DiceMetrics, Metrics, region_dice
+from cggm_ray.tasks.base import Task, per_sample, sample_weight
+
+
+def mean_dice(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Utility `dice`: mean Dice of ET, TC and WT per image, smooth 0.001."""
+    dice = region_dice(logits.argmax(1), target, smooth=1e-3).mean(1)
+    return torch.stack([(weight * dice).sum(), weight.sum()])
+
+
+class Segmentation(Task):
+    """0.5 CE + 0.5 (1 - Dice), the loss of the released code.
+
+    Dice is 2 I / (P + Y + smooth), pooled over the batch and classes 1 to 3: I sums softmax * onehot, P sums softmax and Y
+    counts true pixels. CE is the class-weighted mean.
+
+    Args:
+        class_weights: weights of the cross-entropy.
+        alpha: share of the Dice part.
+        smooth: added to the Dice denominator.
+    """
+
+    n_sums = 5
+    default_utility = "dice"
+    released_utility = "dice"
+    selection = ("dice_mean", "max")
+    utilities = {"dice": mean_dice}
+
+    def __init__(
+        self,
+        class_weights: tuple[float, ...] = (0.2, 0.3, 0.25, 0.25),
+        *,
+        alpha: float = 0.5,
+        smooth: float = 0.01,
+    ) -> None:
+        self.outputs = len(class_weights)
+        self.class_weights = class_weights
+        self.alpha = alpha
+        self.smooth = smooth
+
+    def sums(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """[weighted CE, sum of CE weights, I, P, Y]."""
+        w = sample_weight(logits, weight)
+        ce_weight = logits.new_tensor(self.class_weights)[target]
+        ce = F.cross_entropy(logits, target, reduction="none") * ce_weight
+        softmax = logits.softmax(1)
+        of_truth = softmax.gather(1, target[:, None])[:, 0]
+        tumour = (target > 0).to(logits.dtype)
+        maps = (ce, ce_weight, of_truth * tumour, 1 - softmax[:, 0], tumour)
+        return torch.stack([(m.flatten(1).sum(1).double() * w).sum() for m in maps])
+
+    def combine(self, sums: Tensor) -> Tensor:
+        """(1 - alpha) CE + alpha (1 - Dice)."""
+        ce, ce_weight, inter, predicted, true = sums
+        dice = 2 * inter / (predicted + true + self.smooth)
+        return (1 - self.alpha) * ce / ce_weight + self.alpha * (1 - dice)
+
+    def residuals(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Slopes of the weighted CE, of I and of P in the logits, J = 3."""
+        softmax = logits.softmax(1)
+        onehot = F.one_hot(target, self.outputs).movedim(-1, 1).to(logits.dtype)
+        ce_weight = logits.new_tensor(self.class_weights)[target][:, None]
+        of_truth = softmax.gather(1, target[:, None]) * (target > 0)[:, None]
+        background = torch.zeros_like(softmax)
+        background[:, 0] = 1
+        deltas = torch.stack(
+            [
+                ce_weight * (softmax - onehot),
+                of_truth * (onehot - softmax),
+                softmax[:, :1] * (softmax - background),
+            ]
+        )
+        return deltas * per_sample(sample_weight(logits, weight), softmax)
+
+    def sum_slopes(self, sums: Tensor) -> Tensor:
+        """d loss / d (CE sum, I, P)."""
+        _, ce_weight, inter, predicted, true = sums
+        union = predicted + true + self.smooth
+        return torch.stack([(1 - self.alpha) / ce_weight, -2 * self.alpha / union, 2 * self.alpha * inter / union**2])
+
+    def metrics(self, device: torch.device | str = "cpu") -> Metrics:
+        """Dice of ET, TC, WT and their mean."""
+        return DiceMetrics(device)

@@ -1,0 +1,122 @@
+"""Reads the recorded trajectories of the released code, and rebuilds the model that they start from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cggm_ray.config import ModelConfig
+from cggm_ray.models.net import MultimodalNet
+from cggm_ray.models.released import convert_released
+from cggm_ray.models.sequence import sequence_guides, sequence_net
+
+FOLDER = Path(os.environ.get("CGGM_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
+
+
+def recordings(pattern: str) -> list[Any]:
+    """One pytest parameter a file; a single skipped one where the folder is missing."""
+    files = sorted(FOLDER.glob(pattern))
+    if not files:
+        return [pytest.param(None, marks=pytest.mark.skip(reason=f"no {pattern} in {FOLDER} (set CGGM_GOLDEN)"))]
+    return [pytest.param(file, id=file.stem) for file in files]
+
+
+class Recording:
+    """One file of the folder."""
+
+    modalities = ("text", "audio", "vision")
+
+    def __init__(self, path: Path, dtype: torch.dtype = torch.float64) -> None:
+        self.dtype = dtype
+        self.arrays = np.load(path, allow_pickle=False)
+        self.meta = json.loads(str(self.arrays["meta"]))
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self.arrays[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.arrays
+
+    def tensor(self, key: str) -> Tensor:
+        return torch.from_numpy(np.asarray(self.arrays[key]))
+
+    def inputs(self, prefix: str) -> dict[str, Tensor]:
+        return {name: self.tensor(f"{prefix}.{name}").to(self.dtype) for name in self.modalities}
+
+    def target(self, prefix: str) -> Tensor:
+        return self.tensor(f"{prefix}.labels").to(self.dtype).reshape(-1, 1)
+
+    @cached_property
+    def model_config(self) -> ModelConfig:
+        meta = self.meta
+        return ModelConfig(
+            nlevels=meta["layers"],
+            cls_layers=meta["cls_layers"],
+            num_heads=meta["heads"],
+            proj_dim=meta["proj"],
+            attn_dropout=0,
+            relu_dropout=0,
+            embed_dropout=0,
+            res_dropout=0,
+            out_dropout=0,
+        )
+
+    def build(self) -> tuple[MultimodalNet, dict[str, nn.Module]]:
+        """Model and guides with the recorded initial weights."""
+        widths = dict(zip(self.modalities, self.meta["dims"], strict=True))
+        net = sequence_net(self.model_config, widths, self.meta["out"])
+        guides = sequence_guides(self.model_config, widths, self.meta["out"])
+        net.load_state_dict(convert_released(self.state("model"), self.modalities))
+        nn.ModuleDict(guides).load_state_dict(convert_released(self.state("cls"), self.modalities, guides=True))
+        for module in (net, *guides.values()):
+            module.to(self.dtype)
+        return net, guides
+
+    def state(self, role: str) -> dict[str, Tensor]:
+        prefix = f"init.{role}."
+        return {key[len(prefix) :]: self.tensor(key) for key in self.arrays.files if key.startswith(prefix)}
+
+    def check(self, key: str, got: Any, step: int | None = None, *, only: np.ndarray | None = None) -> None:
+        """Compares with a recorded value within 20 times its rounding noise, as the folder's README suggests.
+
+        That is for a computation in float64. In float32 a ReLU whose input lies within rounding of zero may open here and
+        stay shut there, so the tolerance gets 1e-4 of the value on top.
+
+        Args:
+            key: for example 'cggm.coeff'; its tolerance is in 'noise.<key>'.
+            got: the value to compare.
+            step: row of a per-step array.
+            only: bool mask of the last axis; entries outside are not compared.
+        """
+        parts = key.split(".")
+        noise_key = "noise." + (key.rsplit(".", 1)[0] if parts[-1].isdigit() else key)
+        want, noise = np.asarray(self[key], dtype=np.float64), np.asarray(self[noise_key], dtype=np.float64)
+        if step is not None:
+            want = want[step] if not parts[-1].isdigit() else want
+            noise = noise[step] if noise.ndim else noise
+        got = np.asarray(torch.as_tensor(got).detach().double())
+        if only is not None:
+            want, got = want[..., only], got[..., only]
+        assert got.shape == want.shape, f"{key}: shape {got.shape}, recorded {want.shape}"
+        relative, absolute = (1e-5, 1e-7) if self.dtype == torch.float64 else (1e-4, 1e-5)
+        excess = np.abs(got - want) - (20 * noise + relative * np.abs(want) + absolute)
+        if (excess > 0).any():
+            worst = np.unravel_index(np.argmax(excess), excess.shape)
+            raise AssertionError(
+                f"{key} step {step}: {int((excess > 0).sum())} of {excess.size} values differ; at {worst} got "
+                f"{got[worst]!r}, recorded {want[worst]!r}, noise {noise!r}"
+            )
+
+
+def norms(parameters: Iterable[Tensor | None]) -> list[float]:
+    """L2 norms; -1 where there is none."""
+    return [-1.0 if p is None else float(p.detach().double().norm()) for p in parameters]
