@@ -141,7 +141,7 @@ class TrainConfig:
     seed: int = option(666, "seed of weights, sample order and dropout")
     select: str | None = option(None, "validation metric that chooses the best checkpoint; default the task's own")
     patience: int | None = option(None, "stop after so many epochs without a better validation metric", resume=True)
-    precision: str = option("fp32", "fp32, or bf16 autocast on a GPU", resume=True)
+    precision: str = option("fp32", "fp32, or bf16 for autocast", resume=True)
     log_interval: int = option(30, "optimizer steps between two lines of progress", resume=True)
 
     def __post_init__(self) -> None:
@@ -162,7 +162,7 @@ class RunConfig:
     use_gpu: bool = option(False, "one GPU per worker", resume=True)
     no_cuda: bool = option(False, "stay on the CPU even where a GPU is there", resume=True)
     cpus_per_worker: int | None = option(
-        None, "CPUs of a worker, also its torch threads; default all, shared", resume=True
+        None, "CPUs and torch threads of a worker; default its share, at most 4 under Ray", resume=True
     )
     storage_path: str = option(
         "~/cggm_runs", "folder of all runs; on several nodes one that all of them mount", resume=True

@@ -64,6 +64,7 @@ class PaperRule(CoefficientRule):
     """
 
     def forward(self, utility_M: Tensor, seen_M: Tensor) -> Coefficients:
+        """See `CoefficientRule`."""
         change_M = self._advance(utility_M, seen_M)
         total = change_M.sum()
         share_M = torch.where(total == 0, 1 / len(change_M), change_M / total)
@@ -75,6 +76,7 @@ class ReleasedRule(CoefficientRule):
     """The released code: S + 1e-8 in the quotient, rho on the gradient only and not in the direction term."""
 
     def forward(self, utility_M: Tensor, seen_M: Tensor) -> Coefficients:
+        """See `CoefficientRule`."""
         change_M = self._advance(utility_M, seen_M)
         total = change_M.sum() + 1e-8
         scale_M = (total - change_M) / total
@@ -106,6 +108,7 @@ class StableRule(CoefficientRule):
     steps_M: Tensor
 
     def forward(self, utility_M: Tensor, seen_M: Tensor) -> Coefficients:
+        """See `CoefficientRule`."""
         average_M = self.smoothing * self.average_M + (1 - self.smoothing) * utility_M
         self.average_M.copy_(torch.where(seen_M, average_M, self.average_M))
         self.steps_M.add_(seen_M)

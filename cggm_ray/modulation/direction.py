@@ -102,6 +102,7 @@ class NoDirection(DirectionRule):
     """`off`: no direction term."""
 
     def forward(self, own_sums: Tensor, task_sums: Tensor, guide_sums_MK: Tensor, coefficient_M: Tensor) -> Term:
+        """See `DirectionRule`."""
         return Term(task_sums.new_zeros(()), None)
 
 
@@ -132,6 +133,7 @@ class GradientDirection(DirectionRule):
         return torch.stack([fused, *guides]).flatten()
 
     def forward(self, own_sums: Tensor, task_sums: Tensor, guide_sums_MK: Tensor, coefficient_M: Tensor) -> Term:
+        """See `DirectionRule`."""
         slopes = torch.stack([self.task.sum_slopes(s) for s in (task_sums, *guide_sums_MK.detach())])
         parts = own_sums.reshape(*slopes.shape, -1)
         fused, *guides = torch.einsum("mj,mjw->mw", slopes, parts)
@@ -160,6 +162,7 @@ class ReleasedDirection(DirectionRule):
     pending_gradient: Tensor
 
     def forward(self, own_sums: Tensor, task_sums: Tensor, guide_sums_MK: Tensor, coefficient_M: Tensor) -> Term:
+        """See `DirectionRule`."""
         head_weight, guide_weights = self._weights
         # Value of the last step's term, and its gradient at the weights of that step. The clone keeps the graph of this
         # step apart from the buffer, which is overwritten below.

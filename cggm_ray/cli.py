@@ -1,0 +1,126 @@
+"""The command line of a pipeline: flags made from the configuration, and what happens with it.
+
+Order of precedence: the pipeline's recipe, then `--config file.yaml`, then flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from cggm_ray.config import Config, fields, value_type
+from cggm_ray.errors import CggmError, UsageError
+from cggm_ray.registry import nearest
+from cggm_ray.run import run
+
+_GONE = {"attn_mask": "the released code parsed this flag and never used it; leave it out"}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line instead of the usage text."""
+        raise UsageError(f"{message}; --help lists the flags")
+
+
+def main(recipe: Config, argv: Sequence[str] | None = None, description: str | None = None) -> int:
+    """Runs a pipeline from the command line.
+
+    Args:
+        recipe: the pipeline's configuration, which file and flags change.
+        argv: arguments; default those of the process.
+        description: opens the help text.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 wrong usage or bad input.
+    """
+    try:
+        config, dry_run = parse(recipe, sys.argv[1:] if argv is None else argv, description)
+        if dry_run:
+            print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
+        else:
+            run(config)
+    except CggmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(recipe: Config, argv: Sequence[str], description: str | None = None) -> tuple[Config, bool]:
+    """The configuration that recipe, file and flags make, and whether only to print it.
+
+    Raises:
+        UsageError: an unknown flag or key (the nearest one is named), or a value that cannot be.
+    """
+    parser = build_parser(recipe, description)
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise UsageError(_explain(unknown[0], parser))
+    given = vars(known)
+    path, dry_run = given.pop("config", None), given.pop("dry_run", False)
+    config = recipe if path is None else Config.from_dict(read_yaml(Path(path)), recipe, source=path)
+    return config.replace(given, source="flag"), dry_run
+
+
+def build_parser(recipe: Config, description: str | None = None) -> argparse.ArgumentParser:
+    """A flag for every field, its aliases included; help shows the recipe's values."""
+    parser = _Parser(
+        description=description,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE", help="yaml with sections or plain keys; flags go before it")
+    parser.add_argument("--dry_run", action="store_true", help="print the resolved configuration and stop")
+    groups: dict[str, Any] = {}
+    for section, key in fields():
+        group = groups.setdefault(section, parser.add_argument_group(section) if section not in groups else None)
+        kind, _ = value_type(section, key)
+        default = getattr(getattr(recipe, section), key.name)
+        shown = "" if default is None or kind is bool else f" [{','.join(default) if kind is tuple else default}]"
+        switch = (
+            {"nargs": "?", "const": "true", "metavar": "true|false"} if kind is bool else {"metavar": kind.__name__}
+        )
+        if kind is tuple:
+            switch = {"metavar": "a,b,..."}
+        group.add_argument(
+            *(f"--{name}" for name in (key.name, *key.metadata["aliases"])),
+            dest=key.name,
+            help=(key.metadata["help"] + shown).replace("%", "%%"),
+            **switch,
+        )
+    return parser
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A yaml file that holds a mapping.
+
+    Raises:
+        UsageError: the file cannot be read, is not yaml, or holds something else.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"config: {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"config: {path} is not yaml: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"config: {path} holds a {type(content).__name__}; expected a mapping of keys to values")
+    return content
+
+
+def _explain(argument: str, parser: argparse.ArgumentParser) -> str:
+    if not argument.startswith("-"):
+        return f"unexpected argument {argument!r}; every value follows its flag"
+    name = argument.split("=")[0].lstrip("-")
+    if name in _GONE:
+        return f"{name}: {_GONE[name]}"
+    flags = [option[2:] for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    return f"unknown flag --{name}{nearest(name, flags)}; --help lists the flags"

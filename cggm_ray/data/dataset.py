@@ -1,0 +1,163 @@
+"""What a dataset is: how its raw files become shards, what is predicted, and which network fits.
+
+A dataset is one file in this package with a class that is registered under its name. Conversion has two halves: `read`
+lists the raw shards on the driver and checks everything that can be checked early, `transform` does the work on them, in
+Ray Data tasks or in this process.
+"""
+
+from __future__ import annotations
+
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import pyarrow as pa
+from torch import nn
+
+from cggm_ray.config import Config
+from cggm_ray.data.shards import (
+    RESERVED,
+    TARGET,
+    Manifest,
+    RawShard,
+    TensorSpec,
+    WriteShards,
+    column_values,
+    describe_sources,
+    fingerprint,
+    open_set,
+    publish,
+    staging_folder,
+)
+from cggm_ray.errors import DataError, UsageError
+from cggm_ray.models.net import MultimodalNet
+from cggm_ray.registry import Registry, nearest
+from cggm_ray.tasks import Task
+
+SPLITS = ("train", "valid", "test")
+
+
+class Dataset(ABC):
+    """A dataset.
+
+    Attributes:
+        name: as registered.
+        converter: version of `read` and `transform`; a new number makes new shards.
+    """
+
+    name: ClassVar[str]
+    converter: ClassVar[int]
+
+    @abstractmethod
+    def locate(self, path: Path) -> list[Path]:
+        """The raw files under the path that a user gave.
+
+        Raises:
+            DataError: nothing there that looks like the dataset.
+        """
+
+    @abstractmethod
+    def read(self, sources: list[Path]) -> Iterable[RawShard]:
+        """Raw shards of all splits, checked.
+
+        Raises:
+            DataError: an input is not what the format promises.
+        """
+
+    @abstractmethod
+    def transform(self, table: pa.Table) -> pa.Table:
+        """A raw table to the columns `index`, `target`, one per modality, and `id` if samples have names. Runs in tasks."""
+
+    @abstractmethod
+    def demonstration(self, folder: Path, seed: int) -> Path:
+        """Writes a small generated set in the raw format and returns its path; the same file for the same seed."""
+
+    @abstractmethod
+    def task(self, manifest: Manifest) -> Task:
+        """What is predicted."""
+
+    @abstractmethod
+    def network(
+        self, config: Config, manifest: Manifest, modalities: tuple[str, ...]
+    ) -> tuple[MultimodalNet, dict[str, nn.Module]]:
+        """The network and a guide per modality."""
+
+
+DATASETS: Registry[type[Dataset]] = Registry("dataset", "cggm_ray.data")
+
+
+def prepare(config: Config, write: WriteShards) -> Path:
+    """Makes the shards of a run's data, or finds them.
+
+    Args:
+        config: names the dataset and the raw data; without a path the demonstration set is made first.
+        write: runs the conversion. It is not called when the shards are there already or the input is bad.
+
+    Returns:
+        The folder of the set.
+
+    Raises:
+        DataError: bad input; nothing was written.
+    """
+    dataset = DATASETS.get(config.data.dataset)()
+    if config.data.data_path is None:
+        path = dataset.demonstration(config.shard_root.parent / "demonstration", config.train.seed)
+    else:
+        path = Path(config.data.data_path).expanduser().absolute()
+        if not path.exists():
+            raise DataError(f"data_path: {path} does not exist")
+    paths = dataset.locate(path)
+    sources = describe_sources(paths)
+    folder = config.shard_root / f"{dataset.name}-{fingerprint(dataset.name, dataset.converter, sources)}"
+    manifest = open_set(folder)
+    if manifest is None:
+        raw = list(dataset.read(paths))
+        staging = staging_folder(folder)
+        try:
+            shards = write(dataset.transform, raw, staging)
+            first = column_specs(staging / shards[0].file)
+            manifest = Manifest(
+                dataset=dataset.name,
+                converter=dataset.converter,
+                sources=sources,
+                modalities={name: spec for name, spec in first.items() if name not in RESERVED},
+                target=first[TARGET],
+                splits={
+                    split: tuple(done for done, wanted in zip(shards, raw, strict=True) if wanted.split == split)
+                    for split in SPLITS
+                },
+            )
+            publish(staging, folder, manifest)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    selected_modalities(config, manifest)
+    return folder
+
+
+def selected_modalities(config: Config, manifest: Manifest) -> tuple[str, ...]:
+    """The modalities of a run, in the order of the dataset.
+
+    Raises:
+        UsageError: one of `modalities` does not exist.
+    """
+    wanted = config.data.modalities
+    if wanted is None:
+        return tuple(manifest.modalities)
+    for name in wanted:
+        if name not in manifest.modalities:
+            raise UsageError(
+                f"modalities: {manifest.dataset} has no {name!r}{nearest(name, manifest.modalities)}; available: "
+                f"{', '.join(manifest.modalities)}"
+            )
+    return tuple(name for name in manifest.modalities if name in wanted)
+
+
+def column_specs(path: Path) -> Mapping[str, TensorSpec]:
+    """Shape and type of one sample for every column of a shard."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    values = {name: column_values(table.column(name)) for name in table.column_names if name != "id"}
+    return {name: TensorSpec(shape=v.shape[1:], dtype=str(v.dtype)) for name, v in values.items()}

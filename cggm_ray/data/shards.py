@@ -1,0 +1,217 @@
+"""Parquet shards with Arrow tensors, and the manifest that makes a folder of them a data set.
+
+A set is a folder `<dataset>-<fingerprint>` with `manifest.json` and one parquet file a shard. It is written under another
+name and renamed when it is complete, so a folder of that name is whole or does not exist.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cggm_ray.errors import DataError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+INDEX, IDENTITY, TARGET = "index", "id", "target"
+RESERVED = (INDEX, IDENTITY, TARGET)
+SHARD_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """Shape of one sample and its type."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One parquet file of a split."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One raw file."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a set holds and what it was made from."""
+
+    dataset: str
+    converter: int
+    sources: tuple[Source, ...]
+    modalities: dict[str, TensorSpec]
+    target: TensorSpec
+    splits: dict[str, tuple[Shard, ...]]
+    format: int = FORMAT
+
+    def rows(self, split: str) -> int:
+        """Samples of a split."""
+        return sum(shard.rows for shard in self.splits[split])
+
+    def to_json(self) -> str:
+        """Text of `manifest.json`."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Reads `manifest.json`; raises ValueError, KeyError or TypeError where it is not one."""
+        raw = json.loads(text)
+        if raw.pop("format") != FORMAT:
+            raise ValueError("another format")
+
+        def spec(value: Mapping[str, Any]) -> TensorSpec:
+            return TensorSpec(shape=tuple(value["shape"]), dtype=value["dtype"])
+
+        return cls(
+            dataset=raw["dataset"],
+            converter=raw["converter"],
+            sources=tuple(Source(**source) for source in raw["sources"]),
+            modalities={name: spec(value) for name, value in raw["modalities"].items()},
+            target=spec(raw["target"]),
+            splits={name: tuple(Shard(**shard) for shard in shards) for name, shards in raw["splits"].items()},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawShard:
+    """A table that becomes one shard, before the dataset's `transform`."""
+
+    split: str
+    number: int
+    table: pa.Table
+
+    @property
+    def file(self) -> str:
+        """Name of the parquet file."""
+        return f"{self.split}-{self.number:05d}.parquet"
+
+
+WriteShards = Callable[[Callable[[pa.Table], pa.Table], Sequence[RawShard], Path], list[Shard]]
+"""(transform, raw shards, folder) to the written shards in the same order. Ray Data and this process both can."""
+
+
+def tensor_column(values: np.ndarray) -> pa.Array:
+    """Values [N, ...] as an Arrow column of fixed-shape tensors."""
+    if values.ndim == 1:
+        return pa.array(values)
+    return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
+
+
+def column_values(column: pa.ChunkedArray) -> np.ndarray:
+    """A column as an array [N, ...]."""
+    chunks = [
+        chunk.to_numpy_ndarray()
+        if isinstance(chunk, pa.FixedShapeTensorArray)
+        else chunk.to_numpy(zero_copy_only=False)
+        for chunk in column.chunks
+    ]
+    return np.concatenate(chunks) if chunks else np.empty(0)
+
+
+def write_shard(transform: Callable[[pa.Table], pa.Table], raw: RawShard, folder: Path) -> Shard:
+    """Transforms a table and writes it as one parquet file.
+
+    Raises:
+        DataError: the folder cannot be written (disk full, no permission).
+    """
+    path = folder / raw.file
+    try:
+        table = transform(raw.table)
+        pq.write_table(table, path, compression="zstd")
+        return Shard(file=raw.file, rows=table.num_rows, bytes=path.stat().st_size, sha256=file_digest(path))
+    except OSError as error:
+        raise DataError(f"{path}: cannot write the shard: {error.strerror or error}") from None
+
+
+def write_shards_here(transform: Callable[[pa.Table], pa.Table], raw: Sequence[RawShard], folder: Path) -> list[Shard]:
+    """Writes all shards in this process."""
+    return [write_shard(transform, shard, folder) for shard in raw]
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_sources(paths: Sequence[Path]) -> tuple[Source, ...]:
+    """Size and checksum of every raw file.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    try:
+        return tuple(Source(path=str(p), bytes=p.stat().st_size, sha256=file_digest(p)) for p in paths)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
+
+
+def fingerprint(dataset: str, converter: int, sources: Sequence[Source]) -> str:
+    """Name of the set that these sources make: changes with any byte of them and with the converter."""
+    key = json.dumps([FORMAT, dataset, converter, [(Path(s.path).name, s.sha256) for s in sources]])
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def open_set(folder: Path) -> Manifest | None:
+    """The manifest of a complete set; None where the folder is none: no manifest, or a shard missing or cut short."""
+    try:
+        manifest = Manifest.from_json((folder / MANIFEST).read_text())
+        shards = [shard for split in manifest.splits.values() for shard in split]
+        whole = all((folder / shard.file).stat().st_size == shard.bytes for shard in shards)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return manifest if whole else None
+
+
+def publish(staging: Path, folder: Path, manifest: Manifest) -> None:
+    """Makes a finished staging folder the set: the manifest last, then one rename.
+
+    If another process published the same set in the meantime, that one stays and the staging folder is dropped.
+    """
+    path = staging / MANIFEST
+    with path.open("w") as file:
+        file.write(manifest.to_json())
+        file.flush()
+        os.fsync(file.fileno())
+    if folder.exists() and open_set(folder) is None:
+        shutil.rmtree(folder)
+    try:
+        staging.rename(folder)
+    except OSError:
+        if open_set(folder) is None:
+            raise
+        shutil.rmtree(staging)
+
+
+def staging_folder(folder: Path) -> Path:
+    """A new folder beside `folder`, of a name that is never read."""
+    staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise DataError(f"{folder.parent}: cannot make the folder for shards: {error.strerror}") from None
+    return staging

@@ -1,0 +1,150 @@
+"""A run from its configuration: the folder, the data, the loop, the table at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import yaml
+
+from cggm_ray.config import Config, fields
+from cggm_ray.data.dataset import prepare
+from cggm_ray.data.shards import write_shards_here
+from cggm_ray.errors import UsageError
+from cggm_ray.runtime import LocalRuntime, Record
+from cggm_ray.state import write_text
+from cggm_ray.tracking import METRICS
+from cggm_ray.train import BEST, PREDICTIONS, Result, fit
+
+CONFIG = "config.yaml"
+
+
+def run(config: Config) -> Result | None:
+    """Prepares the data, trains, tests, and prints the table.
+
+    Args:
+        config: of the run; `--local` keeps Ray out of it.
+
+    Returns:
+        The result; None on torchrun's processes other than the first.
+
+    Raises:
+        CggmError: with one line that says what to do.
+    """
+    config = named(config)
+    folder = run_folder(config)
+    if config.run.local:
+        result = run_locally(config, folder)
+    else:
+        # Ray is imported here and not above: the library and local runs do without it.
+        os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+        from cggm_ray.distributed.launch import run_on_ray
+
+        result = run_on_ray(config, folder)
+    if result is not None:
+        print(table(result))
+    return result
+
+
+def run_locally(config: Config, folder: Path) -> Result | None:
+    """The run in this process, or in the processes that torchrun started."""
+    runtime = LocalRuntime(folder, config.run)
+    try:
+        if runtime.world_size == 1:
+            shards = prepare(config, write_shards_here)
+            return fit(config, claim(config, folder, shards), runtime, folder)
+        if config.train.batch_size < runtime.world_size:
+            raise UsageError(f"batch_size: found {config.train.batch_size} for {runtime.world_size} processes")
+        # The first process converts; the others find the shards when they pass the barrier.
+        if runtime.rank == 0:
+            claim(config, folder, prepare(config, write_shards_here))
+        dist.barrier()
+        result = fit(config, prepare(config, write_shards_here), runtime, folder)
+        return result if runtime.rank == 0 else None
+    finally:
+        runtime.close()
+
+
+def named(config: Config) -> Config:
+    """The configuration with a name for the run.
+
+    Raises:
+        UsageError: several torchrun processes without a name, which each would choose for itself.
+    """
+    if config.run.name is not None:
+        return config
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UsageError("name: expected one under torchrun, the same for all processes")
+    name = f"{config.data.dataset}-{config.modulation.modulation}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, name=name))
+
+
+def run_folder(config: Config) -> Path:
+    """The folder of the run; one that is there must have been made with the same configuration.
+
+    Raises:
+        UsageError: the folder holds a run of another configuration; the message lists the fields.
+    """
+    folder = config.run.storage / str(config.run.name)
+    try:
+        found = yaml.safe_load((folder / CONFIG).read_text())
+    except FileNotFoundError:
+        return folder
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(f"{folder / CONFIG} cannot be read: {error}") from None
+    differing = differences(config, found if isinstance(found, dict) else {})
+    if differing:
+        raise UsageError(
+            f"{folder} holds a run with another configuration: {'; '.join(differing)}; choose another --name"
+        )
+    return folder
+
+
+def differences(config: Config, found: dict[str, Any]) -> list[str]:
+    """Fields that a continued run may not change and that differ, as 'field: was X, now Y'."""
+    now = config.to_dict()
+    result = []
+    for section, key in fields():
+        old, new = (found.get(section) or {}).get(key.name), now[section][key.name]
+        if not key.metadata["resume"] and old != new:
+            result.append(f"{key.name}: was {old!r}, now {new!r}")
+    return result
+
+
+def claim(config: Config, folder: Path, shards: Path) -> Path:
+    """Makes the folder of the run, with the resolved configuration; returns the shards' folder unchanged.
+
+    Raises:
+        UsageError: the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False))
+    except OSError as error:
+        raise UsageError(f"storage_path: {folder} cannot be written: {error.strerror}") from None
+    return shards
+
+
+def table(result: Result) -> str:
+    """Metrics of validation and test side by side, and where everything lies."""
+
+    def row(name: str, valid: str, test: str) -> str:
+        return f"{name:<22}{valid:>10}{test:>10}"
+
+    def value(record: Record, name: str) -> str:
+        return f"{record[name]:.4f}"
+
+    lines = [f"best epoch {result.best_epoch}", row("", "valid", "test")]
+    lines += [row(name, value(result.valid, name), value(result.test, name)) for name in result.test]
+    places = {
+        "configuration": CONFIG,
+        "metrics by epoch": METRICS,
+        "best checkpoint": BEST,
+        "test predictions": PREDICTIONS,
+    }
+    lines += [f"{what + ':':<18} {result.folder / where}" for what, where in places.items()]
+    return "\n".join(lines)

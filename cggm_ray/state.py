@@ -1,0 +1,174 @@
+"""Everything that a resume needs, and how it is written: safetensors and JSON, no pickle, atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from cggm_ray.errors import TrainingError
+from cggm_ray.models.net import MultimodalNet
+from cggm_ray.modulation.base import Strategy
+
+WEIGHTS = "model.safetensors"
+TENSORS = "training.safetensors"
+VALUES = "training.json"
+
+
+@dataclass
+class Best:
+    """The best validation metric so far."""
+
+    metric: str
+    mode: Literal["min", "max"]
+    value: float | None = None
+    epoch: int = 0
+    improvements: int = 0
+
+    def update(self, value: float, epoch: int) -> bool:
+        """Takes the metric of an epoch (counted from 1); True if it is better than all before. NaN never is."""
+        if value != value or (self.value is not None and not self._better(value, self.value)):
+            return False
+        self.value, self.epoch, self.improvements = value, epoch, self.improvements + 1
+        return True
+
+    def _better(self, value: float, than: float) -> bool:
+        return value < than if self.mode == "min" else value > than
+
+
+@dataclass
+class TrainState:
+    """A training run between two steps.
+
+    Attributes:
+        epoch: epochs finished.
+        step: optimizer steps done.
+        samples: training samples seen.
+    """
+
+    net: MultimodalNet
+    strategy: Strategy
+    optimizer: Optimizer
+    schedule: ReduceLROnPlateau
+    best: Best
+    epoch: int = 0
+    step: int = 0
+    samples: int = 0
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Writes the weights and the rest of the state into an existing folder."""
+        save_file(_contiguous(self.net.state_dict()), folder / WEIGHTS)
+        tensors: dict[str, Tensor] = {}
+        tree = _strip(
+            {
+                "strategy": self.strategy.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "best": vars(self.best),
+                "progress": {"epoch": self.epoch, "step": self.step, "samples": self.samples},
+                "config": self.config,
+            },
+            "",
+            tensors,
+        )
+        save_file(_contiguous(tensors), folder / TENSORS)
+        (folder / VALUES).write_text(json.dumps(tree))
+
+    def load(self, folder: Path) -> None:
+        """Puts back what `save` wrote.
+
+        Raises:
+            TrainingError: a file is missing, damaged, or of another model or strategy.
+        """
+        try:
+            self.net.load_state_dict(load_file(folder / WEIGHTS))
+            tree = _merge(json.loads((folder / VALUES).read_text()), load_file(folder / TENSORS))
+            self.strategy.load_state_dict(tree["strategy"])
+            self.optimizer.load_state_dict(tree["optimizer"])
+            self.schedule.load_state_dict(tree["schedule"])
+            self.best = Best(**tree["best"])
+            progress = tree["progress"]
+            self.epoch, self.step, self.samples = progress["epoch"], progress["step"], progress["samples"]
+        except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise TrainingError(f"{folder}: this checkpoint cannot be used: {error}") from error
+
+
+def load_weights(net: MultimodalNet, folder: Path) -> None:
+    """Loads the weights of a checkpoint into a network.
+
+    Raises:
+        TrainingError: the file is missing, damaged, or of another network.
+    """
+    try:
+        net.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise TrainingError(f"{folder / WEIGHTS}: these weights cannot be used: {error}") from error
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Fills a folder under another name and renames it when it is complete; replaces one that is there."""
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        write(partial)
+        for file in partial.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file under another name and renames it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # safetensors refuses tensors that share memory; a clone shares with nobody.
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+_TENSOR, _ITEMS = "$tensor", "$items"
+
+
+def _strip(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """The same tree for JSON: tensors move to `tensors` under their path, dicts with other keys become pairs."""
+    if isinstance(value, Tensor):
+        tensors[path] = value
+        return {_TENSOR: path}
+    if isinstance(value, Mapping):
+        items = {key: _strip(item, f"{path}/{key}", tensors) for key, item in value.items()}
+        return items if all(isinstance(key, str) for key in items) else {_ITEMS: [[k, v] for k, v in items.items()]}
+    if isinstance(value, list | tuple):
+        return [_strip(item, f"{path}/{number}", tensors) for number, item in enumerate(value)]
+    return value
+
+
+def _merge(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Undoes `_strip`."""
+    if isinstance(value, dict):
+        if _TENSOR in value:
+            return tensors[value[_TENSOR]]
+        if _ITEMS in value:
+            return {key: _merge(item, tensors) for key, item in value[_ITEMS]}
+        return {key: _merge(item, tensors) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_merge(item, tensors) for item in value]
+    return value

@@ -1,0 +1,131 @@
+"""Where the metrics of a run go: JSON lines always, TensorBoard if it is installed, and the line on the screen."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+METRICS = "metrics.jsonl"
+
+
+class Tracker(Protocol):
+    """Receives the metrics of every epoch, on rank 0."""
+
+    def log(self, record: Mapping[str, float]) -> None:
+        """Takes the metrics of an epoch; 'epoch' counts from 1."""
+        ...
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        ...
+
+
+class JsonLines:
+    """`metrics.jsonl`: one object an epoch. NaN and infinities are written as null.
+
+    Args:
+        folder: of the run.
+        finished: epochs that the run continues from; later lines, of work that was lost, are dropped.
+    """
+
+    def __init__(self, folder: Path, finished: int) -> None:
+        self._path = folder / METRICS
+        kept = [line for line in _lines(self._path) if line["epoch"] <= finished]
+        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def log(self, record: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+        plain = {name: value if math.isfinite(value) else None for name, value in record.items()}
+        with self._path.open("a") as file:
+            file.write(json.dumps(plain) + "\n")
+
+    def close(self) -> None:
+        """See `Tracker`."""
+
+
+class TensorBoard:
+    """Event files in `tensorboard/`."""
+
+    def __init__(self, folder: Path, finished: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=finished + 1)  # type: ignore[no-untyped-call]
+
+    def log(self, record: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+        for name, value in record.items():
+            if name != "epoch" and math.isfinite(value):
+                self._writer.add_scalar(name, value, int(record["epoch"]))  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """See `Tracker`."""
+        self._writer.close()  # type: ignore[no-untyped-call]
+
+
+class Progress:
+    """One line an epoch on the screen: loss, validation metric, coefficients and the time left.
+
+    Args:
+        modalities: names, in order.
+        metric: the validation metric that selects.
+        finished: epochs that the run continues from.
+        epochs: epochs in all.
+    """
+
+    def __init__(self, modalities: Sequence[str], metric: str, finished: int, epochs: int) -> None:
+        self._modalities = modalities
+        self._metric = metric
+        self._finished = finished
+        self._epochs = epochs
+        self._start = time.monotonic()
+
+    def log(self, record: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+        epoch = int(record["epoch"])
+        parts = [
+            f"epoch {epoch:{len(str(self._epochs))}d}/{self._epochs}",
+            f"loss {record['train/loss']:.4f}",
+            f"valid {self._metric} {record[f'valid/{self._metric}']:.4f}",
+            f"(best {record['best_value']:.4f} at {record['best_epoch']:.0f})",
+        ]
+        coefficients = [(name, record.get(f"coefficient/{name}")) for name in self._modalities]
+        if any(value is not None for _, value in coefficients):
+            parts.append("B " + " ".join(f"{name} {value:.3g}" for name, value in coefficients))
+        seconds = (time.monotonic() - self._start) / max(1, epoch - self._finished) * (self._epochs - epoch)
+        parts.append(f"{record['samples_per_second']:.0f} samples/s")
+        parts.append(f"{int(seconds) // 60}:{int(seconds) % 60:02d} left")
+        print("  ".join(parts), flush=True)
+
+    def close(self) -> None:
+        """See `Tracker`."""
+
+
+def default_trackers(folder: Path, modalities: Sequence[str], metric: str, finished: int, epochs: int) -> list[Tracker]:
+    """All trackers that can run here."""
+    trackers: list[Tracker] = [JsonLines(folder, finished), Progress(modalities, metric, finished, epochs)]
+    if importlib.util.find_spec("tensorboard") is not None:
+        trackers.append(TensorBoard(folder, finished))
+    return trackers
+
+
+def read_metrics(folder: Path) -> list[dict[str, float | None]]:
+    """The lines of a run's `metrics.jsonl`."""
+    return _lines(folder / METRICS)
+
+
+def _lines(path: Path) -> list[dict[str, float | None]]:
+    """Whole lines of a JSON-lines file; a last line that a crash cut short is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines

@@ -1,0 +1,331 @@
+"""The loop, from top to bottom: `fit` calls `train_epoch` and `evaluate`, `train_epoch` calls `train_step`.
+
+It knows no dataset, no strategy and no Ray; those come in through `Dataset`, `Strategy` and `Runtime`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+
+from cggm_ray.batch import Batch
+from cggm_ray.config import Config
+from cggm_ray.data.dataset import DATASETS, selected_modalities
+from cggm_ray.data.sampler import epoch_order, slices
+from cggm_ray.data.shards import IDENTITY, INDEX, TARGET, open_set, tensor_column
+from cggm_ray.data.split import TensorSplit, load_split
+from cggm_ray.errors import DataError, NonFiniteError, TrainingError, UsageError
+from cggm_ray.models.net import MultimodalNet
+from cggm_ray.modulation.base import STRATEGIES, Strategy, alone
+from cggm_ray.optim import clip_by_total_norm, model_optimizer, plateau_schedule
+from cggm_ray.runtime import Record, Runtime, numbers
+from cggm_ray.seeding import derive_seed
+from cggm_ray.state import Best, TrainState, load_weights, write_folder, write_text
+from cggm_ray.tasks import Task
+from cggm_ray.tracking import Tracker, default_trackers
+
+SUMMARY = "summary.json"
+PREDICTIONS = "predictions.parquet"
+BEST = "best"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a finished run is worth.
+
+    Attributes:
+        folder: of the run.
+        best_epoch: the epoch whose checkpoint was tested, counted from 1.
+        valid: its validation metrics.
+        test: the test metrics.
+    """
+
+    folder: Path
+    best_epoch: int
+    valid: Record
+    test: Record
+
+
+class TrainingStep(nn.Module):
+    """The forward half of a training step, as one module: what DistributedDataParallel wraps.
+
+    It holds the network and the strategy, so the gradients of the guides are averaged over workers with the others.
+    """
+
+    def __init__(self, net: MultimodalNet, strategy: Strategy, precision: str) -> None:
+        super().__init__()
+        self.net = net
+        self.strategy = strategy
+        self._half = precision == "bf16"
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Task loss and the strategy's term, both of the global batch."""
+        with torch.autocast(batch.target.device.type, torch.bfloat16, enabled=self._half):
+            features = self.net.encode(batch.inputs)
+            features = self.strategy.modulate(features, batch.target, batch.present, batch.weight)
+            head = self.net.fuse(features)
+        return self.strategy.losses(head, batch.target, batch.weight)
+
+
+class Averages:
+    """Means over the steps of an epoch, kept on the device until they are read."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Adds the quantities of a step."""
+        self._steps += 1
+        for name, value in values.items():
+            value = value.detach().double()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def read(self, modalities: Sequence[str]) -> Record:
+        """Means by name; a vector [M] becomes 'name/modality'."""
+        record: Record = {}
+        for name, total in self._sums.items():
+            mean = (total / self._steps).tolist()
+            if isinstance(mean, list):
+                record |= {f"{name}/{m}": value for m, value in zip(modalities, mean, strict=True)}
+            else:
+                record[f"train/{name}"] = mean
+        return record
+
+
+def fit(config: Config, shards: Path, runtime: Runtime, folder: Path) -> Result:
+    """Trains, keeps the best checkpoint by validation, and tests it once.
+
+    Args:
+        config: of the run.
+        shards: folder of the converted set.
+        runtime: where the loop runs.
+        folder: of the run, the same for all workers; checkpoints of an earlier start are continued.
+
+    Raises:
+        NonFiniteError: the loss or the gradient stopped being finite.
+        DataError: the shards are gone or damaged.
+    """
+    manifest = open_set(shards)
+    if manifest is None:
+        raise DataError(f"{shards}: not a complete set of shards; on several nodes the folder must be shared storage")
+    dataset = DATASETS.get(manifest.dataset)()
+    modalities = selected_modalities(config, manifest)
+    splits = {name: load_split(shards, manifest, name, modalities, runtime.device) for name in manifest.splits}
+    task = dataset.task(manifest)
+
+    torch.manual_seed(derive_seed(config.train.seed, "weights"))
+    net, guides = dataset.network(config, manifest, modalities)
+    state = new_state(config, net, guides, task, runtime)
+    checkpoint = runtime.latest_checkpoint()
+    if checkpoint is not None:
+        state.load(checkpoint)
+    step = runtime.wrap(TrainingStep(net, state.strategy, config.train.precision))
+
+    first = runtime.rank == 0
+    trackers = (
+        default_trackers(folder, modalities, state.best.metric, state.epoch, config.train.num_epochs) if first else []
+    )
+    while state.epoch < config.train.num_epochs and not _out_of_patience(config, state):
+        start = time.perf_counter()
+        record = train_epoch(config, state, step, splits["train"], modalities, runtime)
+        seconds = time.perf_counter() - start
+        valid = evaluate(config, net, task, splits["valid"], runtime)
+        state.epoch += 1
+        state.schedule.step(valid["loss"])
+        if state.best.metric not in valid:
+            raise UsageError(f"select: no validation metric {state.best.metric!r}; available: {', '.join(valid)}")
+        improved = state.best.update(valid[state.best.metric], state.epoch)
+        record = numbers(
+            {
+                "epoch": state.epoch,
+                "step": state.step,
+                **record,
+                **{f"valid/{name}": value for name, value in valid.items()},
+                "best_epoch": state.best.epoch,
+                "best_value": float("nan") if state.best.value is None else state.best.value,
+                # Rises with every improvement and is 0 otherwise: the checkpoint of the best epoch has the largest.
+                "best_score": state.best.improvements if improved else 0,
+                "lr": state.optimizer.param_groups[0]["lr"],
+                "seconds": seconds,
+                "samples_per_second": len(splits["train"]) / seconds,
+            }
+        )
+        runtime.report(record, state.save)
+        for tracker in trackers:
+            tracker.log(record)
+    return finish(config, state, task, splits, runtime, folder, trackers)
+
+
+def new_state(
+    config: Config, net: MultimodalNet, guides: dict[str, nn.Module], task: Task, runtime: Runtime
+) -> TrainState:
+    """A run before its first step, on the runtime's device."""
+    net.to(runtime.device)
+    for guide in guides.values():
+        guide.to(runtime.device)
+    strategy = STRATEGIES.get(config.modulation.modulation).build(config, net, guides, task, runtime.reduce())
+    optimizer = model_optimizer(config.optim, net.parameters())
+    metric, mode = task.selection
+    if config.train.select is not None and config.train.select != metric:
+        metric = config.train.select
+        mode = "min" if metric in ("loss", "mae") else "max"
+    return TrainState(
+        net=net,
+        strategy=strategy.to(runtime.device),
+        optimizer=optimizer,
+        schedule=plateau_schedule(config.optim, optimizer),
+        best=Best(metric=metric, mode=mode),
+        config=config.to_dict(),
+    )
+
+
+def train_epoch(
+    config: Config,
+    state: TrainState,
+    step: nn.Module,
+    split: TensorSplit,
+    modalities: Sequence[str],
+    runtime: Runtime,
+) -> Record:
+    """One pass over the training split; returns the means of the step's quantities."""
+    step.train()
+    averages = Averages()
+    order = epoch_order(len(split), config.train.seed, state.epoch)
+    plan = list(slices(order, config.train.batch_size, runtime.rank, runtime.world_size))
+    for number, (part, batch) in enumerate(zip(plan, split.batches(plan), strict=True), start=1):
+        torch.manual_seed(derive_seed(config.train.seed, "step", state.step, runtime.rank))
+        values = train_step(config, state, step, batch, runtime)
+        averages.add(values)
+        state.step += 1
+        state.samples += part.samples
+        if runtime.rank == 0 and number % config.train.log_interval == 0:
+            print(f"epoch {state.epoch + 1}  step {number}/{len(plan)}  loss {float(values['loss']):.4f}", flush=True)
+    return averages.read(modalities)
+
+
+def train_step(config: Config, state: TrainState, step: nn.Module, batch: Batch, runtime: Runtime) -> dict[str, Tensor]:
+    """One optimizer step on a global batch: forward, one backward for everything, clip, move.
+
+    Raises:
+        NonFiniteError: on all workers alike, before any parameter moved.
+    """
+    state.optimizer.zero_grad(set_to_none=True)
+    task_loss, extra = step(batch)
+    (task_loss + extra).backward()
+    total, norms_M = clip_by_total_norm(state.net.parameters(), state.net.encoders, config.optim.clip or None)
+    # Loss and norm are those of the global batch, the same on every worker, so all of them stop or none does.
+    if not bool(torch.isfinite(task_loss + extra + total)):
+        raise _non_finite(state, batch, task_loss, extra, total, runtime)
+    state.optimizer.step()
+    state.strategy.step()
+    return {"loss": task_loss, "gradient_norm": total, "grad_norm": norms_M, **state.strategy.diagnostics}
+
+
+@torch.no_grad()
+def evaluate(
+    config: Config,
+    net: MultimodalNet,
+    task: Task,
+    split: TensorSplit,
+    runtime: Runtime,
+    predictions: Tensor | None = None,
+) -> Record:
+    """Loss and metrics of a split, each worker taking its part.
+
+    Args:
+        config: of the run.
+        net: the bare network.
+        task: what is predicted.
+        split: to evaluate.
+        runtime: where the loop runs.
+        predictions: [samples, C], filled with the logits of all workers if given.
+    """
+    net.eval()
+    metrics = task.metrics(runtime.device)
+    loss_sums = torch.zeros(task.n_sums, dtype=torch.float64, device=runtime.device)
+    plan = list(slices(torch.arange(len(split)), config.train.batch_size, runtime.rank, runtime.world_size))
+    for batch in split.batches(plan):
+        with torch.autocast(runtime.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+            logits = net(batch.inputs)
+        logits = logits.float() if logits.dtype.itemsize < 4 else logits
+        metrics.update(logits, batch.target, batch.weight)
+        loss_sums += task.sums(logits, batch.target, batch.weight)
+        if predictions is not None and batch.weight is None:
+            predictions[batch.index] = logits.to(predictions)
+    reduce = runtime.reduce()
+    total = reduce(torch.cat([loss_sums, metrics.sums]))
+    if predictions is not None and reduce is not alone:
+        predictions.copy_(reduce(predictions.to(runtime.device)))
+    return {"loss": float(task.combine(total[: task.n_sums])), **metrics.compute(total[task.n_sums :])}
+
+
+def finish(
+    config: Config,
+    state: TrainState,
+    task: Task,
+    splits: dict[str, TensorSplit],
+    runtime: Runtime,
+    folder: Path,
+    trackers: Iterable[Tracker],
+) -> Result:
+    """Tests the best checkpoint, and leaves its weights, its predictions and a summary in the folder of the run."""
+    checkpoint = runtime.checkpoint_of(state.best.epoch)
+    if checkpoint is None:
+        raise TrainingError(f"{folder}: the checkpoint of the best epoch, {state.best.epoch}, is gone")
+    load_weights(state.net, checkpoint)
+    valid = evaluate(config, state.net, task, splits["valid"], runtime)
+    predictions = torch.zeros(len(splits["test"]), task.outputs)
+    test = evaluate(config, state.net, task, splits["test"], runtime, predictions)
+    result = Result(folder=folder, best_epoch=state.best.epoch, valid=numbers(valid), test=numbers(test))
+    if runtime.rank == 0:
+        write_folder(folder / BEST, lambda partial: shutil.copytree(checkpoint, partial, dirs_exist_ok=True))
+        write_predictions(folder / PREDICTIONS, splits["test"], predictions.numpy())
+        summary = {"best_epoch": result.best_epoch, "epochs": state.epoch, "valid": result.valid, "test": result.test}
+        write_text(folder / SUMMARY, json.dumps(summary, indent=1))
+    for tracker in trackers:
+        tracker.close()
+    return result
+
+
+def write_predictions(path: Path, split: TensorSplit, predictions: np.ndarray) -> None:
+    """Test predictions as parquet: index, id if samples have names, target, prediction (one value or a tensor)."""
+    target = split.target.cpu().numpy()
+    columns = {INDEX: pa.array(np.arange(len(split)))}
+    if split.names is not None:
+        columns[IDENTITY] = pa.array(split.names)
+    for name, values in ((TARGET, target), ("prediction", predictions)):
+        columns[name] = tensor_column(values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values)
+    pq.write_table(pa.table(columns), path)
+
+
+def _out_of_patience(config: Config, state: TrainState) -> bool:
+    patience = config.train.patience
+    return patience is not None and state.epoch > 0 and state.epoch - state.best.epoch >= patience
+
+
+def _non_finite(
+    state: TrainState, batch: Batch, task_loss: Tensor, extra: Tensor, total: Tensor, runtime: Runtime
+) -> NonFiniteError:
+    """The error, with the ranks whose own batch is to blame. All workers call it."""
+    with torch.no_grad():
+        logits = state.net(batch.inputs)
+    bad = torch.zeros(runtime.world_size, dtype=torch.float64, device=runtime.device)
+    bad[runtime.rank] = float(not bool(torch.isfinite(logits).all()))
+    ranks = runtime.reduce()(bad).nonzero()[:, 0].tolist() or list(range(runtime.world_size))
+    checkpoint = runtime.latest_checkpoint()
+    return NonFiniteError(
+        f"step {state.step + 1} (epoch {state.epoch + 1}): not finite: task loss {float(task_loss):.4g}, strategy's term "
+        f"{float(extra):.4g}, gradient norm {float(total):.4g}; seen on rank {', '.join(map(str, ranks))}; no parameter "
+        f"was moved; samples on rank {runtime.rank}: {batch.index.tolist()}; last good checkpoint: {checkpoint or 'none yet'}"
+    )

@@ -1,0 +1,22 @@
+"""CMU-MOSI: sentiment regression from text, audio and vision.
+
+Zadeh et al. 2016; CGGM as in "Classifier-guided Gradient Modulation" (NeurIPS 2024).
+
+    python pipelines/mosi.py                          # a generated demonstration set
+    python pipelines/mosi.py --data_path mosi_data_noalign.pkl --modulation cggm --batch_size 64 --rou 1.3 --lambda 0.2
+    python pipelines/mosi.py --data_path mosi_data_noalign.pkl --workers 4 --use_gpu
+    python pipelines/mosi.py --local                  # without Ray
+
+Data: the released pickle, {'train' | 'valid' | 'test': {'text', 'audio', 'vision', 'labels'[, 'id']}}.
+"""
+
+import sys
+
+from cggm_ray.cli import main
+from cggm_ray.config import Config, DataConfig
+
+# The defaults of the configuration are the hyper-parameters of the released code for MOSI.
+RECIPE = Config(data=DataConfig(dataset="mosi"))
+
+if __name__ == "__main__":
+    sys.exit(main(RECIPE, description=__doc__))
