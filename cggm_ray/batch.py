@@ -25,6 +25,7 @@ class Batch:
         target: [N, ...], floating for regression, int64 for classes.
         index: int64 [N], the row of each sample in its split.
         present: modality name to bool [N], False where a sample lacks the modality; None when nothing is missing.
+        group: int64 [N], the volume that a slice belongs to; None where samples stand alone.
         weight: [N], 1 for a sample that counts and 0 for one that only fills a place; None when all count.
     """
 
@@ -32,6 +33,7 @@ class Batch:
     target: Tensor
     index: Tensor
     present: dict[str, Tensor] | None = None
+    group: Tensor | None = None
     weight: Tensor | None = None
 
     def __len__(self) -> int:
@@ -48,6 +50,7 @@ class Batch:
             target=self.target.to(device, non_blocking=True),
             index=self.index,
             present=None if self.present is None else move(self.present),
+            group=None if self.group is None else self.group.to(device, non_blocking=True),
             weight=None if self.weight is None else self.weight.to(device, non_blocking=True),
         )
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from cggm_ray.config import Config, fields, value_type
+from cggm_ray.config import Config, value_type
 from cggm_ray.errors import CggmError, UsageError
 from cggm_ray.registry import nearest
 from cggm_ray.run import run
@@ -80,9 +80,10 @@ def build_parser(recipe: Config, description: str | None = None) -> argparse.Arg
     parser.add_argument("--config", metavar="FILE", help="yaml with sections or plain keys; flags go before it")
     parser.add_argument("--dry_run", action="store_true", help="print the resolved configuration and stop")
     groups: dict[str, Any] = {}
-    for section, key in fields():
-        group = groups.setdefault(section, parser.add_argument_group(section) if section not in groups else None)
-        kind, _ = value_type(section, key)
+    for section, key in recipe.fields():
+        if section not in groups:
+            groups[section] = parser.add_argument_group(section)
+        kind, _ = value_type(type(getattr(recipe, section)), key)
         default = getattr(getattr(recipe, section), key.name)
         shown = "" if default is None or kind is bool else f" [{','.join(default) if kind is tuple else default}]"
         switch = (
@@ -90,7 +91,7 @@ def build_parser(recipe: Config, description: str | None = None) -> argparse.Arg
         )
         if kind is tuple:
             switch = {"metavar": "a,b,..."}
-        group.add_argument(
+        groups[section].add_argument(
             *(f"--{name}" for name in (key.name, *key.metadata["aliases"])),
             dest=key.name,
             help=(key.metadata["help"] + shown).replace("%", "%%"),

@@ -108,7 +108,8 @@ class ModulationConfig:
     def resolved(self) -> ModulationConfig:
         """The same with the strategy's own choice in every part that was left open."""
         parts = STRATEGIES.get(self.modulation).parts
-        return dataclasses.replace(self, **{n: v for n, v in parts.items() if getattr(self, n) is None})
+        open_parts: dict[str, Any] = {name: value for name, value in parts.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **open_parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +197,16 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DatasetOptions:
+    """Options of one dataset alone; a dataset that has any subclasses this, with `option` for every field."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
-    """All of a run."""
+    """All of a run.
+
+    The section `options` is of the class that the dataset names, so a pipeline has the flags of its own dataset only.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -205,6 +214,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    options: DatasetOptions = field(default_factory=DatasetOptions)
 
     def __post_init__(self) -> None:
         if self.train.batch_size < self.run.workers:
@@ -257,15 +267,23 @@ class Config:
         Raises:
             UsageError: an unknown key or a value of the wrong type.
         """
-        owners = {name: (section, key) for section, key in fields() for name in (key.name, *key.metadata["aliases"])}
+        owners = {
+            name: (section, key) for section, key in self.fields() for name in (key.name, *key.metadata["aliases"])
+        }
         changes: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
             if name not in owners:
                 raise UsageError(f"{source}: unknown key {name!r}{nearest(name, owners)}")
             section, key = owners[name]
-            changes.setdefault(section, {})[key.name] = coerce(value, section, key, source)
+            changes.setdefault(section, {})[key.name] = coerce(value, type(getattr(self, section)), key, source)
         parts = {name: dataclasses.replace(getattr(self, name), **change) for name, change in changes.items()}
         return dataclasses.replace(self, **parts)
+
+    def fields(self) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+        """(section, field) for every field of every section."""
+        for section, part in self.sections():
+            for key in dataclasses.fields(part):
+                yield section.name, key
 
     def sections(self) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
         """Each section's field with its value."""
@@ -273,23 +291,16 @@ class Config:
             yield section, getattr(self, section.name)
 
 
-def fields() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
-    """(section, field) for every field of every section."""
-    for section, kind in typing.get_type_hints(Config).items():
-        for key in dataclasses.fields(kind):
-            yield section, key
-
-
-def value_type(section: str, key: dataclasses.Field[Any]) -> tuple[type, bool]:
+def value_type(section: type, key: dataclasses.Field[Any]) -> tuple[type, bool]:
     """The plain type of a field (`tuple` for a list of names), and whether it may be None."""
-    hint = typing.get_type_hints(typing.get_type_hints(Config)[section])[key.name]
+    hint = typing.get_type_hints(section)[key.name]
     members = [member for member in typing.get_args(hint) if member is not type(None)]
     optional = type(None) in typing.get_args(hint)
     plain = members[0] if optional else hint
     return typing.get_origin(plain) or plain, optional
 
 
-def coerce(value: Any, section: str, key: dataclasses.Field[Any], source: str = "config") -> Any:
+def coerce(value: Any, section: type, key: dataclasses.Field[Any], source: str = "config") -> Any:
     """`value` in the type of its field: texts of the command line, or values of yaml and json.
 
     Raises:

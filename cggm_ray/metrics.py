@@ -26,8 +26,8 @@ class Metrics(ABC):
         self.sums = torch.zeros(size, dtype=torch.float64, device=device)
 
     @abstractmethod
-    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
-        """Adds a batch. `weight` [N] is 0 for samples that do not count."""
+    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, group: Tensor | None = None) -> None:
+        """Adds a batch. `weight` [N] is 0 for samples that do not count; `group` [N] numbers the volume of each slice."""
 
     @abstractmethod
     def compute(self, sums: Tensor) -> dict[str, float]:
@@ -60,7 +60,7 @@ class RegressionMetrics(Metrics):
     def __init__(self, device: torch.device | str = "cpu", extra: int = 0) -> None:
         super().__init__(7 + extra, device)
 
-    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
+    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, group: Tensor | None = None) -> None:
         """Adds a batch of predictions [N, 1] or [N] and targets with as many values."""
         p, y, w = _flat(logits, target, weight)
         self.sums[:7] += torch.stack([w.sum(), *(torch.sum(w * v) for v in ((p - y).abs(), p, y, p * p, y * y, p * y))])
@@ -82,9 +82,9 @@ class SentimentMetrics(RegressionMetrics):
     def __init__(self, device: torch.device | str = "cpu") -> None:
         super().__init__(device, extra=2 + 4 + 4)
 
-    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
+    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, group: Tensor | None = None) -> None:
         """Adds a batch of predictions [N, 1] or [N] and targets with as many values."""
-        super().update(logits, target, weight)
+        super().update(logits, target, weight, group)
         p, y, w = _flat(logits, target, weight)
         same = [(p.clamp(-k, k).round() == y.clamp(-k, k).round()) * w for k in (3, 2)]
         self.sums[7:9] += torch.stack([s.sum() for s in same])
@@ -112,7 +112,7 @@ class ClassificationMetrics(Metrics):
         super().__init__(classes * classes, device)
         self.classes = classes
 
-    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
+    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, group: Tensor | None = None) -> None:
         """Adds a batch of logits [N, classes] and class numbers [N]; ties go to the lowest class."""
         self.sums += confusion_counts(target, logits.argmax(1), self.classes, weight)
 
@@ -162,7 +162,7 @@ class DiceMetrics(Metrics):
     def __init__(self, device: torch.device | str = "cpu") -> None:
         super().__init__(1 + len(TUMOUR_REGIONS), device)
 
-    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
+    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, group: Tensor | None = None) -> None:
         """Adds logits [N, 4, ...] and class maps [N, ...]."""
         dice = region_dice(logits.argmax(1), target, smooth=1e-3)
         w = torch.ones(len(dice), dtype=torch.float64, device=dice.device) if weight is None else weight.double()

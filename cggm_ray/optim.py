@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +20,8 @@ def build_optimizer(name: str, parameters: Iterable[nn.Parameter], *, lr: float,
     """An optimizer of `OPTIMIZERS`; SGD has momentum 0.9, as in the released code."""
     if name == "SGD":
         return SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=0.9)
-    return {"Adam": Adam, "AdamW": AdamW}[name](parameters, lr=lr, weight_decay=weight_decay)
+    kind = {"Adam": Adam, "AdamW": AdamW}[name]
+    return kind(parameters, lr=lr, weight_decay=weight_decay)
 
 
 def model_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -39,20 +40,20 @@ def plateau_schedule(config: OptimConfig, optimizer: Optimizer) -> ReduceLROnPla
 
 
 def clip_by_total_norm(
-    parameters: Iterable[nn.Parameter], encoders: Mapping[str, nn.Module], max_norm: float | None
+    parameters: Iterable[nn.Parameter], encoders: Iterable[nn.Module], max_norm: float | None
 ) -> tuple[Tensor, Tensor]:
     """Clips the L2 norm of all gradients together, in place.
 
     Args:
         parameters: all parameters of the model, those of the encoders among them.
-        encoders: by modality.
+        encoders: one per modality.
         max_norm: the gradients are scaled by min(1, max_norm / (total + 1e-6)); None leaves them.
 
     Returns:
         The total norm before clipping, and the norm of each encoder's gradient [M].
     """
     parameters = list(parameters)
-    groups = [list(encoder.parameters()) for encoder in encoders.values()]
+    groups = [list(encoder.parameters()) for encoder in encoders]
     in_encoder = {id(parameter) for group in groups for parameter in group}
     groups.append([parameter for parameter in parameters if id(parameter) not in in_encoder])
     norms = torch.stack([nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]) for group in groups])

@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 import yaml
 
-from cggm_ray.config import Config, fields
+from cggm_ray.config import Config
 from cggm_ray.data.dataset import prepare
 from cggm_ray.data.shards import write_shards_here
 from cggm_ray.errors import UsageError
@@ -41,7 +41,6 @@ def run(config: Config) -> Result | None:
         result = run_locally(config, folder)
     else:
         # Ray is imported here and not above: the library and local runs do without it.
-        os.environ.setdefault("RAY_DEDUP_LOGS", "0")
         from cggm_ray.distributed.launch import run_on_ray
 
         result = run_on_ray(config, folder)
@@ -108,7 +107,7 @@ def differences(config: Config, found: dict[str, Any]) -> list[str]:
     """Fields that a continued run may not change and that differ, as 'field: was X, now Y'."""
     now = config.to_dict()
     result = []
-    for section, key in fields():
+    for section, key in config.fields():
         old, new = (found.get(section) or {}).get(key.name), now[section][key.name]
         if not key.metadata["resume"] and old != new:
             result.append(f"{key.name}: was {old!r}, now {new!r}")

@@ -133,6 +133,12 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def copy_files(source: Path, target: Path) -> None:
+    """Copies the files of a folder into another."""
+    for file in source.iterdir():
+        shutil.copyfile(file, target / file.name)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file under another name and renames it."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")

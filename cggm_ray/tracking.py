@@ -1,16 +1,22 @@
-"""Where the metrics of a run go: JSON lines always, TensorBoard if it is installed, and the line on the screen."""
+"""Where the metrics of a run go: JSON lines always, TensorBoard if it is installed, and the lines of progress.
+
+Lines of progress are printed and kept in `train.log`; under Ray they are printed by the driver, which follows that file.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import math
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 METRICS = "metrics.jsonl"
+LOG = "train.log"
 
 
 class Tracker(Protocol):
@@ -35,7 +41,7 @@ class JsonLines:
 
     def __init__(self, folder: Path, finished: int) -> None:
         self._path = folder / METRICS
-        kept = [line for line in _lines(self._path) if line["epoch"] <= finished]
+        kept = [line for line in _lines(self._path) if (line["epoch"] or 0) <= finished]
         self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def log(self, record: Mapping[str, float]) -> None:
@@ -67,17 +73,63 @@ class TensorBoard:
         self._writer.close()  # type: ignore[no-untyped-call]
 
 
-class Progress:
-    """One line an epoch on the screen: loss, validation metric, coefficients and the time left.
+class Console:
+    """Prints lines and keeps them in `train.log`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LOG
+
+    def say(self, line: str) -> None:
+        """Prints and keeps one line."""
+        print(line, flush=True)
+        with self._path.open("a") as file:
+            file.write(line + "\n")
+
+
+@contextmanager
+def following(folder: Path, period: float = 0.3) -> Iterator[None]:
+    """Prints what is added to `train.log` while the block runs: the lines of a worker on another machine.
 
     Args:
+        folder: of the run.
+        period: seconds between two looks.
+    """
+    path, done = folder / LOG, threading.Event()
+    position = path.stat().st_size if path.exists() else 0
+
+    def follow() -> None:
+        nonlocal position
+        last = False
+        while not last:
+            last = done.wait(period)
+            if path.exists():
+                with path.open() as file:
+                    file.seek(position)
+                    print(file.read(), end="", flush=True)
+                    position = file.tell()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+class Progress:
+    """One line an epoch: loss, validation metric, coefficients and the time left.
+
+    Args:
+        console: prints the line.
         modalities: names, in order.
         metric: the validation metric that selects.
         finished: epochs that the run continues from.
         epochs: epochs in all.
     """
 
-    def __init__(self, modalities: Sequence[str], metric: str, finished: int, epochs: int) -> None:
+    def __init__(self, console: Console, modalities: Sequence[str], metric: str, finished: int, epochs: int) -> None:
+        self._console = console
         self._modalities = modalities
         self._metric = metric
         self._finished = finished
@@ -99,15 +151,17 @@ class Progress:
         seconds = (time.monotonic() - self._start) / max(1, epoch - self._finished) * (self._epochs - epoch)
         parts.append(f"{record['samples_per_second']:.0f} samples/s")
         parts.append(f"{int(seconds) // 60}:{int(seconds) % 60:02d} left")
-        print("  ".join(parts), flush=True)
+        self._console.say("  ".join(parts))
 
     def close(self) -> None:
         """See `Tracker`."""
 
 
-def default_trackers(folder: Path, modalities: Sequence[str], metric: str, finished: int, epochs: int) -> list[Tracker]:
+def default_trackers(
+    folder: Path, console: Console, modalities: Sequence[str], metric: str, finished: int, epochs: int
+) -> list[Tracker]:
     """All trackers that can run here."""
-    trackers: list[Tracker] = [JsonLines(folder, finished), Progress(modalities, metric, finished, epochs)]
+    trackers: list[Tracker] = [JsonLines(folder, finished), Progress(console, modalities, metric, finished, epochs)]
     if importlib.util.find_spec("tensorboard") is not None:
         trackers.append(TensorBoard(folder, finished))
     return trackers

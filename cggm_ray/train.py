@@ -6,7 +6,6 @@ It knows no dataset, no strategy and no Ray; those come in through `Dataset`, `S
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,19 +19,19 @@ from torch import Tensor, nn
 
 from cggm_ray.batch import Batch
 from cggm_ray.config import Config
-from cggm_ray.data.dataset import DATASETS, selected_modalities
+from cggm_ray.data.dataset import DATASETS, Dataset, selected_modalities
 from cggm_ray.data.sampler import epoch_order, slices
 from cggm_ray.data.shards import IDENTITY, INDEX, TARGET, open_set, tensor_column
-from cggm_ray.data.split import TensorSplit, load_split
+from cggm_ray.data.split import Split
 from cggm_ray.errors import DataError, NonFiniteError, TrainingError, UsageError
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.modulation.base import STRATEGIES, Strategy, alone
 from cggm_ray.optim import clip_by_total_norm, model_optimizer, plateau_schedule
 from cggm_ray.runtime import Record, Runtime, numbers
 from cggm_ray.seeding import derive_seed
-from cggm_ray.state import Best, TrainState, load_weights, write_folder, write_text
+from cggm_ray.state import Best, TrainState, copy_files, load_weights, write_folder, write_text
 from cggm_ray.tasks import Task
-from cggm_ray.tracking import Tracker, default_trackers
+from cggm_ray.tracking import Console, Tracker, default_trackers
 
 SUMMARY = "summary.json"
 PREDICTIONS = "predictions.parquet"
@@ -77,6 +76,24 @@ class TrainingStep(nn.Module):
         return self.strategy.losses(head, batch.target, batch.weight)
 
 
+@dataclass
+class Predictions:
+    """What the network says about every sample of a split, in float64, the type in which every value is exact.
+
+    Attributes:
+        logits: [samples, C].
+        target: [samples, values].
+    """
+
+    logits: Tensor
+    target: Tensor
+
+    @classmethod
+    def empty(cls, samples: int, outputs: int) -> Predictions:
+        """Zeros, to be filled; a target is one value."""
+        return cls(torch.zeros(samples, outputs, dtype=torch.float64), torch.zeros(samples, 1, dtype=torch.float64))
+
+
 class Averages:
     """Means over the steps of an epoch, kept on the device until they are read."""
 
@@ -119,26 +136,29 @@ def fit(config: Config, shards: Path, runtime: Runtime, folder: Path) -> Result:
     manifest = open_set(shards)
     if manifest is None:
         raise DataError(f"{shards}: not a complete set of shards; on several nodes the folder must be shared storage")
-    dataset = DATASETS.get(manifest.dataset)()
+    dataset = DATASETS.get(manifest.dataset)(config)
     modalities = selected_modalities(config, manifest)
-    splits = {name: load_split(shards, manifest, name, modalities, runtime.device) for name in manifest.splits}
+    splits = {name: dataset.open_split(shards, manifest, name, modalities, runtime.device) for name in manifest.splits}
     task = dataset.task(manifest)
 
     torch.manual_seed(derive_seed(config.train.seed, "weights"))
-    net, guides = dataset.network(config, manifest, modalities)
+    net, guides = dataset.network(manifest, modalities)
     state = new_state(config, net, guides, task, runtime)
     checkpoint = runtime.latest_checkpoint()
     if checkpoint is not None:
         state.load(checkpoint)
     step = runtime.wrap(TrainingStep(net, state.strategy, config.train.precision))
 
-    first = runtime.rank == 0
-    trackers = (
-        default_trackers(folder, modalities, state.best.metric, state.epoch, config.train.num_epochs) if first else []
-    )
+    console = Console(folder) if runtime.rank == 0 else None
+    trackers: list[Tracker] = []
+    if console is not None:
+        epochs = config.train.num_epochs
+        trackers = default_trackers(folder, console, modalities, state.best.metric, state.epoch, epochs)
+        if checkpoint is not None:
+            console.say(f"continues after epoch {state.epoch} from {checkpoint}")
     while state.epoch < config.train.num_epochs and not _out_of_patience(config, state):
         start = time.perf_counter()
-        record = train_epoch(config, state, step, splits["train"], modalities, runtime)
+        record = train_epoch(config, state, step, splits["train"], modalities, runtime, console)
         seconds = time.perf_counter() - start
         valid = evaluate(config, net, task, splits["valid"], runtime)
         state.epoch += 1
@@ -164,7 +184,7 @@ def fit(config: Config, shards: Path, runtime: Runtime, folder: Path) -> Result:
         runtime.report(record, state.save)
         for tracker in trackers:
             tracker.log(record)
-    return finish(config, state, task, splits, runtime, folder, trackers)
+    return finish(config, state, dataset, task, splits, runtime, folder, trackers)
 
 
 def new_state(
@@ -194,23 +214,24 @@ def train_epoch(
     config: Config,
     state: TrainState,
     step: nn.Module,
-    split: TensorSplit,
+    split: Split,
     modalities: Sequence[str],
     runtime: Runtime,
+    console: Console | None,
 ) -> Record:
     """One pass over the training split; returns the means of the step's quantities."""
     step.train()
     averages = Averages()
     order = epoch_order(len(split), config.train.seed, state.epoch)
     plan = list(slices(order, config.train.batch_size, runtime.rank, runtime.world_size))
-    for number, (part, batch) in enumerate(zip(plan, split.batches(plan), strict=True), start=1):
+    for number, (part, batch) in enumerate(zip(plan, split.batches(plan, state.epoch), strict=True), start=1):
         torch.manual_seed(derive_seed(config.train.seed, "step", state.step, runtime.rank))
         values = train_step(config, state, step, batch, runtime)
         averages.add(values)
         state.step += 1
         state.samples += part.samples
-        if runtime.rank == 0 and number % config.train.log_interval == 0:
-            print(f"epoch {state.epoch + 1}  step {number}/{len(plan)}  loss {float(values['loss']):.4f}", flush=True)
+        if console is not None and number % config.train.log_interval == 0:
+            console.say(f"epoch {state.epoch + 1}  step {number}/{len(plan)}  loss {float(values['loss']):.4f}")
     return averages.read(modalities)
 
 
@@ -223,7 +244,7 @@ def train_step(config: Config, state: TrainState, step: nn.Module, batch: Batch,
     state.optimizer.zero_grad(set_to_none=True)
     task_loss, extra = step(batch)
     (task_loss + extra).backward()
-    total, norms_M = clip_by_total_norm(state.net.parameters(), state.net.encoders, config.optim.clip or None)
+    total, norms_M = clip_by_total_norm(state.net.parameters(), state.net.encoders.values(), config.optim.clip or None)
     # Loss and norm are those of the global batch, the same on every worker, so all of them stop or none does.
     if not bool(torch.isfinite(task_loss + extra + total)):
         raise _non_finite(state, batch, task_loss, extra, total, runtime)
@@ -237,9 +258,9 @@ def evaluate(
     config: Config,
     net: MultimodalNet,
     task: Task,
-    split: TensorSplit,
+    split: Split,
     runtime: Runtime,
-    predictions: Tensor | None = None,
+    collected: Predictions | None = None,
 ) -> Record:
     """Loss and metrics of a split, each worker taking its part.
 
@@ -249,32 +270,35 @@ def evaluate(
         task: what is predicted.
         split: to evaluate.
         runtime: where the loop runs.
-        predictions: [samples, C], filled with the logits of all workers if given.
+        collected: filled with the predictions of all workers if given.
     """
     net.eval()
-    metrics = task.metrics(runtime.device)
+    metrics = task.metrics(runtime.device, split.groups)
     loss_sums = torch.zeros(task.n_sums, dtype=torch.float64, device=runtime.device)
     plan = list(slices(torch.arange(len(split)), config.train.batch_size, runtime.rank, runtime.world_size))
-    for batch in split.batches(plan):
+    for batch in split.batches(plan, epoch=0):
         with torch.autocast(runtime.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
             logits = net(batch.inputs)
         logits = logits.float() if logits.dtype.itemsize < 4 else logits
-        metrics.update(logits, batch.target, batch.weight)
+        metrics.update(logits, batch.target, batch.weight, batch.group)
         loss_sums += task.sums(logits, batch.target, batch.weight)
-        if predictions is not None and batch.weight is None:
-            predictions[batch.index] = logits.to(predictions)
+        if collected is not None and batch.weight is None:
+            collected.logits[batch.index] = logits.double().cpu()
+            collected.target[batch.index] = batch.target.double().reshape(len(batch), -1).cpu()
     reduce = runtime.reduce()
     total = reduce(torch.cat([loss_sums, metrics.sums]))
-    if predictions is not None and reduce is not alone:
-        predictions.copy_(reduce(predictions.to(runtime.device)))
+    if collected is not None and reduce is not alone:
+        for part in (collected.logits, collected.target):
+            part.copy_(reduce(part.to(runtime.device)))
     return {"loss": float(task.combine(total[: task.n_sums])), **metrics.compute(total[task.n_sums :])}
 
 
 def finish(
     config: Config,
     state: TrainState,
+    dataset: Dataset,
     task: Task,
-    splits: dict[str, TensorSplit],
+    splits: dict[str, Split],
     runtime: Runtime,
     folder: Path,
     trackers: Iterable[Tracker],
@@ -285,12 +309,14 @@ def finish(
         raise TrainingError(f"{folder}: the checkpoint of the best epoch, {state.best.epoch}, is gone")
     load_weights(state.net, checkpoint)
     valid = evaluate(config, state.net, task, splits["valid"], runtime)
-    predictions = torch.zeros(len(splits["test"]), task.outputs)
-    test = evaluate(config, state.net, task, splits["test"], runtime, predictions)
+    collected = None if task.dense else Predictions.empty(len(splits["test"]), task.outputs)
+    test = evaluate(config, state.net, task, splits["test"], runtime, collected)
     result = Result(folder=folder, best_epoch=state.best.epoch, valid=numbers(valid), test=numbers(test))
     if runtime.rank == 0:
-        write_folder(folder / BEST, lambda partial: shutil.copytree(checkpoint, partial, dirs_exist_ok=True))
-        write_predictions(folder / PREDICTIONS, splits["test"], predictions.numpy())
+        write_folder(folder / BEST, lambda partial: copy_files(checkpoint, partial))
+        if collected is not None:
+            write_predictions(folder / PREDICTIONS, splits["test"].names, collected)
+        dataset.finish(folder, state.net, splits["test"])
         summary = {"best_epoch": result.best_epoch, "epochs": state.epoch, "valid": result.valid, "test": result.test}
         write_text(folder / SUMMARY, json.dumps(summary, indent=1))
     for tracker in trackers:
@@ -298,14 +324,13 @@ def finish(
     return result
 
 
-def write_predictions(path: Path, split: TensorSplit, predictions: np.ndarray) -> None:
-    """Test predictions as parquet: index, id if samples have names, target, prediction (one value or a tensor)."""
-    target = split.target.cpu().numpy()
-    columns = {INDEX: pa.array(np.arange(len(split)))}
-    if split.names is not None:
-        columns[IDENTITY] = pa.array(split.names)
-    for name, values in ((TARGET, target), ("prediction", predictions)):
-        columns[name] = tensor_column(values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values)
+def write_predictions(path: Path, names: Sequence[str] | None, collected: Predictions) -> None:
+    """Test predictions as parquet: index, id if samples have names, target, prediction (a value, or the logits)."""
+    columns = {INDEX: pa.array(np.arange(len(collected.target)))}
+    if names is not None:
+        columns[IDENTITY] = pa.array(names)
+    for name, values in ((TARGET, collected.target), ("prediction", collected.logits)):
+        columns[name] = tensor_column((values[:, 0] if values.shape[1] == 1 else values).numpy())
     pq.write_table(pa.table(columns), path)
 
 

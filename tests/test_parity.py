@@ -120,7 +120,7 @@ def test_trajectory(recording: Recording, mode: str) -> None:
             check("cls_gnorm", [np.linalg.norm(n) for n in guide_norms], step)
 
         strategy.step()
-        total, _ = clip_by_total_norm(parameters, net.encoders, meta["clip"])
+        total, _ = clip_by_total_norm(parameters, net.encoders.values(), meta["clip"])
         check("gnorm_total_clip", total, step)
         optimizer.step()
         check("param_norms", norms(parameters), step, settled)

@@ -11,12 +11,13 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyarrow as pa
+import torch
 from torch import nn
 
-from cggm_ray.config import Config
+from cggm_ray.config import Config, DatasetOptions
 from cggm_ray.data.shards import (
     RESERVED,
     TARGET,
@@ -31,6 +32,7 @@ from cggm_ray.data.shards import (
     publish,
     staging_folder,
 )
+from cggm_ray.data.split import Split, load_split
 from cggm_ray.errors import DataError, UsageError
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.registry import Registry, nearest
@@ -45,10 +47,27 @@ class Dataset(ABC):
     Attributes:
         name: as registered.
         converter: version of `read` and `transform`; a new number makes new shards.
+        Options: class of the configuration's section `options`.
+
+    Args:
+        config: of the run; its `options` are an `Options`.
     """
 
     name: ClassVar[str]
     converter: ClassVar[int]
+    Options: ClassVar[type[DatasetOptions]] = DatasetOptions
+
+    def __init__(self, config: Config) -> None:
+        if not isinstance(config.options, self.Options):
+            raise UsageError(
+                f"dataset: {self.name} takes options of {self.Options.__name__}, found {type(config.options).__name__}; "
+                "start from its own recipe"
+            )
+        self.config = config
+
+    def shard_options(self) -> dict[str, Any]:
+        """Plain values of the options that change the shards: they are part of a set's fingerprint."""
+        return {}
 
     @abstractmethod
     def locate(self, path: Path) -> list[Path]:
@@ -79,10 +98,17 @@ class Dataset(ABC):
         """What is predicted."""
 
     @abstractmethod
-    def network(
-        self, config: Config, manifest: Manifest, modalities: tuple[str, ...]
-    ) -> tuple[MultimodalNet, dict[str, nn.Module]]:
+    def network(self, manifest: Manifest, modalities: tuple[str, ...]) -> tuple[MultimodalNet, dict[str, nn.Module]]:
         """The network and a guide per modality."""
+
+    def open_split(
+        self, folder: Path, manifest: Manifest, split: str, modalities: tuple[str, ...], device: torch.device
+    ) -> Split:
+        """The samples of a split. By default all of them in memory on the device; large sets stream theirs."""
+        return load_split(folder, manifest, split, modalities, device)
+
+    def finish(self, folder: Path, net: MultimodalNet, test: Split) -> None:  # noqa: B027 (most datasets leave nothing)
+        """Leaves what only this dataset has in the folder of a finished run, such as pictures. Rank 0 calls it."""
 
 
 DATASETS: Registry[type[Dataset]] = Registry("dataset", "cggm_ray.data")
@@ -101,7 +127,7 @@ def prepare(config: Config, write: WriteShards) -> Path:
     Raises:
         DataError: bad input; nothing was written.
     """
-    dataset = DATASETS.get(config.data.dataset)()
+    dataset = DATASETS.get(config.data.dataset)(config)
     if config.data.data_path is None:
         path = dataset.demonstration(config.shard_root.parent / "demonstration", config.train.seed)
     else:
@@ -110,7 +136,10 @@ def prepare(config: Config, write: WriteShards) -> Path:
             raise DataError(f"data_path: {path} does not exist")
     paths = dataset.locate(path)
     sources = describe_sources(paths)
-    folder = config.shard_root / f"{dataset.name}-{fingerprint(dataset.name, dataset.converter, sources)}"
+    folder = (
+        config.shard_root
+        / f"{dataset.name}-{fingerprint(dataset.name, dataset.converter, dataset.shard_options(), sources)}"
+    )
     manifest = open_set(folder)
     if manifest is None:
         raw = list(dataset.read(paths))
@@ -121,6 +150,7 @@ def prepare(config: Config, write: WriteShards) -> Path:
             manifest = Manifest(
                 dataset=dataset.name,
                 converter=dataset.converter,
+                options=dataset.shard_options(),
                 sources=sources,
                 modalities={name: spec for name, spec in first.items() if name not in RESERVED},
                 target=first[TARGET],

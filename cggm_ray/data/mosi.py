@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 from torch import nn
 
-from cggm_ray.config import Config
 from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset
 from cggm_ray.data.safe_pickle import load_pickle
 from cggm_ray.data.shards import IDENTITY, INDEX, SHARD_BYTES, TARGET, Manifest, RawShard, column_values, tensor_column
@@ -85,12 +84,10 @@ class Mosi(Dataset):
         """L1 regression with the sentiment metrics."""
         return Regression(sentiment=True)
 
-    def network(
-        self, config: Config, manifest: Manifest, modalities: tuple[str, ...]
-    ) -> tuple[MultimodalNet, dict[str, nn.Module]]:
+    def network(self, manifest: Manifest, modalities: tuple[str, ...]) -> tuple[MultimodalNet, dict[str, nn.Module]]:
         """The released network."""
         widths = {name: manifest.modalities[name].shape[-1] for name in modalities}
-        return sequence_net(config.model, widths, 1), sequence_guides(config.model, widths, 1)
+        return sequence_net(self.config.model, widths, 1), sequence_guides(self.config.model, widths, 1)
 
 
 def _checked(content: Any, path: Path) -> dict[str, dict[str, np.ndarray]]:

@@ -62,6 +62,7 @@ class Manifest:
 
     dataset: str
     converter: int
+    options: dict[str, Any]
     sources: tuple[Source, ...]
     modalities: dict[str, TensorSpec]
     target: TensorSpec
@@ -89,6 +90,7 @@ class Manifest:
         return cls(
             dataset=raw["dataset"],
             converter=raw["converter"],
+            options=raw["options"],
             sources=tuple(Source(**source) for source in raw["sources"]),
             modalities={name: spec(value) for name, value in raw["modalities"].items()},
             target=spec(raw["target"]),
@@ -170,9 +172,10 @@ def describe_sources(paths: Sequence[Path]) -> tuple[Source, ...]:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
 
 
-def fingerprint(dataset: str, converter: int, sources: Sequence[Source]) -> str:
-    """Name of the set that these sources make: changes with any byte of them and with the converter."""
-    key = json.dumps([FORMAT, dataset, converter, [(Path(s.path).name, s.sha256) for s in sources]])
+def fingerprint(dataset: str, converter: int, options: Mapping[str, Any], sources: Sequence[Source]) -> str:
+    """Name of the set that these sources make: changes with any byte of them, the options and the converter."""
+    content = [(Path(source.path).name, source.sha256) for source in sources]
+    key = json.dumps([FORMAT, dataset, converter, options, content], sort_keys=True)
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 

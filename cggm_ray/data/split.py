@@ -1,9 +1,10 @@
-"""A split as tensors in memory, sliced into batches."""
+"""The samples of a split, as the loop asks for them: in memory here, streamed where a dataset needs it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +15,30 @@ from cggm_ray.batch import Batch
 from cggm_ray.data.sampler import Slice
 from cggm_ray.data.shards import IDENTITY, INDEX, TARGET, Manifest, column_values
 from cggm_ray.errors import DataError
+
+
+class Split(Protocol):
+    """Samples of a split.
+
+    Attributes:
+        names: of the samples, where they have any.
+        groups: number of volumes that the samples are slices of; None where samples stand alone.
+    """
+
+    names: Sequence[str] | None
+    groups: int | None
+
+    def __len__(self) -> int: ...
+
+    def batches(self, plan: Iterable[Slice], epoch: int) -> Iterator[Batch]:
+        """A batch for every slice of the plan, on the device.
+
+        Args:
+            plan: which samples, in order.
+            epoch: for what is drawn anew in every epoch, such as augmentation; it must not depend on anything else that
+                changes between runs.
+        """
+        ...
 
 
 class TensorSplit:
@@ -29,12 +54,13 @@ class TensorSplit:
         self.inputs = inputs
         self.target = target
         self.names = names
+        self.groups: int | None = None
 
     def __len__(self) -> int:
         return len(self.target)
 
-    def batches(self, plan: Iterable[Slice]) -> Iterator[Batch]:
-        """A batch for every slice of the plan, on the split's device."""
+    def batches(self, plan: Iterable[Slice], epoch: int) -> Iterator[Batch]:
+        """See `Split`."""
         for part in plan:
             rows = part.index.to(self.target.device)
             yield Batch(

@@ -16,7 +16,8 @@ MOST_CPUS = 4
 def connect() -> None:
     """Joins the cluster of the job or of RAY_ADDRESS, or starts one on this machine."""
     if not ray.is_initialized():
-        ray.init(include_dashboard=False, logging_level=logging.WARNING)
+        # The dashboard stays on: Ray Train's own housekeeping asks it which runs are alive.
+        ray.init(logging_level=logging.WARNING, log_to_driver=False)
 
 
 def node_cpus() -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,9 +26,8 @@ def write_shards_with_ray(
         DataError: from a transform, or because the folder cannot be written.
     """
     connect()
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.verbose_progress = False
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
     def convert(block: pa.Table) -> pa.Table:
         shard = RawShard(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from cggm_ray.distributed.ingest import write_shards_with_ray
 from cggm_ray.distributed.runtime import RayRuntime
 from cggm_ray.errors import TrainingError
 from cggm_ray.run import claim
+from cggm_ray.tracking import following
 from cggm_ray.train import SUMMARY, Result, fit
 
 
@@ -37,7 +37,7 @@ def run_on_ray(config: Config, folder: Path) -> Result:
     claim(config, folder, shards)
     trainer = TorchTrainer(
         train_on_worker,
-        train_loop_config={"config": config.to_dict(), "shards": str(shards), "folder": str(folder), "threads": cpus},
+        train_loop_config={"config": config, "shards": str(shards), "folder": str(folder), "threads": cpus},
         scaling_config=ScalingConfig(
             num_workers=config.run.workers,
             use_gpu=config.run.use_gpu,
@@ -53,7 +53,8 @@ def run_on_ray(config: Config, folder: Path) -> Result:
         ),
     )
     try:
-        trainer.fit()
+        with following(folder):
+            trainer.fit()
     except Exception as error:
         raise own_error(error) or TrainingError(f"{folder}: the run failed: {error}") from error
     summary = json.loads((folder / SUMMARY).read_text())
@@ -62,7 +63,5 @@ def run_on_ray(config: Config, folder: Path) -> Result:
 
 def train_on_worker(arguments: dict[str, Any]) -> None:
     """The loop on one worker."""
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
     torch.set_num_threads(arguments["threads"])
-    config = Config.from_dict(arguments["config"])
-    fit(config, Path(arguments["shards"]), RayRuntime(), Path(arguments["folder"]))
+    fit(arguments["config"], Path(arguments["shards"]), RayRuntime(), Path(arguments["folder"]))

@@ -225,7 +225,7 @@ def _check_name(field: str, name: str, names: Mapping[str, object]) -> None:
         raise UsageError(f"{field}: unknown {name!r}{nearest(name, names)}; available: {', '.join(names)}")
 
 
-def _weight(layer: nn.Module, what: str) -> Tensor:
+def _weight(layer: object, what: str) -> Tensor:
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, Tensor):
         raise UsageError(f"{what}: expected a linear layer or 1x1 convolution, found {type(layer).__name__}")

@@ -28,6 +28,7 @@ class Task(ABC):
     Attributes:
         outputs: C, the number of outputs of the head.
         n_sums: K, the length of `sums`.
+        dense: whether a prediction is a map, too large to keep for every sample.
         utilities: the named utilities of a guide's prediction; larger is better.
         default_utility: the utility of the rules `stable` and `paper`.
         released_utility: the utility that the released code uses.
@@ -36,6 +37,7 @@ class Task(ABC):
 
     outputs: int
     n_sums: ClassVar[int]
+    dense: ClassVar[bool] = False
     utilities: Mapping[str, Utility]
     default_utility: ClassVar[str]
     released_utility: ClassVar[str]
@@ -62,8 +64,8 @@ class Task(ABC):
         """d combine / d sums_j for the same J sums, float64 [J]; differentiable in the sums."""
 
     @abstractmethod
-    def metrics(self, device: torch.device | str = "cpu") -> Metrics:
-        """A fresh state of the task's metrics."""
+    def metrics(self, device: torch.device | str = "cpu", groups: int | None = None) -> Metrics:
+        """A fresh state of the task's metrics; `groups` is the number of volumes in the split, None for single samples."""
 
     def loss(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """The loss of one batch on one worker."""

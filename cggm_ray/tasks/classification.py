@@ -53,6 +53,6 @@ class Classification(Task):
         """1 / number of samples."""
         return (1 / sums[1])[None]
 
-    def metrics(self, device: torch.device | str = "cpu") -> Metrics:
+    def metrics(self, device: torch.device | str = "cpu", groups: int | None = None) -> Metrics:
         """Accuracy, unweighted accuracy, weighted F1."""
         return ClassificationMetrics(self.outputs, device)

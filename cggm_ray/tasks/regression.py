@@ -58,6 +58,6 @@ class Regression(Task):
         """1 / number of values."""
         return (1 / sums[1])[None]
 
-    def metrics(self, device: torch.device | str = "cpu") -> Metrics:
+    def metrics(self, device: torch.device | str = "cpu", groups: int | None = None) -> Metrics:
         """MAE and r, with the sentiment metrics if asked for."""
         return SentimentMetrics(device) if self.sentiment else RegressionMetrics(device)

@@ -29,6 +29,7 @@ class Segmentation(Task):
     """
 
     n_sums = 5
+    dense = True
     default_utility = "dice"
     released_utility = "dice"
     selection = ("dice_mean", "max")
@@ -86,6 +87,6 @@ class Segmentation(Task):
         union = predicted + true + self.smooth
         return torch.stack([(1 - self.alpha) / ce_weight, -2 * self.alpha / union, 2 * self.alpha * inter / union**2])
 
-    def metrics(self, device: torch.device | str = "cpu") -> Metrics:
+    def metrics(self, device: torch.device | str = "cpu", groups: int | None = None) -> Metrics:
         """Dice of ET, TC, WT and their mean."""
         return DiceMetrics(device)
