@@ -18,7 +18,7 @@ from cggm_ray.errors import UsageError
 from cggm_ray.runtime import LocalRuntime, Record
 from cggm_ray.state import write_text
 from cggm_ray.tracking import METRICS
-from cggm_ray.train import BEST, PREDICTIONS, Result, fit
+from cggm_ray.train import BEST, PREDICTIONS, Result, check, fit
 
 CONFIG = "config.yaml"
 
@@ -115,11 +115,12 @@ def differences(config: Config, found: dict[str, Any]) -> list[str]:
 
 
 def claim(config: Config, folder: Path, shards: Path) -> Path:
-    """Makes the folder of the run, with the resolved configuration; returns the shards' folder unchanged.
+    """Checks the configuration against the data and makes the folder of the run; returns the shards' folder unchanged.
 
     Raises:
-        UsageError: the folder cannot be made.
+        UsageError: the configuration does not fit the data, or the folder cannot be made.
     """
+    check(config, shards)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False))

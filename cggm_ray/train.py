@@ -21,12 +21,13 @@ from cggm_ray.batch import Batch
 from cggm_ray.config import Config
 from cggm_ray.data.dataset import DATASETS, Dataset, selected_modalities
 from cggm_ray.data.sampler import epoch_order, slices
-from cggm_ray.data.shards import IDENTITY, INDEX, TARGET, open_set, tensor_column
+from cggm_ray.data.shards import IDENTITY, INDEX, TARGET, Manifest, open_set, tensor_column
 from cggm_ray.data.split import Split
 from cggm_ray.errors import DataError, NonFiniteError, TrainingError, UsageError
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.modulation.base import STRATEGIES, Strategy, alone
 from cggm_ray.optim import clip_by_total_norm, model_optimizer, plateau_schedule
+from cggm_ray.registry import nearest
 from cggm_ray.runtime import Record, Runtime, numbers
 from cggm_ray.seeding import derive_seed
 from cggm_ray.state import Best, TrainState, copy_files, load_weights, write_folder, write_text
@@ -120,6 +121,45 @@ class Averages:
         return record
 
 
+def check(config: Config, shards: Path) -> None:
+    """Raises what `fit` would raise about the configuration, before any worker starts.
+
+    Raises:
+        DataError: the shards are gone.
+        UsageError: modalities, strategy, utility or selection metric do not fit the dataset.
+    """
+    manifest = open_manifest(shards)
+    task = DATASETS.get(manifest.dataset)(config).task(manifest)
+    modalities = selected_modalities(config, manifest)
+    if STRATEGIES.get(config.modulation.modulation).guided and len(modalities) < 2:
+        raise UsageError(
+            f"modulation: {config.modulation.modulation!r} balances at least two modalities, found {len(modalities)}: "
+            f"{', '.join(modalities)}; use --modulation none"
+        )
+    if config.modulation.utility is not None:
+        task.utility(config.modulation.utility)
+    # The names of the metrics are those of any state, also one that has seen nothing.
+    metrics = task.metrics(groups=1)
+    names = ["loss", *metrics.compute(torch.ones_like(metrics.sums))]
+    if config.train.select is not None and config.train.select not in names:
+        raise UsageError(
+            f"select: no validation metric {config.train.select!r}{nearest(config.train.select, names)}; available: "
+            f"{', '.join(names)}"
+        )
+
+
+def open_manifest(shards: Path) -> Manifest:
+    """The manifest of a set that must be there.
+
+    Raises:
+        DataError: it is not complete.
+    """
+    manifest = open_set(shards)
+    if manifest is None:
+        raise DataError(f"{shards}: not a complete set of shards; on several nodes the folder must be shared storage")
+    return manifest
+
+
 def fit(config: Config, shards: Path, runtime: Runtime, folder: Path) -> Result:
     """Trains, keeps the best checkpoint by validation, and tests it once.
 
@@ -133,9 +173,7 @@ def fit(config: Config, shards: Path, runtime: Runtime, folder: Path) -> Result:
         NonFiniteError: the loss or the gradient stopped being finite.
         DataError: the shards are gone or damaged.
     """
-    manifest = open_set(shards)
-    if manifest is None:
-        raise DataError(f"{shards}: not a complete set of shards; on several nodes the folder must be shared storage")
+    manifest = open_manifest(shards)
     dataset = DATASETS.get(manifest.dataset)(config)
     modalities = selected_modalities(config, manifest)
     splits = {name: dataset.open_split(shards, manifest, name, modalities, runtime.device) for name in manifest.splits}
@@ -163,8 +201,6 @@ def fit(config: Config, shards: Path, runtime: Runtime, folder: Path) -> Result:
         valid = evaluate(config, net, task, splits["valid"], runtime)
         state.epoch += 1
         state.schedule.step(valid["loss"])
-        if state.best.metric not in valid:
-            raise UsageError(f"select: no validation metric {state.best.metric!r}; available: {', '.join(valid)}")
         improved = state.best.update(valid[state.best.metric], state.epoch)
         record = numbers(
             {

@@ -162,7 +162,6 @@ def prepare(config: Config, write: WriteShards) -> Path:
             publish(staging, folder, manifest)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-    selected_modalities(config, manifest)
     return folder
 
 

@@ -143,7 +143,7 @@ def _numbers(values: Any, where: str) -> np.ndarray:
 def _labels(labels: np.ndarray, where: str) -> np.ndarray:
     if labels.ndim not in (1, 2, 3) or any(size != 1 for size in labels.shape[1:]):
         raise DataError(f"{where}: shape {labels.shape}; expected [N, 1, 1], [N, 1] or [N]")
-    bad = np.flatnonzero(~np.isfinite(labels.reshape(len(labels), -1)).all(1))
+    bad = np.flatnonzero(~np.isfinite(labels).all(axis=tuple(range(1, labels.ndim))))
     if len(bad):
         raise DataError(f"{where}, sample {bad[0]}: {labels.reshape(-1)[bad[0]]}; expected a finite number")
     return labels.reshape(-1, 1)

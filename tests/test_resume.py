@@ -1,0 +1,127 @@
+"""A run that stops and goes on is the run that never stopped, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cggm_ray.cli import main
+from cggm_ray.config import Config, RunConfig
+from cggm_ray.errors import TrainingError
+from cggm_ray.run import named
+from cggm_ray.state import TENSORS, VALUES, WEIGHTS
+from cggm_ray.tracking import read_metrics
+from conftest import SMALL
+
+TIMES = {"seconds", "samples_per_second"}
+
+
+def train(pickle: Path, storage: Path, name: str, epochs: int, *flags: str) -> Path:
+    argv = ["--local", "--data_path", str(pickle), "--storage_path", str(storage), "--name", name, *SMALL, *flags]
+    assert main(Config(), [*argv, "--num_epochs", str(epochs)]) == 0
+    return storage / name
+
+
+def last(run: Path) -> Path:
+    return max((run / "checkpoints").iterdir())
+
+
+def lines(run: Path) -> list[dict[str, float | None]]:
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(run)]
+
+
+def same_state(a: Path, b: Path) -> bool:
+    if any((a / name).read_bytes() != (b / name).read_bytes() for name in (WEIGHTS, TENSORS)):
+        return False
+    left, right = (json.loads((folder / VALUES).read_text()) for folder in (a, b))
+    return all(left[key] == right[key] for key in left if key != "config")
+
+
+@pytest.mark.parametrize("strategy", ["none", "cggm", "cggm-paper", "cggm-released"])
+def test_two_and_two_epochs_are_four(small_pickle: Path, tmp_path: Path, strategy: str) -> None:
+    whole = train(small_pickle, tmp_path, "whole", 4, "--modulation", strategy)
+    train(small_pickle, tmp_path, "parts", 2, "--modulation", strategy)
+    parts = train(small_pickle, tmp_path, "parts", 4, "--modulation", strategy)
+    assert same_state(last(whole), last(parts))
+    assert lines(whole) == lines(parts)
+    assert json.loads((whole / "summary.json").read_text()) == json.loads((parts / "summary.json").read_text())
+    assert (whole / "predictions.parquet").read_bytes() == (parts / "predictions.parquet").read_bytes()
+
+
+MEMORY = {
+    "cggm": ("coefficients.previous_M", "coefficients.average_M", "coefficients.steps_M"),
+    "cggm-paper": ("coefficients.previous_M",),
+    "cggm-released": ("coefficients.previous_M", "direction.pending_value", "direction.pending_gradient"),
+}
+
+
+@pytest.mark.parametrize(("strategy", "tensor"), [(s, t) for s, tensors in MEMORY.items() for t in tensors])
+def test_every_tensor_of_the_memory_matters(small_pickle: Path, tmp_path: Path, strategy: str, tensor: str) -> None:
+    whole = train(small_pickle, tmp_path, "whole", 3, "--modulation", strategy)
+    parts = train(small_pickle, tmp_path, "parts", 2, "--modulation", strategy)
+    tensors = load_file(last(parts) / TENSORS)
+    value = tensors[f"/strategy/{tensor}"]
+    value -= torch.arange(1.0, value.numel() + 1).reshape(value.shape)
+    save_file(tensors, last(parts) / TENSORS)
+    train(small_pickle, tmp_path, "parts", 3, "--modulation", strategy)
+    assert lines(whole) != lines(parts)
+
+
+def test_a_checkpoint_without_one_of_its_tensors_is_refused(small_pickle: Path, tmp_path: Path) -> None:
+    run = train(small_pickle, tmp_path, "run", 1)
+    checkpoint = last(run)
+    whole = load_file(checkpoint / TENSORS)
+    spare = shutil.copytree(checkpoint, tmp_path / "spare")
+    for name in whole:
+        save_file({key: value for key, value in whole.items() if key != name}, checkpoint / TENSORS)
+        with pytest.raises(TrainingError, match="cannot be used"):
+            resume(small_pickle, run)
+    shutil.copy(spare / TENSORS, checkpoint / TENSORS)
+    (checkpoint / WEIGHTS).write_bytes((spare / WEIGHTS).read_bytes()[:-100])
+    with pytest.raises(TrainingError, match="cannot be used"):
+        resume(small_pickle, run)
+
+
+def resume(pickle: Path, run: Path) -> None:
+    """What main does, without turning errors into exit codes."""
+    from cggm_ray.cli import parse
+    from cggm_ray.run import run as start
+
+    argv = ["--local", "--data_path", str(pickle), "--storage_path", str(run.parent), "--name", run.name, *SMALL]
+    start(parse(Config(), [*argv, "--num_epochs", "2"])[0])
+
+
+def test_best_and_last_are_kept(small_pickle: Path, tmp_path: Path) -> None:
+    run = train(small_pickle, tmp_path, "run", 5)
+    best = json.loads((run / "summary.json").read_text())["best_epoch"]
+    assert {folder.name for folder in (run / "checkpoints").iterdir()} == {f"epoch-{n:05d}" for n in (best, 5)}
+    values = [line["valid/mae"] for line in read_metrics(run)]
+    assert values.index(min(values)) == best - 1
+    assert (run / "best" / WEIGHTS).read_bytes() == (run / "checkpoints" / f"epoch-{best:05d}" / WEIGHTS).read_bytes()
+
+
+def test_early_stopping(small_pickle: Path, tmp_path: Path) -> None:
+    run = train(small_pickle, tmp_path, "run", 60, "--patience", "3", "--lr", "0.05")
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["epochs"] == summary["best_epoch"] + 3 < 60
+    train(small_pickle, tmp_path, "run", 60, "--patience", "3", "--lr", "0.05")
+    assert len(read_metrics(run)) == summary["epochs"]
+
+
+def test_another_configuration_is_refused(
+    small_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(small_pickle, tmp_path, "run", 1)
+    argv = ["--local", "--data_path", str(small_pickle), "--storage_path", str(tmp_path), "--name", "run", *SMALL]
+    assert main(Config(), [*argv, "--rho", "0.7"]) == 2
+    assert "rho: was 1.3, now 0.7" in capsys.readouterr().err
+
+
+def test_runs_are_named_by_time() -> None:
+    assert str(named(Config()).run.name).startswith("mosi-cggm-2")
+    assert named(Config(run=RunConfig(name="mine"))).run.name == "mine"
