@@ -158,7 +158,7 @@ class TrainConfig:
 class RunConfig:
     """Where the run happens and where it is kept."""
 
-    local: bool = option(False, "train in this process, without Ray", resume=True)
+    local: bool = option(False, "train in this process, without Ray; implied under torchrun", resume=True)
     workers: int = option(1, "training workers", resume=True)
     use_gpu: bool = option(False, "one GPU per worker", resume=True)
     no_cuda: bool = option(False, "stay on the CPU even where a GPU is there", resume=True)

@@ -27,7 +27,7 @@ def run(config: Config) -> Result | None:
     """Prepares the data, trains, tests, and prints the table.
 
     Args:
-        config: of the run; `--local` keeps Ray out of it.
+        config: of the run; `--local` keeps Ray out of it, and so does torchrun.
 
     Returns:
         The result; None on torchrun's processes other than the first.
@@ -37,7 +37,7 @@ def run(config: Config) -> Result | None:
     """
     config = named(config)
     folder = run_folder(config)
-    if config.run.local:
+    if config.run.local or "TORCHELASTIC_RUN_ID" in os.environ:
         result = run_locally(config, folder)
     else:
         # Ray is imported here and not above: the library and local runs do without it.

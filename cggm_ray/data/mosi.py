@@ -182,7 +182,7 @@ def planted_imbalance(seed: int, *, samples: Mapping[str, int] | None = None, st
     """A generated set in the released pickle format with a planted imbalance.
 
     The label is 0.7 a + 0.5 b + 0.5 c, clipped to [-3, 3]. Every text step shows a linearly, under little noise: text learns
-    fast. Audio shows b at one random step only, as a bump of its shape; vision shows c as the product of two features that
+    fast. Audio shows b at one random step only, as a bump in noise; vision shows c as the product of two features that
     are noise each by themselves. Both are learned slowly, and only by an encoder that keeps getting gradient.
 
     Args:
@@ -196,7 +196,7 @@ def planted_imbalance(seed: int, *, samples: Mapping[str, int] | None = None, st
     def split(n: int) -> dict[str, np.ndarray]:
         a, b, c = rng.normal(size=(3, n, 1)) * 1.5
         text = 0.6 * a[:, :, None] * text_map + rng.normal(size=(n, steps, 24))
-        audio = 0.5 * rng.normal(size=(n, steps, 16))
+        audio = 1.5 * rng.normal(size=(n, steps, 16))
         audio[np.arange(n), rng.integers(steps, size=n)] += b * audio_map
         vision = 0.5 * rng.normal(size=(n, steps, 16))
         carrier = rng.choice([-1.0, 1.0], size=(n, 1))
