@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import ABC
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -36,20 +35,20 @@ def guide_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> 
     return build_optimizer(config.optim, parameters, lr=config.cls_lr, weight_decay=config.cls_weight_decay)
 
 
-class Schedule(ABC):
-    """The learning rate of the model over a run. The loop calls it in two places; each schedule uses one."""
+class Schedule:
+    """The learning rate of the model over a run; by itself constant. The loop calls it in two places."""
 
-    def before_step(self, step: int, steps_per_epoch: int) -> None:  # noqa: B027 (a hook)
+    def before_step(self, step: int, steps_per_epoch: int) -> None:
         """Sets the learning rate of a step, counted from 0 over the whole run."""
 
-    def after_epoch(self, valid_loss: float) -> None:  # noqa: B027 (a hook)
+    def after_epoch(self, valid_loss: float) -> None:
         """Sees the validation loss of an epoch."""
 
     def state_dict(self) -> dict[str, Any]:
         """What the schedule remembers."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (nothing to put back)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Puts back what `state_dict` gave."""
 
 
