@@ -81,8 +81,8 @@ def two_steps(rank: int, world_size: int, samples: int) -> dict[str, Tensor]:
         for part in module.modules():
             if isinstance(part, nn.Dropout):
                 part.p = 0.0
-    inputs = {name: torch.randn(samples, 1, 16, 32, dtype=torch.float64) for name in NAMES}
-    target = torch.randint(4, (samples, 16, 32))
+    inputs = {name: torch.randn(samples, 1, 32, 48, dtype=torch.float64) for name in NAMES}
+    target = torch.randint(4, (samples, 32, 48))
     reduce = alone if world_size == 1 else all_reduce
     strategy = CGGM(guides, task=Segmentation(), reduce=reduce, lr=0.01)
     step: nn.Module = TrainingStep(net, strategy, "fp32")
