@@ -54,6 +54,7 @@ class BratsOptions(DatasetOptions):
 
     backbone: str = option("resnet101", "residual network of every sequence: resnet18, resnet50, resnet101")
     crop: int = option(160, "pixels of the square that training sees")
+    draws: int = option(1, "tumour slices that training draws of every case in an epoch")
     score: str = option(
         "volume", "Dice of validation and test: volume (in 3-D), slice (cropped tumour slices, as released)"
     )
@@ -76,9 +77,9 @@ class BratsOptions(DatasetOptions):
             raise UsageError(
                 f"test_part: {self.test_part} with valid_part {self.valid_part} leaves nothing to train on"
             )
-        for name in ("split_seed", "overlays"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name}: found {getattr(self, name)}; expected a whole number of at least 0")
+        for name, least in (("draws", 1), ("split_seed", 0), ("overlays", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name}: found {getattr(self, name)}; expected a whole number of at least {least}")
 
 
 @DATASETS.register("brats")
@@ -200,7 +201,8 @@ class Brats(Dataset):
         """Random tumour slices for training, all slices in order for validation and test."""
         files, options = SliceFiles(folder, manifest, split, modalities), self.options
         if split == "train":
-            return TumourSlices(files, seed=self.config.train.seed, crop=options.crop, device=device)
+            seed = self.config.train.seed
+            return TumourSlices(files, seed=seed, crop=options.crop, draws=options.draws, device=device)
         return VolumeSlices(files, crop=options.crop if options.score == "slice" else None, device=device)
 
     def finish(self, folder: Path, net: MultimodalNet, test: Split) -> None:

@@ -124,14 +124,15 @@ class SliceFiles:
 
 
 class TumourSlices:
-    """The training split: one augmented slice of every volume, drawn anew in every epoch.
+    """The training split: augmented slices of every volume, drawn anew in every epoch.
 
-    Which slice, and how it is augmented, is a function of (seed, epoch, volume).
+    Which slice, and how it is augmented, is a function of (seed, epoch, sample).
 
     Args:
         files: of the split.
         seed: of the run.
         crop: S.
+        draws: slices of a volume; sample i is of volume i modulo their number.
         device: where batches go.
 
     Raises:
@@ -140,32 +141,33 @@ class TumourSlices:
 
     groups: int | None = None
 
-    def __init__(self, files: SliceFiles, *, seed: int, crop: int, device: torch.device) -> None:
+    def __init__(self, files: SliceFiles, *, seed: int, crop: int, device: torch.device, draws: int = 1) -> None:
         if not any(any(facts.tumour) for facts in files.facts):
             raise DataError(
                 f"{files.paths[0].parent}: none of the {len(files.facts)} training cases has a tumour; expected labels "
                 "other than 0 in at least one"
             )
-        self.names: Sequence[str] | None = [facts.case for facts in files.facts]
+        self.names: Sequence[str] | None = [facts.case for facts in files.facts] * draws
         self._files, self._seed, self._crop, self._device = files, seed, crop, device
 
     def __len__(self) -> int:
-        return len(self._files.facts)
+        return len(self.names or ())
 
     def batches(self, plan: Iterable[Slice], epoch: int) -> Iterator[Batch]:
         """See `Split`."""
         return read_ahead((partial(self._batch, part, epoch) for part in plan), self._device)
 
-    def draw(self, volume: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image float32 [modalities, S, S] and classes uint8 [S, S] of a volume in an epoch."""
-        random = np.random.default_rng(derive_seed(self._seed, "augment", epoch, volume))
+    def draw(self, sample: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image float32 [modalities, S, S] and classes uint8 [S, S] of a sample in an epoch."""
+        random = np.random.default_rng(derive_seed(self._seed, "augment", epoch, sample))
+        volume = sample % len(self._files.facts)
         row = int(random.choice(self._files.facts[volume].drawable))
         image, label = self._files.read(volume, [row])
         pixels = (self._crop, self._crop)
         return augmented(centred(image[0].astype(np.float32), pixels), centred(label[0], pixels), random)
 
     def _batch(self, part: Slice, epoch: int) -> Batch:
-        images, labels = zip(*(self.draw(int(volume), epoch) for volume in part.index), strict=True)
+        images, labels = zip(*(self.draw(int(sample), epoch) for sample in part.index), strict=True)
         return _batch(self._files.modalities, np.stack(images), np.stack(labels), part)
 
 
