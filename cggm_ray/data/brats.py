@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from cggm_ray.config import DatasetOptions, ModelConfig, option
+from cggm_ray.config import Config, DatasetOptions, ModelConfig, option
 from cggm_ray.data.dataset import DATASETS, PICTURES, SPLITS, Dataset
 from cggm_ray.data.overlay import draw_overlays
 from cggm_ray.data.shards import Manifest, RawShard
@@ -84,11 +84,21 @@ class BratsOptions(DatasetOptions):
 
 @DATASETS.register("brats")
 class Brats(Dataset):
-    """BraTS 2021: classes background, necrotic core, oedema, enhancing tumour."""
+    """BraTS 2021: classes background, necrotic core, oedema, enhancing tumour.
+
+    Raises:
+        UsageError: the size of a transformer was given, which this network does not have.
+    """
 
     name = "brats"
     converter = 1
     Options = BratsOptions
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        for name, default in vars(ModelConfig()).items():
+            if getattr(config.model, name) != default:
+                raise UsageError(f"{name}: the network of brats has no transformer; leave it out, choose --backbone")
 
     @property
     def options(self) -> BratsOptions:
@@ -182,16 +192,7 @@ class Brats(Dataset):
         return Segmentation(by_slice=self.options.score == "slice")
 
     def network(self, manifest: Manifest, modalities: tuple[str, ...]) -> tuple[MultimodalNet, dict[str, nn.Module]]:
-        """DeepLabv3+ with an encoder per sequence.
-
-        Raises:
-            UsageError: the size of a transformer was given, which this network does not have.
-        """
-        for name, default in vars(ModelConfig()).items():
-            if getattr(self.config.model, name) != default:
-                raise UsageError(
-                    f"{name}: the network of brats has no transformer; leave it out, and choose --backbone"
-                )
+        """DeepLabv3+ with an encoder per sequence."""
         config = DeepLabConfig(backbone=BACKBONES[self.options.backbone])
         return DeepLab(config, modalities, CLASSES), deeplab_guides(config, modalities, CLASSES)
 
