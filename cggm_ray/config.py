@@ -17,7 +17,7 @@ from cggm_ray.errors import UsageError
 from cggm_ray.modulation.base import STRATEGIES
 from cggm_ray.modulation.coefficients import COEFFICIENT_RULES
 from cggm_ray.modulation.direction import DIRECTION_RULES
-from cggm_ray.optim import OPTIMIZERS
+from cggm_ray.optim import OPTIMIZERS, SCHEDULES
 from cggm_ray.registry import nearest
 
 GATES = ("feature", "body")
@@ -117,20 +117,26 @@ class OptimConfig:
     """Optimizers, schedule and clipping."""
 
     optim: str = option("Adam", "optimizer of model and guides: Adam, AdamW, SGD")
-    lr: float = option(1e-3, "learning rate of the model")
+    lr: float = option(1e-3, "learning rate of the model; of schedule cosine the highest", "base_lr")
     cls_lr: float = option(5e-4, "learning rate of the guide classifiers")
     weight_decay: float = option(0.0, "weight decay of the model")
     cls_weight_decay: float = option(0.0, "weight decay of the guide classifiers")
-    when: int = option(10, "epochs without a lower validation loss before the learning rate falls to a tenth")
+    schedule: str = option("plateau", "learning rate of the model: plateau (by epoch), cosine (by step, with warm-up)")
+    when: int = option(10, "plateau: epochs without a lower validation loss before the learning rate falls to a tenth")
+    warmup_epochs: int = option(0, "cosine: epochs of linear warm-up")
+    warmup_lr: float = option(0.0, "cosine: learning rate of the first warm-up step", "start_warmup_value")
+    final_lr: float = option(0.0, "cosine: learning rate that the last epoch comes down to")
     clip: float = option(0.8, "largest L2 norm of the model's gradient; 0 switches clipping off")
 
     def __post_init__(self) -> None:
         _one_of(self, "optim", OPTIMIZERS)
+        _one_of(self, "schedule", tuple(SCHEDULES))
         for name in ("lr", "cls_lr"):
             _check(getattr(self, name) > 0, self, name, "a positive number")
-        for name in ("weight_decay", "cls_weight_decay", "clip"):
+        for name in ("weight_decay", "cls_weight_decay", "clip", "warmup_lr", "final_lr"):
             _check(getattr(self, name) >= 0, self, name, "zero or a positive number")
-        _at_least(self, "when", 0)
+        for name in ("when", "warmup_epochs"):
+            _at_least(self, name, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

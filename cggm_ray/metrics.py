@@ -147,13 +147,23 @@ def region_dice(labels: Tensor, target: Tensor, smooth: float) -> Tensor:
     Returns:
         [N, 3] in the order of `TUMOUR_REGIONS`.
     """
-    scores = []
+    both, predicted, true = region_counts(labels, target).unbind(2)
+    return 2 * (both + smooth) / (predicted + true + 2 * smooth)
+
+
+def region_counts(labels: Tensor, target: Tensor) -> Tensor:
+    """Pixels per sample and tumour region that are (in both, predicted, true), float64 [N, 3, 3].
+
+    Args:
+        labels: predicted classes [N, ...].
+        target: true classes [N, ...].
+    """
+    counts = []
     for classes in TUMOUR_REGIONS.values():
         wanted = torch.tensor(classes, device=labels.device)
         a, b = torch.isin(labels, wanted).flatten(1), torch.isin(target, wanted).flatten(1)
-        both = (a & b).sum(1).double()
-        scores.append(2 * (both + smooth) / (a.sum(1) + b.sum(1) + 2 * smooth))
-    return torch.stack(scores, 1)
+        counts.append(torch.stack([(a & b).sum(1), a.sum(1), b.sum(1)], 1))
+    return torch.stack(counts, 1).double()
 
 
 class DiceMetrics(Metrics):
@@ -170,8 +180,77 @@ class DiceMetrics(Metrics):
 
     def compute(self, sums: Tensor) -> dict[str, float]:
         """dice_et, dice_tc, dice_wt, dice_mean."""
-        dice = {f"dice_{name}": float(value / sums[0]) for name, value in zip(TUMOUR_REGIONS, sums[1:], strict=True)}
-        return dice | {"dice_mean": sum(dice.values()) / len(dice)}
+        return _named_dice(sums[1:] / sums[0])
+
+
+class VolumeDiceMetrics(Metrics):
+    """Dice in three dimensions: of every volume from all of its slices, averaged over volumes.
+
+    A region that neither truth nor prediction has counts as 1, as in the BraTS challenge.
+
+    Args:
+        volumes: in the split.
+        device: of the sums.
+    """
+
+    def __init__(self, volumes: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(volumes * len(TUMOUR_REGIONS) * 3, device)
+        self.volumes = volumes
+
+    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, group: Tensor | None = None) -> None:
+        """Adds slices: logits [N, 4, H, W], class maps [N, H, W], the volume of each slice [N]."""
+        counts = region_counts(logits.argmax(1), target).flatten(1)
+        counts = counts if weight is None else counts * weight.double()[:, None]
+        self.sums.reshape(self.volumes, -1).index_add_(0, _volume(group), counts)
+
+    def per_volume(self, sums: Tensor) -> Tensor:
+        """Dice [volumes, 3] in the order of `TUMOUR_REGIONS`."""
+        both, predicted, true = sums.reshape(self.volumes, len(TUMOUR_REGIONS), 3).unbind(2)
+        size = predicted + true
+        return torch.where(size > 0, 2 * both / size.clamp(min=1), 1.0)
+
+    def compute(self, sums: Tensor) -> dict[str, float]:
+        """dice_et, dice_tc, dice_wt, dice_mean."""
+        return _named_dice(self.per_volume(sums).mean(0))
+
+
+class SliceDiceMetrics(Metrics):
+    """Dice in two dimensions: of every slice, smooth 0.001, averaged over the slices of a volume, then over volumes.
+
+    Over the slices with tumour this is what the released code estimates from one random slice of each volume.
+
+    Args:
+        volumes: in the split; those without a slice do not count.
+        device: of the sums.
+    """
+
+    def __init__(self, volumes: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(volumes * (1 + len(TUMOUR_REGIONS)), device)
+        self.volumes = volumes
+
+    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, group: Tensor | None = None) -> None:
+        """Adds slices: logits [N, 4, H, W], class maps [N, H, W], the volume of each slice [N]."""
+        dice = region_dice(logits.argmax(1), target, smooth=1e-3)
+        values = torch.cat([torch.ones_like(dice[:, :1]), dice], 1)
+        values = values if weight is None else values * weight.double()[:, None]
+        self.sums.reshape(self.volumes, -1).index_add_(0, _volume(group), values)
+
+    def compute(self, sums: Tensor) -> dict[str, float]:
+        """dice_et, dice_tc, dice_wt, dice_mean."""
+        values = sums.reshape(self.volumes, -1)
+        values = values[values[:, 0] > 0]
+        return _named_dice((values[:, 1:] / values[:, :1]).mean(0))
+
+
+def _named_dice(dice: Tensor) -> dict[str, float]:
+    named = {f"dice_{name}": float(value) for name, value in zip(TUMOUR_REGIONS, dice, strict=True)}
+    return named | {"dice_mean": sum(named.values()) / len(named)}
+
+
+def _volume(group: Tensor | None) -> Tensor:
+    if group is None:
+        raise DataError("slices without the number of their volume; expected Batch.group")
+    return group
 
 
 def _flat(logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

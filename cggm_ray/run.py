@@ -12,7 +12,7 @@ import torch.distributed as dist
 import yaml
 
 from cggm_ray.config import Config
-from cggm_ray.data.dataset import prepare
+from cggm_ray.data.dataset import PICTURES, prepare
 from cggm_ray.data.shards import write_shards_here
 from cggm_ray.errors import UsageError
 from cggm_ray.runtime import LocalRuntime, Record
@@ -145,6 +145,11 @@ def table(result: Result) -> str:
         "metrics by epoch": METRICS,
         "best checkpoint": BEST,
         "test predictions": PREDICTIONS,
+        "pictures": PICTURES,
     }
-    lines += [f"{what + ':':<18} {result.folder / where}" for what, where in places.items()]
+    lines += [
+        f"{what + ':':<18} {result.folder / where}"
+        for what, where in places.items()
+        if (result.folder / where).exists()
+    ]
     return "\n".join(lines)

@@ -14,11 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cggm_ray.errors import TrainingError
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.modulation.base import Strategy
+from cggm_ray.optim import Schedule
 
 WEIGHTS = "model.safetensors"
 TENSORS = "training.safetensors"
@@ -59,7 +59,7 @@ class TrainState:
     net: MultimodalNet
     strategy: Strategy
     optimizer: Optimizer
-    schedule: ReduceLROnPlateau
+    schedule: Schedule
     best: Best
     epoch: int = 0
     step: int = 0

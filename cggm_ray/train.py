@@ -24,9 +24,10 @@ from cggm_ray.data.sampler import epoch_order, slices
 from cggm_ray.data.shards import IDENTITY, INDEX, TARGET, Manifest, open_set, tensor_column
 from cggm_ray.data.split import Split
 from cggm_ray.errors import DataError, NonFiniteError, TrainingError, UsageError
+from cggm_ray.models.batchnorm import global_batch
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.modulation.base import STRATEGIES, Strategy, alone
-from cggm_ray.optim import clip_by_total_norm, model_optimizer, plateau_schedule
+from cggm_ray.optim import build_schedule, clip_by_total_norm, model_optimizer
 from cggm_ray.registry import nearest
 from cggm_ray.runtime import Record, Runtime, numbers
 from cggm_ray.seeding import derive_seed
@@ -70,7 +71,11 @@ class TrainingStep(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Task loss and the strategy's term, both of the global batch."""
-        with torch.autocast(batch.target.device.type, torch.bfloat16, enabled=self._half):
+        reduce = self.strategy.reduce
+        with (
+            torch.autocast(batch.target.device.type, torch.bfloat16, enabled=self._half),
+            global_batch(reduce, batch.weight, alone=reduce is alone),
+        ):
             features = self.net.encode(batch.inputs)
             features = self.strategy.modulate(features, batch.target, batch.present, batch.weight)
             head = self.net.fuse(features)
@@ -200,7 +205,7 @@ def fit(config: Config, shards: Path, runtime: Runtime, folder: Path) -> Result:
         seconds = time.perf_counter() - start
         valid = evaluate(config, net, task, splits["valid"], runtime)
         state.epoch += 1
-        state.schedule.step(valid["loss"])
+        state.schedule.after_epoch(valid["loss"])
         improved = state.best.update(valid[state.best.metric], state.epoch)
         record = numbers(
             {
@@ -240,7 +245,7 @@ def new_state(
         net=net,
         strategy=strategy.to(runtime.device),
         optimizer=optimizer,
-        schedule=plateau_schedule(config.optim, optimizer),
+        schedule=build_schedule(config, optimizer),
         best=Best(metric=metric, mode=mode),
         config=config.to_dict(),
     )
@@ -262,6 +267,7 @@ def train_epoch(
     plan = list(slices(order, config.train.batch_size, runtime.rank, runtime.world_size))
     for number, (part, batch) in enumerate(zip(plan, split.batches(plan, state.epoch), strict=True), start=1):
         torch.manual_seed(derive_seed(config.train.seed, "step", state.step, runtime.rank))
+        state.schedule.before_step(state.step, len(plan))
         values = train_step(config, state, step, batch, runtime)
         averages.add(values)
         state.step += 1

@@ -39,6 +39,8 @@ from cggm_ray.registry import Registry, nearest
 from cggm_ray.tasks import Task
 
 SPLITS = ("train", "valid", "test")
+PICTURES = "pictures"
+"""Folder for `Dataset.finish`, which the table at the end of a run names."""
 
 
 class Dataset(ABC):

@@ -27,6 +27,8 @@ MANIFEST = "manifest.json"
 INDEX, IDENTITY, TARGET = "index", "id", "target"
 RESERVED = (INDEX, IDENTITY, TARGET)
 SHARD_BYTES = 16 * 2**20
+ROW_GROUP_BYTES = 2**20
+"""What a streamed split reads at least, to get one row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +145,8 @@ def write_shard(transform: Callable[[pa.Table], pa.Table], raw: RawShard, folder
     path = folder / raw.file
     try:
         table = transform(raw.table)
-        pq.write_table(table, path, compression="zstd")
+        rows = max(1, ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes))
+        pq.write_table(table, path, compression="zstd", row_group_size=rows)
         return Shard(file=raw.file, rows=table.num_rows, bytes=path.stat().st_size, sha256=file_digest(path))
     except OSError as error:
         raise DataError(f"{path}: cannot write the shard: {error.strerror or error}") from None
@@ -173,8 +176,12 @@ def describe_sources(paths: Sequence[Path]) -> tuple[Source, ...]:
 
 
 def fingerprint(dataset: str, converter: int, options: Mapping[str, Any], sources: Sequence[Source]) -> str:
-    """Name of the set that these sources make: changes with any byte of them, the options and the converter."""
-    content = [(Path(source.path).name, source.sha256) for source in sources]
+    """Name of the set that these sources make.
+
+    It changes with any byte of them, with their places below the folder that holds them all, the options and the converter.
+    """
+    root = os.path.commonpath([Path(source.path).parent for source in sources])
+    content = [(Path(source.path).relative_to(root).as_posix(), source.sha256) for source in sources]
     key = json.dumps([FORMAT, dataset, converter, options, content], sort_keys=True)
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 

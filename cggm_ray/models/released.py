@@ -9,16 +9,23 @@ import torch
 from torch import Tensor
 
 _INERT = re.compile(r"(\.|^)version$|_float_tensor$")
+# `index` numbers the modalities from 0, `number` from 1.
 _NET = (
-    (re.compile(r"^proj\.(\d+)\.(.*)$"), "encoders.{name}.proj.{rest}"),
-    (re.compile(r"^encoders\.(\d+)\.(.*)$"), "encoders.{name}.body.{rest}"),
-    (re.compile(r"^()fusion\.(.*)$"), "fusion.transformer.{rest}"),
-    (re.compile(r"^()(proj[12]\..*)$"), "fusion.{rest}"),
-    (re.compile(r"^()out_layer\.(.*)$"), "head.{rest}"),
+    (re.compile(r"^proj\.(?P<index>\d+)\.(?P<rest>.*)$"), "encoders.{name}.proj.{rest}"),
+    (re.compile(r"^encoders\.(?P<index>\d+)\.(?P<rest>.*)$"), "encoders.{name}.body.{rest}"),
+    (re.compile(r"^fusion\.(?P<rest>.*)$"), "fusion.transformer.{rest}"),
+    (re.compile(r"^(?P<rest>proj[12]\..*)$"), "fusion.{rest}"),
+    (re.compile(r"^out_layer\.(?P<rest>.*)$"), "head.{rest}"),
+    (re.compile(r"^backbone(?P<number>\d+)\.(?P<rest>.*)$"), "encoders.{name}.backbone.{rest}"),
+    (re.compile(r"^aspp(?P<number>\d+)\.(?P<rest>.*)$"), "encoders.{name}.aspp.{rest}"),
+    (re.compile(r"^decoder\.last_conv\.7\.(?P<rest>.*)$"), "head.{rest}"),
+    (re.compile(r"^decoder\.(?P<rest>.*)$"), "fusion.{rest}"),
 )
 _GUIDES = (
-    (re.compile(r"^classifers\.(\d+)\.out_layer\.(.*)$"), "{name}.head.{rest}"),
-    (re.compile(r"^classifers\.(\d+)\.(.*)$"), "{name}.{rest}"),
+    (re.compile(r"^classifers\.(?P<index>\d+)\.out_layer\.(?P<rest>.*)$"), "{name}.head.{rest}"),
+    (re.compile(r"^classifers\.(?P<index>\d+)\.(?P<rest>.*)$"), "{name}.{rest}"),
+    (re.compile(r"^decoder(?P<number>\d+)\.last_conv\.7\.(?P<rest>.*)$"), "{name}.head.{rest}"),
+    (re.compile(r"^decoder(?P<number>\d+)\.(?P<rest>.*)$"), "{name}.decoder.{rest}"),
 )
 
 
@@ -43,7 +50,7 @@ def convert_released(
 
     Args:
         state: released names to tensors.
-        modalities: names for the released indices 0, 1, ...
+        modalities: names for the released indices 0, 1, ... (of DeepLab: 1, 2, ...).
         guides: the state is that of the guide classifiers.
 
     Returns:
@@ -67,6 +74,7 @@ def _translate(released: str, modalities: Sequence[str], rules: Sequence[tuple[r
     for pattern, template in rules:
         match = pattern.match(released)
         if match:
-            index, rest = match.groups()
-            return template.format(name=modalities[int(index)] if index else "", rest=rest)
+            found = match.groupdict()
+            place = int(found["index"]) if "index" in found else int(found.get("number") or 1) - 1
+            return template.format(name=modalities[place], rest=found["rest"])
     raise KeyError(f"{released} is not a parameter of the released model")

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cggm_ray.metrics import DiceMetrics, Metrics, region_dice
+from cggm_ray.metrics import DiceMetrics, Metrics, SliceDiceMetrics, VolumeDiceMetrics, region_dice
 from cggm_ray.tasks.base import Task, per_sample, sample_weight
 
 
@@ -26,6 +26,7 @@ class Segmentation(Task):
         class_weights: weights of the cross-entropy.
         alpha: share of the Dice part.
         smooth: added to the Dice denominator.
+        by_slice: volumes are scored slice by slice, as the released code does, instead of in three dimensions.
     """
 
     n_sums = 5
@@ -41,11 +42,13 @@ class Segmentation(Task):
         *,
         alpha: float = 0.5,
         smooth: float = 0.01,
+        by_slice: bool = False,
     ) -> None:
         self.outputs = len(class_weights)
         self.class_weights = class_weights
         self.alpha = alpha
         self.smooth = smooth
+        self.by_slice = by_slice
 
     def sums(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """[weighted CE, sum of CE weights, I, P, Y]."""
@@ -88,5 +91,7 @@ class Segmentation(Task):
         return torch.stack([(1 - self.alpha) / ce_weight, -2 * self.alpha / union, 2 * self.alpha * inter / union**2])
 
     def metrics(self, device: torch.device | str = "cpu", groups: int | None = None) -> Metrics:
-        """Dice of ET, TC, WT and their mean."""
-        return DiceMetrics(device)
+        """Dice of ET, TC, WT and their mean: of volumes where the split has any, else of single images."""
+        if groups is None:
+            return DiceMetrics(device)
+        return SliceDiceMetrics(groups, device) if self.by_slice else VolumeDiceMetrics(groups, device)

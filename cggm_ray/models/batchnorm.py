@@ -1,0 +1,126 @@
+"""Batch normalisation over the global batch, on CPU and GPU alike.
+
+`torch.nn.SyncBatchNorm` needs CUDA and counts every sample. This one works with any process group, because all it asks of
+distribution is a sum over workers, and leaves out samples of weight 0, which only fill a worker's place.
+Shapes: N samples, C channels, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class _GlobalBatch:
+    reduce: Callable[[Tensor], Tensor]
+    alone: bool
+    weight: Tensor | None
+
+
+_CURRENT: ContextVar[_GlobalBatch | None] = ContextVar("global_batch", default=None)
+
+
+@contextmanager
+def global_batch(reduce: Callable[[Tensor], Tensor], weight: Tensor | None, *, alone: bool) -> Iterator[None]:
+    """Inside, training statistics are those of the global batch. Outside, those of the tensor at hand.
+
+    Args:
+        reduce: sums a vector over workers.
+        weight: [N], 0 for samples that do not count; None when all do.
+        alone: there is one worker, so nothing to reduce.
+    """
+    token = _CURRENT.set(_GlobalBatch(reduce, alone, weight))
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` whose training statistics are those of the global batch (see `global_batch`).
+
+    A global batch with a single value per channel, where torch raises, is normalised to zero.
+    """
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """[N, C, H, W] to the same shape."""
+        scope = _CURRENT.get()
+        if not self.training:
+            return super().forward(x_NCHW)
+        single = x_NCHW.numel() == x_NCHW.shape[1]
+        if not single and (scope is None or (scope.alone and scope.weight is None)):
+            return super().forward(x_NCHW)
+        reduce = (lambda sums: sums) if scope is None else scope.reduce
+        weight = None if scope is None else scope.weight
+        assert self.running_mean is not None
+        normalised, moments = _Normalise.apply(x_NCHW, self.running_mean, weight, reduce, self.eps)  # type: ignore[no-untyped-call]
+        self._follow(moments)
+        return normalised * _channels(self.weight) + _channels(self.bias)
+
+    @torch.no_grad()
+    def _follow(self, moments: Tensor) -> None:
+        """Moves the running statistics; the variance without bias, like torch."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        count, mean, variance = moments[0], *moments[1:].chunk(2)
+        self.num_batches_tracked += 1
+        momentum = 0.1 if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        unbiased = variance * count / (count - 1).clamp(min=1)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+
+
+class _Normalise(torch.autograd.Function):
+    """x to (x - mean) / sqrt(var + eps), with the sums of forward and backward taken over all workers."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        shift_C: Tensor,
+        weight_N: Tensor | None,
+        reduce: Callable[[Tensor], Tensor],
+        eps: float,
+    ) -> tuple[Tensor, Tensor]:
+        wide = x.float() if x.dtype.itemsize < 4 else x
+        weight = None if weight_N is None else weight_N.to(wide.dtype)[:, None, None, None]
+        # Shifted by the running mean, the same on all workers: less cancels in E[x^2] - E[x]^2.
+        shifted = wide - _channels(shift_C.to(wide.dtype))
+        counted = shifted if weight is None else shifted * weight
+        samples = torch.full((1,), float(len(x)), dtype=torch.float64, device=x.device)
+        samples = samples if weight_N is None else weight_N.double().sum()[None]
+        first, second = (part.sum((0, 2, 3), dtype=torch.float64) for part in (counted, counted * shifted))
+        sums = reduce(torch.cat([samples * x[0, 0].numel(), first, second]))
+        count, (first, second) = sums[0], sums[1:].chunk(2)
+        mean = first / count
+        variance = (second / count - mean**2).clamp(min=0)
+        inverse = (variance + eps).rsqrt()
+        normalised = (shifted - _channels(mean.to(wide.dtype))) * _channels(inverse.to(wide.dtype))
+        ctx.save_for_backward(normalised, inverse, count, weight)
+        ctx.reduce, ctx.dtype = reduce, x.dtype
+        moments = torch.cat([count[None], mean + shift_C, variance])
+        ctx.mark_non_differentiable(moments)
+        return normalised, moments
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad, _ = grads
+        normalised, inverse, count, weight = ctx.saved_tensors
+        parts = (part.sum((0, 2, 3), dtype=torch.float64) for part in (grad, grad * normalised))
+        level, slope = (ctx.reduce(torch.cat(list(parts))) / count).chunk(2)
+        drift = _channels(level.to(grad.dtype)) + normalised * _channels(slope.to(grad.dtype))
+        # A sample that does not count has no part in the statistics, so they send nothing back to it.
+        result = (grad - (drift if weight is None else drift * weight)) * _channels(inverse.to(grad.dtype))
+        return result.to(ctx.dtype), None, None, None, None
+
+
+def _channels(values_C: Tensor) -> Tensor:
+    return values_C[None, :, None, None]

@@ -1,0 +1,209 @@
+"""DeepLabv3+ with one encoder per image sequence (BraTS 2021), as in the released code.
+
+Each sequence has its own residual network and its own spatial pyramid. Their outputs, and the low-level features of the
+first stages, are concatenated over the sequences and decoded together; a guide decodes those of one sequence. Parameter
+names are those of the released code. Shapes: N samples, C channels or classes, H and W pixels of the input, h and w pixels
+of a feature map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cggm_ray.batch import Feature, HeadOutput
+from cggm_ray.errors import DataError
+from cggm_ray.models.batchnorm import BatchNorm2d
+from cggm_ray.models.net import MultimodalNet
+from cggm_ray.models.resnet import ResNet, ResNetConfig
+
+LOW_STRIDE = 4
+"""Pixels of the input per pixel of the low-level features, and of the head's map."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepLabConfig:
+    """Size of the network.
+
+    Attributes:
+        backbone: residual network of every sequence.
+        rates: dilations of the pyramid; the first belongs to a 1x1 convolution.
+        channels: of the pyramid's output and of the decoder.
+        low_channels: to which the low-level features are reduced.
+    """
+
+    backbone: ResNetConfig
+    rates: tuple[int, ...] = (1, 2, 4, 6)
+    channels: int = 256
+    low_channels: int = 48
+
+
+class Atrous(nn.Module):
+    """Dilated convolution, norm, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, *, size: int, rate: int) -> None:
+        super().__init__()
+        padding = rate if size > 1 else 0
+        self.atrous_conv = nn.Conv2d(inputs, outputs, size, padding=padding, dilation=rate, bias=False)
+        self.bn = BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, h, w] to [N, C', h, w]."""
+        return F.relu(self.bn(self.atrous_conv(x)))
+
+
+class SpatialPyramid(nn.Module):
+    """ASPP: dilated convolutions of several rates and the mean over the image, reduced to one map."""
+
+    def __init__(self, inputs: int, config: DeepLabConfig) -> None:
+        super().__init__()
+        self.rates = len(config.rates)
+        for number, rate in enumerate(config.rates, start=1):
+            size = 1 if number == 1 else 3
+            self.add_module(f"aspp{number}", Atrous(inputs, config.channels, size=size, rate=rate))
+        self.global_avg_pool = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(inputs, config.channels, 1, bias=False),
+            BatchNorm2d(config.channels),
+            nn.ReLU(),
+        )
+        self.conv1 = nn.Conv2d((self.rates + 1) * config.channels, config.channels, 1, bias=False)
+        self.bn1 = BatchNorm2d(config.channels)
+        self.dropout = nn.Dropout(0.5)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, h, w] to [N, C', h, w]."""
+        maps = [self.get_submodule(f"aspp{number}")(x) for number in range(1, self.rates + 1)]
+        maps.append(self.global_avg_pool(x).expand_as(maps[0]))
+        return self.dropout(F.relu(self.bn1(self.conv1(torch.cat(maps, 1)))))
+
+
+class DeepLabEncoder(nn.Module):
+    """Residual network and pyramid of one sequence; both of its outputs are features."""
+
+    def __init__(self, config: DeepLabConfig) -> None:
+        super().__init__()
+        self.backbone = ResNet(config.backbone)
+        self.aspp = SpatialPyramid(config.backbone.channels, config)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, 1, H, W] to the pyramid's output at stride 16 and the low-level features at stride 4.
+
+        Raises:
+            DataError: H or W is not a multiple of 4, so that the prediction could not have the size of the input.
+        """
+        if x.shape[-1] % LOW_STRIDE or x.shape[-2] % LOW_STRIDE:
+            raise DataError(f"input: images of {list(x.shape[-2:])} pixels; expected multiples of {LOW_STRIDE}")
+        high, low = self.backbone(x)
+        return self.aspp(high), low
+
+
+class Decoder(nn.Module):
+    """From the features of some sequences to the input of the 1x1 convolution that predicts.
+
+    Args:
+        config: size.
+        sequences: number of sequences whose features it reads.
+    """
+
+    def __init__(self, config: DeepLabConfig, sequences: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(sequences * config.backbone.low_channels, config.low_channels, 1, bias=False)
+        self.bn1 = BatchNorm2d(config.low_channels)
+        joined = sequences * config.channels + config.low_channels
+        self.condconv1 = nn.Conv2d(joined, config.channels, 3, padding=1, bias=False)
+        self.last_conv = nn.Sequential(
+            BatchNorm2d(config.channels),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Conv2d(config.channels, config.channels, 3, padding=1, bias=False),
+            BatchNorm2d(config.channels),
+            nn.ReLU(),
+            nn.Dropout(0.1),
+        )
+        _initialise(self)
+
+    def forward(self, features: Iterable[Feature]) -> Tensor:
+        """(high, low) of every sequence to [N, C, H/4, W/4]."""
+        highs, lows = (torch.cat(level, 1) for level in zip(*features, strict=True))
+        low = F.relu(self.bn1(self.conv1(lows)))
+        high = F.interpolate(highs, size=low.shape[2:], mode="bilinear", align_corners=True)
+        return self.last_conv(self.condconv1(torch.cat([high, low], 1)))
+
+
+class JointDecoder(Decoder):
+    """The decoder of all sequences together: the fusion of the network."""
+
+    def forward(self, features: Mapping[str, Feature]) -> Tensor:  # type: ignore[override]
+        """Features by sequence to [N, C, H/4, W/4]."""
+        return super().forward(features.values())
+
+
+class DeepLabGuide(nn.Module):
+    """Guide of one sequence: the decoder for its features alone, and a head.
+
+    Args:
+        config: size.
+        outputs: C, the number of classes.
+    """
+
+    def __init__(self, config: DeepLabConfig, outputs: int) -> None:
+        super().__init__()
+        self.decoder = Decoder(config, 1)
+        self.head = _head(config, outputs)
+
+    def forward(self, feature: Feature) -> HeadOutput:
+        """Detached (high, low) of one sequence to its own prediction."""
+        return predict(self.head, self.decoder([feature]))
+
+
+class DeepLab(MultimodalNet):
+    """The network: a prediction for every pixel of the input.
+
+    Args:
+        config: size.
+        modalities: names of the sequences, in the order of the fusion.
+        outputs: C, the number of classes.
+    """
+
+    def __init__(self, config: DeepLabConfig, modalities: Iterable[str], outputs: int) -> None:
+        names = list(modalities)
+        super().__init__(
+            {name: DeepLabEncoder(config) for name in names},
+            JointDecoder(config, len(names)),
+            _head(config, outputs),
+        )
+
+    def fuse(self, features: Mapping[str, Feature]) -> HeadOutput:
+        """Prediction at the size of the input, with the head's input and its own small map."""
+        return predict(self.head, self.fusion(features))
+
+
+def predict(head: nn.Module, hidden: Tensor) -> HeadOutput:
+    """Logits [N, C, H, W] from the head's input [N, D, H/4, W/4]; the head's own map is `raw`."""
+    raw = head(hidden)
+    raw = raw.float() if raw.dtype.itemsize < 4 else raw
+    size = [LOW_STRIDE * pixels for pixels in hidden.shape[2:]]
+    return HeadOutput(F.interpolate(raw, size=size, mode="bilinear", align_corners=True), hidden, raw)
+
+
+def deeplab_guides(config: DeepLabConfig, modalities: Iterable[str], outputs: int) -> dict[str, nn.Module]:
+    """A `DeepLabGuide` for each sequence."""
+    return {name: DeepLabGuide(config, outputs) for name in modalities}
+
+
+def _head(config: DeepLabConfig, outputs: int) -> nn.Conv2d:
+    head = nn.Conv2d(config.channels, outputs, 1)
+    _initialise(head)
+    return head
+
+
+def _initialise(module: nn.Module) -> None:
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight)

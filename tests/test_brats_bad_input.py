@@ -1,0 +1,203 @@
+"""What bad BraTS files and options are told: one line that names the file, what was found and what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from brats_files import SHAPE, configured, volume, write_challenge, write_h5, write_released
+from cggm_ray.config import Config
+from cggm_ray.data.brats import Brats, BratsOptions
+from cggm_ray.data.dataset import prepare
+from cggm_ray.data.shards import open_set, write_shards_here
+from cggm_ray.data.split import Split
+from cggm_ray.data.volumes import SEQUENCES
+from cggm_ray.errors import DataError, UsageError
+
+
+@pytest.fixture
+def released(tmp_path: Path) -> Path:
+    return write_released(tmp_path / "released")
+
+
+@pytest.fixture
+def challenge(tmp_path: Path) -> Path:
+    return write_challenge(tmp_path / "challenge")
+
+
+def opened(config: Config, split: str) -> Split:
+    shards = prepare(config, write_shards_here)
+    manifest = open_set(shards)
+    assert manifest is not None
+    return Brats(config).open_split(shards, manifest, split, SEQUENCES, torch.device("cpu"))
+
+
+def rewrite(path: Path, change: Callable[[h5py.File], None]) -> None:
+    with h5py.File(path, "r+") as file:
+        change(file)
+
+
+def put(key: str, values: np.ndarray) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        del file[key]
+        file[key] = values
+
+    return change
+
+
+def drop(key: str) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        del file[key]
+
+    return change
+
+
+def fill(place: tuple[object, ...], value: float, key: str = "image") -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        file[key][place] = value
+
+    return change
+
+
+def rename_channels(file: h5py.File) -> None:
+    file.attrs["channels"] = "flair,t1,t1ce"
+
+
+BAD_H5 = {
+    "no label": (drop("label"), "train/case0.h5: key label is missing; found image; expected image and label"),
+    "three sequences": (
+        put("image", np.ones((3, *SHAPE))),
+        r"key image has shape \(3, 12, 20, 6\); expected \[4, H, W",
+    ),
+    "label too small": (
+        put("label", np.ones((2, 2, 2))),
+        r"key label has shape \(2, 2, 2\); the image has \(12, 20, 6\)",
+    ),
+    "group": (lambda file: (drop("label")(file), file.create_group("label")), "key label is no array of numbers"),
+    "channels": (rename_channels, "attribute channels is flair,t1,t1ce; expected an order of flair,t1ce,t1,t2"),
+    "all zero": (fill((2,), 0), "key image, sequence t1: all voxels are 0; expected an image"),
+    "not finite": (fill((1, 0, 2, 3), np.nan), r"sequence t1ce: nan at voxel \(0, 2, 3\); expected finite numbers"),
+    "label 7": (fill((0, 0, 0), 7, "label"), "key label: label 7 is outside the classes; expected 0, 1, 2, 4 or"),
+    "3 and 4": (fill((0, 0, 0), 3, "label"), "key label: labels 3 and 4 together"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_H5)
+def test_bad_h5(tmp_path: Path, released: Path, case: str) -> None:
+    change, message = BAD_H5[case]
+    rewrite(released / "train" / "case0.h5", change)
+    config = configured(tmp_path, released)
+    with pytest.raises(DataError, match=message) as caught:
+        prepare(config, write_shards_here)
+    assert "case0.h5" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not [path for path in config.shard_root.glob("*") if open_set(path)]
+
+
+def test_truncated_h5(tmp_path: Path, released: Path) -> None:
+    path = released / "valid" / "case3.h5"
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(DataError, match=r"valid/case3.h5: not a readable h5 file: .*truncated"):
+        prepare(configured(tmp_path, released), write_shards_here)
+
+
+def test_no_tumour_in_any_training_case(tmp_path: Path, released: Path) -> None:
+    for number in (0, 2):
+        write_h5(released / "train" / f"case{number}.h5", *volume(number, tumour=False))
+    with pytest.raises(DataError, match="none of the 3 training cases has a tumour"):
+        opened(configured(tmp_path, released), "train")
+
+
+def test_nifti_shapes_that_differ(tmp_path: Path, challenge: Path) -> None:
+    path = challenge / "BraTS2021_00002" / "BraTS2021_00002_t1.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.ones((12, 20, 5), np.float32), np.eye(4)), path)
+    with pytest.raises(DataError, match=r"00002_t1.nii.gz: shape \(12, 20, 5\); .*flair.nii.gz has \(12, 20, 6\)"):
+        prepare(configured(tmp_path, challenge), write_shards_here)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("t2", np.zeros(SHAPE, np.float32), "00001_t2.nii.gz: all voxels are 0; expected an image"),
+        ("t1", np.full(SHAPE, 5, np.float32), "00001_t1.nii.gz: all voxels of the brain are 5; expected an image"),
+        ("seg", np.full(SHAPE, 9, np.uint8), "00001_seg.nii.gz: label 9 is outside the classes"),
+        ("seg", np.full(SHAPE, 0.5, np.float32), "00001_seg.nii.gz: label 0.5 is outside the classes"),
+    ],
+)
+def test_bad_nifti_values(tmp_path: Path, challenge: Path, name: str, values: np.ndarray, message: str) -> None:
+    path = challenge / "BraTS2021_00001" / f"BraTS2021_00001_{name}.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), path)
+    with pytest.raises(DataError, match=message):
+        prepare(configured(tmp_path, challenge), write_shards_here)
+
+
+def test_broken_nifti(tmp_path: Path, challenge: Path) -> None:
+    path = challenge / "BraTS2021_00001" / "BraTS2021_00001_t1ce.nii.gz"
+    content = path.read_bytes()
+    for broken in (b"no image at all", content[: len(content) // 2]):
+        path.write_bytes(broken)
+        with pytest.raises(DataError, match=r"00001_t1ce.nii.gz: not a readable NIfTI file"):
+            prepare(configured(tmp_path, challenge), write_shards_here)
+
+
+def test_a_missing_sequence(tmp_path: Path, challenge: Path) -> None:
+    (challenge / "BraTS2021_00001" / "BraTS2021_00001_seg.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"BraTS2021_00001: BraTS2021_00001_seg.nii.gz is missing"):
+        prepare(configured(tmp_path, challenge), write_shards_here)
+
+
+def test_an_empty_split(tmp_path: Path, released: Path) -> None:
+    (released / "valid" / "case3.h5").unlink()
+    with pytest.raises(
+        DataError, match=r"released/valid: no .h5 file; expected at least one case in each of train, valid"
+    ):
+        prepare(configured(tmp_path, released), write_shards_here)
+
+
+def test_a_folder_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "other" / "photos").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"other: neither <train\|valid\|test>/<case>.h5 nor .*; found photos"):
+        prepare(configured(tmp_path, tmp_path / "other"), write_shards_here)
+
+
+def test_a_full_disk_is_named(tmp_path: Path, released: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cggm_ray.data.shards.pq.write_table", full)
+    with pytest.raises(DataError, match=r"train-00000.parquet: cannot write the shard: No space left on device"):
+        prepare(configured(tmp_path, released), write_shards_here)
+
+
+def test_a_damaged_shard(tmp_path: Path, released: Path) -> None:
+    config = configured(tmp_path, released)
+    shards = prepare(config, write_shards_here)
+    manifest = open_set(shards)
+    assert manifest is not None
+    path = shards / manifest.splits["valid"][0].file
+    path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises(DataError, match=r"valid-00000.parquet: not a readable shard: .*; delete .* to make it anew"):
+        opened(config, "valid")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backbone": "resnet34"}, "backbone: unknown 'resnet34'.*did you mean resnet"),
+        ({"score": "voxel"}, "score: unknown 'voxel'.*available: volume, slice"),
+        ({"crop": 150}, "crop: found 150; expected a multiple of 16"),
+        ({"valid_part": 0.0}, "valid_part: found 0.0"),
+        ({"valid_part": 0.5, "test_part": 0.5}, "test_part: 0.5 with valid_part 0.5 leaves nothing"),
+        ({"overlays": -1}, "overlays: found -1"),
+        ({"draws": 0}, "draws: found 0"),
+    ],
+)
+def test_bad_options(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        BratsOptions(**options)
