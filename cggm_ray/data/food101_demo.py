@@ -16,7 +16,7 @@ from cggm_ray.seeding import derive_seed
 DISHES = ("apple_pie", "caesar_salad", "donuts", "lasagna", "miso_soup", "tacos")
 SAMPLES = {"train": 360, "test": 120}
 SIZE = 32
-FILLER = [
+FILLER = (
     "a",
     "the",
     "best",
@@ -29,12 +29,9 @@ FILLER = [
     "home",
     "made",
     "serve",
-    "and",
     "bake",
     "minutes",
-    "your",
-    "family",
-]
+)
 TEXT_TELLS, IMAGE_TELLS = 0.7, 0.85
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
