@@ -44,7 +44,8 @@ def image_problem(path: Path, size: int) -> str | None:
     except FileNotFoundError:
         return "no such file"
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return str(error).replace(f" {str(path)!r}", "") or type(error).__name__
+        reason = getattr(error, "strerror", None) or str(error).replace(f" {str(path)!r}", "")
+        return reason or type(error).__name__
     return None
 
 
