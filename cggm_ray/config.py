@@ -46,6 +46,12 @@ class DataConfig:
     )
     modalities: tuple[str, ...] | None = option(None, "comma-separated modalities to use; default all")
     shard_path: str | None = option(None, "folder for the converted data; default STORAGE_PATH/shards", resume=True)
+    memory_budget: int = option(
+        4096, "MiB of samples that a worker may hold; a larger set is streamed from its shards", resume=True
+    )
+
+    def __post_init__(self) -> None:
+        _at_least(self, "memory_budget", 1)
 
 
 @dataclass(frozen=True, kw_only=True)

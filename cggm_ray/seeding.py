@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-_PURPOSES = ("weights", "order", "step", "demonstration", "augment", "split")
+# The place of a purpose is part of its stream: add new ones at the end.
+_PURPOSES = ("weights", "order", "step", "demonstration", "augment", "split", "view")
 
 
 def derive_seed(seed: int, purpose: str, *parts: int) -> int:

@@ -14,10 +14,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cggm_ray import Classification, Regression, Task
 from cggm_ray.config import ModelConfig
 from cggm_ray.models.net import MultimodalNet
-from cggm_ray.models.released import convert_released
+from cggm_ray.models.released import convert_released, net_name
 from cggm_ray.models.sequence import sequence_guides, sequence_net
+from cggm_ray.optim import build_optimizer
 
 FOLDER = Path(os.environ.get("CGGM_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
 
@@ -53,7 +55,25 @@ class Recording:
         return {name: self.tensor(f"{prefix}.{name}").to(self.dtype) for name in self.modalities}
 
     def target(self, prefix: str) -> Tensor:
-        return self.tensor(f"{prefix}.labels").to(self.dtype).reshape(-1, 1)
+        labels = self.tensor(f"{prefix}.labels")
+        return labels.to(self.dtype).reshape(-1, 1) if self.meta["dataset"] == "mosi" else labels
+
+    @property
+    def task(self) -> Task:
+        return Regression() if self.meta["dataset"] == "mosi" else Classification(self.meta["out"])
+
+    def optimizer(self, parameters: Iterable[nn.Parameter], role: str = "model") -> torch.optim.Optimizer:
+        """That of the released code for this dataset."""
+        lr = self.meta["lr"] if role == "model" else self.meta["cls_lr"]
+        return build_optimizer("Adam", parameters, lr=lr, weight_decay=0)
+
+    def net_name(self, name: str) -> str:
+        """Name in our model of a recorded parameter."""
+        return str(net_name(name, self.modalities))
+
+    def encoders(self, net: MultimodalNet) -> list[nn.Module]:
+        """The encoders, none of which holds a parameter of another."""
+        return list(net.encoders.values())
 
     @cached_property
     def model_config(self) -> ModelConfig:
@@ -115,6 +135,54 @@ class Recording:
                 f"{key} step {step}: {int((excess > 0).sum())} of {excess.size} values differ; at {worst} got "
                 f"{got[worst]!r}, recorded {want[worst]!r}, noise {noise!r}"
             )
+
+
+class FoodRecording(Recording):
+    """A recording on Food-101: both streams go through one projection, and a second one is there but never used."""
+
+    modalities = ("image", "text")
+    decay = {"model": 6e-3, "cls": 3e-3}
+
+    def __init__(self, path: Path, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__(path, dtype)
+        projection = self.arrays["init.model.projv.weight"]
+        self.meta |= {"dims": [projection.shape[1]] * 2, "out": len(self.arrays["init.model.out_layer.bias"])}
+
+    def inputs(self, prefix: str) -> dict[str, Tensor]:
+        return {name: self.tensor(f"{prefix}.{name[0].replace('i', 'v')}").to(self.dtype) for name in self.modalities}
+
+    def optimizer(self, parameters: Iterable[nn.Parameter], role: str = "model") -> torch.optim.Optimizer:
+        lr = self.meta["lr"] if role == "model" else self.meta["cls_lr"]
+        return build_optimizer(self.meta["optim"], parameters, lr=lr, weight_decay=self.decay[role])
+
+    def net_name(self, name: str) -> str:
+        stem, rest = name.split(".", 1)
+        if stem == "projt":
+            return f"unused.{rest}"
+        indexed = {"projv": "proj.0", "vision_encoder": "encoders.0", "text_encoder": "encoders.1"}
+        return super().net_name(f"{indexed.get(stem, stem)}.{rest}")
+
+    def encoders(self, net: MultimodalNet) -> list[nn.Module]:
+        return [encoder.body for encoder in net.encoders.values()]
+
+    def build(self) -> tuple[MultimodalNet, dict[str, nn.Module]]:
+        widths = dict(zip(self.modalities, self.meta["dims"], strict=True))
+        net = sequence_net(self.model_config, widths, self.meta["out"])
+        net.encoders["text"].proj = net.encoders["image"].proj
+        net.add_module("unused", nn.Linear(self.meta["dims"][1], self.meta["proj"]))
+        state = {
+            self.net_name(name): value.squeeze(-1) if name.startswith("proj") and value.ndim == 3 else value
+            for name, value in self.state("model").items()
+            if not name.endswith(("version", "_float_tensor"))
+        }
+        missing, unexpected = net.load_state_dict(state, strict=False)
+        assert not unexpected
+        assert missing == ["encoders.text.proj.weight", "encoders.text.proj.bias"], "shared with those of the image"
+        guides = sequence_guides(self.model_config, widths, self.meta["out"])
+        nn.ModuleDict(guides).load_state_dict(convert_released(self.state("cls"), self.modalities, guides=True))
+        for module in (net, *guides.values()):
+            module.to(self.dtype)
+        return net, guides
 
 
 def norms(parameters: Iterable[Tensor | None]) -> list[float]:

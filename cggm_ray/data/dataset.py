@@ -2,7 +2,7 @@
 
 A dataset is one file in this package with a class that is registered under its name. Conversion has two halves: `read`
 lists the raw shards on the driver and checks everything that can be checked early, `transform` does the work on them, in
-Ray Data tasks or in this process.
+Ray Data tasks or in this process. A dataset whose work needs several steps, one with a model among them, lists `stages`.
 """
 
 from __future__ import annotations
@@ -19,20 +19,24 @@ from torch import nn
 
 from cggm_ray.config import Config, DatasetOptions
 from cggm_ray.data.shards import (
-    RESERVED,
+    IDENTITY,
     TARGET,
     Manifest,
     RawShard,
+    Source,
+    Stage,
     TensorSpec,
     WriteShards,
     column_values,
     describe_sources,
     fingerprint,
+    is_modality,
     open_set,
     publish,
     staging_folder,
 )
-from cggm_ray.data.split import Split, load_split
+from cggm_ray.data.split import Split, load_split, set_bytes
+from cggm_ray.data.stream import StreamSplit
 from cggm_ray.errors import DataError, UsageError
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.registry import Registry, nearest
@@ -48,7 +52,7 @@ class Dataset(ABC):
 
     Attributes:
         name: as registered.
-        converter: version of `read` and `transform`; a new number makes new shards.
+        converter: version of `read` and its stages; a new number makes new shards.
         Options: class of the configuration's section `options`.
 
     Args:
@@ -87,9 +91,28 @@ class Dataset(ABC):
             DataError: an input is not what the format promises.
         """
 
-    @abstractmethod
+    def describe(self, sources: list[Path]) -> tuple[Source, ...]:
+        """What the set is made from. By default the checksum of every file; all of it is part of the fingerprint."""
+        return describe_sources(sources)
+
     def transform(self, table: pa.Table) -> pa.Table:
-        """A raw table to the columns `index`, `target`, one per modality, and `id` if samples have names. Runs in tasks."""
+        """A raw table to the columns `index`, `target`, one per modality, and `id` if samples have names. Runs in tasks.
+
+        A modality may have further views in the training split, in the columns `view/1/NAME`, `view/2/NAME`, ...; one of
+        them is drawn for every sample and epoch.
+        """
+        return table
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The steps from a raw table to a shard; called after `read`. By default `transform` alone."""
+        return (Stage(make=lambda: self.transform),)
+
+    def notes(self) -> dict[str, Any]:
+        """Plain values that the manifest keeps for `task`, `network` and `open_split`; called after `read`."""
+        return {}
+
+    def accept(self, manifest: Manifest) -> None:  # noqa: B027 (most datasets take every set of theirs)
+        """Refuses a set that was made before and that this configuration may not use, by a DataError."""
 
     @abstractmethod
     def demonstration(self, folder: Path, seed: int) -> Path:
@@ -106,8 +129,11 @@ class Dataset(ABC):
     def open_split(
         self, folder: Path, manifest: Manifest, split: str, modalities: tuple[str, ...], device: torch.device
     ) -> Split:
-        """The samples of a split. By default all of them in memory on the device; large sets stream theirs."""
-        return load_split(folder, manifest, split, modalities, device)
+        """The samples of a split: in memory on the device if the whole set fits the budget, else streamed."""
+        budget = self.config.data.memory_budget * 2**20
+        if set_bytes(folder, manifest, modalities) <= budget:
+            return load_split(folder, manifest, split, modalities, device, self.config.train.seed)
+        return StreamSplit(folder, manifest, split, modalities, device, self.config.train.seed, budget)
 
     def finish(self, folder: Path, net: MultimodalNet, test: Split) -> None:  # noqa: B027 (most datasets leave nothing)
         """Leaves what only this dataset has in the folder of a finished run, such as pictures. Rank 0 calls it."""
@@ -137,7 +163,7 @@ def prepare(config: Config, write: WriteShards) -> Path:
         if not path.exists():
             raise DataError(f"data_path: {path} does not exist")
     paths = dataset.locate(path)
-    sources = describe_sources(paths)
+    sources = dataset.describe(paths)
     folder = (
         config.shard_root
         / f"{dataset.name}-{fingerprint(dataset.name, dataset.converter, dataset.shard_options(), sources)}"
@@ -147,23 +173,26 @@ def prepare(config: Config, write: WriteShards) -> Path:
         raw = list(dataset.read(paths))
         staging = staging_folder(folder)
         try:
-            shards = write(dataset.transform, raw, staging)
+            shards = write(dataset.stages(), raw, staging)
             first = column_specs(staging / shards[0].file)
             manifest = Manifest(
                 dataset=dataset.name,
                 converter=dataset.converter,
                 options=dataset.shard_options(),
                 sources=sources,
-                modalities={name: spec for name, spec in first.items() if name not in RESERVED},
+                modalities={name: spec for name, spec in first.items() if is_modality(name)},
                 target=first[TARGET],
                 splits={
                     split: tuple(done for done, wanted in zip(shards, raw, strict=True) if wanted.split == split)
                     for split in SPLITS
                 },
+                notes=dataset.notes(),
             )
             publish(staging, folder, manifest)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+    else:
+        dataset.accept(manifest)
     return folder
 
 
@@ -190,5 +219,5 @@ def column_specs(path: Path) -> Mapping[str, TensorSpec]:
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
-    values = {name: column_values(table.column(name)) for name in table.column_names if name != "id"}
+    values = {name: column_values(table.column(name)) for name in table.column_names if name != IDENTITY}
     return {name: TensorSpec(shape=v.shape[1:], dtype=str(v.dtype)) for name, v in values.items()}

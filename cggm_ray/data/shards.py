@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ import pyarrow.parquet as pq
 
 from cggm_ray.errors import DataError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 INDEX, IDENTITY, TARGET = "index", "id", "target"
 RESERVED = (INDEX, IDENTITY, TARGET)
+VIEW = "view/"
+"""Prefix of columns with further views of a modality, `view/1/image`, ...; view 0 is the column of the modality itself."""
 SHARD_BYTES = 16 * 2**20
-ROW_GROUP_BYTES = 2**20
+ROW_GROUP_BYTES = 2**18
 """What a streamed split reads at least, to get one row."""
 
 
@@ -37,6 +40,11 @@ class TensorSpec:
 
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def bytes(self) -> int:
+        """Size of one sample."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +68,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a set holds and what it was made from."""
+    """What a set holds and what it was made from. `notes` is what its dataset wants to know again, as plain values."""
 
     dataset: str
     converter: int
@@ -69,6 +77,7 @@ class Manifest:
     modalities: dict[str, TensorSpec]
     target: TensorSpec
     splits: dict[str, tuple[Shard, ...]]
+    notes: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     def rows(self, split: str) -> int:
@@ -97,6 +106,7 @@ class Manifest:
             modalities={name: spec(value) for name, value in raw["modalities"].items()},
             target=spec(raw["target"]),
             splits={name: tuple(Shard(**shard) for shard in shards) for name, shards in raw["splits"].items()},
+            notes=raw["notes"],
         )
 
 
@@ -114,8 +124,30 @@ class RawShard:
         return f"{self.split}-{self.number:05d}.parquet"
 
 
-WriteShards = Callable[[Callable[[pa.Table], pa.Table], Sequence[RawShard], Path], list[Shard]]
-"""(transform, raw shards, folder) to the written shards in the same order. Ray Data and this process both can."""
+Transform = Callable[[pa.Table], pa.Table]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One step of a conversion; a set is converted by a sequence of them, each working on whole tables.
+
+    Attributes:
+        make: makes the function of a table, in the process that will call it. It is pickled.
+        pooled: what is made is expensive and used again, such as a model: a few long-lived processes make it, each with a
+            GPU if there are any. Otherwise every task makes it.
+    """
+
+    make: Callable[[], Transform]
+    pooled: bool = False
+
+
+WriteShards = Callable[[Sequence[Stage], Sequence[RawShard], Path], list[Shard]]
+"""(stages, raw shards, folder) to the written shards in the same order. Ray Data and this process both can."""
+
+
+def is_modality(column: str) -> bool:
+    """Whether a column of a shard holds a modality."""
+    return column not in RESERVED and not column.startswith(VIEW)
 
 
 def tensor_column(values: np.ndarray) -> pa.Array:
@@ -136,8 +168,8 @@ def column_values(column: pa.ChunkedArray) -> np.ndarray:
     return np.concatenate(chunks) if chunks else np.empty(0)
 
 
-def write_shard(transform: Callable[[pa.Table], pa.Table], raw: RawShard, folder: Path) -> Shard:
-    """Transforms a table and writes it as one parquet file.
+def write_shard(transform: Transform, raw: RawShard, folder: Path) -> Shard:
+    """Transforms a table and writes it as one parquet file, in row groups small enough to read single samples.
 
     Raises:
         DataError: the folder cannot be written (disk full, no permission).
@@ -146,14 +178,24 @@ def write_shard(transform: Callable[[pa.Table], pa.Table], raw: RawShard, folder
     try:
         table = transform(raw.table)
         rows = max(1, ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes))
-        pq.write_table(table, path, compression="zstd", row_group_size=rows)
+        # Dictionaries and statistics of features cost time and space and help nobody.
+        pq.write_table(
+            table, path, compression="zstd", row_group_size=rows, use_dictionary=False, write_statistics=False
+        )
         return Shard(file=raw.file, rows=table.num_rows, bytes=path.stat().st_size, sha256=file_digest(path))
     except OSError as error:
         raise DataError(f"{path}: cannot write the shard: {error.strerror or error}") from None
 
 
-def write_shards_here(transform: Callable[[pa.Table], pa.Table], raw: Sequence[RawShard], folder: Path) -> list[Shard]:
+def write_shards_here(stages: Sequence[Stage], raw: Sequence[RawShard], folder: Path) -> list[Shard]:
     """Writes all shards in this process."""
+    transforms = [stage.make() for stage in stages]
+
+    def transform(table: pa.Table) -> pa.Table:
+        for one in transforms:
+            table = one(table)
+        return table
+
     return [write_shard(transform, shard, folder) for shard in raw]
 
 
@@ -201,12 +243,18 @@ def publish(staging: Path, folder: Path, manifest: Manifest) -> None:
     """Makes a finished staging folder the set: the manifest last, then one rename.
 
     If another process published the same set in the meantime, that one stays and the staging folder is dropped.
+
+    Raises:
+        DataError: the manifest cannot be written.
     """
     path = staging / MANIFEST
-    with path.open("w") as file:
-        file.write(manifest.to_json())
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("w") as file:
+            file.write(manifest.to_json())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
     if folder.exists() and open_set(folder) is None:
         shutil.rmtree(folder)
     try:

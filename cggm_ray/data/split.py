@@ -13,8 +13,9 @@ from torch import Tensor
 
 from cggm_ray.batch import Batch
 from cggm_ray.data.sampler import Slice
-from cggm_ray.data.shards import IDENTITY, INDEX, TARGET, Manifest, column_values
+from cggm_ray.data.shards import IDENTITY, INDEX, TARGET, VIEW, Manifest, column_values
 from cggm_ray.errors import DataError
+from cggm_ray.seeding import generator
 
 
 class Split(Protocol):
@@ -48,12 +49,23 @@ class TensorSplit:
         inputs: by modality, [samples, ...].
         target: [samples, ...].
         names: of the samples, where they have any.
+        views: by modality that has several views, [views, samples, ...]; one is drawn for every sample and epoch.
+        seed: of the draw.
     """
 
-    def __init__(self, inputs: dict[str, Tensor], target: Tensor, names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        inputs: dict[str, Tensor],
+        target: Tensor,
+        names: Sequence[str] | None = None,
+        views: dict[str, Tensor] | None = None,
+        seed: int = 0,
+    ) -> None:
         self.inputs = inputs
         self.target = target
         self.names = names
+        self.views = views or {}
+        self.seed = seed
         self.groups: int | None = None
 
     def __len__(self) -> int:
@@ -61,32 +73,84 @@ class TensorSplit:
 
     def batches(self, plan: Iterable[Slice], epoch: int) -> Iterator[Batch]:
         """See `Split`."""
+        drawn = {name: drawn_views(len(self), len(values), self.seed, epoch) for name, values in self.views.items()}
         for part in plan:
             rows = part.index.to(self.target.device)
+            inputs = {name: values[rows] for name, values in self.inputs.items()}
+            for name, values in self.views.items():
+                inputs[name] = values[drawn[name][part.index].to(rows.device), rows]
             yield Batch(
-                inputs={name: values[rows] for name, values in self.inputs.items()},
+                inputs={name: full(values) for name, values in inputs.items()},
                 target=self.target[rows],
                 index=part.index,
                 weight=None if part.weight is None else part.weight.to(self.target.device),
             )
 
 
+def drawn_views(samples: int, views: int, seed: int, epoch: int) -> Tensor:
+    """The view of every sample in an epoch, int64 [samples]: a function of seed, epoch and sample."""
+    return torch.randint(views, (samples,), generator=generator(seed, "view", epoch))
+
+
+def full(values: Tensor) -> Tensor:
+    """Features that are stored in half precision, in single precision; anything else as it is."""
+    return values.float() if values.dtype == torch.float16 else values
+
+
+def view_columns(columns: Sequence[str], modality: str) -> list[str]:
+    """The columns of a shard that hold the views of a modality, in their order."""
+    further = [name for name in columns if name.startswith(VIEW) and name.split("/", 2)[2] == modality]
+    return [modality, *sorted(further, key=lambda name: int(name.split("/")[1]))]
+
+
+def set_bytes(folder: Path, manifest: Manifest, modalities: Sequence[str]) -> int:
+    """Memory that all splits of a set take.
+
+    Raises:
+        DataError: a shard cannot be read.
+    """
+    total = 0
+    for split, shards in manifest.splits.items():
+        columns = shard_columns(folder, folder / shards[0].file) if shards else []
+        views = {name: len(view_columns(columns, name)) for name in modalities}
+        sample = sum(manifest.modalities[name].bytes * views[name] for name in modalities)
+        total += manifest.rows(split) * (sample + manifest.target.bytes)
+    return total
+
+
+def shard_columns(folder: Path, path: Path) -> list[str]:
+    """Names of the columns of a shard; raises DataError where it cannot be read."""
+    try:
+        return pq.read_schema(path).names
+    except (OSError, ValueError) as error:
+        raise unreadable(folder, path, error) from None
+
+
+def unreadable(folder: Path, path: Path, error: Exception) -> DataError:
+    """The error for a shard that cannot be read."""
+    return DataError(f"{path}: not a readable shard: {error}; delete {folder} to make it anew")
+
+
 def load_split(
-    folder: Path, manifest: Manifest, split: str, modalities: Sequence[str], device: torch.device
+    folder: Path, manifest: Manifest, split: str, modalities: Sequence[str], device: torch.device, seed: int = 0
 ) -> TensorSplit:
     """Reads the shards of a split.
 
     Raises:
         DataError: a shard cannot be read, or rows are missing or doubled.
     """
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in (INDEX, TARGET, *modalities)}
+    first = manifest.splits[split][0]
+    stored = shard_columns(folder, folder / first.file)
+    views = {name: view_columns(stored, name) for name in modalities}
+    wanted = [INDEX, TARGET, *(column for columns in views.values() for column in columns)]
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
     names: list[str] = []
     for shard in manifest.splits[split]:
         path = folder / shard.file
         try:
             table = pq.read_table(path)
         except (OSError, ValueError) as error:
-            raise DataError(f"{path}: not a readable shard: {error}; delete {folder} to make it anew") from None
+            raise unreadable(folder, path, error) from None
         for name, values in columns.items():
             values.append(column_values(table.column(name)))
         if IDENTITY in table.column_names:
@@ -96,5 +160,11 @@ def load_split(
     if not np.array_equal(joined[INDEX][rows], np.arange(manifest.rows(split))):
         raise DataError(f"{folder}: the rows of split {split} are not 0 to {manifest.rows(split) - 1}, each once")
     tensors = {name: torch.from_numpy(values[rows]).to(device) for name, values in joined.items() if name != INDEX}
-    target = tensors.pop(TARGET)
-    return TensorSplit(tensors, target, [names[row] for row in rows] if names else None)
+    several = {name: torch.stack([tensors[c] for c in columns]) for name, columns in views.items() if len(columns) > 1}
+    return TensorSplit(
+        {name: tensors[name] for name in modalities if name not in several},
+        tensors[TARGET],
+        [names[row] for row in rows] if names else None,
+        several,
+        seed,
+    )

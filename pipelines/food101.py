@@ -1,0 +1,38 @@
+"""UPMC-Food-101: the dish from a photo and the text of its page, 101 classes.
+
+Wang et al. 2015; CGGM as in "Classifier-guided Gradient Modulation" (NeurIPS 2024), whose hyper-parameters these are.
+
+    python pipelines/food101.py                       # a generated demonstration set with small random encoders
+    python pipelines/food101.py --data_path UPMC_Food101 --vit google/vit-base-patch16-224 --bert bert-base-uncased
+    python pipelines/food101.py --data_path UPMC_Food101 --vit ./vit --bert ./bert --views 4 --extract_precision bf16
+    python pipelines/food101.py --data_path UPMC_Food101 --vit ./vit --bert ./bert --image_features online --use_gpu
+    python pipelines/food101.py --local               # without Ray
+
+Data: train.json, test.json and maybe dev.json, lists of {id, text_tokens, img_path, label}, with the images beside them.
+"""
+
+import sys
+
+from cggm_ray.cli import main
+from cggm_ray.config import Config, DataConfig, ModelConfig, ModulationConfig, OptimConfig, TrainConfig
+from cggm_ray.data.food101 import Food101Options
+
+RECIPE = Config(
+    data=DataConfig(dataset="food101"),
+    model=ModelConfig(
+        nlevels=4,
+        cls_layers=2,
+        attn_dropout=0.2,
+        relu_dropout=0.15,
+        embed_dropout=0.2,
+        res_dropout=0.15,
+        out_dropout=0.1,
+    ),
+    modulation=ModulationConfig(rho=1.3, lam=0.05),
+    optim=OptimConfig(optim="AdamW", lr=1e-3, cls_lr=5e-4, weight_decay=6e-3, cls_weight_decay=3e-3, clip=0.8),
+    train=TrainConfig(batch_size=128, num_epochs=60),
+    options=Food101Options(),
+)
+
+if __name__ == "__main__":
+    sys.exit(main(RECIPE, description=__doc__))
