@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cggm_ray import Classification, Regression, Task
 from cggm_ray.config import ModelConfig
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.released import convert_released
@@ -53,7 +54,12 @@ class Recording:
         return {name: self.tensor(f"{prefix}.{name}").to(self.dtype) for name in self.modalities}
 
     def target(self, prefix: str) -> Tensor:
-        return self.tensor(f"{prefix}.labels").to(self.dtype).reshape(-1, 1)
+        labels = self.tensor(f"{prefix}.labels")
+        return labels.to(self.dtype).reshape(-1, 1) if self.meta["dataset"] == "mosi" else labels
+
+    @property
+    def task(self) -> Task:
+        return Regression() if self.meta["dataset"] == "mosi" else Classification(self.meta["out"])
 
     @cached_property
     def model_config(self) -> ModelConfig:

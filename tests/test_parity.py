@@ -1,4 +1,4 @@
-"""Every recorded trajectory of the released code on MOSI-shaped data, followed step by step."""
+"""Every recorded trajectory of the released code on MOSI- and IEMOCAP-shaped data, followed step by step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from cggm_ray import CGGM, JointTraining, Regression
+from cggm_ray import CGGM, JointTraining, Task
 from cggm_ray.models.released import guide_name, net_name
 from cggm_ray.optim import clip_by_total_norm
 from golden import Recording, norms, recordings
@@ -18,13 +18,13 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
 
-@pytest.fixture(params=recordings("mosi*.npz"))
+@pytest.fixture(params=recordings("mosi*.npz") + recordings("iemo*.npz"))
 def recording(request: pytest.FixtureRequest, dtype: torch.dtype) -> Recording:
     return Recording(request.param, dtype)
 
 
 def released_strategy(
-    recording: Recording, net: torch.nn.Module, guides: dict[str, torch.nn.Module], task: Regression
+    recording: Recording, net: torch.nn.Module, guides: dict[str, torch.nn.Module], task: Task
 ) -> CGGM:
     return CGGM(
         guides,
@@ -51,7 +51,7 @@ def groups_of(recording: Recording, names: list[str]) -> dict[str, list[int]]:
 @pytest.mark.parametrize("mode", ["none", "cggm"])
 def test_trajectory(recording: Recording, mode: str) -> None:
     torch.manual_seed(0)
-    meta, task = recording.meta, Regression()
+    meta, task = recording.meta, recording.task
     net, guides = recording.build()
     strategy = released_strategy(recording, net, guides, task) if mode == "cggm" else JointTraining(task=task)
     optimizer = torch.optim.Adam(net.parameters(), lr=meta["lr"])

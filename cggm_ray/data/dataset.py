@@ -19,7 +19,6 @@ from torch import nn
 
 from cggm_ray.config import Config, DatasetOptions
 from cggm_ray.data.shards import (
-    RESERVED,
     TARGET,
     Manifest,
     RawShard,
@@ -28,6 +27,7 @@ from cggm_ray.data.shards import (
     column_values,
     describe_sources,
     fingerprint,
+    is_modality,
     open_set,
     publish,
     staging_folder,
@@ -87,7 +87,11 @@ class Dataset(ABC):
 
     @abstractmethod
     def transform(self, table: pa.Table) -> pa.Table:
-        """A raw table to the columns `index`, `target`, one per modality, and `id` if samples have names. Runs in tasks."""
+        """A raw table to the columns `index`, `target`, one per modality, and `id` if samples have names. Runs in tasks.
+
+        Where samples may lack a modality m there is a column `present/m` (bool) too; where its sequences are padded at the
+        end there may be `steps/m` (int64, 0 where it is missing). All shards of a set have the same columns.
+        """
 
     @abstractmethod
     def demonstration(self, folder: Path, seed: int) -> Path:
@@ -152,7 +156,7 @@ def prepare(config: Config, write: WriteShards) -> Path:
                 converter=dataset.converter,
                 options=dataset.shard_options(),
                 sources=sources,
-                modalities={name: spec for name, spec in first.items() if name not in RESERVED},
+                modalities={name: spec for name, spec in first.items() if is_modality(name)},
                 target=first[TARGET],
                 splits={
                     split: tuple(done for done, wanted in zip(shards, raw, strict=True) if wanted.split == split)

@@ -26,6 +26,8 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 INDEX, IDENTITY, TARGET = "index", "id", "target"
 RESERVED = (INDEX, IDENTITY, TARGET)
+PRESENT, STEPS = "present/", "steps/"
+"""Prefixes of columns about a modality: bool, whether a sample has it; or int64, its time steps before the padding."""
 SHARD_BYTES = 16 * 2**20
 
 
@@ -114,6 +116,11 @@ class RawShard:
 
 WriteShards = Callable[[Callable[[pa.Table], pa.Table], Sequence[RawShard], Path], list[Shard]]
 """(transform, raw shards, folder) to the written shards in the same order. Ray Data and this process both can."""
+
+
+def is_modality(column: str) -> bool:
+    """Whether a column of a shard holds a modality."""
+    return column not in RESERVED and not column.startswith((PRESENT, STEPS))
 
 
 def tensor_column(values: np.ndarray) -> pa.Array:

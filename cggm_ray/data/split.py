@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cggm_ray.batch import Batch
 from cggm_ray.data.sampler import Slice
-from cggm_ray.data.shards import IDENTITY, INDEX, TARGET, Manifest, column_values
+from cggm_ray.data.shards import IDENTITY, INDEX, PRESENT, STEPS, TARGET, Manifest, column_values
 from cggm_ray.errors import DataError
 
 
@@ -48,12 +48,20 @@ class TensorSplit:
         inputs: by modality, [samples, ...].
         target: [samples, ...].
         names: of the samples, where they have any.
+        masks: by modality, bool [samples, T] or [samples, 1]; see `Batch.masks`.
     """
 
-    def __init__(self, inputs: dict[str, Tensor], target: Tensor, names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        inputs: dict[str, Tensor],
+        target: Tensor,
+        names: Sequence[str] | None = None,
+        masks: dict[str, Tensor] | None = None,
+    ) -> None:
         self.inputs = inputs
         self.target = target
         self.names = names
+        self.masks = masks or {}
         self.groups: int | None = None
 
     def __len__(self) -> int:
@@ -63,11 +71,14 @@ class TensorSplit:
         """See `Split`."""
         for part in plan:
             rows = part.index.to(self.target.device)
+            masks = {name: mask[rows] for name, mask in self.masks.items()}
             yield Batch(
                 inputs={name: values[rows] for name, values in self.inputs.items()},
                 target=self.target[rows],
                 index=part.index,
+                present={name: mask.any(1) for name, mask in masks.items()} or None,
                 weight=None if part.weight is None else part.weight.to(self.target.device),
+                masks=masks or None,
             )
 
 
@@ -77,9 +88,10 @@ def load_split(
     """Reads the shards of a split.
 
     Raises:
-        DataError: a shard cannot be read, or rows are missing or doubled.
+        DataError: a shard cannot be read, rows are missing or doubled, or a sample has none of the modalities.
     """
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in (INDEX, TARGET, *modalities)}
+    wanted = [*(prefix + name for name in modalities for prefix in ("", PRESENT, STEPS)), INDEX, TARGET]
+    columns: dict[str, list[np.ndarray]] = {}
     names: list[str] = []
     for shard in manifest.splits[split]:
         path = folder / shard.file
@@ -87,8 +99,9 @@ def load_split(
             table = pq.read_table(path)
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: not a readable shard: {error}; delete {folder} to make it anew") from None
-        for name, values in columns.items():
-            values.append(column_values(table.column(name)))
+        for name in wanted:
+            if name in table.column_names:
+                columns.setdefault(name, []).append(column_values(table.column(name)))
         if IDENTITY in table.column_names:
             names += table.column(IDENTITY).to_pylist()
     joined = {name: np.concatenate(values) for name, values in columns.items()}
@@ -96,5 +109,26 @@ def load_split(
     if not np.array_equal(joined[INDEX][rows], np.arange(manifest.rows(split))):
         raise DataError(f"{folder}: the rows of split {split} are not 0 to {manifest.rows(split) - 1}, each once")
     tensors = {name: torch.from_numpy(values[rows]).to(device) for name, values in joined.items() if name != INDEX}
-    target = tensors.pop(TARGET)
-    return TensorSplit(tensors, target, [names[row] for row in rows] if names else None)
+    names = [names[row] for row in rows] if names else []
+    masks = _masks(tensors, modalities)
+    if len(masks) == len(modalities):
+        there = torch.stack([mask.any(1) for mask in masks.values()]).any(0)
+        if not bool(there.all()):
+            bad = int((~there).nonzero()[0])
+            raise DataError(
+                f"{folder}: split {split}, sample {names[bad] if names else bad} has none of the modalities "
+                f"{', '.join(modalities)}; expected at least one"
+            )
+    return TensorSplit({name: tensors[name] for name in modalities}, tensors[TARGET], names or None, masks)
+
+
+def _masks(tensors: dict[str, Tensor], modalities: Sequence[str]) -> dict[str, Tensor]:
+    """Masks of the modalities that have any, from the columns about steps and presence."""
+    masks = {}
+    for name in modalities:
+        if STEPS + name in tensors:
+            steps = torch.arange(tensors[name].shape[1], device=tensors[name].device)
+            masks[name] = steps < tensors[STEPS + name][:, None]
+        elif PRESENT + name in tensors:
+            masks[name] = tensors[PRESENT + name][:, None]
+    return masks
