@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-_PURPOSES = ("weights", "order", "step", "demonstration")
+_PURPOSES = ("weights", "order", "step", "demonstration", "split")
 
 
 def derive_seed(seed: int, purpose: str, *parts: int) -> int:

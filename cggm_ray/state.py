@@ -23,6 +23,7 @@ from cggm_ray.modulation.base import Strategy
 WEIGHTS = "model.safetensors"
 TENSORS = "training.safetensors"
 VALUES = "training.json"
+PREDICTIONS = "predictions.parquet"
 
 
 @dataclass

@@ -29,12 +29,11 @@ from cggm_ray.modulation.base import STRATEGIES, Strategy, alone
 from cggm_ray.optim import clip_by_total_norm, model_optimizer, plateau_schedule
 from cggm_ray.runtime import Record, Runtime, numbers
 from cggm_ray.seeding import derive_seed
-from cggm_ray.state import Best, TrainState, copy_files, load_weights, write_folder, write_text
+from cggm_ray.state import PREDICTIONS, Best, TrainState, copy_files, load_weights, write_folder, write_text
 from cggm_ray.tasks import Task
 from cggm_ray.tracking import Console, Tracker, default_trackers
 
 SUMMARY = "summary.json"
-PREDICTIONS = "predictions.parquet"
 BEST = "best"
 
 

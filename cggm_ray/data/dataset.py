@@ -69,6 +69,10 @@ class Dataset(ABC):
         """Plain values of the options that change the shards: they are part of a set's fingerprint."""
         return {}
 
+    def folds(self) -> dict[str, Config]:
+        """The runs that this configuration stands for, by the name of the fold; empty where it is one run by itself."""
+        return {}
+
     @abstractmethod
     def locate(self, path: Path) -> list[Path]:
         """The raw files under the path that a user gave.
@@ -92,6 +96,10 @@ class Dataset(ABC):
         Where samples may lack a modality m there is a column `present/m` (bool) too; where its sequences are padded at the
         end there may be `steps/m` (int64, 0 where it is missing). All shards of a set have the same columns.
         """
+
+    def notes(self) -> dict[str, Any]:
+        """Plain values that the manifest keeps for `task`, `network` and `open_split`; called after `read`."""
+        return {}
 
     @abstractmethod
     def demonstration(self, folder: Path, seed: int) -> Path:
@@ -132,13 +140,7 @@ def prepare(config: Config, write: WriteShards) -> Path:
         DataError: bad input; nothing was written.
     """
     dataset = DATASETS.get(config.data.dataset)(config)
-    if config.data.data_path is None:
-        path = dataset.demonstration(config.shard_root.parent / "demonstration", config.train.seed)
-    else:
-        path = Path(config.data.data_path).expanduser().absolute()
-        if not path.exists():
-            raise DataError(f"data_path: {path} does not exist")
-    paths = dataset.locate(path)
+    paths = dataset.locate(raw_path(dataset))
     sources = describe_sources(paths)
     folder = (
         config.shard_root
@@ -162,12 +164,28 @@ def prepare(config: Config, write: WriteShards) -> Path:
                     split: tuple(done for done, wanted in zip(shards, raw, strict=True) if wanted.split == split)
                     for split in SPLITS
                 },
+                notes=dataset.notes(),
             )
             publish(staging, folder, manifest)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     selected_modalities(config, manifest)
     return folder
+
+
+def raw_path(dataset: Dataset) -> Path:
+    """The raw data of a run: the path that the user gave, or the demonstration set, which is made if need be.
+
+    Raises:
+        DataError: there is nothing at the path.
+    """
+    config = dataset.config
+    if config.data.data_path is None:
+        return dataset.demonstration(config.shard_root.parent / "demonstration", config.train.seed)
+    path = Path(config.data.data_path).expanduser().absolute()
+    if not path.exists():
+        raise DataError(f"data_path: {path} does not exist")
+    return path
 
 
 def selected_modalities(config: Config, manifest: Manifest) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from cggm_ray.errors import DataError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 INDEX, IDENTITY, TARGET = "index", "id", "target"
 RESERVED = (INDEX, IDENTITY, TARGET)
@@ -60,7 +60,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a set holds and what it was made from."""
+    """What a set holds and what it was made from. `notes` is what its dataset wants to know again, as plain values."""
 
     dataset: str
     converter: int
@@ -69,6 +69,7 @@ class Manifest:
     modalities: dict[str, TensorSpec]
     target: TensorSpec
     splits: dict[str, tuple[Shard, ...]]
+    notes: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     def rows(self, split: str) -> int:
@@ -97,6 +98,7 @@ class Manifest:
             modalities={name: spec(value) for name, value in raw["modalities"].items()},
             target=spec(raw["target"]),
             splits={name: tuple(Shard(**shard) for shard in shards) for name, shards in raw["splits"].items()},
+            notes=raw["notes"],
         )
 
 
