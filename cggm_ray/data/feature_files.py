@@ -121,7 +121,8 @@ def _table(
     columns = {
         str(name): _array(value, f"{where}, field {name}") for name, value in fields.items() if wanted(str(name))
     }
-    columns = {name: values for name, values in columns.items() if values.ndim}
+    single = {name for name, values in columns.items() if not values.ndim}
+    columns = {name: values for name, values in columns.items() if name not in single}
     present = {}
     for name in list(columns):
         flags = columns.pop(name + PRESENT_SUFFIX, None)
@@ -134,7 +135,7 @@ def _table(
             )
         present[name] = flags.astype(bool)
         columns[name] = _blank(columns[name], present[name])
-    names = tuple(str(name) for name in available if not str(name).endswith(PRESENT_SUFFIX))
+    names = tuple(str(name) for name in available if name not in single and not str(name).endswith(PRESENT_SUFFIX))
     return FeatureTable(where=where, columns=columns, present=present, available=names)
 
 

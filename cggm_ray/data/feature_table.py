@@ -177,9 +177,15 @@ def gather(
 
 
 def read_classes(
-    tables: Mapping[str, FeatureTable], column: str, given: Sequence[str] | None, split: str | None
+    tables: Mapping[str, FeatureTable], column: str, given: Sequence[str] | None, rows: Mapping[str, np.ndarray] | None
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Class numbers of every table, and the classes: those given, or those of the train split in their order.
+
+    Args:
+        tables: by split, or one under `WHOLE`.
+        column: of the labels.
+        given: all classes, or None.
+        rows: of every split of a whole table, if a column says them.
 
     Raises:
         DataError: a label that is none of the classes, with its row.
@@ -188,9 +194,8 @@ def read_classes(
     if given is None:
         first = "train" if "train" in tables else next(iter(tables))
         known = labels[first]
-        if split is not None and first == WHOLE:
-            rows = [SPLIT_NAMES.get(str(name).lower()) == "train" for name in tables[first].column(split, "split")]
-            known = known[np.array(rows, bool)]
+        if rows is not None:
+            known = known[rows["train"]]
         classes = np.unique(known)
     else:
         classes = np.array(given)
@@ -236,7 +241,7 @@ def read_values(tables: Mapping[str, FeatureTable], column: str) -> dict[str, np
 def divide(
     tables: Mapping[str, FeatureTable],
     samples: Mapping[str, Samples],
-    column: str | None,
+    rows: Mapping[str, np.ndarray] | None,
     shares: tuple[float, float],
     seed: int,
 ) -> dict[str, Samples]:
@@ -245,7 +250,7 @@ def divide(
     Args:
         tables: by split, or one under `WHOLE`.
         samples: of every table.
-        column: that says train, valid or test.
+        rows: of every split of a whole table, from `rows_by_split`; None to draw them.
         shares: of validation and test, where they are drawn.
         seed: of the draw; classes keep their shares.
 
@@ -255,11 +260,9 @@ def divide(
     parts = dict(samples)
     where = next(iter(tables.values())).where
     if WHOLE in parts:
-        whole, table = parts.pop(WHOLE), tables[WHOLE]
-        rows = _drawn(whole.target, shares, seed) if column is None else _by_column(table, column, len(whole.target))
+        whole = parts.pop(WHOLE)
+        rows = _drawn(whole.target, shares, seed) if rows is None else rows
         parts = {split: whole.take(picked) for split, picked in rows.items() if len(picked)}
-    elif column is not None:
-        raise DataError(f"{where}: has splits of its own; leave out --split")
     if "train" in parts and "valid" not in parts:
         rows = _drawn(parts["train"].target, (shares[0], 0.0), seed)
         parts |= {split: parts["train"].take(rows[split]) for split in ("train", "valid")}
@@ -269,8 +272,18 @@ def divide(
     return {split: parts[split] for split in SPLITS}
 
 
-def _by_column(table: FeatureTable, column: str, samples: int) -> dict[str, np.ndarray]:
+def rows_by_split(tables: Mapping[str, FeatureTable], column: str, target: str) -> dict[str, np.ndarray]:
+    """The rows of every split of a whole table, from the column that says them.
+
+    Raises:
+        DataError: there is no such column, it says something else, or the file has splits of its own.
+    """
+    if WHOLE not in tables:
+        where = next(iter(tables.values())).where
+        raise DataError(f"{where}: the file has splits of its own; leave out --split")
+    table = tables[WHOLE]
     values = table.column(column, "split")
+    samples = len(table.column(target, "target"))
     if values.shape != (samples,):
         raise DataError(
             f"{table.where}, split {column}: shape {values.shape}; expected a text for each of {samples} samples"

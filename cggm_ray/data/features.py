@@ -26,6 +26,7 @@ from cggm_ray.data.feature_table import (
     gather,
     read_classes,
     read_values,
+    rows_by_split,
     shape_kinds,
 )
 from cggm_ray.data.shards import (
@@ -187,13 +188,14 @@ class Features(Dataset):
         split = options.split
         if split is None and WHOLE in tables and SPLIT in tables[WHOLE].available:
             split = SPLIT
+        rows = None if split is None else rows_by_split(tables, split, options.target)
         names = choose_modalities(tables, modalities, about)
         kinds = shape_kinds(tables, names, options.pairs("kinds"), lengths)
         if options.task == "classification":
-            target, classes = read_classes(tables, options.target, options.classes, split)
+            target, classes = read_classes(tables, options.target, options.classes, rows)
         else:
             target, classes = read_values(tables, options.target), None
         samples = gather(tables, names, lengths, target)
         self._notes = {"kinds": kinds, "classes": None if classes is None else list(classes)}
         shares = (options.valid_share, options.test_share)
-        return divide(tables, samples, split, shares, options.split_seed)
+        return divide(tables, samples, rows, shares, options.split_seed)
