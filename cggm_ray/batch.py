@@ -27,6 +27,8 @@ class Batch:
         present: modality name to bool [N], False where a sample lacks the modality; None when nothing is missing.
         group: int64 [N], the volume that a slice belongs to; None where samples stand alone.
         weight: [N], 1 for a sample that counts and 0 for one that only fills a place; None when all count.
+        masks: modality name to bool [N, T], False at steps that are padding, or [N, 1] where there are no steps to tell
+            apart; a sample that lacks the modality has a row of False. None when nothing is missing or padded.
     """
 
     inputs: dict[str, Tensor]
@@ -35,6 +37,7 @@ class Batch:
     present: dict[str, Tensor] | None = None
     group: Tensor | None = None
     weight: Tensor | None = None
+    masks: dict[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -52,6 +55,7 @@ class Batch:
             present=None if self.present is None else move(self.present),
             group=None if self.group is None else self.group.to(device, non_blocking=True),
             weight=None if self.weight is None else self.weight.to(device, non_blocking=True),
+            masks=None if self.masks is None else move(self.masks),
         )
 
 

@@ -52,6 +52,11 @@ class Registry(Generic[T]):
 
         return enter
 
+    def adopt(self, name: str, entry: T) -> None:
+        """Enters what was registered in another process, unless the name is known here."""
+        self._fill()
+        self._entries.setdefault(name, entry)
+
     def names(self) -> list[str]:
         """All names, sorted."""
         self._fill()

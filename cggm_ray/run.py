@@ -12,13 +12,14 @@ import torch.distributed as dist
 import yaml
 
 from cggm_ray.config import Config
-from cggm_ray.data.dataset import PICTURES, prepare
+from cggm_ray.data.dataset import DATASETS, PICTURES, prepare
 from cggm_ray.data.shards import write_shards_here
 from cggm_ray.errors import UsageError
+from cggm_ray.folds import fold_table, save_folds
 from cggm_ray.runtime import LocalRuntime, Record
-from cggm_ray.state import write_text
+from cggm_ray.state import PREDICTIONS, write_text
 from cggm_ray.tracking import METRICS
-from cggm_ray.train import BEST, PREDICTIONS, Result, check, fit
+from cggm_ray.train import BEST, Result, check, fit
 
 CONFIG = "config.yaml"
 
@@ -30,12 +31,29 @@ def run(config: Config) -> Result | None:
         config: of the run; `--local` keeps Ray out of it, and so does torchrun.
 
     Returns:
-        The result; None on torchrun's processes other than the first.
+        The result; None on torchrun's processes other than the first, and where the configuration stands for several folds,
+        whose results lie in their folders.
 
     Raises:
         CggmError: with one line that says what to do.
     """
     config = named(config)
+    folds = DATASETS.get(config.data.dataset)(config).folds()
+    if not folds:
+        return run_one(config)
+    results = {}
+    for fold, part in folds.items():
+        print(f"fold {fold}")
+        result = run_one(dataclasses.replace(part, run=dataclasses.replace(part.run, name=f"{config.run.name}-{fold}")))
+        if result is not None:
+            results[fold] = result
+    if results:
+        print(fold_table(results, save_folds(config.run.storage / str(config.run.name), results)))
+    return None
+
+
+def run_one(config: Config) -> Result | None:
+    """See `run`; the configuration is one run with a name."""
     folder = run_folder(config)
     if config.run.local or "TORCHELASTIC_RUN_ID" in os.environ:
         result = run_locally(config, folder)

@@ -23,6 +23,7 @@ from cggm_ray.optim import Schedule
 WEIGHTS = "model.safetensors"
 TENSORS = "training.safetensors"
 VALUES = "training.json"
+PREDICTIONS = "predictions.parquet"
 
 
 @dataclass

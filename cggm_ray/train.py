@@ -31,12 +31,11 @@ from cggm_ray.optim import build_schedule, clip_by_total_norm, model_optimizer
 from cggm_ray.registry import nearest
 from cggm_ray.runtime import Record, Runtime, numbers
 from cggm_ray.seeding import derive_seed
-from cggm_ray.state import Best, TrainState, copy_files, load_weights, write_folder, write_text
+from cggm_ray.state import PREDICTIONS, Best, TrainState, copy_files, load_weights, write_folder, write_text
 from cggm_ray.tasks import Task
 from cggm_ray.tracking import Console, Tracker, default_trackers
 
 SUMMARY = "summary.json"
-PREDICTIONS = "predictions.parquet"
 BEST = "best"
 
 
@@ -76,9 +75,9 @@ class TrainingStep(nn.Module):
             torch.autocast(batch.target.device.type, torch.bfloat16, enabled=self._half),
             global_batch(reduce, batch.weight, alone=reduce is alone),
         ):
-            features = self.net.encode(batch.inputs)
-            features = self.strategy.modulate(features, batch.target, batch.present, batch.weight)
-            head = self.net.fuse(features)
+            features = self.net.encode(batch.inputs, batch.masks)
+            features = self.strategy.modulate(features, batch.target, batch.present, batch.weight, batch.masks)
+            head = self.net.fuse(features, batch.masks)
         return self.strategy.losses(head, batch.target, batch.weight)
 
 
@@ -320,7 +319,7 @@ def evaluate(
     plan = list(slices(torch.arange(len(split)), config.train.batch_size, runtime.rank, runtime.world_size))
     for batch in split.batches(plan, epoch=0):
         with torch.autocast(runtime.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-            logits = net(batch.inputs)
+            logits = net(batch.inputs, batch.masks)
         logits = logits.float() if logits.dtype.itemsize < 4 else logits
         metrics.update(logits, batch.target, batch.weight, batch.group)
         loss_sums += task.sums(logits, batch.target, batch.weight)
@@ -386,7 +385,7 @@ def _non_finite(
 ) -> NonFiniteError:
     """The error, with the ranks whose own batch is to blame. All workers call it."""
     with torch.no_grad():
-        logits = state.net(batch.inputs)
+        logits = state.net(batch.inputs, batch.masks)
     bad = torch.zeros(runtime.world_size, dtype=torch.float64, device=runtime.device)
     bad[runtime.rank] = float(not bool(torch.isfinite(logits).all()))
     ranks = runtime.reduce()(bad).nonzero()[:, 0].tolist() or list(range(runtime.world_size))

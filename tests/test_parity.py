@@ -1,4 +1,4 @@
-"""Every recorded trajectory of the released code on MOSI- and Food-101-shaped data, followed step by step."""
+"""Every recorded trajectory of the released code on sequences of features, followed step by step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
 
-@pytest.fixture(params=recordings("mosi*.npz") + recordings("food*.npz"))
+@pytest.fixture(params=[file for kind in ("mosi", "iemo", "food") for file in recordings(f"{kind}*.npz")])
 def recording(request: pytest.FixtureRequest, dtype: torch.dtype) -> Recording:
     kind = FoodRecording if request.param.stem.startswith("food") else Recording
     return kind(request.param, dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,16 @@ from cggm_ray.config import Config
 from cggm_ray.data import mosi
 from cggm_ray.data.dataset import prepare
 from cggm_ray.data.sampler import epoch_order, slices
-from cggm_ray.data.shards import MANIFEST, RawShard, Shard, column_values, file_digest, open_set, write_shards_here
+from cggm_ray.data.shards import (
+    MANIFEST,
+    RawShard,
+    Shard,
+    Stage,
+    column_values,
+    file_digest,
+    open_set,
+    write_shards_here,
+)
 from cggm_ray.data.split import load_split
 from cggm_ray.errors import DataError
 from conftest import small_set, write_pickle
@@ -28,7 +37,7 @@ def config(pickle: Path, folder: Path) -> Config:
     return Config().replace({"data_path": pickle, "storage_path": folder})
 
 
-def refuse(transform: Callable[[pa.Table], pa.Table], raw: Sequence[RawShard], folder: Path) -> list[Shard]:
+def refuse(stages: Sequence[Stage], raw: Sequence[RawShard], folder: Path) -> list[Shard]:
     raise AssertionError("the shards should have been reused")
 
 
@@ -84,8 +93,8 @@ def test_a_damaged_set_is_made_anew(tmp_path: Path, harm: str) -> None:
 def test_a_conversion_that_dies_leaves_nothing_that_is_read(tmp_path: Path) -> None:
     source = write_pickle(tmp_path / "small.pkl", small_set())
 
-    def die(transform: Callable[[pa.Table], pa.Table], raw: Sequence[RawShard], folder: Path) -> list[Shard]:
-        write_shards_here(transform, raw[:2], folder)
+    def die(stages: Sequence[Stage], raw: Sequence[RawShard], folder: Path) -> list[Shard]:
+        write_shards_here(stages, raw[:2], folder)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

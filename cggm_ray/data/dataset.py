@@ -75,6 +75,10 @@ class Dataset(ABC):
         """Plain values of the options that change the shards: they are part of a set's fingerprint."""
         return {}
 
+    def folds(self) -> dict[str, Config]:
+        """The runs that this configuration stands for, by the name of the fold; empty where it is one run by itself."""
+        return {}
+
     @abstractmethod
     def locate(self, path: Path) -> list[Path]:
         """The raw files under the path that a user gave.
@@ -99,7 +103,9 @@ class Dataset(ABC):
         """A raw table to the columns `index`, `target`, one per modality, and `id` if samples have names. Runs in tasks.
 
         A modality may have further views in the training split, in the columns `view/1/NAME`, `view/2/NAME`, ...; one of
-        them is drawn for every sample and epoch.
+        them is drawn for every sample and epoch. Where samples may lack a modality m there is a column `present/m` (bool)
+        too; where its sequences are padded at the end there may be `steps/m` (int64, 0 where it is missing). All shards of
+        a split have the same columns.
         """
         return table
 
@@ -156,13 +162,7 @@ def prepare(config: Config, write: WriteShards) -> Path:
         DataError: bad input; nothing was written.
     """
     dataset = DATASETS.get(config.data.dataset)(config)
-    if config.data.data_path is None:
-        path = dataset.demonstration(config.shard_root.parent / "demonstration", config.train.seed)
-    else:
-        path = Path(config.data.data_path).expanduser().absolute()
-        if not path.exists():
-            raise DataError(f"data_path: {path} does not exist")
-    paths = dataset.locate(path)
+    paths = dataset.locate(raw_path(dataset))
     sources = dataset.describe(paths)
     folder = (
         config.shard_root
@@ -194,6 +194,21 @@ def prepare(config: Config, write: WriteShards) -> Path:
     else:
         dataset.accept(manifest)
     return folder
+
+
+def raw_path(dataset: Dataset) -> Path:
+    """The raw data of a run: the path that the user gave, or the demonstration set, which is made if need be.
+
+    Raises:
+        DataError: there is nothing at the path.
+    """
+    config = dataset.config
+    if config.data.data_path is None:
+        return dataset.demonstration(config.shard_root.parent / "demonstration", config.train.seed)
+    path = Path(config.data.data_path).expanduser().absolute()
+    if not path.exists():
+        raise DataError(f"data_path: {path} does not exist")
+    return path
 
 
 def selected_modalities(config: Config, manifest: Manifest) -> tuple[str, ...]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import codecs
 import pickle
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.lib import format as npy
 
 from cggm_ray.errors import DataError
 
@@ -115,15 +117,40 @@ def load_pickle(path: Path) -> Any:
         DataError: the file cannot be read, is not a whole pickle, or names anything but arrays and containers; nothing in
             it was executed.
     """
+    return _guarded(path, "pickle", lambda file: _SafeUnpickler(file, path).load())
+
+
+def load_npy(path: Path) -> np.ndarray:
+    """The array in an .npy file; an array of objects, which is a pickle, by the same rules as `load_pickle`.
+
+    Args:
+        path: file.
+
+    Raises:
+        DataError: as `load_pickle`.
+    """
+
+    def read(file: BinaryIO) -> np.ndarray:
+        readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+        version = npy.read_magic(file)
+        if version in readers and readers[version](file)[2].hasobject:
+            return np.asarray(_SafeUnpickler(file, path).load())
+        file.seek(0)
+        return np.load(file, allow_pickle=False)
+
+    return _guarded(path, ".npy file", read)
+
+
+def _guarded(path: Path, kind: str, read: Callable[[BinaryIO], Any]) -> Any:
     try:
         with path.open("rb") as file:
-            return _SafeUnpickler(file, path).load()
+            return read(file)
     except DataError:
         raise
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except EOFError:
-        raise DataError(f"{path}: the pickle ends too early; expected a complete file (a broken copy?)") from None
-    # A damaged pickle can raise nearly anything from numpy's and pickle's own code; all of it means the same.
+        raise DataError(f"{path}: the {kind} ends too early; expected a complete file (a broken copy?)") from None
+    # A damaged file can raise nearly anything from numpy's and pickle's own code; all of it means the same.
     except Exception as error:
-        raise DataError(f"{path}: not a readable pickle: {type(error).__name__}: {error}") from None
+        raise DataError(f"{path}: not a readable {kind}: {type(error).__name__}: {error}") from None

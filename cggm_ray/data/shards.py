@@ -27,8 +27,9 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 INDEX, IDENTITY, TARGET = "index", "id", "target"
 RESERVED = (INDEX, IDENTITY, TARGET)
-VIEW = "view/"
-"""Prefix of columns with further views of a modality, `view/1/image`, ...; view 0 is the column of the modality itself."""
+VIEW, PRESENT, STEPS = "view/", "present/", "steps/"
+"""Prefixes of columns about a modality: a further view of it, `view/1/image`, ... (view 0 is the column of the modality
+itself); bool, whether a sample has it; int64, its time steps before the padding."""
 SHARD_BYTES = 16 * 2**20
 ROW_GROUP_BYTES = 2**18
 """What a streamed split reads at least, to get one row."""
@@ -147,7 +148,7 @@ WriteShards = Callable[[Sequence[Stage], Sequence[RawShard], Path], list[Shard]]
 
 def is_modality(column: str) -> bool:
     """Whether a column of a shard holds a modality."""
-    return column not in RESERVED and not column.startswith(VIEW)
+    return column not in RESERVED and not column.startswith((VIEW, PRESENT, STEPS))
 
 
 def tensor_column(values: np.ndarray) -> pa.Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cggm_ray.batch import Batch
 from cggm_ray.data.sampler import Slice
-from cggm_ray.data.shards import IDENTITY, INDEX, TARGET, VIEW, Manifest, column_values
+from cggm_ray.data.shards import IDENTITY, INDEX, PRESENT, STEPS, TARGET, VIEW, Manifest, column_values
 from cggm_ray.errors import DataError
 from cggm_ray.seeding import generator
 
@@ -49,6 +49,7 @@ class TensorSplit:
         inputs: by modality, [samples, ...].
         target: [samples, ...].
         names: of the samples, where they have any.
+        masks: by modality, bool [samples, T] or [samples, 1]; see `Batch.masks`.
         views: by modality that has several views, [views, samples, ...]; one is drawn for every sample and epoch.
         seed: of the draw.
     """
@@ -58,12 +59,14 @@ class TensorSplit:
         inputs: dict[str, Tensor],
         target: Tensor,
         names: Sequence[str] | None = None,
+        masks: dict[str, Tensor] | None = None,
         views: dict[str, Tensor] | None = None,
         seed: int = 0,
     ) -> None:
         self.inputs = inputs
         self.target = target
         self.names = names
+        self.masks = masks or {}
         self.views = views or {}
         self.seed = seed
         self.groups: int | None = None
@@ -76,6 +79,7 @@ class TensorSplit:
         drawn = {name: drawn_views(len(self), len(values), self.seed, epoch) for name, values in self.views.items()}
         for part in plan:
             rows = part.index.to(self.target.device)
+            masks = {name: mask[rows] for name, mask in self.masks.items()}
             inputs = {name: values[rows] for name, values in self.inputs.items()}
             for name, values in self.views.items():
                 inputs[name] = values[drawn[name][part.index].to(rows.device), rows]
@@ -83,7 +87,9 @@ class TensorSplit:
                 inputs={name: full(values) for name, values in inputs.items()},
                 target=self.target[rows],
                 index=part.index,
+                present={name: mask.any(1) for name, mask in masks.items()} or None,
                 weight=None if part.weight is None else part.weight.to(self.target.device),
+                masks=masks or None,
             )
 
 
@@ -137,12 +143,13 @@ def load_split(
     """Reads the shards of a split.
 
     Raises:
-        DataError: a shard cannot be read, or rows are missing or doubled.
+        DataError: a shard cannot be read, rows are missing or doubled, or a sample has none of the modalities.
     """
     first = manifest.splits[split][0]
     stored = shard_columns(folder, folder / first.file)
     views = {name: view_columns(stored, name) for name in modalities}
     wanted = [INDEX, TARGET, *(column for columns in views.values() for column in columns)]
+    wanted += about_columns(stored, modalities)
     columns: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
     names: list[str] = []
     for shard in manifest.splits[split]:
@@ -160,11 +167,59 @@ def load_split(
     if not np.array_equal(joined[INDEX][rows], np.arange(manifest.rows(split))):
         raise DataError(f"{folder}: the rows of split {split} are not 0 to {manifest.rows(split) - 1}, each once")
     tensors = {name: torch.from_numpy(values[rows]).to(device) for name, values in joined.items() if name != INDEX}
+    identities = [names[row] for row in rows] if names else None
+    masks = read_masks(tensors, modalities, {name: manifest.modalities[name].shape for name in modalities})
+    check_presence(masks, modalities, f"{folder}: split {split}", identities)
     several = {name: torch.stack([tensors[c] for c in columns]) for name, columns in views.items() if len(columns) > 1}
     return TensorSplit(
         {name: tensors[name] for name in modalities if name not in several},
         tensors[TARGET],
-        [names[row] for row in rows] if names else None,
+        identities,
+        masks,
         several,
         seed,
     )
+
+
+def about_columns(stored: Sequence[str], modalities: Sequence[str]) -> list[str]:
+    """The columns of a shard that say which samples have a modality, and how many steps of it are no padding."""
+    return [prefix + name for name in modalities for prefix in (PRESENT, STEPS) if prefix + name in stored]
+
+
+def read_masks(
+    columns: Mapping[str, Tensor], modalities: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """Masks of the modalities that have any, from the columns about steps and presence.
+
+    Args:
+        columns: values by column name, [samples].
+        modalities: to look for.
+        shapes: of one sample of each modality, [T, ...].
+    """
+    masks = {}
+    for name in modalities:
+        if STEPS + name in columns:
+            steps = torch.arange(shapes[name][0], device=columns[STEPS + name].device)
+            masks[name] = steps < columns[STEPS + name][:, None]
+        elif PRESENT + name in columns:
+            masks[name] = columns[PRESENT + name].bool()[:, None]
+    return masks
+
+
+def check_presence(
+    masks: Mapping[str, Tensor], modalities: Sequence[str], where: str, names: Sequence[str] | None
+) -> None:
+    """Refuses samples that have none of the modalities.
+
+    Raises:
+        DataError: names the first of them.
+    """
+    if len(masks) < len(modalities):
+        return
+    there = torch.stack([mask.any(1) for mask in masks.values()]).any(0)
+    if not bool(there.all()):
+        bad = int((~there).nonzero()[0])
+        raise DataError(
+            f"{where}, sample {names[bad] if names else bad} has none of the modalities {', '.join(modalities)}; "
+            "expected at least one"
+        )

@@ -12,7 +12,7 @@ from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchTrainer
 
 from cggm_ray.config import Config
-from cggm_ray.data.dataset import prepare
+from cggm_ray.data.dataset import DATASETS, prepare
 from cggm_ray.distributed.cluster import connect, cpus_per_worker, own_error
 from cggm_ray.distributed.ingest import write_shards_with_ray
 from cggm_ray.distributed.runtime import RayRuntime
@@ -37,7 +37,14 @@ def run_on_ray(config: Config, folder: Path) -> Result:
     claim(config, folder, shards)
     trainer = TorchTrainer(
         train_on_worker,
-        train_loop_config={"config": config, "shards": str(shards), "folder": str(folder), "threads": cpus},
+        train_loop_config={
+            "config": config,
+            # A dataset that a person registered in a file of their own is not known to a worker; it travels along.
+            "dataset": DATASETS.get(config.data.dataset),
+            "shards": str(shards),
+            "folder": str(folder),
+            "threads": cpus,
+        },
         scaling_config=ScalingConfig(
             num_workers=config.run.workers,
             use_gpu=config.run.use_gpu,
@@ -64,4 +71,5 @@ def run_on_ray(config: Config, folder: Path) -> Result:
 def train_on_worker(arguments: dict[str, Any]) -> None:
     """The loop on one worker."""
     torch.set_num_threads(arguments["threads"])
+    DATASETS.adopt(arguments["config"].data.dataset, arguments["dataset"])
     fit(arguments["config"], Path(arguments["shards"]), RayRuntime(), Path(arguments["folder"]))

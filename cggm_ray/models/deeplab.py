@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cggm_ray.batch import Feature, HeadOutput
 from cggm_ray.errors import DataError
 from cggm_ray.models.batchnorm import BatchNorm2d
-from cggm_ray.models.net import MultimodalNet
+from cggm_ray.models.net import Masks, MultimodalNet
 from cggm_ray.models.resnet import ResNet, ResNetConfig
 
 LOW_STRIDE = 4
@@ -179,8 +179,8 @@ class DeepLab(MultimodalNet):
             _head(config, outputs),
         )
 
-    def fuse(self, features: Mapping[str, Feature]) -> HeadOutput:
-        """Prediction at the size of the input, with the head's input and its own small map."""
+    def fuse(self, features: Mapping[str, Feature], masks: Masks | None = None) -> HeadOutput:
+        """Prediction at the size of the input, with the head's input and its own small map. Sequences have no masks."""
         return predict(self.head, self.fusion(features))
 
 

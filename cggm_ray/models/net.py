@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from cggm_ray.batch import Feature, HeadOutput
 
+Masks = Mapping[str, Tensor]
+"""Modality name to bool [N, T] or [N, 1]; see `Batch.masks`."""
+
 
 class MultimodalNet(nn.Module):
     """Encoders phi_m, fusion Omega and head F: y_hat = F(Omega([phi_m(x_m)])).
@@ -16,6 +19,8 @@ class MultimodalNet(nn.Module):
         encoders: by modality. An encoder may name the part without its input projection `body`.
         fusion: maps the features of all modalities to the input of the head.
         head: the last linear layer or 1x1 convolution.
+
+    Encoders and fusion get masks as a second argument where there are any, and only then.
     """
 
     def __init__(self, encoders: Mapping[str, nn.Module], fusion: nn.Module, head: nn.Module) -> None:
@@ -24,19 +29,34 @@ class MultimodalNet(nn.Module):
         self.fusion = fusion
         self.head = head
 
-    def encode(self, inputs: Mapping[str, Tensor]) -> dict[str, Feature]:
-        """Features h_m of every modality."""
-        return {name: encoder(inputs[name]) for name, encoder in self.encoders.items()}
+    def encode(self, inputs: Mapping[str, Tensor], masks: Masks | None = None) -> dict[str, Feature]:
+        """Features h_m of every modality; both inputs and features are zero where a mask is False."""
+        features: dict[str, Feature] = {}
+        for name, encoder in self.encoders.items():
+            mask = None if masks is None else masks.get(name)
+            if mask is None:
+                features[name] = encoder(inputs[name])
+            else:
+                features[name] = _zeroed(encoder(_zeroed(inputs[name], mask), mask), mask)
+        return features
 
-    def fuse(self, features: Mapping[str, Feature]) -> HeadOutput:
+    def fuse(self, features: Mapping[str, Feature], masks: Masks | None = None) -> HeadOutput:
         """Prediction from the features, with the head's input."""
-        hidden = self.fusion(features)
+        hidden = self.fusion(features) if masks is None else self.fusion(features, masks)
         return HeadOutput(self.head(hidden), hidden)
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, inputs: Mapping[str, Tensor], masks: Masks | None = None) -> Tensor:
         """Logits of a batch; what inference calls."""
-        return self.fuse(self.encode(inputs)).logits
+        return self.fuse(self.encode(inputs, masks), masks).logits
 
     def bodies(self) -> dict[str, nn.Module]:
         """Encoders without their input projections, the part that the released code modulates."""
         return {name: getattr(encoder, "body", encoder) for name, encoder in self.encoders.items()}
+
+
+def _zeroed(x: Tensor, mask: Tensor) -> Tensor:
+    """x [N, T, ...], or [N, ...] under a mask [N, 1], with zeros and no gradient where the mask is False.
+
+    What stood there may be anything, NaN included: it reaches neither values nor gradients.
+    """
+    return x.masked_fill(~mask.reshape(*mask.shape, *[1] * (x.ndim - 2)), 0)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cggm_ray.batch import HeadOutput
 from cggm_ray.config import ModelConfig
-from cggm_ray.models.net import MultimodalNet
+from cggm_ray.models.net import Masks, MultimodalNet
 from cggm_ray.models.transformer import TransformerConfig, TransformerEncoder
 
 
@@ -27,9 +27,9 @@ class SequenceEncoder(nn.Module):
         self.proj = nn.Linear(features, config.width)
         self.body = TransformerEncoder(config)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask_NT: Tensor | None = None) -> Tensor:
         """[N, T, features] to [N, T, D]."""
-        return self.body(self.proj(x))
+        return self.body(self.proj(x), mask_NT)
 
 
 class TransformerFusion(nn.Module):
@@ -42,9 +42,10 @@ class TransformerFusion(nn.Module):
         self.proj2 = nn.Linear(config.width, config.width)
         self.out_dropout = out_dropout
 
-    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Features by modality to [N, D]."""
-        z_ND = self.transformer(torch.cat(list(features.values()), 1))[:, 0]
+    def forward(self, features: Mapping[str, Tensor], masks: Masks | None = None) -> Tensor:
+        """Features by modality to [N, D]; with masks, only steps that are there are attended to."""
+        mask_NT = None if masks is None else _joined(features, masks)
+        z_ND = self.transformer(torch.cat(list(features.values()), 1), mask_NT)[:, 0]
         return self.proj2(F.dropout(F.relu(self.proj1(z_ND)), self.out_dropout, self.training)) + z_ND
 
 
@@ -62,10 +63,20 @@ class SequenceGuide(nn.Module):
         self.proj1 = nn.Linear(config.width, config.width)
         self.head = nn.Linear(config.width, outputs)
 
-    def forward(self, h_NTD: Tensor) -> HeadOutput:
+    def forward(self, h_NTD: Tensor, mask_NT: Tensor | None = None) -> HeadOutput:
         """Detached features [N, T, D] of one modality to its own prediction."""
-        hidden = F.relu(self.proj1(self.proj1(self.bone(h_NTD)[:, 0])))
+        hidden = F.relu(self.proj1(self.proj1(self.bone(h_NTD, mask_NT)[:, 0])))
         return HeadOutput(self.head(hidden), hidden)
+
+
+def _joined(features: Mapping[str, Tensor], masks: Masks) -> Tensor:
+    """The masks of all features, one after the other along time: bool [N, sum of T_m]."""
+    parts = []
+    for name, h_NTD in features.items():
+        mask = masks.get(name)
+        whole = torch.ones(h_NTD.shape[:2], dtype=torch.bool, device=h_NTD.device)
+        parts.append(whole if mask is None else whole & mask)
+    return torch.cat(parts, 1)
 
 
 def transformer_config(config: ModelConfig, layers: int) -> TransformerConfig:

@@ -136,7 +136,15 @@ class TransformerEncoder(nn.Module):
         self.layer_norm = nn.LayerNorm(config.width)
 
     def forward(self, x_NTD: Tensor, mask_NT: Tensor | None = None) -> Tensor:
-        """[N, T, D] to [N, T, D], or [N, 1, D] with `first_step_only`."""
+        """[N, T, D] to [N, T, D], or [N, 1, D] with `first_step_only`.
+
+        Args:
+            x_NTD: the sequence.
+            mask_NT: bool [N, T] or [N, 1], False at steps that no step may attend to. A row without any step is computed as
+                if all were there, so that its numbers are finite; nothing may use them.
+        """
+        if mask_NT is not None:
+            mask_NT = (mask_NT | ~mask_NT.any(1, keepdim=True)).expand(x_NTD.shape[:2])
         x = self.scale * x_NTD + self.embed_positions(x_NTD)
         x = F.dropout(x, self.embed_dropout, self.training)
         *body, last = self.layers

@@ -103,6 +103,7 @@ class Strategy(nn.Module):
         target: Tensor,
         present: Mapping[str, Tensor] | None = None,
         weight: Tensor | None = None,
+        masks: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Feature]:
         """Returns the features that the fusion shall see.
 
@@ -111,6 +112,7 @@ class Strategy(nn.Module):
             target: [N, ...].
             present: modality name to bool [N]; None when nothing is missing.
             weight: [N], 0 for samples that do not count; None when all do.
+            masks: modality name to bool [N, T] or [N, 1], False at padding; None when there is none.
         """
         return features
 

@@ -147,6 +147,7 @@ class CGGM(Strategy):
         target: Tensor,
         present: Mapping[str, Tensor] | None = None,
         weight: Tensor | None = None,
+        masks: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Feature]:
         """Runs the guides on the detached features and places the gates.
 
@@ -155,6 +156,7 @@ class CGGM(Strategy):
             target: [N, ...].
             present: modality name to bool [N]; a sample without the modality does not count for its guide.
             weight: [N] or None.
+            masks: modality name to bool [N, T] or [N, 1], False at padding, which its guide gets as a second argument.
 
         Returns:
             The features for the fusion, equal in value.
@@ -162,7 +164,8 @@ class CGGM(Strategy):
         self.gates.close()
         self._guide_heads, self._guide_weight = [], []
         for name, guide in self.guides.items():
-            self._guide_heads.append(guide(_detach(features[name])))
+            mask = [] if masks is None or name not in masks else [masks[name]]
+            self._guide_heads.append(guide(_detach(features[name]), *mask))
             self._guide_weight.append(_both(weight, None if present is None else present.get(name)))
         if not self._gate_features:
             return features
@@ -193,6 +196,8 @@ class CGGM(Strategy):
             scale = self.coefficients(utility_M, seen_M)
         self.gates.open(scale.gate_M)
 
+        # A modality that no sample has gives 0 / 0; ones in its place keep the gradients of the others finite.
+        guide_sums_MK = torch.where(seen_M[:, None], guide_sums_MK, 1.0)
         losses_M = torch.stack([self.task.combine(sums) for sums in guide_sums_MK])
         losses_M = torch.where(seen_M, losses_M, 0.0)
         term = self.direction(direction_sums, task_sums, guide_sums_MK, scale.direction_M)

@@ -1,0 +1,289 @@
+"""IEMOCAP (Busso et al. 2008) in the layout of the released code: four emotions, features keyed by utterance.
+
+A/comparE.h5, V/denseface.h5, L/bert_large.h5     utterance -> [steps, features]
+A/comparE_mean_std.h5                             fold -> mean, std [features] of the audio of its training split
+target/<fold>/<trn|val|tst>_label.npy             one-hot [N, 4]
+target/<fold>/<trn|val|tst>_int2name.npy          utterances [N, 1], byte strings
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from cggm_ray.config import Config, DatasetOptions, option
+from cggm_ray.confusion import save_confusion
+from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset, raw_path
+from cggm_ray.data.iemocap_demonstration import write_demonstration
+from cggm_ray.data.safe_pickle import load_npy
+from cggm_ray.data.shards import IDENTITY, INDEX, SHARD_BYTES, STEPS, TARGET, Manifest, RawShard, tensor_column
+from cggm_ray.data.split import Split, TensorSplit
+from cggm_ray.errors import DataError, UsageError
+from cggm_ray.models.net import MultimodalNet
+from cggm_ray.models.sequence import sequence_guides, sequence_net
+from cggm_ray.tasks import Classification, Task
+
+FEATURES = {"text": "L/bert_large.h5", "audio": "A/comparE.h5", "vision": "V/denseface.h5"}
+MEAN_STD = "A/comparE_mean_std.h5"
+SPLIT_FILES = dict(zip(SPLITS, ("trn", "val", "tst"), strict=True))
+CLASSES = 4
+NORMALISATIONS = ("trn", "utt")
+ALL = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IemocapOptions(DatasetOptions):
+    """Options of IEMOCAP."""
+
+    cv: str = option("1", "fold, a folder of target/; 'all' runs every one and reports mean and standard deviation")
+    norm_method: str = option(
+        "trn", "audio normalisation: trn (mean and deviation of the fold's train split) or utt", "norm"
+    )
+    text_length: int = option(22, "time steps of the text; longer utterances are cut, shorter ones padded with zeros")
+    audio_length: int = option(350, "time steps of the audio")
+    vision_length: int = option(50, "time steps of the vision")
+    padding_mask: bool = option(
+        False, "hide the padding from encoders, guides and fusion (the released code attends to it)"
+    )
+
+    def __post_init__(self) -> None:
+        if self.norm_method not in NORMALISATIONS:
+            raise UsageError(f"norm_method: unknown {self.norm_method!r}; available: {', '.join(NORMALISATIONS)}")
+        for name in FEATURES:
+            if self.length(name) < 1:
+                raise UsageError(f"{name}_length: found {self.length(name)}; expected at least 1")
+
+    def length(self, modality: str) -> int:
+        """Time steps of a modality."""
+        return int(getattr(self, f"{modality}_length"))
+
+
+@DATASETS.register("iemocap")
+class Iemocap(Dataset):
+    """IEMOCAP: one of four emotions from text, audio and vision."""
+
+    name = "iemocap"
+    converter = 1
+    Options = IemocapOptions
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        assert isinstance(config.options, IemocapOptions)
+        self.options = config.options
+        self._root = Path()
+        self._widths: dict[str, int] = {}
+
+    def shard_options(self) -> dict[str, Any]:
+        """Fold, normalisation and lengths; the mask is a matter of the model."""
+        return {key: value for key, value in vars(self.options).items() if key != "padding_mask"}
+
+    def folds(self) -> dict[str, Config]:
+        """With `--cv all`, a run for every folder of target/."""
+        if self.options.cv != ALL:
+            return {}
+        names = _fold_names(raw_path(self))
+        options = {f"cv{name}": dataclasses.replace(self.options, cv=name) for name in names}
+        return {fold: dataclasses.replace(self.config, options=part) for fold, part in options.items()}
+
+    def locate(self, path: Path) -> list[Path]:
+        """The features, their statistics and the fold's six target files."""
+        if not path.is_dir():
+            raise DataError(f"{path}: a file; expected the folder that holds A, V, L and target")
+        if not (path / "target" / self.options.cv).is_dir():
+            raise DataError(
+                f"{path / 'target'}: fold {self.options.cv} is missing; found {', '.join(_fold_names(path))}"
+            )
+        self._root = path
+        files = [path / file for file in FEATURES.values()]
+        if self.options.norm_method == "trn":
+            files.append(path / MEAN_STD)
+        for split in SPLITS:
+            files += [self._target_file(split, "label"), self._target_file(split, "int2name")]
+        for file in files:
+            if not file.is_file():
+                raise DataError(f"{file}: does not exist; expected it in the layout of IEMOCAP")
+        return files
+
+    def read(self, sources: list[Path]) -> Iterator[RawShard]:
+        """Utterances and classes of every split; shapes are checked here, the features are read in `transform`."""
+        targets = {split: self._target(split) for split in SPLITS}
+        with ExitStack() as stack:
+            for modality, file in FEATURES.items():
+                self._check_features(stack.enter_context(_open(self._root / file)), modality, targets)
+        if self.options.norm_method == "trn":
+            self._mean_std()
+        step = max(1, SHARD_BYTES // sum(4 * self.options.length(m) * width for m, width in self._widths.items()))
+        for split, (names, labels) in targets.items():
+            for number, start in enumerate(range(0, len(names), step)):
+                rows = slice(start, start + step)
+                table = {IDENTITY: names[rows], TARGET: labels[rows], INDEX: range(start, start + len(names[rows]))}
+                yield RawShard(split=split, number=number, table=pa.table({k: pa.array(v) for k, v in table.items()}))
+
+    def transform(self, table: pa.Table) -> pa.Table:
+        """Reads the utterances' features, normalises the audio, cuts and pads with zeros at the end."""
+        names = table.column(IDENTITY).to_pylist()
+        mean_std = self._mean_std() if self.options.norm_method == "trn" else None
+        for modality, file in FEATURES.items():
+            length = self.options.length(modality)
+            with _open(self._root / file) as features:
+                values = [features[name][()].astype(np.float32) for name in names]
+            for name, value in zip(names, values, strict=True):
+                if not np.isfinite(value).all():
+                    step, feature = np.argwhere(~np.isfinite(value))[0]
+                    raise DataError(
+                        f"{self._root / file}, utterance {name}: {value[step, feature]} at step {step}, feature {feature}; "
+                        "expected a finite number"
+                    )
+            if modality == "audio":
+                values = [_normalised(value, mean_std) for value in values]
+            padded = np.zeros((len(names), length, values[0].shape[1]), np.float32)
+            for row, value in enumerate(values):
+                padded[row, : len(value)] = value[:length]
+            table = table.append_column(modality, tensor_column(padded))
+            table = table.append_column(STEPS + modality, pa.array([min(length, len(value)) for value in values]))
+        return table
+
+    def demonstration(self, folder: Path, seed: int) -> Path:
+        """`iemocap-<seed>`: two folds over a few utterances, in the true widths."""
+        return write_demonstration(folder / f"iemocap-{seed}", seed)
+
+    def task(self, manifest: Manifest) -> Task:
+        """Four classes."""
+        return Classification(CLASSES)
+
+    def network(self, manifest: Manifest, modalities: tuple[str, ...]) -> tuple[MultimodalNet, dict[str, nn.Module]]:
+        """The released network."""
+        widths = {name: manifest.modalities[name].shape[-1] for name in modalities}
+        return sequence_net(self.config.model, widths, CLASSES), sequence_guides(self.config.model, widths, CLASSES)
+
+    def open_split(
+        self, folder: Path, manifest: Manifest, split: str, modalities: tuple[str, ...], device: torch.device
+    ) -> Split:
+        """All utterances in memory; without `padding_mask` the padding is as good as any other step."""
+        loaded = super().open_split(folder, manifest, split, modalities, device)
+        if not self.options.padding_mask:
+            assert isinstance(loaded, TensorSplit)
+            loaded.masks = {}
+        return loaded
+
+    def finish(self, folder: Path, net: MultimodalNet, test: Split) -> None:
+        """The confusion matrix of the test split."""
+        save_confusion(folder, [str(number) for number in range(CLASSES)])
+
+    def _target_file(self, split: str, what: str) -> Path:
+        return self._root / "target" / self.options.cv / f"{SPLIT_FILES[split]}_{what}.npy"
+
+    def _target(self, split: str) -> tuple[list[str], np.ndarray]:
+        """Utterances and class numbers of a split."""
+        path = self._target_file(split, "label")
+        labels = _classes(load_npy(path), path)
+        path = self._target_file(split, "int2name")
+        names = _names(load_npy(path), path)
+        if len(names) != len(labels):
+            raise DataError(
+                f"{path}: {len(names)} utterances; {self._target_file(split, 'label').name} has {len(labels)} labels"
+            )
+        if not names:
+            raise DataError(f"{path}: no utterance; expected at least one")
+        return names, labels
+
+    def _check_features(self, features: Any, modality: str, targets: dict[str, tuple[list[str], np.ndarray]]) -> None:
+        """Every utterance is there, and all have as many features as the first."""
+        first = ""
+        for split, (names, _) in targets.items():
+            for name in names:
+                where = f"{features.filename}, utterance {name} ({self._target_file(split, 'int2name')})"
+                if name not in features:
+                    raise DataError(f"{where}: the key is missing; the file has {len(features)} utterances")
+                shape, dtype = getattr(features[name], "shape", None), getattr(features[name], "dtype", None)
+                if shape is None or dtype is None or dtype.kind not in "fiu" or len(shape) != 2 or not shape[1]:
+                    found = "a group" if shape is None else f"shape {shape} of {dtype}"
+                    raise DataError(f"{where}: found {found}; expected [steps, features] of numbers")
+                if not first:
+                    first, self._widths[modality] = name, shape[1]
+                if shape[1] != self._widths[modality]:
+                    raise DataError(f"{where}: {shape[1]} features; utterance {first} has {self._widths[modality]}")
+
+    def _mean_std(self) -> np.ndarray:
+        """Mean and standard deviation of the audio features, [2, 1, D], from the fold's train split."""
+        path = self._root / MEAN_STD
+        with _open(path) as file:
+            parts = []
+            for key in ("mean", "std"):
+                where = f"{path}, fold {self.options.cv}, {key}"
+                if f"{self.options.cv}/{key}" not in file:
+                    raise DataError(f"{where}: the key is missing; found folds {', '.join(file) or 'none'}")
+                values = np.asarray(file[f"{self.options.cv}/{key}"][()], dtype=np.float32)
+                if values.shape != (self._widths["audio"],):
+                    raise DataError(f"{where}: shape {values.shape}; the audio has {self._widths['audio']} features")
+                if not np.isfinite(values).all():
+                    raise DataError(f"{where}: not all values are finite numbers")
+                parts.append(values[None])
+        return np.stack(parts)
+
+
+def _normalised(value: np.ndarray, mean_std: np.ndarray | None) -> np.ndarray:
+    """Audio [T, D] less its mean, by its standard deviation; over the utterance itself where none are given."""
+    if mean_std is None:
+        if not len(value):
+            return value
+        spread = value.std(0, ddof=1) if len(value) > 1 else np.zeros(value.shape[1], np.float32)
+        mean_std = np.stack([value.mean(0), spread])
+    mean, std = mean_std
+    # A feature that never changes stays at zero.
+    return (value - mean) / np.where(std == 0, 1, std)
+
+
+def _fold_names(path: Path) -> list[str]:
+    """Folders of target/, numbers in their order.
+
+    Raises:
+        DataError: there is none.
+    """
+    names = [part.name for part in (path / "target").glob("*") if part.is_dir()]
+    if not names:
+        raise DataError(f"{path / 'target'}: found no fold; expected a folder for each, such as target/1")
+    return sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+
+
+def _open(path: Path) -> Any:
+    """An HDF5 file, open for reading."""
+    import h5py
+
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(f"{path}: not a readable HDF5 file: {error}") from None
+
+
+def _classes(labels: np.ndarray, path: Path) -> np.ndarray:
+    """Class numbers from one-hot rows."""
+    if labels.ndim != 2 or labels.shape[1] != CLASSES or labels.dtype.kind not in "fiub":
+        raise DataError(f"{path}: shape {labels.shape} of {labels.dtype}; expected one-hot rows [N, {CLASSES}]")
+    bad = np.flatnonzero(((labels != 0).sum(1) != 1) | (labels.sum(1) != 1))
+    if len(bad):
+        raise DataError(
+            f"{path}, row {bad[0]}: {labels[bad[0]].tolist()}; expected a single 1, at one of the {CLASSES} classes"
+        )
+    return labels.argmax(1)
+
+
+def _names(values: np.ndarray, path: Path) -> list[str]:
+    """Utterances as texts, from [N] or [N, 1] of byte strings or texts."""
+    if values.ndim not in (1, 2) or (values.ndim == 2 and values.shape[1] != 1):
+        raise DataError(f"{path}: shape {values.shape}; expected [N, 1] or [N]")
+    names = []
+    for row, value in enumerate(values.ravel().tolist()):
+        if not isinstance(value, bytes | str):
+            raise DataError(f"{path}, row {row}: found {value!r}; expected the name of an utterance")
+        names.append(value.decode("utf-8", "replace") if isinstance(value, bytes) else value)
+    return names

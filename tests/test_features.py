@@ -1,0 +1,417 @@
+"""Anybody's features: formats, splits, kinds, what is missing, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from cggm_ray.config import Config, DataConfig, ModelConfig, ModulationConfig, RunConfig, TrainConfig
+from cggm_ray.data.dataset import DATASETS, prepare
+from cggm_ray.data.features import FeatureOptions
+from cggm_ray.data.shards import Manifest, open_set, tensor_column, write_shards_here
+from cggm_ray.data.split import TensorSplit
+from cggm_ray.errors import DataError, UsageError
+from cggm_ray.models.shaped import shaped_net
+from cggm_ray.run import run
+
+DATA = Path(os.environ.get("CGGM_DATA", Path(__file__).parents[2] / "shared" / "data"))
+TINY = ModelConfig(nlevels=3, cls_layers=1, proj_dim=8, num_heads=2)
+
+
+def arrays(samples: int = 30) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "words": rng.normal(size=(samples, 5, 3)).astype(np.float32),
+        "face": rng.integers(256, size=(samples, 8, 8)).astype(np.uint8),
+        "age": rng.normal(size=(samples, 4)),
+        "label": np.arange(samples) % 3,
+        "mark": rng.normal(size=samples).astype(np.float32),
+        "part": np.array((["train"] * 4 + ["val", "test"]) * (samples // 6)),
+        "id": np.array([f"s{row:02d}" for row in range(samples)]),
+    }
+
+
+def config(tmp_path: Path, data: Path, modalities: str | None = None, **options: object) -> Config:
+    return Config(
+        data=DataConfig(
+            dataset="features",
+            data_path=str(data),
+            modalities=None if modalities is None else tuple(modalities.split(",")),
+        ),
+        model=TINY,
+        modulation=ModulationConfig(modulation="none" if modalities and "," not in modalities else "cggm"),
+        train=TrainConfig(num_epochs=1, batch_size=16),
+        run=RunConfig(local=True, storage_path=str(tmp_path / "runs"), name="r"),
+        options=FeatureOptions(**options),  # type: ignore[arg-type]
+    )
+
+
+def converted(settings: Config) -> tuple[Manifest, dict[str, TensorSplit]]:
+    folder = prepare(settings, write_shards_here)
+    manifest = open_set(folder)
+    assert manifest is not None
+    dataset = DATASETS.get("features")(settings)
+    splits = {}
+    for name in manifest.splits:
+        split = dataset.open_split(folder, manifest, name, tuple(manifest.modalities), torch.device("cpu"))
+        assert isinstance(split, TensorSplit)
+        splits[name] = split
+    return manifest, splits
+
+
+def as_npz(folder: Path, content: dict[str, np.ndarray]) -> Path:
+    np.savez(folder / "f.npz", allow_pickle=False, **content)
+    return folder / "f.npz"
+
+
+def as_pickle(folder: Path, content: dict[str, np.ndarray]) -> Path:
+    (folder / "f.pkl").write_bytes(pickle.dumps(content))
+    return folder / "f.pkl"
+
+
+def as_parquet(folder: Path, content: dict[str, np.ndarray]) -> Path:
+    columns = {name: pa.array(v) if v.dtype.kind == "U" else tensor_column(v) for name, v in content.items()}
+    pq.write_table(pa.table(columns), folder / "f.parquet")
+    return folder / "f.parquet"
+
+
+@pytest.mark.parametrize("write", [as_npz, as_pickle, as_parquet])
+def test_formats_give_the_same(tmp_path: Path, write: Callable[[Path, dict[str, np.ndarray]], Path]) -> None:
+    content = arrays()
+    manifest, splits = converted(config(tmp_path, write(tmp_path, content), split="part"))
+    assert manifest.notes == {
+        "kinds": {"words": "sequence", "face": "image", "age": "vector"},
+        "classes": ["0", "1", "2"],
+    }
+    assert {name: len(split) for name, split in splits.items()} == {"train": 20, "valid": 5, "test": 5}
+    rows = np.flatnonzero(content["part"] == "val")
+    valid = splits["valid"]
+    assert valid.names == content["id"][rows].tolist()
+    assert valid.target.tolist() == content["label"][rows].tolist()
+    assert valid.masks == {}
+    np.testing.assert_allclose(valid.inputs["face"], content["face"][rows] / 255, atol=1e-7)
+    np.testing.assert_array_equal(valid.inputs["words"], content["words"][rows])
+    np.testing.assert_allclose(valid.inputs["age"], content["age"][rows], rtol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["{}/part-0.parquet", "{}-00000.parquet"])
+def test_folder_of_splits_and_texts_as_classes(tmp_path: Path, layout: str) -> None:
+    content = arrays() | {"label": np.array(["dog", "cat", "bird"])[np.arange(30) % 3]}
+    for part, name in (("train", "train"), ("val", "validation"), ("test", "test")):
+        picked = {key: values[content["part"] == part] for key, values in content.items()}
+        path = tmp_path / "set" / layout.format(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        as_parquet(path.parent, picked).rename(path)
+    manifest, splits = converted(config(tmp_path, tmp_path / "set", "words,age"))
+    assert manifest.notes["classes"] == ["bird", "cat", "dog"]
+    assert splits["test"].target.tolist() == [0, 0, 0, 0, 0]
+    assert [len(split) for split in splits.values()] == [20, 5, 5]
+
+
+def test_drawn_splits_are_seeded_and_keep_the_classes(tmp_path: Path) -> None:
+    path = as_npz(tmp_path, arrays(60))
+    drawn = [converted(config(tmp_path, path, split_seed=seed))[1] for seed in (1, 1, 2)]
+    names = [[tuple(split.names or ()) for split in splits.values()] for splits in drawn]
+    assert names[0] == names[1] != names[2]
+    assert sorted(sum(names[0], ())) == arrays(60)["id"].tolist()
+    assert [len(part) for part in names[0]] == [48, 6, 6]
+    for split in drawn[0].values():
+        assert len(set(torch.bincount(split.target).tolist())) == 1
+
+
+def test_validation_is_drawn_from_train_if_the_file_has_none(tmp_path: Path) -> None:
+    content = arrays()
+    parts = {name: {k: v[content["part"] == name] for k, v in content.items()} for name in ("train", "test")}
+    _, splits = converted(config(tmp_path, as_pickle(tmp_path, parts), "age,words"))  # type: ignore[arg-type]
+    assert [len(split) for split in splits.values()] == [18, 2, 5]
+    assert set(splits["valid"].names or ()) < set(parts["train"]["id"])
+
+
+def test_regression_on_a_pickle_like_that_of_mosi(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    parts = {
+        name: {
+            "text": rng.normal(size=(n, 4, 3)),
+            "audio": rng.normal(size=(n, 6, 2)),
+            "labels": rng.normal(size=(n, 1, 1)),
+        }
+        for name, n in (("train", 20), ("valid", 6), ("test", 7))
+    }
+    settings = config(tmp_path, as_pickle(tmp_path, parts), task="regression", target="labels")  # type: ignore[arg-type]
+    result = run(settings)
+    assert result is not None
+    assert set(result.test) == {"loss", "mae", "corr"}
+    assert pq.read_metadata(result.folder / "predictions.parquet").num_rows == 7
+    assert not (result.folder / "confusion.csv").exists()
+
+
+def test_nulls_and_ragged_lists_become_masks(tmp_path: Path) -> None:
+    steps = [2 + row % 3 for row in range(30)]
+    words = [np.full((n, 3), row, np.float32).tolist() for row, n in enumerate(steps)]
+    age: list[list[float] | None] = [[float(row), 1.0] for row in range(30)]
+    words[0] = age[1] = None  # type: ignore[call-overload]
+    table = pa.table({"words": words, "age": age, "label": np.arange(30) % 3, "part": arrays()["part"]})
+    pq.write_table(table, tmp_path / "f.parquet")
+    manifest, splits = converted(config(tmp_path, tmp_path / "f.parquet", split="part"))
+    assert manifest.notes["kinds"] == {"words": "sequence", "age": "vector"}
+    train = splits["train"]
+    assert train.masks["words"].sum(1).tolist()[:4] == [0, 3, 4, 2]
+    assert train.masks["age"][:, 0].tolist()[:4] == [True, False, True, True]
+    assert train.inputs["words"].shape[1:] == (4, 3)
+    (batch,) = splits["valid"].batches([_Slice], 0)
+    assert batch.present is not None
+    assert {name: flags.tolist() for name, flags in batch.present.items()} == {"words": [True] * 2, "age": [True] * 2}
+
+
+class _Slice:
+    index, weight, samples = torch.arange(2), None, 2
+
+
+def test_tensor_columns_that_ray_wrote(tmp_path: Path) -> None:
+    """Where Ray is not imported, its tensor type is known by the field's metadata alone."""
+    metadata = {"ARROW:extension:name": "ray.data.arrow_tensor_v2", "ARROW:extension:metadata": "[2, 3]"}
+    values = np.arange(180, dtype=np.float32).reshape(30, 2, 3)
+    field = pa.field("words", pa.large_list(pa.float32()), metadata=metadata)
+    schema = pa.schema([field, pa.field("label", pa.int64())])
+    table = pa.table([pa.array(values.reshape(30, 6).tolist(), field.type), pa.array([0, 1] * 15)], schema=schema)
+    pq.write_table(table, tmp_path / "f.parquet")
+    _, splits = converted(config(tmp_path, tmp_path / "f.parquet", "words"))
+    rows = torch.cat([split.inputs["words"] for split in splits.values()])
+    assert sorted(rows[:, 0, 0].tolist()) == values[:, 0, 0].tolist()
+
+
+def missing(content: float) -> dict[str, np.ndarray]:
+    """Every fourth sample lacks its words and the next one its age; what stands there is `content`."""
+    found = arrays()
+    here = np.arange(30) % 4
+    found |= {"words_present": here != 0, "age_present": here != 1}
+    found["words"][here == 0] = content
+    found["age"][here == 1] = content
+    return found
+
+
+def test_run_does_not_depend_on_what_is_missing(tmp_path: Path) -> None:
+    predicted = []
+    for content in (0.0, 1000.0, float("nan")):
+        folder = tmp_path / str(content)
+        folder.mkdir()
+        result = run(config(folder, as_npz(folder, missing(content)), "words,age,face", split="part"))
+        assert result is not None
+        predicted.append(pq.read_table(result.folder / "predictions.parquet"))
+        record = json.loads((result.folder / "metrics.jsonl").read_text().splitlines()[-1])
+        assert all(record[f"{what}/words"] is not None for what in ("score", "coefficient", "guide_loss", "grad_norm"))
+    assert predicted[0] == predicted[1] == predicted[2]
+
+
+def test_masks_reach_the_loop(tmp_path: Path) -> None:
+    """The same numbers without the masks are another run: the masks are not lost on the way."""
+    content = missing(0.0)
+    bare = {name: values for name, values in content.items() if not name.endswith("_present")}
+    losses = []
+    for name, values in (("with", content), ("without", bare)):
+        (tmp_path / name).mkdir()
+        result = run(config(tmp_path / name, as_npz(tmp_path / name, values), "words,age", split="part"))
+        assert result is not None
+        losses.append(result.test["loss"])
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (1, 20, 12), (3, 33, 17), (40, 24, 3)])
+def test_images_of_any_layout(shape: tuple[int, ...]) -> None:
+    net = shaped_net(TINY, {"image": shape}, {"image": "image"}, 2)
+    features = net.encode({"image": torch.randn(2, *shape)})["image"]
+    assert isinstance(features, torch.Tensor)
+    assert features.shape[0] == 2
+    assert 1 < features.shape[1] <= 64
+    assert features.shape[2] == TINY.proj_dim
+
+
+def test_kinds_can_be_told(tmp_path: Path) -> None:
+    manifest, _ = converted(config(tmp_path, as_npz(tmp_path, arrays()), kinds=("face:sequence", "words:vector")))
+    assert manifest.notes["kinds"] == {"words": "vector", "face": "sequence", "age": "vector"}
+    settings = config(tmp_path, as_npz(tmp_path, arrays()), kinds=("face:sequence", "words:vector"))
+    net, guides = DATASETS.get("features")(settings).network(manifest, ("words", "face"))
+    features = net.encode({"words": torch.randn(2, 5, 3), "face": torch.randn(2, 8, 8)})
+    assert {name: tuple(h.shape) for name, h in features.items()} == {"words": (2, 1, 8), "face": (2, 8, 8)}
+    assert all(guides[name](h).logits.shape == (2, 3) for name, h in features.items())
+
+
+def edit(**changes: object) -> dict[str, np.ndarray]:
+    content = {**arrays(), **changes}
+    return {name: np.asarray(values) for name, values in content.items() if values is not None}
+
+
+def at(name: str, row: int, value: float) -> np.ndarray:
+    values = arrays()[name].astype(np.float64)
+    values[row] = value
+    return values
+
+
+BAD: dict[str, tuple[dict[str, np.ndarray], str | None, dict[str, object], str]] = {
+    "no target": (
+        edit(label=None),
+        None,
+        {},
+        r"f\.npz: target 'label' is missing; found words, face, age, mark, part, id",
+    ),
+    "no modality": (edit(), "words,fase", {}, r"modality 'fase' is missing \(did you mean face\?\)"),
+    "no candidates": (edit(words=None, face=None, age=None), None, {}, "no column holds an array of numbers"),
+    "label outside": (
+        edit(),
+        None,
+        {"classes": ("0", "1")},
+        r"target label, row 2: label '2' is none of the 2 classes 0, 1",
+    ),
+    "class only in valid": (
+        edit(label=np.where(arrays()["part"] == "val", 7, np.arange(30) % 2)),
+        None,
+        {"split": "part"},
+        r"label '7' is none of the 2 classes 0, 1",
+    ),
+    "one class": (edit(label=np.zeros(30, int)), None, {}, "1 class; expected at least two"),
+    "half a class": (edit(label=at("label", 4, 0.5)), None, {}, r"row 4: 0\.5; expected a whole number"),
+    "not a number": (
+        edit(mark=at("mark", 3, np.nan)),
+        None,
+        {"task": "regression", "target": "mark"},
+        "row 3: nan; expected",
+    ),
+    "target of texts": (edit(), None, {"task": "regression", "target": "id"}, r"target id: shape \(30,\) of <U3"),
+    "infinite feature": (
+        edit(age=at("age", 2, np.inf)),
+        None,
+        {},
+        r"modality age, row 2 \(s02\): a value that is not finite",
+    ),
+    "too few rows": (edit(age=arrays()["age"][:20]), None, {}, "modality age: 20 samples; the target has 30"),
+    "texts as modality": (edit(), "id,part", {"target": "label"}, "modality 'id' is missing"),
+    "texts as features": (edit(), "part,age", {}, r"modality part: shape \(30,\) of <U5; expected numbers"),
+    "five axes": (edit(words=np.zeros((30, 2, 2, 2, 2))), None, {}, r"modality words: samples of shape \(2, 2, 2, 2\)"),
+    "wrong kind": (edit(), None, {"kinds": ("age:image",)}, r"modality age: samples of shape \(4,\); a image is"),
+    "kind of nothing": (
+        edit(),
+        None,
+        {"kinds": ("aeg:vector",)},
+        r"kinds: 'aeg' is no modality \(did you mean age\?\)",
+    ),
+    "unknown split": (
+        edit(part=np.array(["train", "rest"] * 15)),
+        None,
+        {"split": "part"},
+        "split part, row 1: found 'rest'",
+    ),
+    "no test": (edit(part=np.array(["train", "val"] * 15)), None, {"split": "part"}, "split test has no samples"),
+    "lengths": (
+        edit(n=np.full(30, 9)),
+        None,
+        {"lengths": ("words:n",)},
+        "lengths n, row 0: 9; expected 0 to 5 time steps",
+    ),
+    "presence of another length": (edit(age_present=np.ones(4, bool)), None, {}, r"age_present: shape \(4,\)"),
+    "nothing at all": (
+        edit(age_present=np.arange(30) != 5, words_present=np.arange(30) != 5),
+        "age,words",
+        {},
+        r"f\.npz, row 5 \(s05\): has none of the modalities words, age",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_named(tmp_path: Path, name: str) -> None:
+    content, modalities, options, message = BAD[name]
+    with pytest.raises(DataError, match=message) as raised:
+        prepare(config(tmp_path, as_npz(tmp_path, content), modalities, **options), write_shards_here)
+    assert "\n" not in str(raised.value)
+    assert not any((tmp_path / "runs" / "shards").glob("*")), "nothing is left behind"
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "o.npz", allow_pickle=True, x=np.array([{}, None], dtype=object), label=np.arange(2))
+    (tmp_path / "cut.npz").write_bytes(b"PK")
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1")
+    (tmp_path / "list.pkl").write_bytes(pickle.dumps([1]))
+    (tmp_path / "x.csv").write_text("a")
+    (tmp_path / "empty").mkdir()
+    pq.write_table(pa.table({"age": [[1.0], [1.0, 2.0]], "label": [0, 1]}), tmp_path / "ragged.parquet")
+    pq.write_table(pa.table({"age": [[1.0], [2.0]], "label": [0, None]}), tmp_path / "null.parquet")
+    expected = {
+        "o.npz": "not a readable .npz of plain arrays",
+        "cut.npz": "not a readable .npz",
+        "cut.parquet": "not a readable parquet file",
+        "list.pkl": "found a list; expected a dict",
+        "x.csv": "unknown suffix '.csv'",
+        "empty": "found 0 feature files",
+        "ragged.parquet": r"column age, row 1: shape \(2,\); row 0 has \(1,\)",
+        "null.parquet": "target label, row 1: is missing",
+    }
+    for file, message in expected.items():
+        with pytest.raises(DataError, match=message):
+            prepare(config(tmp_path, tmp_path / file), write_shards_here)
+
+
+@pytest.mark.parametrize(
+    "options", [{"task": "ranking"}, {"kinds": ("a:b",)}, {"kinds": ("a",)}, {"valid_share": 0.9}, {"split_seed": -1}]
+)
+def test_bad_options_are_named(options: dict[str, object]) -> None:
+    (name,) = options
+    with pytest.raises(UsageError, match=f"^{name}: "):
+        FeatureOptions(**options)  # type: ignore[arg-type]
+
+
+def test_digits_by_flags(tmp_path: Path) -> None:
+    path = DATA / "avdigits" / "avdigits.npz"
+    if not path.exists():
+        pytest.skip(f"no {path} (set CGGM_DATA)")
+    with np.load(path, allow_pickle=False) as file:
+        # A tenth of the file keeps the test short.
+        few = {name: file[name][::10] if file[name].ndim else file[name] for name in file.files}
+    flags = [
+        "--modalities",
+        "image,audio_u8",
+        "--target",
+        "label",
+        "--split",
+        "split",
+        "--lengths",
+        "audio_u8:audio_len",
+    ]
+    flags += ["--num_epochs", "1", "--proj_dim", "10", "--nlevels", "3", "--local", "--name", "r", "--storage_path"]
+    command = [
+        sys.executable,
+        "pipelines/features.py",
+        "--data_path",
+        str(as_npz(tmp_path, few)),
+        *flags,
+        str(tmp_path),
+    ]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        command, cwd=root, capture_output=True, text=True, timeout=200, env=os.environ | {"PYTHONPATH": "."}
+    )
+    assert done.returncode == 0, done.stderr
+    header, *rows = (tmp_path / "r" / "confusion.csv").read_text().splitlines()
+    assert header == "truth," + ",".join(f'"{digit}"' for digit in range(10))
+    counts = [sum(map(int, row.split(",")[1:])) for row in rows]
+    assert sum(counts) == (few["split"] == "test").sum()
+
+
+def test_shards_follow_the_options(tmp_path: Path) -> None:
+    settings = config(tmp_path, as_npz(tmp_path, arrays()), "words,age", split="part")
+    first = prepare(settings, write_shards_here)
+    swapped = dataclasses.replace(settings, data=dataclasses.replace(settings.data, modalities=("age", "words")))
+    assert prepare(swapped, write_shards_here) == first
+    other = dataclasses.replace(settings, options=FeatureOptions(split="part", target="mark", task="regression"))
+    assert prepare(other, write_shards_here) != first

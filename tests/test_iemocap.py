@@ -1,0 +1,264 @@
+"""IEMOCAP from the released layout: what is read, what is refused, and runs over folds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from cggm_ray.config import Config, DataConfig, ModelConfig, ModulationConfig, RunConfig, TrainConfig
+from cggm_ray.data.dataset import DATASETS, prepare
+from cggm_ray.data.iemocap import Iemocap, IemocapOptions
+from cggm_ray.data.safe_pickle import load_npy, load_pickle
+from cggm_ray.data.shards import open_set, write_shards_here
+from cggm_ray.data.split import TensorSplit
+from cggm_ray.errors import DataError, UsageError
+from cggm_ray.run import run
+from iemocap_layout import PLACES, small_layout, write_layout
+
+DATA = Path(os.environ.get("CGGM_DATA", Path(__file__).parents[2] / "shared" / "data"))
+TINY = ModelConfig(nlevels=3, cls_layers=1, proj_dim=10, num_heads=2)
+SHORT = {"text_length": 4, "audio_length": 6, "vision_length": 5}
+
+
+def config(tmp_path: Path, data: Path, modulation: str = "cggm", epochs: int = 2, **options: object) -> Config:
+    return Config(
+        data=DataConfig(dataset="iemocap", data_path=str(data)),
+        model=TINY,
+        modulation=ModulationConfig(modulation=modulation),
+        train=TrainConfig(num_epochs=epochs, batch_size=16),
+        run=RunConfig(local=True, storage_path=str(tmp_path / "runs"), name="r"),
+        options=IemocapOptions(**(SHORT | options)),  # type: ignore[arg-type]
+    )
+
+
+def opened(settings: Config, split: str = "train") -> TensorSplit:
+    folder = prepare(settings, write_shards_here)
+    manifest = open_set(folder)
+    assert manifest is not None
+    dataset = DATASETS.get("iemocap")(settings)
+    found = dataset.open_split(folder, manifest, split, ("text", "audio", "vision"), torch.device("cpu"))
+    assert isinstance(found, TensorSplit)
+    return found
+
+
+def read(file: Path, name: str) -> np.ndarray:
+    with h5py.File(file, "r") as h5:
+        return h5[name][()]
+
+
+@pytest.mark.parametrize("norm", ["trn", "utt"])
+def test_features_are_normalised_cut_and_padded(tmp_path: Path, norm: str) -> None:
+    data = small_layout(tmp_path / "iemocap")
+    split = opened(config(tmp_path, data, norm_method=norm))
+    assert split.names is not None
+    assert len(split) == 6
+    assert split.masks == {}
+    frames = np.concatenate([read(data / PLACES["audio"], name) for name in split.names])
+    for row, name in enumerate(split.names):
+        text, audio = (read(data / PLACES[m], name) for m in ("text", "audio"))
+        mean, std = (frames.mean(0), frames.std(0)) if norm == "trn" else (audio.mean(0), audio.std(0, ddof=1))
+        wanted = np.zeros((6, 3))
+        wanted[: len(audio)] = (audio - mean) / std
+        np.testing.assert_allclose(split.inputs["audio"][row], wanted, atol=1e-5)
+        cut = np.zeros((4, 5))
+        cut[: len(text[:4])] = text[:4]
+        np.testing.assert_array_equal(split.inputs["text"][row], cut.astype(np.float32))
+    assert split.target.tolist() == [0, 1, 2, 3, 0, 1]
+
+
+def test_mask_says_where_the_padding_is(tmp_path: Path) -> None:
+    data = small_layout(tmp_path / "iemocap")
+    plain, masked = (opened(config(tmp_path, data, padding_mask=mask)) for mask in (False, True))
+    assert plain.names == masked.names
+    lengths = {name: mask.sum(1).tolist() for name, mask in masked.masks.items()}
+    assert lengths == {"text": [2, 3, 4, 4, 4, 2], "audio": [2, 3, 4, 5, 6, 2], "vision": [2, 3, 4, 5, 5, 2]}
+    assert len(list((tmp_path / "runs" / "shards").iterdir())) == 1, "the mask needs no other shards"
+
+
+def test_all_folds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = small_layout(tmp_path / "iemocap", folds=("2", "10"))
+    assert run(config(tmp_path, data, cv="all", padding_mask=True)) is None
+    runs = tmp_path / "runs"
+    summary = json.loads((runs / "r" / "folds.json").read_text())["test"]["accuracy"]
+    single = [
+        json.loads((runs / f"r-cv{fold}" / "summary.json").read_text())["test"]["accuracy"] for fold in ("2", "10")
+    ]
+    assert summary["mean"] == pytest.approx(np.mean(single))
+    assert summary["std"] == pytest.approx(np.std(single, ddof=1))
+    printed = capsys.readouterr().out
+    assert printed.index("fold cv2\n") < printed.index("fold cv10\n"), "folds are numbers"
+    assert re.search(r"^accuracy +\d\.\d{4} +\d\.\d{4} +\d\.\d{4} +\d\.\d{4}$", printed, re.MULTILINE)
+    matrix = np.loadtxt(runs / "r-cv2" / "confusion.csv", delimiter=",", skiprows=1, dtype=str)
+    counts = matrix[:, 1:].astype(int)
+    assert counts.shape == (4, 4)
+    assert counts.sum(1).tolist() == [0, 1, 1, 1]
+    assert counts.trace() / counts.sum() == pytest.approx(single[0])
+
+
+def test_one_modality(tmp_path: Path) -> None:
+    settings = config(tmp_path, small_layout(tmp_path / "iemocap"), modulation="none")
+    settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, modalities=("text",)))
+    result = run(settings)
+    assert result is not None
+    assert 0 <= result.test["unweighted_accuracy"] <= 1
+
+
+def change(place: str, edit: Callable[[h5py.File], None]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        with h5py.File(folder / place, "a") as h5:
+            edit(h5)
+
+    return apply
+
+
+def put(h5: h5py.File, name: str, value: object) -> None:
+    del h5[name]
+    h5.create_dataset(name, data=value)
+
+
+FIRST, LAST = "Ses01F_impro00_F000", "Ses01F_impro11_F000"
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "key missing": (
+        change(PLACES["vision"], lambda h5: h5.pop(LAST)),
+        rf"denseface\.h5, utterance {LAST}.*key is missing",
+    ),
+    "other width": (
+        change(PLACES["text"], lambda h5: put(h5, LAST, np.zeros((3, 7)))),
+        rf"bert_large\.h5, utterance {LAST}.*7 features; utterance {FIRST} has 5",
+    ),
+    "one axis": (
+        change(PLACES["audio"], lambda h5: put(h5, FIRST, np.zeros(3))),
+        r"comparE\.h5.*shape \(3,\).*\[steps, feat",
+    ),
+    "not finite": (
+        change(PLACES["text"], lambda h5: put(h5, LAST, np.full((2, 5), np.nan))),
+        rf"bert_large\.h5, utterance {LAST}: nan at step 0, feature 0",
+    ),
+    "fold of statistics": (
+        change("A/comparE_mean_std.h5", lambda h5: h5.pop("1/std")),
+        r"fold 1, std: the key is missing",
+    ),
+    "width of statistics": (
+        change("A/comparE_mean_std.h5", lambda h5: put(h5, "1/mean", np.zeros(9))),
+        r"fold 1, mean: shape \(9,\); the audio has 3",
+    ),
+    "class outside": (
+        lambda f: np.save(f / "target/1/val_label.npy", np.eye(5)[:3]),
+        r"val_label\.npy: shape \(3, 5\).*one-hot rows \[N, 4\]",
+    ),
+    "two classes": (
+        lambda f: np.save(f / "target/1/val_label.npy", np.array([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 1]])),
+        r"val_label\.npy, row 1: \[1, 1, 0, 0\]; expected a single 1",
+    ),
+    "labels too few": (
+        lambda f: np.save(f / "target/1/tst_label.npy", np.eye(4)[:2]),
+        r"3 utterances; tst_label\.npy has 2",
+    ),
+    "names are numbers": (
+        lambda f: np.save(f / "target/1/trn_int2name.npy", np.arange(6)),
+        r"row 0: found 0; expected the name",
+    ),
+    "no file": (lambda f: (f / "A/comparE.h5").unlink(), r"comparE\.h5: does not exist"),
+    "not h5": (lambda f: (f / "A/comparE.h5").write_bytes(b"text"), r"comparE\.h5: not a readable HDF5 file"),
+    "cut npy": (lambda f: (f / "target/1/trn_label.npy").write_bytes(b"\x93NUMPY"), r"trn_label\.npy: .*\.npy file"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_bad_input_is_named(tmp_path: Path, name: str) -> None:
+    data = small_layout(tmp_path / "iemocap")
+    breaks, message = BROKEN[name]
+    breaks(data)
+    with pytest.raises(DataError, match=message) as raised:
+        prepare(config(tmp_path, data), write_shards_here)
+    assert "\n" not in str(raised.value)
+    assert not any((tmp_path / "runs" / "shards").glob("*")), "nothing is left behind"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cv": "3"}, "fold 3 is missing; found 1"),
+        ({"norm_method": "all"}, "norm_method"),
+        ({"audio_length": 0}, "audio_length"),
+    ],
+)
+def test_bad_options_are_named(tmp_path: Path, options: dict[str, object], message: str) -> None:
+    data = small_layout(tmp_path / "iemocap")
+    with pytest.raises(UsageError, match=message):
+        prepare(config(tmp_path, data, **options), write_shards_here)
+
+
+def test_object_arrays_are_read_without_running_them(tmp_path: Path) -> None:
+    """Byte strings that numpy saved as objects are a pickle; so would be a call to anything."""
+    path = tmp_path / "names.npy"
+    np.save(path, np.array([[b"one"], ["two"]], dtype=object), allow_pickle=True)
+    assert load_npy(path).ravel().tolist() == [b"one", "two"]
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (os.mkdir, (str(tmp_path / "made"),))
+
+    np.save(path, np.array([Evil()], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match="refused to load"):
+        load_npy(path)
+    assert not (tmp_path / "made").exists()
+
+
+def test_demonstration_has_the_true_widths(tmp_path: Path) -> None:
+    settings = config(tmp_path, tmp_path, cv="all")
+    dataset = Iemocap(dataclasses.replace(settings, data=DataConfig(dataset="iemocap")))
+    assert list(dataset.folds()) == ["cv1", "cv2"]
+    path = dataset.demonstration(tmp_path / "runs" / "demonstration", settings.train.seed)
+    for modality, width in {"text": 1024, "audio": 130, "vision": 342}.items():
+        with h5py.File(path / PLACES[modality], "r") as h5:
+            shapes = {h5[name].shape for name in h5}
+        assert {shape[1] for shape in shapes} == {width}
+        assert len(shapes) > 5, "utterances of several lengths"
+
+
+@pytest.fixture(scope="module")
+def real_layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Spoken and written digits 0 to 3 and sentences of MOSI in four bands of sentiment, as IEMOCAP."""
+    digits, mosi = DATA / "avdigits" / "avdigits.npz", DATA / "mosi" / "mosi_data_noalign.pkl"
+    if not digits.exists() or not mosi.exists():
+        pytest.skip(f"no avdigits and mosi in {DATA} (set CGGM_DATA)")
+    with np.load(digits, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in ("image", "audio_u8", "audio_len", "label", "split")}
+    sentences = load_pickle(mosi)["train"]
+    bands = np.digitize(sentences["labels"].reshape(-1), np.quantile(sentences["labels"], [0.25, 0.5, 0.75]))
+    pools = {band: list(np.flatnonzero(bands == band)) for band in range(4)}
+    features: dict[str, dict[str, np.ndarray]] = {"text": {}, "audio": {}, "vision": {}}
+    labels, splits = {}, {"train": [], "valid": [], "test": []}
+    for row in np.flatnonzero(arrays["label"] < 4):
+        split, label = str(arrays["split"][row]), int(arrays["label"][row])
+        if sum(labels[name] == label for name in splits[split]) >= {"train": 48, "valid": 12, "test": 12}[split]:
+            continue
+        name = f"Ses{row:04d}"
+        text = sentences["text"][pools[label].pop()].astype(np.float32)
+        features["text"][name] = text[: 10 + row % 12]
+        features["audio"][name] = arrays["audio_u8"][row][: int(arrays["audio_len"][row])].astype(np.float32)
+        features["vision"][name] = arrays["image"][row].astype(np.float32) / 255
+        labels[name] = label
+        splits[split].append(name)
+    return write_layout(tmp_path_factory.mktemp("real"), features, labels, {"1": splits})
+
+
+def test_real_features_are_learned(tmp_path: Path, real_layout: Path) -> None:
+    settings = config(
+        tmp_path, real_layout, epochs=6, padding_mask=True, text_length=12, audio_length=20, vision_length=28
+    )
+    settings = dataclasses.replace(settings, train=TrainConfig(num_epochs=6, batch_size=24))
+    result = run(settings)
+    assert result is not None
+    # Four classes of equal size; chance is 0.25.
+    assert result.test["accuracy"] > 0.45
