@@ -1,12 +1,12 @@
 """Memory and speed of training on Food-101-shaped feature shards that are ten times larger than the memory budget.
 
     python benchmarks/stream_food101.py                          # about 400 MiB of features, a budget of 40 MiB
-    python benchmarks/stream_food101.py --samples 2000 --budget 150
+    python benchmarks/stream_food101.py --samples 3000 --budget 100 --steps 50
 
-Writes shards of random features, image [197, 768] and text [50, 768], as the extraction in half precision leaves them, and
-trains one epoch with the recipe of pipelines/food101.py: streamed within the budget, then with everything in memory. Each
-run is a process of its own, and its resident memory is sampled; what it has after the network is built and before the first
-batch is subtracted.
+Writes shards of random features, image [197, 768] and text [50, 768], as the extraction in half precision leaves them. Then
+reads all of them in the order of an epoch and trains some steps of the next: streamed within the budget, and with everything
+in memory. Each is a process of its own, whose resident memory is sampled every 5 ms. From the peak of opening and reading,
+what there was before is subtracted; from the peak of training, the peak of the same steps on random input.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -51,6 +53,7 @@ from cggm_ray.optim import model_optimizer
 SHAPES = {"image": (197, 768), "text": (50, 768)}
 CLASSES = 101
 MIB = 2**20
+T = TypeVar("T")
 
 
 def write_features(folder: Path, samples: int) -> None:
@@ -86,8 +89,26 @@ def resident() -> float:
     return pages * resource.getpagesize() / MIB
 
 
-def measure(folder: Path, budget: int, batch_size: int) -> dict[str, float | str]:
-    """One epoch, with the memory that it takes beyond what the process had before the split was opened."""
+def watched(work: Callable[[], T]) -> tuple[T, float]:
+    """The result of `work`, and the largest resident memory in MiB while it ran."""
+    peak, done = [resident()], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            peak[0] = max(peak[0], resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        result = work()
+    finally:
+        done.set()
+        watcher.join()
+    return result, peak[0]
+
+
+def measure(folder: Path, budget: int, batch_size: int, steps: int) -> dict[str, float | str]:
+    """An epoch of reading and some steps, with the memory beyond what the process had before the split was opened."""
     config = Config(model=ModelConfig(nlevels=4), options=Food101Options())
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset="food101", memory_budget=budget))
     manifest = open_set(folder)
@@ -106,34 +127,35 @@ def measure(folder: Path, budget: int, batch_size: int) -> dict[str, float | str
         optimizer.step()
         strategy.step()
 
-    # The step's own memory is there with and without streaming: take it before the measurement starts.
-    step({name: torch.randn(batch_size, *shape) for name, shape in SHAPES.items()}, torch.zeros(batch_size).long())
-    before, peak, done = resident(), [0.0], threading.Event()
+    def random_steps() -> None:
+        for _ in range(3):
+            inputs = {name: torch.randn(batch_size, *shape) for name, shape in SHAPES.items()}
+            step(inputs, torch.zeros(batch_size).long())
 
-    def watch() -> None:
-        while not done.wait(0.01):
-            peak[0] = max(peak[0], resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    split = dataset.open_split(folder, manifest, "train", modalities, torch.device("cpu"))
-    plan = list(slices(epoch_order(len(split), 0, 0), batch_size, 0, 1))
+    _, step_peak = watched(random_steps)
+    before = resident()
+    split, open_peak = watched(lambda: dataset.open_split(folder, manifest, "train", modalities, torch.device("cpu")))
     start = time.perf_counter()
-    for _ in split.batches(plan, 0):
-        pass
+    everything = slices(epoch_order(len(split), 0, 0), batch_size, 0, 1)
+    _, read_peak = watched(lambda: sum(len(batch) for batch in split.batches(everything, 0)))
     reading = time.perf_counter() - start
+    plan = list(slices(epoch_order(len(split), 0, 1), batch_size, 0, 1))[:steps]
     start = time.perf_counter()
-    for batch in split.batches(plan, 0):
-        step(batch.inputs, batch.target)
+
+    def train() -> None:
+        for batch in split.batches(plan, 1):
+            step(batch.inputs, batch.target)
+
+    _, train_peak = watched(train)
     training = time.perf_counter() - start
-    done.set()
-    watcher.join()
     return {
         "split": type(split).__name__,
         "set_mib": set_bytes(folder, manifest, modalities) / MIB,
-        "peak_growth_mib": peak[0] - before,
+        "open_mib": open_peak - before,
+        "read_mib": read_peak - before,
+        "train_mib": train_peak - step_peak,
         "read_samples_per_second": len(split) / reading,
-        "train_samples_per_second": len(split) / training,
+        "train_samples_per_second": sum(len(part.index) for part in plan) / training,
     }
 
 
@@ -143,10 +165,11 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1100)
     parser.add_argument("--budget", type=int, default=40, help="MiB")
     parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=10, help="training steps that are measured")
     parser.add_argument("--folder", type=Path, help="of shards that are there already; one process measures and prints")
     arguments = parser.parse_args()
     if arguments.folder is not None:
-        print(json.dumps(measure(arguments.folder, arguments.budget, arguments.batch_size)))
+        print(json.dumps(measure(arguments.folder, arguments.budget, arguments.batch_size, arguments.steps)))
         return
     folder = Path(tempfile.mkdtemp(prefix="stream_food101_"))
     try:
@@ -156,13 +179,14 @@ def main() -> None:
         everything = int(set_bytes(folder, manifest, tuple(SHAPES)) / MIB) + 1
         for budget in (arguments.budget, everything):
             command = [sys.executable, __file__, "--folder", str(folder), "--budget", str(budget)]
-            command += ["--batch_size", str(arguments.batch_size)]
+            command += ["--batch_size", str(arguments.batch_size), "--steps", str(arguments.steps)]
             output = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ).stdout
             measured = json.loads(output.splitlines()[-1])
             print(
                 f"{measured['split']:<12} set {measured['set_mib']:.0f} MiB, budget {budget} MiB: resident memory grew by "
-                f"{measured['peak_growth_mib']:.0f} MiB; {measured['read_samples_per_second']:.0f} samples/s read, "
-                f"{measured['train_samples_per_second']:.0f} samples/s trained"
+                f"{measured['open_mib']:.0f} MiB opening, {measured['read_mib']:.0f} MiB reading, "
+                f"{measured['train_mib']:.0f} MiB training; {measured['read_samples_per_second']:.0f} samples/s read, "
+                f"{measured['train_samples_per_second']:.0f} trained"
             )
     finally:
         shutil.rmtree(folder)

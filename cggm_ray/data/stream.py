@@ -56,7 +56,8 @@ class StreamSplit:
         modalities: to read.
         device: of the batches.
         seed: of the draw among several views of a sample.
-        budget: bytes of batches that may be in memory at once; one batch and the next are there in any case.
+        budget: bytes of batches that may be in memory at once; two in full precision and two as stored are there in
+            any case.
 
     Raises:
         DataError: a shard cannot be read, or rows are missing or doubled.
@@ -99,9 +100,11 @@ class StreamSplit:
             if len(columns) > 1
         }
         plan = list(plan)
-        largest = max((len(part.index) for part in plan), default=1) * sum(spec.bytes for spec in self._specs.values())
-        # One batch is with the loop while the others wait.
-        depth = max(1, min(MOST_AHEAD, self._budget // max(1, largest) - 1))
+        samples = max((len(part.index) for part in plan), default=1)
+        stored = samples * sum(spec.bytes for spec in self._specs.values())
+        wide = samples * sum(spec.bytes * (2 if spec.dtype == "float16" else 1) for spec in self._specs.values())
+        # The loop holds a batch in full precision while the next is made; one more is waited for beside those ahead.
+        depth = max(1, min(MOST_AHEAD, (self._budget - 2 * wide) // max(1, stored) - 1))
         for batch in ahead(lambda part: self._read(part, drawn), plan, depth):
             moved = batch.to(self._device)
             moved.inputs.update({name: full(values) for name, values in moved.inputs.items()})
