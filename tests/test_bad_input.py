@@ -168,7 +168,7 @@ def test_code_is_refused_and_not_run(failing: Callable[..., str], tmp_path: Path
         ("--bacth_size 3", "unknown flag --bacth_size (did you mean batch_size?)"),
         ("--attn_mask", "attn_mask: the released code parsed this flag and never used it"),
         ("stray", "unexpected argument 'stray'"),
-        ("--lr", "argument --lr: expected one argument"),
+        ("--seed", "argument --seed: expected one argument"),
         ("--use_gpu --no_cuda", "use_gpu: given together with no_cuda"),
         ("--local --workers 2", "workers: found 2 with --local"),
         ("--storage_path s3://bucket/x", "storage_path: found the URL"),

@@ -44,6 +44,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
             TARGET: pa.array(rows % 4),
             "image": tensor_column(rng.normal(size=(len(rows), *SHAPES["image"])).astype(np.float16)),
             "text": tensor_column(rng.normal(size=(len(rows), *SHAPES["text"])).astype(np.float32)),
+            "present/image": pa.array(rows % 5 != 0),
+            "steps/text": pa.array(rows % SHAPES["text"][0] + 1),
         }
         for view in range(1, VIEWS):
             values = rng.normal(size=(len(rows), *SHAPES["image"])).astype(np.float16)
@@ -95,6 +97,10 @@ def test_the_same_batches_as_from_memory(shards: tuple[Path, Manifest], workers:
                 for name in SHAPES:
                     assert got.inputs[name].dtype == torch.float32
                     assert torch.equal(got.inputs[name], want.inputs[name])
+                    assert torch.equal(got.masks[name], want.masks[name])
+                    assert torch.equal(got.present[name], want.present[name])
+                assert torch.equal(want.masks["text"].sum(1), want.index % SHAPES["text"][0] + 1)
+                assert torch.equal(want.present["image"], want.index % 5 != 0)
 
 
 def test_views_are_a_function_of_epoch_and_sample(shards: tuple[Path, Manifest]) -> None:

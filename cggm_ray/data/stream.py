@@ -21,7 +21,7 @@ from torch import Tensor
 from cggm_ray.batch import Batch
 from cggm_ray.data.sampler import Slice
 from cggm_ray.data.shards import IDENTITY, INDEX, TARGET, Manifest, column_values
-from cggm_ray.data.split import drawn_views, full, unreadable, view_columns
+from cggm_ray.data.split import about_columns, check_presence, drawn_views, full, read_masks, unreadable, view_columns
 from cggm_ray.errors import DataError
 
 T = TypeVar("T")
@@ -80,13 +80,16 @@ class StreamSplit:
         self._budget = budget
         self._files = [folder / shard.file for shard in manifest.splits[split]]
         self._specs = {name: manifest.modalities[name] for name in modalities}
-        index, places, targets, names, stored = _survey(folder, self._files)
-        rows = np.argsort(index)
-        if not np.array_equal(index[rows], np.arange(manifest.rows(split))):
+        small, places, names, stored = _survey(folder, self._files, modalities)
+        rows = np.argsort(small[INDEX])
+        if not np.array_equal(small[INDEX][rows], np.arange(manifest.rows(split))):
             raise DataError(f"{folder}: the rows of split {split} are not 0 to {manifest.rows(split) - 1}, each once")
         self._places = places[rows]
-        self._target = torch.from_numpy(targets[rows])
+        columns = {name: torch.from_numpy(values[rows]) for name, values in small.items()}
+        self._target = columns[TARGET]
         self.names: Sequence[str] | None = [names[row] for row in rows] if names else None
+        self._masks = read_masks(columns, modalities, {name: spec.shape for name, spec in self._specs.items()})
+        check_presence(self._masks, modalities, f"{folder}: split {split}", self.names)
         self._views = {name: view_columns(stored, name) for name in modalities}
 
     def __len__(self) -> int:
@@ -130,17 +133,23 @@ class StreamSplit:
                 offset = self._places[rows[place], 2]
                 for name, array in arrays.items():
                     array[place] = values[columns[name][place]][offset]
+        masks = {name: mask[part.index] for name, mask in self._masks.items()}
         return Batch(
             inputs={name: torch.from_numpy(array) for name, array in arrays.items()},
             target=self._target[part.index],
             index=part.index,
+            present={name: mask.any(1) for name, mask in masks.items()} or None,
             weight=part.weight,
+            masks=masks or None,
         )
 
 
-def _survey(folder: Path, files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str], list[str]]:
-    """Of all shards: index [rows], place [rows, 3] (file, row group, offset in it), targets, names, columns."""
-    index, places, targets = [], [], []
+def _survey(
+    folder: Path, files: Sequence[Path], modalities: Sequence[str]
+) -> tuple[dict[str, np.ndarray], np.ndarray, list[str], list[str]]:
+    """Of all shards: the small columns, place [rows, 3] (file, row group, offset in it), names, names of all columns."""
+    small: dict[str, list[np.ndarray]] = {}
+    places: list[tuple[int, int, int]] = []
     names: list[str] = []
     stored: list[str] = []
     for number, path in enumerate(files):
@@ -148,15 +157,17 @@ def _survey(folder: Path, files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray
             with pq.ParquetFile(path) as file:
                 stored = file.schema_arrow.names
                 sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-                table = file.read([name for name in (INDEX, TARGET, IDENTITY) if name in stored])
+                wanted = [INDEX, TARGET, *about_columns(stored, modalities)]
+                table = file.read([*wanted, *([IDENTITY] if IDENTITY in stored else [])])
         except (OSError, ValueError) as error:
             raise unreadable(folder, path, error) from None
-        index.append(column_values(table.column(INDEX)))
-        targets.append(column_values(table.column(TARGET)))
+        for name in wanted:
+            small.setdefault(name, []).append(column_values(table.column(name)))
         if IDENTITY in stored:
             names += table.column(IDENTITY).to_pylist()
         places += [(number, group, offset) for group, size in enumerate(sizes) for offset in range(size)]
-    return np.concatenate(index), np.array(places, dtype=np.int64), np.concatenate(targets), names, stored
+    joined = {name: np.concatenate(values) for name, values in small.items()}
+    return joined, np.array(places, dtype=np.int64), names, stored
 
 
 def _row_group(folder: Path, path: Path, group: int, columns: list[str]) -> pa.Table:
