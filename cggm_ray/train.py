@@ -288,7 +288,7 @@ def train_step(config: Config, state: TrainState, step: nn.Module, batch: Batch,
     total, norms_M = clip_by_total_norm(state.net.parameters(), state.net.encoders.values(), config.optim.clip or None)
     # Loss and norm are those of the global batch, the same on every worker, so all of them stop or none does.
     if not bool(torch.isfinite(task_loss + extra + total)):
-        raise _non_finite(state, batch, task_loss, extra, total, runtime)
+        raise _non_finite(state, batch, task_loss.detach(), extra.detach(), total, runtime)
     state.optimizer.step()
     state.strategy.step()
     return {"loss": task_loss.detach(), "gradient_norm": total, "grad_norm": norms_M, **state.strategy.diagnostics}
