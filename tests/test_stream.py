@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from pathlib import Path
 
@@ -165,3 +166,10 @@ def test_damaged_shard_is_named(shards: tuple[Path, Manifest], tmp_path: Path) -
         arguments = (tmp_path, manifest, "train", ("text",), torch.device("cpu"), 0)
         with pytest.raises(DataError, match=rf"{damaged.name}: not a readable shard"):
             opened(*arguments, *([2**20] if opened is StreamSplit else []))  # type: ignore[arg-type]
+
+
+def test_a_column_of_another_meaning_is_not_dropped_in_silence(shards: tuple[Path, Manifest]) -> None:
+    folder, manifest = shards
+    manifest = dataclasses.replace(manifest, modalities={"image": manifest.modalities["image"]})
+    with pytest.raises(DataError, match="the column text of split train cannot be streamed; raise memory_budget"):
+        StreamSplit(folder, manifest, "train", ("image",), torch.device("cpu"), 0, 1)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cggm_ray.batch import Batch
 from cggm_ray.data.sampler import Slice
-from cggm_ray.data.shards import IDENTITY, INDEX, TARGET, Manifest, column_values
+from cggm_ray.data.shards import IDENTITY, INDEX, RESERVED, TARGET, VIEW, Manifest, column_values
 from cggm_ray.data.split import drawn_views, full, unreadable, view_columns
 from cggm_ray.errors import DataError
 
@@ -60,7 +60,7 @@ class StreamSplit:
             any case.
 
     Raises:
-        DataError: a shard cannot be read, or rows are missing or doubled.
+        DataError: a shard cannot be read, rows are missing or doubled, or there are columns that mean something else.
     """
 
     def __init__(
@@ -87,6 +87,12 @@ class StreamSplit:
         self._places = places[rows]
         self._target = torch.from_numpy(targets[rows])
         self.names: Sequence[str] | None = [names[row] for row in rows] if names else None
+        known = {*RESERVED, *manifest.modalities}
+        foreign = [name for name in stored if name not in known and not name.startswith(VIEW)]
+        if foreign:
+            raise DataError(
+                f"{folder}: the column {foreign[0]} of split {split} cannot be streamed; raise memory_budget"
+            )
         self._views = {name: view_columns(stored, name) for name in modalities}
 
     def __len__(self) -> int:
