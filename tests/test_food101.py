@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -15,12 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from cggm_ray.data.dataset import DATASETS, prepare
 from cggm_ray.data.sampler import epoch_order, slices
 from cggm_ray.data.shards import open_set, write_shards_here
 from cggm_ray.errors import DataError, UsageError
 from cggm_ray.run import run
+from cggm_ray.state import WEIGHTS
 from food101_files import CLASSES, configuration, edit, reference_features, save_vit, with_options, write_set
 
 DATA = Path(os.environ.get("CGGM_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -136,7 +139,19 @@ def test_online_augments_anew_in_every_epoch_and_leaves_test_alone(source: Path,
     assert run(config).test["loss"] > 0
 
 
-def test_demonstration_and_unimodal_run(tmp_path: Path) -> None:
+def test_recipe_has_the_hyper_parameters_of_the_released_code() -> None:
+    config = runpy.run_path(str(Path(__file__).parents[1] / "pipelines" / "food101.py"))["RECIPE"]
+    flat = {key.name: getattr(getattr(config, section), key.name) for section, key in config.fields()}
+    released = {
+        "optim": "AdamW", "lr": 1e-3, "weight_decay": 6e-3, "cls_lr": 5e-4, "cls_weight_decay": 3e-3,
+        "batch_size": 128, "num_epochs": 60, "clip": 0.8, "rho": 1.3, "lam": 0.05, "when": 10,
+        "nlevels": 4, "cls_layers": 2, "proj_dim": 40, "num_heads": 5, "text_length": 50,
+        "attn_dropout": 0.2, "relu_dropout": 0.15, "embed_dropout": 0.2, "res_dropout": 0.15, "out_dropout": 0.1,
+    }  # fmt: skip
+    assert {name: flat[name] for name in released} == released
+
+
+def test_demonstration(tmp_path: Path) -> None:
     from cggm_ray.data import food101_demo
 
     with pytest.MonkeyPatch.context() as patch:
@@ -147,6 +162,18 @@ def test_demonstration_and_unimodal_run(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert "coefficient/image" in record
     assert "coefficient/text" in record
+
+
+def test_one_modality_alone(source: Path, tmp_path: Path) -> None:
+    config = configuration(source, tmp_path)
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, modalities=("text",)),
+        modulation=dataclasses.replace(config.modulation, modulation="none"),
+    )
+    assert run(config).test["loss"] > 0
+    names = safe_open(tmp_path / "run" / "best" / WEIGHTS, "pt").keys()
+    assert not [name for name in names if "image" in name]
 
 
 def test_second_run_reuses_and_a_changed_image_rebuilds(raw: Path, tmp_path: Path) -> None:
@@ -210,7 +237,7 @@ BAD = {
     "no weights": (lambda raw: (raw / "vit" / "model.safetensors").unlink(), "vit: .* has no weights"),
     "damaged weights": (
         lambda raw: (raw / "vit" / "model.safetensors").write_bytes(b"\0" * 100),
-        "vit: the weights in .* cannot be loaded",
+        "vit: .*model.safetensors is not a readable safetensors file",
     ),
     "no bert": (lambda raw: shutil.rmtree(raw / "bert"), "bert: expected a local folder or a hub name"),
     "bert for vit": (
@@ -262,29 +289,17 @@ def test_options_that_cannot_be(source: Path, tmp_path: Path) -> None:
         prepare(configuration(source, tmp_path, vit="./nowhere"), write_shards_here)
 
 
-FULL_DISK = """
-import resource, sys
-from pathlib import Path
-from cggm_ray.data.dataset import prepare
-from cggm_ray.data.shards import write_shards_here
-from cggm_ray.errors import DataError
-from food101_files import configuration
-config = configuration(Path(sys.argv[1]), Path(sys.argv[2]))
-resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-try:
-    prepare(config, write_shards_here)
-except DataError as error:
-    print(error)
-"""
-
-
 def test_full_disk_leaves_nothing(source: Path, tmp_path: Path) -> None:
     """The system refuses to write more than 2,000 bytes into a file: as on a full disk, the write itself fails."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    command = [sys.executable, "-c", FULL_DISK, str(source), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    assert "train-00000.parquet: cannot write the shard" in done.stdout
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    resource = pytest.importorskip("resource")
+    config = configuration(source, tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"train-00000\.parquet: cannot write the shard"):
+            prepare(config, write_shards_here)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list((tmp_path / "shards").iterdir())
 
 
@@ -305,6 +320,25 @@ def test_two_ray_workers_extract_and_train_as_one_process(source: Path, tmp_path
     assert sets[0] == sets[1]
     assert got.best_epoch == expected.best_epoch
     assert got.test == pytest.approx(expected.test, abs=1e-4)
+
+
+@pytest.mark.ray
+def test_error_of_an_actor_reaches_the_driver_as_one_line(raw: Path, tmp_path: Path) -> None:
+    from cggm_ray.distributed.ingest import write_shards_with_ray
+
+    edit(raw / "vit" / "config.json", lambda content: content.__setitem__("num_hidden_layers", 2))
+    with pytest.raises(DataError, match=r"vit: the weights in .* lack 16 parameters") as caught:
+        prepare(configuration(raw, tmp_path / "out"), write_shards_with_ray)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "out" / "shards").iterdir())
+
+
+def test_datasets_are_listed_without_the_optional_packages() -> None:
+    code = "import sys; from cggm_ray.data.dataset import DATASETS; names = DATASETS.names()\n"
+    code += "print('food101' in names, sorted({'transformers', 'PIL', 'ray'} & set(sys.modules)))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split() == ["True", "[]"]
 
 
 def test_real_products_with_a_real_bert(tmp_path: Path) -> None:

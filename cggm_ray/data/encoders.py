@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from cggm_ray.errors import DataError, UsageError
@@ -111,8 +112,21 @@ def _find(flag: str, value: str) -> EncoderInfo:
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not weights:
         raise DataError(f"{flag}: {value} has no weights; expected model.safetensors or pytorch_model.bin")
+    for weight in weights:
+        _check_weights(flag, weight)
     tokenizer = [folder / name for name in (*TOKENIZER_FILES, "tokenizer_config.json") if (folder / name).exists()]
     return EncoderInfo(flag=flag, reference=reference, files=(path, *weights, *tokenizer), config=config)
+
+
+def _check_weights(flag: str, path: Path) -> None:
+    """Reads the header of a safetensors file; raises DataError where it is damaged or cut short."""
+    if path.suffix != ".safetensors":
+        return
+    try:
+        with safe_open(path, "pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{flag}: {path} is not a readable safetensors file: {error}") from None
 
 
 def _downloaded(flag: str, name: str) -> Path:

@@ -25,7 +25,15 @@ from torch import nn
 from cggm_ray.config import DatasetOptions, option
 from cggm_ray.data.augment import image_problem, require_pillow
 from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset
-from cggm_ray.data.encoders import EXTRACT_PRECISIONS, STORED, EncoderInfo, ImageFeatures, find_bert, find_vit
+from cggm_ray.data.encoders import (
+    EXTRACT_PRECISIONS,
+    STORED,
+    EncoderInfo,
+    ImageFeatures,
+    find_bert,
+    find_vit,
+    load_tokenizer,
+)
 from cggm_ray.data.food101_demo import write_demonstration
 from cggm_ray.data.image_text import IMAGE, PATH, TEXT, VIEWS, DecodeImages, EncodeShard, Encoding, OnlineSplit
 from cggm_ray.data.shards import (
@@ -172,6 +180,7 @@ class Food101(Dataset):
 
     def read(self, sources: list[Path]) -> Iterator[RawShard]:
         """Names and texts; every image was decoded once by now, so the extraction does not stop half way."""
+        load_tokenizer(self._bert)
         splits, self._skipped = self._readable(self._records)
         if "valid" not in splits:
             rest, valid = stratified(splits["train"], self.options.valid_share, self.options.data_seed)

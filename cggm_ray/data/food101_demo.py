@@ -47,7 +47,20 @@ def write_demonstration(folder: Path, seed: int) -> None:
     """
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(partial, ignore_errors=True)
-    (partial / "images").mkdir(parents=True)
+    try:
+        _write_records(partial, seed)
+        _write_encoders(partial, seed)
+        partial.rename(folder)
+    except OSError:
+        # Another process was faster; its set is the same.
+        if not folder.exists():
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_records(folder: Path, seed: int) -> None:
+    (folder / "images").mkdir(parents=True)
     rng = np.random.default_rng(derive_seed(seed, "demonstration"))
     colours = rng.uniform(40, 215, size=(len(DISHES), 2, 3))
     number = 0
@@ -59,7 +72,7 @@ def write_demonstration(folder: Path, seed: int) -> None:
             shown = dish if rng.random() < IMAGE_TELLS else int(rng.integers(len(DISHES)))
             words = [*rng.choice(FILLER, size=rng.integers(4, 9)).tolist(), *DISHES[said].split("_")]
             path = f"images/{number:05d}.jpg"
-            _write_image(partial / path, colours[shown], rng)
+            _write_image(folder / path, colours[shown], rng)
             records.append(
                 {
                     "id": f"{split}_{number}",
@@ -69,14 +82,7 @@ def write_demonstration(folder: Path, seed: int) -> None:
                 }
             )
             number += 1
-        (partial / f"{split}.json").write_text(json.dumps(records, indent=1))
-    _write_encoders(partial, seed)
-    try:
-        partial.rename(folder)
-    except OSError:
-        if not folder.exists():
-            raise
-        shutil.rmtree(partial)
+        (folder / f"{split}.json").write_text(json.dumps(records, indent=1))
 
 
 def _write_image(path: Path, colours: np.ndarray, rng: np.random.Generator) -> None:

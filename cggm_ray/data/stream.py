@@ -60,7 +60,7 @@ class StreamSplit:
             any case.
 
     Raises:
-        DataError: a shard cannot be read, or rows are missing or doubled.
+        DataError: a shard cannot be read, rows are missing or doubled, or there are columns that mean something else.
     """
 
     def __init__(

@@ -6,6 +6,7 @@ if the cluster has any, and write what they computed, so features do not travel.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,9 +16,10 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from cggm_ray.data.shards import RawShard, Stage, Transform, write_shard
+from cggm_ray.data.shards import RawShard, Shard, Stage, Transform, write_shard
+from cggm_ray.errors import CggmError, DataError
 
-SPLIT, NUMBER = "__split", "__number"
+SPLIT, NUMBER, ERROR = "__split", "__number", "__error"
 MOST_CPU_ACTORS = 4
 TASK_CPUS = 0.5
 
@@ -25,25 +27,39 @@ TASK_CPUS = 0.5
 class Work:
     """A stage as Ray Data calls it: the block of a shard to the same, or to what was written.
 
+    An error of this package travels in the blocks, in the column `ERROR`, up to the driver: on the way through Ray Data an
+    exception can lose its type and its text.
+
     Args:
-        make: of the stage; called here.
+        make: of the stage; called with the first block.
         folder: the shard is written into it; None for the stages before the last.
     """
 
     def __init__(self, make: Callable[[], Transform], folder: Path | None) -> None:
-        self._transform = make()
+        self._transform = functools.cache(make)
         self._folder = folder
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Of one block."""
-        split, number = block.column(SPLIT)[0], block.column(NUMBER)[0]
-        table = block.drop_columns([SPLIT, NUMBER])
-        if self._folder is not None:
-            raw = RawShard(split=split.as_py(), number=number.as_py(), table=table)
-            return pa.Table.from_pylist([asdict(write_shard(self._transform, raw, self._folder))])
-        table = self._transform(table)
-        table = table.append_column(SPLIT, pa.array([split.as_py()] * table.num_rows))
-        return table.append_column(NUMBER, pa.array([number.as_py()] * table.num_rows))
+        try:
+            if ERROR in block.column_names:
+                raise DataError(block.column(ERROR)[0].as_py())
+            split, number = block.column(SPLIT)[0].as_py(), block.column(NUMBER)[0].as_py()
+            table = block.drop_columns([SPLIT, NUMBER])
+            if self._folder is not None:
+                raw = RawShard(split=split, number=number, table=table)
+                return written(write_shard(self._transform(), raw, self._folder), None)
+            table = self._transform()(table)
+        except CggmError as error:
+            nothing = Shard(file="", rows=0, bytes=0, sha256="")
+            return written(nothing, str(error)) if self._folder is not None else pa.table({ERROR: [str(error)]})
+        table = table.append_column(SPLIT, pa.array([split] * table.num_rows))
+        return table.append_column(NUMBER, pa.array([number] * table.num_rows))
+
+
+def written(shard: Shard, error: str | None) -> pa.Table:
+    """The one row that the last stage returns."""
+    return pa.table({**{name: [v] for name, v in asdict(shard).items()}, ERROR: pa.array([error], pa.string())})
 
 
 def add_stage(dataset: ray.data.Dataset, stage: Stage, folder: Path | None) -> ray.data.Dataset:

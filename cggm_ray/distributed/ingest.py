@@ -12,7 +12,8 @@ import ray.data
 
 from cggm_ray.data.shards import RawShard, Shard, Stage
 from cggm_ray.distributed.cluster import connect, own_error
-from cggm_ray.distributed.extract import NUMBER, SPLIT, add_stage
+from cggm_ray.distributed.extract import ERROR, NUMBER, SPLIT, add_stage
+from cggm_ray.errors import DataError
 
 
 def write_shards_with_ray(stages: Sequence[Stage], raw: Sequence[RawShard], folder: Path) -> list[Shard]:
@@ -24,14 +25,19 @@ def write_shards_with_ray(stages: Sequence[Stage], raw: Sequence[RawShard], fold
     connect()
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    written: dict[str, Shard] = {}
     try:
         dataset: ray.data.Dataset = ray.data.from_arrow([_labelled(shard) for shard in raw])
-        for stage in stages[:-1]:
-            dataset = add_stage(dataset, stage, None)
-        rows = add_stage(dataset, stages[-1], folder).take_all()
-    except Exception as error:
-        raise own_error(error) or error from error
-    written = {row["file"]: Shard(**row) for row in rows}
+        for number, stage in enumerate(stages, start=1):
+            dataset = add_stage(dataset, stage, folder if number == len(stages) else None)
+        for row in dataset.iter_rows():
+            # The first error stops what still runs.
+            error = row.pop(ERROR)
+            if error is not None:
+                raise DataError(error)
+            written[row["file"]] = Shard(**row)
+    except Exception as failure:
+        raise own_error(failure) or failure from failure
     return [written[shard.file] for shard in raw]
 
 
