@@ -249,7 +249,7 @@ def train_step(config: Config, state: TrainState, step: nn.Module, batch: Batch,
         raise _non_finite(state, batch, task_loss, extra, total, runtime)
     state.optimizer.step()
     state.strategy.step()
-    return {"loss": task_loss, "gradient_norm": total, "grad_norm": norms_M, **state.strategy.diagnostics}
+    return {"loss": task_loss.detach(), "gradient_norm": total, "grad_norm": norms_M, **state.strategy.diagnostics}
 
 
 @torch.no_grad()

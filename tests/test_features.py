@@ -215,6 +215,29 @@ def test_run_does_not_depend_on_what_is_missing(tmp_path: Path) -> None:
     assert predicted[0] == predicted[1] == predicted[2]
 
 
+@pytest.mark.ray
+def test_two_workers_follow_one_where_samples_lack_modalities(tmp_path: Path) -> None:
+    """The workers' batches lack different samples; scores and losses are those of the global batch all the same."""
+    still = ModelConfig(
+        **vars(TINY)
+        | dict.fromkeys(("attn_dropout", "relu_dropout", "embed_dropout", "res_dropout", "out_dropout"), 0.0)
+    )
+    alone = dataclasses.replace(
+        config(tmp_path / "one", as_npz(tmp_path, missing(0.0)), "words,age,face", split="part"),
+        model=still,
+        train=TrainConfig(num_epochs=2, batch_size=6),
+    )
+    workers = RunConfig(workers=2, cpus_per_worker=1, storage_path=str(tmp_path / "two"), name="r")
+    results = [run(alone), run(dataclasses.replace(alone, run=workers))]
+    records = []
+    for result in results:
+        assert result is not None
+        records.append([json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()])
+    for one, two in zip(*records, strict=True):
+        for name in ("train/loss", "score/words", "score/age", "coefficient/words", "guide_loss/age", "valid/loss"):
+            assert two[name] == pytest.approx(one[name], rel=1e-4), name
+
+
 def test_masks_reach_the_loop(tmp_path: Path) -> None:
     """The same numbers without the masks are another run: the masks are not lost on the way."""
     content = missing(0.0)

@@ -19,7 +19,7 @@ from cggm_ray.data.dataset import DATASETS, prepare
 from cggm_ray.data.iemocap import Iemocap, IemocapOptions
 from cggm_ray.data.safe_pickle import load_npy, load_pickle
 from cggm_ray.data.shards import open_set, write_shards_here
-from cggm_ray.data.split import TensorSplit
+from cggm_ray.data.split import TensorSplit, load_split
 from cggm_ray.errors import DataError, UsageError
 from cggm_ray.run import run
 from iemocap_layout import PLACES, small_layout, write_layout
@@ -110,6 +110,21 @@ def test_one_modality(tmp_path: Path) -> None:
     result = run(settings)
     assert result is not None
     assert 0 <= result.test["unweighted_accuracy"] <= 1
+
+
+def test_utterance_without_any_step(tmp_path: Path) -> None:
+    """It is a missing modality under the mask; where it is the only one, the sample has nothing and is named."""
+    data = small_layout(tmp_path / "iemocap")
+    change(PLACES["text"], lambda h5: put(h5, FIRST, np.zeros((0, 5))))(data)
+    settings = config(tmp_path, data, padding_mask=True)
+    split = opened(settings)
+    assert split.masks["text"].any(1).tolist() == [False, True, True, True, True, True]
+    assert run(settings) is not None
+    folder = prepare(settings, write_shards_here)
+    manifest = open_set(folder)
+    assert manifest is not None
+    with pytest.raises(DataError, match=rf"split train, sample {FIRST} has none of the modalities text"):
+        load_split(folder, manifest, "train", ("text",), torch.device("cpu"))
 
 
 def change(place: str, edit: Callable[[h5py.File], None]) -> Callable[[Path], None]:
