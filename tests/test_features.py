@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,45 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cggm_ray.config import Config, DataConfig, ModelConfig, ModulationConfig, RunConfig, TrainConfig
+from cggm_ray.config import Config, ModelConfig, RunConfig, TrainConfig
 from cggm_ray.data.dataset import DATASETS, prepare
 from cggm_ray.data.features import FeatureOptions
-from cggm_ray.data.shards import Manifest, open_set, tensor_column, write_shards_here
+from cggm_ray.data.shards import Manifest, open_set, write_shards_here
 from cggm_ray.data.split import TensorSplit
-from cggm_ray.errors import DataError, UsageError
 from cggm_ray.models.shaped import shaped_net
 from cggm_ray.run import run
+from feature_sets import TINY, arrays, as_npz, as_parquet, as_pickle, config
 
 DATA = Path(os.environ.get("CGGM_DATA", Path(__file__).parents[2] / "shared" / "data"))
-TINY = ModelConfig(nlevels=3, cls_layers=1, proj_dim=8, num_heads=2)
-
-
-def arrays(samples: int = 30) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return {
-        "words": rng.normal(size=(samples, 5, 3)).astype(np.float32),
-        "face": rng.integers(256, size=(samples, 8, 8)).astype(np.uint8),
-        "age": rng.normal(size=(samples, 4)),
-        "label": np.arange(samples) % 3,
-        "mark": rng.normal(size=samples).astype(np.float32),
-        "part": np.array((["train"] * 4 + ["val", "test"]) * (samples // 6)),
-        "id": np.array([f"s{row:02d}" for row in range(samples)]),
-    }
-
-
-def config(tmp_path: Path, data: Path, modalities: str | None = None, **options: object) -> Config:
-    return Config(
-        data=DataConfig(
-            dataset="features",
-            data_path=str(data),
-            modalities=None if modalities is None else tuple(modalities.split(",")),
-        ),
-        model=TINY,
-        modulation=ModulationConfig(modulation="none" if modalities and "," not in modalities else "cggm"),
-        train=TrainConfig(num_epochs=1, batch_size=16),
-        run=RunConfig(local=True, storage_path=str(tmp_path / "runs"), name="r"),
-        options=FeatureOptions(**options),  # type: ignore[arg-type]
-    )
 
 
 def converted(settings: Config) -> tuple[Manifest, dict[str, TensorSplit]]:
@@ -69,22 +39,6 @@ def converted(settings: Config) -> tuple[Manifest, dict[str, TensorSplit]]:
         assert isinstance(split, TensorSplit)
         splits[name] = split
     return manifest, splits
-
-
-def as_npz(folder: Path, content: dict[str, np.ndarray]) -> Path:
-    np.savez(folder / "f.npz", allow_pickle=False, **content)
-    return folder / "f.npz"
-
-
-def as_pickle(folder: Path, content: dict[str, np.ndarray]) -> Path:
-    (folder / "f.pkl").write_bytes(pickle.dumps(content))
-    return folder / "f.pkl"
-
-
-def as_parquet(folder: Path, content: dict[str, np.ndarray]) -> Path:
-    columns = {name: pa.array(v) if v.dtype.kind == "U" else tensor_column(v) for name, v in content.items()}
-    pq.write_table(pa.table(columns), folder / "f.parquet")
-    return folder / "f.parquet"
 
 
 @pytest.mark.parametrize("write", [as_npz, as_pickle, as_parquet])
@@ -215,6 +169,29 @@ def test_run_does_not_depend_on_what_is_missing(tmp_path: Path) -> None:
     assert predicted[0] == predicted[1] == predicted[2]
 
 
+@pytest.mark.ray
+def test_two_workers_follow_one_where_samples_lack_modalities(tmp_path: Path) -> None:
+    """The workers' batches lack different samples; scores and losses are those of the global batch all the same."""
+    still = ModelConfig(
+        **vars(TINY)
+        | dict.fromkeys(("attn_dropout", "relu_dropout", "embed_dropout", "res_dropout", "out_dropout"), 0.0)
+    )
+    alone = dataclasses.replace(
+        config(tmp_path / "one", as_npz(tmp_path, missing(0.0)), "words,age,face", split="part"),
+        model=still,
+        train=TrainConfig(num_epochs=2, batch_size=6),
+    )
+    workers = RunConfig(workers=2, cpus_per_worker=1, storage_path=str(tmp_path / "two"), name="r")
+    results = [run(alone), run(dataclasses.replace(alone, run=workers))]
+    records = []
+    for result in results:
+        assert result is not None
+        records.append([json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()])
+    for one, two in zip(*records, strict=True):
+        for name in ("train/loss", "score/words", "score/age", "coefficient/words", "guide_loss/age", "valid/loss"):
+            assert two[name] == pytest.approx(one[name], rel=1e-4), name
+
+
 def test_masks_reach_the_loop(tmp_path: Path) -> None:
     """The same numbers without the masks are another run: the masks are not lost on the way."""
     content = missing(0.0)
@@ -246,129 +223,6 @@ def test_kinds_can_be_told(tmp_path: Path) -> None:
     features = net.encode({"words": torch.randn(2, 5, 3), "face": torch.randn(2, 8, 8)})
     assert {name: tuple(h.shape) for name, h in features.items()} == {"words": (2, 1, 8), "face": (2, 8, 8)}
     assert all(guides[name](h).logits.shape == (2, 3) for name, h in features.items())
-
-
-def edit(**changes: object) -> dict[str, np.ndarray]:
-    content = {**arrays(), **changes}
-    return {name: np.asarray(values) for name, values in content.items() if values is not None}
-
-
-def at(name: str, row: int, value: float) -> np.ndarray:
-    values = arrays()[name].astype(np.float64)
-    values[row] = value
-    return values
-
-
-BAD: dict[str, tuple[dict[str, np.ndarray], str | None, dict[str, object], str]] = {
-    "no target": (
-        edit(label=None),
-        None,
-        {},
-        r"f\.npz: target 'label' is missing; found words, face, age, mark, part, id",
-    ),
-    "no modality": (edit(), "words,fase", {}, r"modality 'fase' is missing \(did you mean face\?\)"),
-    "no candidates": (edit(words=None, face=None, age=None), None, {}, "no column holds an array of numbers"),
-    "label outside": (
-        edit(),
-        None,
-        {"classes": ("0", "1")},
-        r"target label, row 2: label '2' is none of the 2 classes 0, 1",
-    ),
-    "class only in valid": (
-        edit(label=np.where(arrays()["part"] == "val", 7, np.arange(30) % 2)),
-        None,
-        {"split": "part"},
-        r"label '7' is none of the 2 classes 0, 1",
-    ),
-    "one class": (edit(label=np.zeros(30, int)), None, {}, "1 class; expected at least two"),
-    "half a class": (edit(label=at("label", 4, 0.5)), None, {}, r"row 4: 0\.5; expected a whole number"),
-    "not a number": (
-        edit(mark=at("mark", 3, np.nan)),
-        None,
-        {"task": "regression", "target": "mark"},
-        "row 3: nan; expected",
-    ),
-    "target of texts": (edit(), None, {"task": "regression", "target": "id"}, r"target id: shape \(30,\) of <U3"),
-    "infinite feature": (
-        edit(age=at("age", 2, np.inf)),
-        None,
-        {},
-        r"modality age, row 2 \(s02\): a value that is not finite",
-    ),
-    "too few rows": (edit(age=arrays()["age"][:20]), None, {}, "modality age: 20 samples; the target has 30"),
-    "texts as modality": (edit(), "id,part", {"target": "label"}, "modality 'id' is missing"),
-    "texts as features": (edit(), "part,age", {}, r"modality part: shape \(30,\) of <U5; expected numbers"),
-    "five axes": (edit(words=np.zeros((30, 2, 2, 2, 2))), None, {}, r"modality words: samples of shape \(2, 2, 2, 2\)"),
-    "wrong kind": (edit(), None, {"kinds": ("age:image",)}, r"modality age: samples of shape \(4,\); a image is"),
-    "kind of nothing": (
-        edit(),
-        None,
-        {"kinds": ("aeg:vector",)},
-        r"kinds: 'aeg' is no modality \(did you mean age\?\)",
-    ),
-    "unknown split": (
-        edit(part=np.array(["train", "rest"] * 15)),
-        None,
-        {"split": "part"},
-        "split part, row 1: found 'rest'",
-    ),
-    "no test": (edit(part=np.array(["train", "val"] * 15)), None, {"split": "part"}, "split test has no samples"),
-    "lengths": (
-        edit(n=np.full(30, 9)),
-        None,
-        {"lengths": ("words:n",)},
-        "lengths n, row 0: 9; expected 0 to 5 time steps",
-    ),
-    "presence of another length": (edit(age_present=np.ones(4, bool)), None, {}, r"age_present: shape \(4,\)"),
-    "nothing at all": (
-        edit(age_present=np.arange(30) != 5, words_present=np.arange(30) != 5),
-        "age,words",
-        {},
-        r"f\.npz, row 5 \(s05\): has none of the modalities words, age",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_named(tmp_path: Path, name: str) -> None:
-    content, modalities, options, message = BAD[name]
-    with pytest.raises(DataError, match=message) as raised:
-        prepare(config(tmp_path, as_npz(tmp_path, content), modalities, **options), write_shards_here)
-    assert "\n" not in str(raised.value)
-    assert not any((tmp_path / "runs" / "shards").glob("*")), "nothing is left behind"
-
-
-def test_bad_files_are_named(tmp_path: Path) -> None:
-    np.savez(tmp_path / "o.npz", allow_pickle=True, x=np.array([{}, None], dtype=object), label=np.arange(2))
-    (tmp_path / "cut.npz").write_bytes(b"PK")
-    (tmp_path / "cut.parquet").write_bytes(b"PAR1")
-    (tmp_path / "list.pkl").write_bytes(pickle.dumps([1]))
-    (tmp_path / "x.csv").write_text("a")
-    (tmp_path / "empty").mkdir()
-    pq.write_table(pa.table({"age": [[1.0], [1.0, 2.0]], "label": [0, 1]}), tmp_path / "ragged.parquet")
-    pq.write_table(pa.table({"age": [[1.0], [2.0]], "label": [0, None]}), tmp_path / "null.parquet")
-    expected = {
-        "o.npz": "not a readable .npz of plain arrays",
-        "cut.npz": "not a readable .npz",
-        "cut.parquet": "not a readable parquet file",
-        "list.pkl": "found a list; expected a dict",
-        "x.csv": "unknown suffix '.csv'",
-        "empty": "found 0 feature files",
-        "ragged.parquet": r"column age, row 1: shape \(2,\); row 0 has \(1,\)",
-        "null.parquet": "target label, row 1: is missing",
-    }
-    for file, message in expected.items():
-        with pytest.raises(DataError, match=message):
-            prepare(config(tmp_path, tmp_path / file), write_shards_here)
-
-
-@pytest.mark.parametrize(
-    "options", [{"task": "ranking"}, {"kinds": ("a:b",)}, {"kinds": ("a",)}, {"valid_share": 0.9}, {"split_seed": -1}]
-)
-def test_bad_options_are_named(options: dict[str, object]) -> None:
-    (name,) = options
-    with pytest.raises(UsageError, match=f"^{name}: "):
-        FeatureOptions(**options)  # type: ignore[arg-type]
 
 
 def test_digits_by_flags(tmp_path: Path) -> None:

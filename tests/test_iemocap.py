@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import h5py
@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 
+from cggm_ray.batch import Batch
 from cggm_ray.config import Config, DataConfig, ModelConfig, ModulationConfig, RunConfig, TrainConfig
 from cggm_ray.data.dataset import DATASETS, prepare
 from cggm_ray.data.iemocap import Iemocap, IemocapOptions
 from cggm_ray.data.safe_pickle import load_npy, load_pickle
+from cggm_ray.data.sampler import slices
 from cggm_ray.data.shards import open_set, write_shards_here
-from cggm_ray.data.split import TensorSplit
+from cggm_ray.data.split import load_split
 from cggm_ray.errors import DataError, UsageError
 from cggm_ray.run import run
 from iemocap_layout import PLACES, small_layout, write_layout
@@ -40,14 +42,16 @@ def config(tmp_path: Path, data: Path, modulation: str = "cggm", epochs: int = 2
     )
 
 
-def opened(settings: Config, split: str = "train") -> TensorSplit:
+def opened(settings: Config, split: str = "train") -> tuple[Sequence[str], Batch]:
+    """Names of the utterances of a split, and all of it as one batch."""
     folder = prepare(settings, write_shards_here)
     manifest = open_set(folder)
     assert manifest is not None
     dataset = DATASETS.get("iemocap")(settings)
     found = dataset.open_split(folder, manifest, split, ("text", "audio", "vision"), torch.device("cpu"))
-    assert isinstance(found, TensorSplit)
-    return found
+    assert found.names is not None
+    (batch,) = found.batches(slices(torch.arange(len(found)), len(found), 0, 1), epoch=0)
+    return found.names, batch
 
 
 def read(file: Path, name: str) -> np.ndarray:
@@ -58,28 +62,28 @@ def read(file: Path, name: str) -> np.ndarray:
 @pytest.mark.parametrize("norm", ["trn", "utt"])
 def test_features_are_normalised_cut_and_padded(tmp_path: Path, norm: str) -> None:
     data = small_layout(tmp_path / "iemocap")
-    split = opened(config(tmp_path, data, norm_method=norm))
-    assert split.names is not None
-    assert len(split) == 6
-    assert split.masks == {}
-    frames = np.concatenate([read(data / PLACES["audio"], name) for name in split.names])
-    for row, name in enumerate(split.names):
+    names, batch = opened(config(tmp_path, data, norm_method=norm))
+    assert len(names) == 6
+    assert batch.masks is batch.present is None
+    frames = np.concatenate([read(data / PLACES["audio"], name) for name in names])
+    for row, name in enumerate(names):
         text, audio = (read(data / PLACES[m], name) for m in ("text", "audio"))
         mean, std = (frames.mean(0), frames.std(0)) if norm == "trn" else (audio.mean(0), audio.std(0, ddof=1))
         wanted = np.zeros((6, 3))
         wanted[: len(audio)] = (audio - mean) / std
-        np.testing.assert_allclose(split.inputs["audio"][row], wanted, atol=1e-5)
+        np.testing.assert_allclose(batch.inputs["audio"][row], wanted, atol=1e-5)
         cut = np.zeros((4, 5))
         cut[: len(text[:4])] = text[:4]
-        np.testing.assert_array_equal(split.inputs["text"][row], cut.astype(np.float32))
-    assert split.target.tolist() == [0, 1, 2, 3, 0, 1]
+        np.testing.assert_array_equal(batch.inputs["text"][row], cut.astype(np.float32))
+    assert batch.target.tolist() == [0, 1, 2, 3, 0, 1]
 
 
 def test_mask_says_where_the_padding_is(tmp_path: Path) -> None:
     data = small_layout(tmp_path / "iemocap")
-    plain, masked = (opened(config(tmp_path, data, padding_mask=mask)) for mask in (False, True))
-    assert plain.names == masked.names
-    lengths = {name: mask.sum(1).tolist() for name, mask in masked.masks.items()}
+    (plain, _), (names, batch) = (opened(config(tmp_path, data, padding_mask=mask)) for mask in (False, True))
+    assert plain == names
+    assert batch.masks is not None
+    lengths = {name: mask.sum(1).tolist() for name, mask in batch.masks.items()}
     assert lengths == {"text": [2, 3, 4, 4, 4, 2], "audio": [2, 3, 4, 5, 6, 2], "vision": [2, 3, 4, 5, 5, 2]}
     assert len(list((tmp_path / "runs" / "shards").iterdir())) == 1, "the mask needs no other shards"
 
@@ -110,6 +114,22 @@ def test_one_modality(tmp_path: Path) -> None:
     result = run(settings)
     assert result is not None
     assert 0 <= result.test["unweighted_accuracy"] <= 1
+
+
+def test_utterance_without_any_step(tmp_path: Path) -> None:
+    """It is a missing modality under the mask; where it is the only one, the sample has nothing and is named."""
+    data = small_layout(tmp_path / "iemocap")
+    change(PLACES["text"], lambda h5: put(h5, FIRST, np.zeros((0, 5))))(data)
+    settings = config(tmp_path, data, padding_mask=True)
+    _, batch = opened(settings)
+    assert batch.present is not None
+    assert batch.present["text"].tolist() == [False, True, True, True, True, True]
+    assert run(settings) is not None
+    folder = prepare(settings, write_shards_here)
+    manifest = open_set(folder)
+    assert manifest is not None
+    with pytest.raises(DataError, match=rf"split train, sample {FIRST} has none of the modalities text"):
+        load_split(folder, manifest, "train", ("text",), torch.device("cpu"))
 
 
 def change(place: str, edit: Callable[[h5py.File], None]) -> Callable[[Path], None]:

@@ -84,6 +84,7 @@ def test_trajectory(recording: Recording, mode: str) -> None:
 
     for step in range(meta["num_steps"]):
         inputs, target = recording.inputs(f"in.{step % batches}"), recording.target(f"in.{step % batches}")
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(float(recording[f"{mode}.lr"][step]), rel=1e-6)
         optimizer.zero_grad(set_to_none=True)
         features = strategy.modulate(net.encode(inputs), target)
         guide_logits = [head.logits for head in getattr(strategy, "_guide_heads", [])]

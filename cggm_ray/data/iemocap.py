@@ -9,7 +9,7 @@ target/<fold>/<trn|val|tst>_int2name.npy          utterances [N, 1], byte string
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,15 @@ import pyarrow as pa
 import torch
 from torch import nn
 
+from cggm_ray.batch import Batch
 from cggm_ray.config import Config, DatasetOptions, option
 from cggm_ray.confusion import save_confusion
 from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset, raw_path
 from cggm_ray.data.iemocap_demonstration import write_demonstration
 from cggm_ray.data.safe_pickle import load_npy
+from cggm_ray.data.sampler import Slice
 from cggm_ray.data.shards import IDENTITY, INDEX, SHARD_BYTES, STEPS, TARGET, Manifest, RawShard, tensor_column
-from cggm_ray.data.split import Split, TensorSplit
+from cggm_ray.data.split import Split
 from cggm_ray.errors import DataError, UsageError
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.sequence import sequence_guides, sequence_net
@@ -168,12 +170,9 @@ class Iemocap(Dataset):
     def open_split(
         self, folder: Path, manifest: Manifest, split: str, modalities: tuple[str, ...], device: torch.device
     ) -> Split:
-        """All utterances in memory; without `padding_mask` the padding is as good as any other step."""
-        loaded = super().open_split(folder, manifest, split, modalities, device)
-        if not self.options.padding_mask:
-            assert isinstance(loaded, TensorSplit)
-            loaded.masks = {}
-        return loaded
+        """The utterances; without `padding_mask` the padding is as good as any other step."""
+        masked = super().open_split(folder, manifest, split, modalities, device)
+        return masked if self.options.padding_mask else _Unmasked(masked)
 
     def finish(self, folder: Path, net: MultimodalNet, test: Split) -> None:
         """The confusion matrix of the test split."""
@@ -229,6 +228,23 @@ class Iemocap(Dataset):
                     raise DataError(f"{where}: not all values are finite numbers")
                 parts.append(values[None])
         return np.stack(parts)
+
+
+class _Unmasked:
+    """A split without its masks."""
+
+    def __init__(self, split: Split) -> None:
+        self._split = split
+        self.names = split.names
+        self.groups = split.groups
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def batches(self, plan: Iterable[Slice], epoch: int) -> Iterator[Batch]:
+        """See `Split`."""
+        for batch in self._split.batches(plan, epoch):
+            yield dataclasses.replace(batch, masks=None, present=None)
 
 
 def _normalised(value: np.ndarray, mean_std: np.ndarray | None) -> np.ndarray:

@@ -38,7 +38,7 @@ def write_demonstration(folder: Path, seed: int) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     rng = np.random.default_rng(derive_seed(seed, "demonstration"))
     count = sum(SPLITS.values())
-    classes = rng.integers(4, size=count)
+    classes = np.arange(count) % 4
     names = [f"Ses{1 + row % 5:02d}F_impro{row:03d}_F000" for row in range(count)]
     features = _features(rng, classes)
     for place, file in (("text", "L/bert_large.h5"), ("audio", "A/comparE.h5"), ("vision", "V/denseface.h5")):

@@ -1,0 +1,60 @@
+"""A small set of features, in the formats that people have."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cggm_ray.config import Config, DataConfig, ModelConfig, ModulationConfig, RunConfig, TrainConfig
+from cggm_ray.data.features import FeatureOptions
+from cggm_ray.data.shards import tensor_column
+
+TINY = ModelConfig(nlevels=3, cls_layers=1, proj_dim=8, num_heads=2)
+
+
+def arrays(samples: int = 30) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "words": rng.normal(size=(samples, 5, 3)).astype(np.float32),
+        "face": rng.integers(256, size=(samples, 8, 8)).astype(np.uint8),
+        "age": rng.normal(size=(samples, 4)),
+        "label": np.arange(samples) % 3,
+        "mark": rng.normal(size=samples).astype(np.float32),
+        "part": np.array((["train"] * 4 + ["val", "test"]) * (samples // 6)),
+        "id": np.array([f"s{row:02d}" for row in range(samples)]),
+    }
+
+
+def config(tmp_path: Path, data: Path, modalities: str | None = None, **options: object) -> Config:
+    return Config(
+        data=DataConfig(
+            dataset="features",
+            data_path=str(data),
+            modalities=None if modalities is None else tuple(modalities.split(",")),
+        ),
+        model=TINY,
+        modulation=ModulationConfig(modulation="none" if modalities and "," not in modalities else "cggm"),
+        train=TrainConfig(num_epochs=1, batch_size=16),
+        run=RunConfig(local=True, storage_path=str(tmp_path / "runs"), name="r"),
+        options=FeatureOptions(**options),  # type: ignore[arg-type]
+    )
+
+
+def as_npz(folder: Path, content: dict[str, np.ndarray]) -> Path:
+    np.savez(folder / "f.npz", allow_pickle=False, **content)
+    return folder / "f.npz"
+
+
+def as_pickle(folder: Path, content: dict[str, np.ndarray]) -> Path:
+    (folder / "f.pkl").write_bytes(pickle.dumps(content))
+    return folder / "f.pkl"
+
+
+def as_parquet(folder: Path, content: dict[str, np.ndarray]) -> Path:
+    columns = {name: pa.array(v) if v.dtype.kind == "U" else tensor_column(v) for name, v in content.items()}
+    pq.write_table(pa.table(columns), folder / "f.parquet")
+    return folder / "f.parquet"
