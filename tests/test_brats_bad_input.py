@@ -114,6 +114,13 @@ def test_no_tumour_in_any_training_case(tmp_path: Path, released: Path) -> None:
         opened(configured(tmp_path, released), "train")
 
 
+def test_no_tumour_to_score_by_slice(tmp_path: Path, released: Path) -> None:
+    write_h5(released / "valid" / "case3.h5", *volume(3, tumour=False))
+    assert len(opened(configured(tmp_path, released), "valid")) == SHAPE[2]
+    with pytest.raises(DataError, match=r"valid-00000.parquet: none of the 1 cases .* use --score volume"):
+        opened(configured(tmp_path, released, score="slice", crop=16), "valid")
+
+
 def test_nifti_shapes_that_differ(tmp_path: Path, challenge: Path) -> None:
     path = challenge / "BraTS2021_00002" / "BraTS2021_00002_t1.nii.gz"
     nibabel.save(nibabel.Nifti1Image(np.ones((12, 20, 5), np.float32), np.eye(4)), path)

@@ -179,11 +179,19 @@ class VolumeSlices:
         crop: slices without tumour are left out and the rest are cropped to this size (the released convention); None
             keeps whole volumes, in the middle of a frame that holds the largest.
         device: where batches go.
+
+    Raises:
+        DataError: slices without tumour are left out, and that leaves none.
     """
 
     def __init__(self, files: SliceFiles, *, crop: int | None, device: torch.device) -> None:
         self._files, self._device = files, device
         kept = [[row for row, pixels in enumerate(f.tumour) if pixels or crop is None] for f in files.facts]
+        if not any(kept):
+            raise DataError(
+                f"{files.paths[0]}: none of the {len(kept)} cases of this split has a tumour, which --score slice needs; "
+                "use --score volume"
+            )
         self._volume = np.concatenate([np.full(len(rows), volume) for volume, rows in enumerate(kept)])
         self._row = np.concatenate([np.asarray(rows, dtype=np.int64) for rows in kept])
         height, width = (max(sizes) for sizes in zip(*((f.height, f.width) for f in files.facts), strict=True))
