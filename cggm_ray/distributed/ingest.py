@@ -13,8 +13,9 @@ import ray.data
 
 from cggm_ray.data.shards import RawShard, Shard, write_shard
 from cggm_ray.distributed.cluster import connect, own_error
+from cggm_ray.errors import DataError
 
-_SPLIT, _NUMBER = "__split", "__number"
+_SPLIT, _NUMBER, _PROBLEM = "__split", "__number", "__problem"
 
 
 def write_shards_with_ray(
@@ -35,14 +36,25 @@ def write_shards_with_ray(
             number=block.column(_NUMBER)[0].as_py(),
             table=block.drop_columns([_SPLIT, _NUMBER]),
         )
-        return pa.Table.from_pylist([asdict(write_shard(transform, shard, folder))])
+        # An error of the data comes back as a row: Ray Data wraps what a task raises, and its cause is lost on the way.
+        try:
+            done, problem = write_shard(transform, shard, folder), ""
+        except DataError as error:
+            done, problem = Shard(file=shard.file, rows=0, bytes=0, sha256=""), str(error)
+        return pa.Table.from_pylist([{**asdict(done), _PROBLEM: problem}])
 
+    written = {}
     try:
         dataset = ray.data.from_arrow([_labelled(shard) for shard in raw])
-        rows = dataset.map_batches(convert, batch_size=None, batch_format="pyarrow").take_all()
+        for row in dataset.map_batches(convert, batch_size=None, batch_format="pyarrow").iter_rows():
+            problem = row.pop(_PROBLEM)
+            if problem:
+                raise DataError(problem)
+            written[row["file"]] = Shard(**row)
+    except DataError:
+        raise
     except Exception as error:
         raise own_error(error) or error from error
-    written = {row["file"]: Shard(**row) for row in rows}
     return [written[shard.file] for shard in raw]
 
 
