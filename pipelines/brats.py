@@ -2,8 +2,8 @@
 
 Baid et al. 2021; CGGM as in "Classifier-guided Gradient Modulation" (NeurIPS 2024).
 
-    python pipelines/brats.py --backbone resnet18 --crop 64 --num_epochs 10 --warmup_epochs 1 --batch_size 4
-                                                      # a generated demonstration set, small enough for a CPU
+    python pipelines/brats.py --backbone resnet18 --crop 64 --draws 4 --num_epochs 16 --warmup_epochs 1 --batch_size 4
+                                                      # a generated demonstration set, minutes on a CPU
     python pipelines/brats.py --data_path BRATS_H5 --workers 4 --use_gpu
     python pipelines/brats.py --data_path BraTS2021_Training_Data --split_seed 0 --workers 4 --use_gpu
     python pipelines/brats.py --local                 # without Ray

@@ -19,7 +19,7 @@ from cggm_ray.data.dataset import prepare
 from cggm_ray.data.overlay import COLOURS, coloured
 from cggm_ray.data.shards import Manifest, open_set, write_shards_here
 from cggm_ray.data.volumes import SEQUENCES
-from cggm_ray.errors import UsageError
+from cggm_ray.errors import DataError, UsageError
 from cggm_ray.metrics import TUMOUR_REGIONS
 from cggm_ray.models.resnet import BACKBONES, ResNetConfig
 from cggm_ray.optim import cosine_with_warmup
@@ -203,3 +203,15 @@ def test_on_two_ray_workers(tmp_path: Path, cases: Path) -> None:
     assert (result.folder / "pictures" / "case6.png").exists()
     assert np.isfinite(list(result.test.values())).all()
     assert epochs(result.folder)[0]["step"] == 2
+
+
+@pytest.mark.ray
+def test_bad_label_found_by_a_ray_task(tmp_path: Path, cases: Path) -> None:
+    with h5py.File(cases / "train" / "case2.h5", "r+") as file:
+        file["label"][0, 0, 0] = 9
+    config = configured(tmp_path, cases, local=False)
+    with pytest.raises(
+        DataError, match=r"^\S*case2.h5: key label: label 9 is outside the classes; expected 0, 1, 2, 4 or"
+    ):
+        run(config)
+    assert not list(config.shard_root.iterdir())
