@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,15 @@ def small_set(seed: int = 3) -> dict[str, dict[str, Any]]:
 def write_pickle(path: Path, content: object) -> Path:
     path.write_bytes(pickle.dumps(content))
     return path
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_cluster_is_left() -> Iterator[None]:
+    """A pipeline leaves the cluster that it started running; the next test file starts without one."""
+    yield
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()
 
 
 @pytest.fixture

@@ -7,13 +7,9 @@ holds more than the slices of a few batches in memory. Shapes: N slices, H and W
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +20,8 @@ from torch import Tensor
 from cggm_ray.batch import Batch
 from cggm_ray.data.sampler import Slice
 from cggm_ray.data.shards import IDENTITY, INDEX, TARGET, Manifest, column_values, tensor_column
+from cggm_ray.data.split import unreadable
+from cggm_ray.data.stream import ahead
 from cggm_ray.errors import DataError
 from cggm_ray.seeding import derive_seed
 
@@ -32,8 +30,6 @@ STRIDE = 16
 """Images are padded to a multiple of this."""
 AHEAD = 2
 """Batches that are read while others are in use."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +107,7 @@ class SliceFiles:
         try:
             table = file.read_row_groups(needed.tolist(), columns=[*self.modalities, TARGET])
         except (OSError, ValueError) as error:
-            raise _unreadable(path, error) from None
+            raise unreadable(path.parent, path, error) from None
         image = np.stack([column_values(table.column(name))[offsets] for name in self.modalities], 1)
         return image, column_values(table.column(TARGET))[offsets]
 
@@ -120,7 +116,7 @@ class SliceFiles:
         try:
             return pq.ParquetFile(path)
         except (OSError, ValueError) as error:
-            raise _unreadable(path, error) from None
+            raise unreadable(path.parent, path, error) from None
 
 
 class TumourSlices:
@@ -155,7 +151,8 @@ class TumourSlices:
 
     def batches(self, plan: Iterable[Slice], epoch: int) -> Iterator[Batch]:
         """See `Split`."""
-        return read_ahead((partial(self._batch, part, epoch) for part in plan), self._device)
+        for batch in ahead(lambda part: self._batch(part, epoch), plan, AHEAD):
+            yield batch.to(self._device)
 
     def draw(self, sample: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Image float32 [modalities, S, S] and classes uint8 [S, S] of a sample in an epoch."""
@@ -204,7 +201,8 @@ class VolumeSlices:
 
     def batches(self, plan: Iterable[Slice], epoch: int) -> Iterator[Batch]:
         """See `Split`."""
-        return read_ahead((partial(self._batch, part) for part in plan), self._device)
+        for batch in ahead(self._batch, plan, AHEAD):
+            yield batch.to(self._device)
 
     def largest(self, most: int) -> list[tuple[str, int]]:
         """The case and the index of the slice with most tumour, for the first volumes that have slices."""
@@ -257,18 +255,6 @@ def augmented(image: np.ndarray, label: np.ndarray, random: np.random.Generator)
     return np.ascontiguousarray(image), np.ascontiguousarray(label)
 
 
-def read_ahead(jobs: Iterable[Callable[[], Batch]], device: torch.device) -> Iterator[Batch]:
-    """The batches that the jobs make, in order, on the device; a few are made in threads before they are asked for."""
-    waiting: deque[Future[Batch]] = deque()
-    with ThreadPoolExecutor(AHEAD) as pool:
-        for job in jobs:
-            waiting.append(pool.submit(job))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft().result().to(device)
-        while waiting:
-            yield waiting.popleft().result().to(device)
-
-
 def _batch(
     names: Sequence[str], image: np.ndarray, label: np.ndarray, part: Slice, group: Tensor | None = None
 ) -> Batch:
@@ -280,7 +266,3 @@ def _batch(
 
 def _padded(pixels: int) -> int:
     return -(-pixels // STRIDE) * STRIDE
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path}: not a readable shard: {error}; delete {path.parent} to make it anew")
