@@ -78,7 +78,7 @@ def submit() -> Iterator[list[str]]:
         finally:
             os.killpg(head.pid, signal.SIGTERM)
             try:
-                head.wait(timeout=30)
+                head.wait(timeout=10)
             except subprocess.TimeoutExpired:
                 os.killpg(head.pid, signal.SIGKILL)
                 head.wait()
