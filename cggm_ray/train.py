@@ -1,4 +1,4 @@
-"""The loop, from top to bottom: `fit` calls `train_epoch` and `evaluate`, `train_epoch` calls `train_step`.
+"""The loop, from top to bottom: `fit` calls `train` and `finish`, `train` calls `train_epoch`, that calls `train_step`.
 
 It knows no dataset, no strategy and no Ray; those come in through `Dataset`, `Strategy` and `Runtime`.
 """
@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
@@ -21,9 +18,10 @@ from cggm_ray.batch import Batch
 from cggm_ray.config import Config
 from cggm_ray.data.dataset import DATASETS, Dataset, selected_modalities
 from cggm_ray.data.sampler import epoch_order, slices
-from cggm_ray.data.shards import IDENTITY, INDEX, TARGET, Manifest, open_set, tensor_column
+from cggm_ray.data.shards import Manifest, open_set
 from cggm_ray.data.split import Split
 from cggm_ray.errors import DataError, NonFiniteError, TrainingError, UsageError
+from cggm_ray.evaluation import Predictions, evaluate, write_predictions
 from cggm_ray.models.batchnorm import global_batch
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.modulation.base import STRATEGIES, Strategy, alone
@@ -79,24 +77,6 @@ class TrainingStep(nn.Module):
             features = self.strategy.modulate(features, batch.target, batch.present, batch.weight, batch.masks)
             head = self.net.fuse(features, batch.masks)
         return self.strategy.losses(head, batch.target, batch.weight)
-
-
-@dataclass
-class Predictions:
-    """What the network says about every sample of a split, in float64, the type in which every value is exact.
-
-    Attributes:
-        logits: [samples, C].
-        target: [samples, values].
-    """
-
-    logits: Tensor
-    target: Tensor
-
-    @classmethod
-    def empty(cls, samples: int, outputs: int) -> Predictions:
-        """Zeros, to be filled; a target is one value."""
-        return cls(torch.zeros(samples, outputs, dtype=torch.float64), torch.zeros(samples, 1, dtype=torch.float64))
 
 
 class Averages:
@@ -167,15 +147,40 @@ def open_manifest(shards: Path) -> Manifest:
 def fit(config: Config, shards: Path, runtime: Runtime, folder: Path) -> Result:
     """Trains, keeps the best checkpoint by validation, and tests it once.
 
+    See `open_training` for the arguments and `train` for what it raises.
+    """
+    training = open_training(config, shards, runtime, folder)
+    train(training)
+    return finish(training)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A run that is ready to go on from where its state stands."""
+
+    config: Config
+    folder: Path
+    runtime: Runtime
+    dataset: Dataset
+    task: Task
+    modalities: tuple[str, ...]
+    splits: dict[str, Split]
+    state: TrainState
+    step: nn.Module
+
+
+def open_training(config: Config, shards: Path, runtime: Runtime, folder: Path) -> Training:
+    """A run at its beginning, or after the last epoch that was saved.
+
     Args:
         config: of the run.
         shards: folder of the converted set.
-        runtime: where the loop runs.
-        folder: of the run, the same for all workers; checkpoints of an earlier start are continued.
+        runtime: where the loop runs; it knows the checkpoints of an earlier start.
+        folder: of the run, the same for all workers.
 
     Raises:
-        NonFiniteError: the loss or the gradient stopped being finite.
         DataError: the shards are gone or damaged.
+        TrainingError: the checkpoint cannot be used.
     """
     manifest = open_manifest(shards)
     dataset = DATASETS.get(manifest.dataset)(config)
@@ -189,20 +194,38 @@ def fit(config: Config, shards: Path, runtime: Runtime, folder: Path) -> Result:
     checkpoint = runtime.latest_checkpoint()
     if checkpoint is not None:
         state.load(checkpoint)
-    step = runtime.wrap(TrainingStep(net, state.strategy, config.train.precision))
+    return Training(
+        config=config,
+        folder=folder,
+        runtime=runtime,
+        dataset=dataset,
+        task=task,
+        modalities=modalities,
+        splits=splits,
+        state=state,
+        step=runtime.wrap(TrainingStep(net, state.strategy, config.train.precision)),
+    )
 
-    console = Console(folder) if runtime.rank == 0 else None
+
+def train(training: Training) -> None:
+    """Trains up to the last epoch, or until patience runs out; reports every epoch with a checkpoint.
+
+    Raises:
+        NonFiniteError: the loss or the gradient stopped being finite.
+    """
+    config, state, runtime, splits = training.config, training.state, training.runtime, training.splits
+    console = Console(training.folder) if runtime.rank == 0 else None
     trackers: list[Tracker] = []
     if console is not None:
-        epochs = config.train.num_epochs
-        trackers = default_trackers(folder, console, modalities, state.best.metric, state.epoch, epochs)
-        if checkpoint is not None:
-            console.say(f"continues after epoch {state.epoch} from {checkpoint}")
+        epochs, metric = config.train.num_epochs, state.best.metric
+        trackers = default_trackers(training.folder, console, training.modalities, metric, state.epoch, epochs)
+        if state.epoch > 0:
+            console.say(f"continues after epoch {state.epoch} from {runtime.latest_checkpoint()}")
     while state.epoch < config.train.num_epochs and not _out_of_patience(config, state):
         start = time.perf_counter()
-        record = train_epoch(config, state, step, splits["train"], modalities, runtime, console)
+        record = train_epoch(config, state, training.step, splits["train"], training.modalities, runtime, console)
         seconds = time.perf_counter() - start
-        valid = evaluate(config, net, task, splits["valid"], runtime)
+        valid = evaluate(config, state.net, training.task, splits["valid"], runtime)
         state.epoch += 1
         state.schedule.after_epoch(valid["loss"])
         improved = state.best.update(valid[state.best.metric], state.epoch)
@@ -221,10 +244,13 @@ def fit(config: Config, shards: Path, runtime: Runtime, folder: Path) -> Result:
                 "samples_per_second": len(splits["train"]) / seconds,
             }
         )
-        runtime.report(record, state.save)
+        # Logged first: a search may end the run inside the report. A line whose checkpoint was not written is dropped when
+        # the run goes on.
         for tracker in trackers:
             tracker.log(record)
-    return finish(config, state, dataset, task, splits, runtime, folder, trackers)
+        runtime.report(record, state.save)
+    for tracker in trackers:
+        tracker.close()
 
 
 def new_state(
@@ -236,16 +262,13 @@ def new_state(
         guide.to(runtime.device)
     strategy = STRATEGIES.get(config.modulation.modulation).build(config, net, guides, task, runtime.reduce())
     optimizer = model_optimizer(config.optim, net.parameters())
-    metric, mode = task.selection
-    if config.train.select is not None and config.train.select != metric:
-        metric = config.train.select
-        mode = "min" if metric in ("loss", "mae") else "max"
+    metric = config.train.select or task.selection[0]
     return TrainState(
         net=net,
         strategy=strategy.to(runtime.device),
         optimizer=optimizer,
         schedule=build_schedule(config, optimizer),
-        best=Best(metric=metric, mode=mode),
+        best=Best(metric=metric, mode=task.better(metric)),
         config=config.to_dict(),
     )
 
@@ -294,57 +317,14 @@ def train_step(config: Config, state: TrainState, step: nn.Module, batch: Batch,
     return {"loss": task_loss.detach(), "gradient_norm": total, "grad_norm": norms_M, **state.strategy.diagnostics}
 
 
-@torch.no_grad()
-def evaluate(
-    config: Config,
-    net: MultimodalNet,
-    task: Task,
-    split: Split,
-    runtime: Runtime,
-    collected: Predictions | None = None,
-) -> Record:
-    """Loss and metrics of a split, each worker taking its part.
+def finish(training: Training) -> Result:
+    """Tests the best checkpoint, and leaves its weights, its predictions and a summary in the folder of the run.
 
-    Args:
-        config: of the run.
-        net: the bare network.
-        task: what is predicted.
-        split: to evaluate.
-        runtime: where the loop runs.
-        collected: filled with the predictions of all workers if given.
+    Raises:
+        TrainingError: that checkpoint is gone or damaged.
     """
-    net.eval()
-    metrics = task.metrics(runtime.device, split.groups)
-    loss_sums = torch.zeros(task.n_sums, dtype=torch.float64, device=runtime.device)
-    plan = list(slices(torch.arange(len(split)), config.train.batch_size, runtime.rank, runtime.world_size))
-    for batch in split.batches(plan, epoch=0):
-        with torch.autocast(runtime.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-            logits = net(batch.inputs, batch.masks)
-        logits = logits.float() if logits.dtype.itemsize < 4 else logits
-        metrics.update(logits, batch.target, batch.weight, batch.group)
-        loss_sums += task.sums(logits, batch.target, batch.weight)
-        if collected is not None and batch.weight is None:
-            collected.logits[batch.index] = logits.double().cpu()
-            collected.target[batch.index] = batch.target.double().reshape(len(batch), -1).cpu()
-    reduce = runtime.reduce()
-    total = reduce(torch.cat([loss_sums, metrics.sums]))
-    if collected is not None and reduce is not alone:
-        for part in (collected.logits, collected.target):
-            part.copy_(reduce(part.to(runtime.device)))
-    return {"loss": float(task.combine(total[: task.n_sums])), **metrics.compute(total[task.n_sums :])}
-
-
-def finish(
-    config: Config,
-    state: TrainState,
-    dataset: Dataset,
-    task: Task,
-    splits: dict[str, Split],
-    runtime: Runtime,
-    folder: Path,
-    trackers: Iterable[Tracker],
-) -> Result:
-    """Tests the best checkpoint, and leaves its weights, its predictions and a summary in the folder of the run."""
+    config, state, runtime, folder = training.config, training.state, training.runtime, training.folder
+    task, splits = training.task, training.splits
     checkpoint = runtime.checkpoint_of(state.best.epoch)
     if checkpoint is None:
         raise TrainingError(f"{folder}: the checkpoint of the best epoch, {state.best.epoch}, is gone")
@@ -357,22 +337,10 @@ def finish(
         write_folder(folder / BEST, lambda partial: copy_files(checkpoint, partial))
         if collected is not None:
             write_predictions(folder / PREDICTIONS, splits["test"].names, collected)
-        dataset.finish(folder, state.net, splits["test"])
+        training.dataset.finish(folder, state.net, splits["test"])
         summary = {"best_epoch": result.best_epoch, "epochs": state.epoch, "valid": result.valid, "test": result.test}
         write_text(folder / SUMMARY, json.dumps(summary, indent=1))
-    for tracker in trackers:
-        tracker.close()
     return result
-
-
-def write_predictions(path: Path, names: Sequence[str] | None, collected: Predictions) -> None:
-    """Test predictions as parquet: index, id if samples have names, target, prediction (a value, or the logits)."""
-    columns = {INDEX: pa.array(np.arange(len(collected.target)))}
-    if names is not None:
-        columns[IDENTITY] = pa.array(names)
-    for name, values in ((TARGET, collected.target), ("prediction", collected.logits)):
-        columns[name] = tensor_column((values[:, 0] if values.shape[1] == 1 else values).numpy())
-    pq.write_table(pa.table(columns), path)
 
 
 def _out_of_patience(config: Config, state: TrainState) -> bool:

@@ -20,12 +20,12 @@ from cggm_ray.data.overlay import COLOURS, coloured
 from cggm_ray.data.shards import Manifest, open_set, write_shards_here
 from cggm_ray.data.volumes import SEQUENCES
 from cggm_ray.errors import DataError, UsageError
+from cggm_ray.evaluation import evaluate
 from cggm_ray.metrics import TUMOUR_REGIONS
 from cggm_ray.models.resnet import BACKBONES, ResNetConfig
 from cggm_ray.optim import cosine_with_warmup
 from cggm_ray.run import run
 from cggm_ray.runtime import LocalRuntime
-from cggm_ray.train import evaluate
 
 CPU = torch.device("cpu")
 

@@ -71,6 +71,13 @@ class Task(ABC):
         """The loss of one batch on one worker."""
         return self.combine(self.sums(logits, target, weight))
 
+    def better(self, metric: str) -> Literal["min", "max"]:
+        """Which way a validation metric improves."""
+        name, mode = self.selection
+        if metric == name:
+            return mode
+        return "min" if metric in ("loss", "mae") else "max"
+
     def utility(self, name: str) -> Utility:
         """The utility of that name.
 

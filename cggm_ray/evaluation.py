@@ -1,0 +1,90 @@
+"""Scores of a split, and the predictions that they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from cggm_ray.config import Config
+from cggm_ray.data.sampler import slices
+from cggm_ray.data.shards import IDENTITY, INDEX, TARGET, tensor_column
+from cggm_ray.data.split import Split
+from cggm_ray.models.net import MultimodalNet
+from cggm_ray.modulation.base import alone
+from cggm_ray.runtime import Record, Runtime
+from cggm_ray.tasks import Task
+
+
+@dataclass
+class Predictions:
+    """What the network says about every sample of a split, in float64, the type in which every value is exact.
+
+    Attributes:
+        logits: [samples, C].
+        target: [samples, values].
+    """
+
+    logits: Tensor
+    target: Tensor
+
+    @classmethod
+    def empty(cls, samples: int, outputs: int) -> Predictions:
+        """Zeros, to be filled; a target is one value."""
+        return cls(torch.zeros(samples, outputs, dtype=torch.float64), torch.zeros(samples, 1, dtype=torch.float64))
+
+
+@torch.no_grad()
+def evaluate(
+    config: Config,
+    net: MultimodalNet,
+    task: Task,
+    split: Split,
+    runtime: Runtime,
+    collected: Predictions | None = None,
+) -> Record:
+    """Loss and metrics of a split, each worker taking its part.
+
+    Args:
+        config: of the run.
+        net: the bare network.
+        task: what is predicted.
+        split: to evaluate.
+        runtime: where the loop runs.
+        collected: filled with the predictions of all workers if given.
+    """
+    net.eval()
+    metrics = task.metrics(runtime.device, split.groups)
+    loss_sums = torch.zeros(task.n_sums, dtype=torch.float64, device=runtime.device)
+    plan = list(slices(torch.arange(len(split)), config.train.batch_size, runtime.rank, runtime.world_size))
+    for batch in split.batches(plan, epoch=0):
+        with torch.autocast(runtime.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+            logits = net(batch.inputs, batch.masks)
+        logits = logits.float() if logits.dtype.itemsize < 4 else logits
+        metrics.update(logits, batch.target, batch.weight, batch.group)
+        loss_sums += task.sums(logits, batch.target, batch.weight)
+        if collected is not None and batch.weight is None:
+            collected.logits[batch.index] = logits.double().cpu()
+            collected.target[batch.index] = batch.target.double().reshape(len(batch), -1).cpu()
+    reduce = runtime.reduce()
+    total = reduce(torch.cat([loss_sums, metrics.sums]))
+    if collected is not None and reduce is not alone:
+        for part in (collected.logits, collected.target):
+            part.copy_(reduce(part.to(runtime.device)))
+    return {"loss": float(task.combine(total[: task.n_sums])), **metrics.compute(total[task.n_sums :])}
+
+
+def write_predictions(path: Path, names: Sequence[str] | None, collected: Predictions) -> None:
+    """Test predictions as parquet: index, id if samples have names, target, prediction (a value, or the logits)."""
+    columns = {INDEX: pa.array(np.arange(len(collected.target)))}
+    if names is not None:
+        columns[IDENTITY] = pa.array(names)
+    for name, values in ((TARGET, collected.target), ("prediction", collected.logits)):
+        columns[name] = tensor_column((values[:, 0] if values.shape[1] == 1 else values).numpy())
+    pq.write_table(pa.table(columns), path)
