@@ -35,6 +35,20 @@ def guide_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> 
     return build_optimizer(config.optim, parameters, lr=config.cls_lr, weight_decay=config.cls_weight_decay)
 
 
+def retune(optimizer: Optimizer, before: float, lr: float, weight_decay: float) -> None:
+    """Goes on with another learning rate and weight decay.
+
+    Args:
+        optimizer: as it was saved; a schedule may have moved its learning rate.
+        before: the learning rate that the schedule started from.
+        lr: what it starts from now; the schedule's factor stays.
+        weight_decay: from now on.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] *= lr / before
+        group["weight_decay"] = weight_decay
+
+
 class Schedule:
     """The learning rate of the model over a run; by itself constant. The loop calls it in two places."""
 

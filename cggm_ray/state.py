@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from cggm_ray.errors import TrainingError
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.modulation.base import Strategy
-from cggm_ray.optim import Schedule
+from cggm_ray.optim import Schedule, retune
 
 WEIGHTS = "model.safetensors"
 TENSORS = "training.safetensors"
@@ -87,7 +87,7 @@ class TrainState:
         (folder / VALUES).write_text(json.dumps(tree))
 
     def load(self, folder: Path) -> None:
-        """Puts back what `save` wrote.
+        """Puts back what `save` wrote; learning rates and weight decays follow `config` where it has others.
 
         Raises:
             TrainingError: a file is missing, damaged, or of another model or strategy.
@@ -101,8 +101,34 @@ class TrainState:
             self.best = Best(**tree["best"])
             progress = tree["progress"]
             self.epoch, self.step, self.samples = progress["epoch"], progress["step"], progress["samples"]
+            before, now = tree["config"]["optim"], self.config["optim"]
+            retune(self.optimizer, before["lr"], now["lr"], now["weight_decay"])
+            guides = self.strategy.own_optimizer()
+            if guides is not None:
+                retune(guides, before["cls_lr"], now["cls_lr"], now["cls_weight_decay"])
         except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise TrainingError(f"{folder}: this checkpoint cannot be used: {error}") from error
+
+
+def saved_values(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says in plain values: 'config', 'progress', 'best'.
+
+    Raises:
+        TrainingError: the file is missing or damaged.
+    """
+    try:
+        values: dict[str, Any] = json.loads((folder / VALUES).read_text())
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{folder}: this checkpoint cannot be used: {error}") from error
+    return values
+
+
+def copy_as_own(source: Path, target: Path) -> None:
+    """Copies the checkpoint of another run into an existing folder, for a run that has no best epoch of its own yet."""
+    copy_files(source, target)
+    values = saved_values(source)
+    values["best"] |= {"value": None, "epoch": 0, "improvements": 0}
+    (target / VALUES).write_text(json.dumps(values))
 
 
 def load_weights(net: MultimodalNet, folder: Path) -> None:

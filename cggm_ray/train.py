@@ -54,6 +54,12 @@ class Result:
     test: Record
 
 
+def read_summary(folder: Path) -> Result:
+    """The result that `finish` left in the folder of a run."""
+    summary = json.loads((folder / SUMMARY).read_text())
+    return Result(folder=folder, best_epoch=summary["best_epoch"], valid=summary["valid"], test=summary["test"])
+
+
 class TrainingStep(nn.Module):
     """The forward half of a training step, as one module: what DistributedDataParallel wraps.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from cggm_ray.distributed.runtime import RayRuntime
 from cggm_ray.errors import TrainingError
 from cggm_ray.run import claim
 from cggm_ray.tracking import following
-from cggm_ray.train import SUMMARY, Result, fit
+from cggm_ray.train import Result, finish, open_training, read_summary, train
 
 
 def run_on_ray(config: Config, folder: Path) -> Result:
@@ -35,7 +35,34 @@ def run_on_ray(config: Config, folder: Path) -> Result:
     connect()
     cpus = cpus_per_worker(config.run)
     claim(config, folder, shards)
-    trainer = TorchTrainer(
+    try:
+        with following(folder):
+            trainer(config, shards, folder, cpus).fit()
+    except Exception as error:
+        raise own_error(error) or TrainingError(f"{folder}: the run failed: {error}") from error
+    return read_summary(folder)
+
+
+def trainer(
+    config: Config,
+    shards: Path,
+    folder: Path,
+    cpus: int,
+    *,
+    test: bool = True,
+    callbacks: Sequence[Any] = (),
+) -> TorchTrainer:
+    """The trainer of a run; one of the same folder goes on from the last checkpoint in it.
+
+    Args:
+        config: of the run.
+        shards: folder of the converted set.
+        folder: of the run.
+        cpus: CPUs and torch threads of each worker.
+        test: whether the best checkpoint is tested at the end.
+        callbacks: of Ray Train; they see every report.
+    """
+    return TorchTrainer(
         train_on_worker,
         train_loop_config={
             "config": config,
@@ -44,6 +71,7 @@ def run_on_ray(config: Config, folder: Path) -> Result:
             "shards": str(shards),
             "folder": str(folder),
             "threads": cpus,
+            "test": test,
         },
         scaling_config=ScalingConfig(
             num_workers=config.run.workers,
@@ -57,19 +85,17 @@ def run_on_ray(config: Config, folder: Path) -> Result:
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute="best_score", checkpoint_score_order="max"
             ),
+            callbacks=list(callbacks),
         ),
     )
-    try:
-        with following(folder):
-            trainer.fit()
-    except Exception as error:
-        raise own_error(error) or TrainingError(f"{folder}: the run failed: {error}") from error
-    summary = json.loads((folder / SUMMARY).read_text())
-    return Result(folder=folder, best_epoch=summary["best_epoch"], valid=summary["valid"], test=summary["test"])
 
 
 def train_on_worker(arguments: dict[str, Any]) -> None:
     """The loop on one worker."""
     torch.set_num_threads(arguments["threads"])
-    DATASETS.adopt(arguments["config"].data.dataset, arguments["dataset"])
-    fit(arguments["config"], Path(arguments["shards"]), RayRuntime(), Path(arguments["folder"]))
+    config: Config = arguments["config"]
+    DATASETS.adopt(config.data.dataset, arguments["dataset"])
+    training = open_training(config, Path(arguments["shards"]), RayRuntime(), Path(arguments["folder"]))
+    train(training)
+    if arguments["test"]:
+        finish(training)

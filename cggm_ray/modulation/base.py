@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from cggm_ray.batch import Feature, HeadOutput
 from cggm_ray.registry import Registry
@@ -159,6 +160,10 @@ class Strategy(nn.Module):
 
     def step(self) -> None:
         """Moves what the strategy trains by itself. Call it after the backward pass."""
+
+    def own_optimizer(self) -> Optimizer | None:
+        """The optimizer of what the strategy trains by itself; None where it trains nothing."""
+        return None
 
 
 class JointTraining(Strategy):

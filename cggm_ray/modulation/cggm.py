@@ -216,6 +216,10 @@ class CGGM(Strategy):
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def own_optimizer(self) -> Optimizer:
+        """The guides' optimizer."""
+        return self.optimizer
+
     def get_extra_state(self) -> dict[str, Any]:
         """State of the guides' optimizer; with it, `state_dict` is all that a resume needs."""
         return self.optimizer.state_dict()

@@ -1,0 +1,1 @@
+"""Studies: many runs under one folder, searches over hyper-parameters and comparisons over strategies and seeds."""
