@@ -1,5 +1,7 @@
 """The command line of a pipeline: flags made from the configuration, and what happens with it.
 
+A run by default; with --tune a search, with --seeds or --compare several runs and a table over them.
+
 Order of precedence: the pipeline's recipe, then `--config file.yaml`, then flags.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,6 +18,7 @@ import yaml
 
 from cggm_ray.config import Config, value_type
 from cggm_ray.errors import CggmError, UsageError
+from cggm_ray.modulation.base import STRATEGIES
 from cggm_ray.registry import nearest
 from cggm_ray.run import run
 
@@ -39,11 +43,20 @@ def main(recipe: Config, argv: Sequence[str] | None = None, description: str | N
         The exit code: 0 done, 1 failed, 2 wrong usage or bad input.
     """
     try:
-        config, dry_run = parse(recipe, sys.argv[1:] if argv is None else argv, description)
-        if dry_run:
-            print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
+        command = parse(recipe, sys.argv[1:] if argv is None else argv, description)
+        if command.dry_run:
+            print(yaml.safe_dump(command.config.to_dict(), sort_keys=False), end="")
+        elif command.tune is not None:
+            # Pictures and statistics are imported where they are wanted: they take longer than the rest.
+            from cggm_ray.studies.sweep import sweep
+
+            sweep(command.config, command.tune)
+        elif command.seeds or command.strategies:
+            from cggm_ray.studies.compare import compare
+
+            compare(command.config, command.strategies, command.seeds)
         else:
-            run(config)
+            run(command.config)
     except CggmError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -53,8 +66,26 @@ def main(recipe: Config, argv: Sequence[str] | None = None, description: str | N
     return 0
 
 
-def parse(recipe: Config, argv: Sequence[str], description: str | None = None) -> tuple[Config, bool]:
-    """The configuration that recipe, file and flags make, and whether only to print it.
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What a command line asks for.
+
+    Attributes:
+        config: the configuration that recipe, file and flags make.
+        dry_run: only print it.
+        tune: file of a search.
+        seeds, strategies: of a comparison; empty where the flag was not given.
+    """
+
+    config: Config
+    dry_run: bool = False
+    tune: Path | None = None
+    seeds: tuple[int, ...] = ()
+    strategies: tuple[str, ...] = ()
+
+
+def parse(recipe: Config, argv: Sequence[str], description: str | None = None) -> Command:
+    """What the arguments ask for.
 
     Raises:
         UsageError: an unknown flag or key (the nearest one is named), or a value that cannot be.
@@ -64,9 +95,43 @@ def parse(recipe: Config, argv: Sequence[str], description: str | None = None) -
     if unknown:
         raise UsageError(_explain(unknown[0], parser))
     given = vars(known)
-    path, dry_run = given.pop("config", None), given.pop("dry_run", False)
+    path, dry_run, tune = given.pop("config", None), given.pop("dry_run", False), given.pop("tune", None)
+    seeds, strategies = _seeds(given.pop("seeds", None)), _strategies(given.pop("compare", None))
+    if tune is not None and (seeds or strategies):
+        raise UsageError(
+            "tune: given together with --seeds or --compare; search first, then compare with --config best.yaml"
+        )
     config = recipe if path is None else Config.from_dict(read_yaml(Path(path)), recipe, source=path)
-    return config.replace(given, source="flag"), dry_run
+    return Command(
+        config=config.replace(given, source="flag"),
+        dry_run=dry_run,
+        tune=None if tune is None else Path(tune),
+        seeds=seeds,
+        strategies=strategies,
+    )
+
+
+def _seeds(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"flag: seeds: found {text!r}; expected whole numbers, such as 1,2,3") from None
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise UsageError(f"flag: seeds: found {text!r}; expected different numbers, zero or positive")
+    return seeds
+
+
+def _strategies(text: str | None) -> tuple[str, ...]:
+    if text is None:
+        return ()
+    names = tuple(part.strip() for part in text.split(","))
+    for name in names:
+        STRATEGIES.get(name)
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise UsageError(f"flag: compare: found {text!r}; expected at least two different strategies")
+    return names
 
 
 def build_parser(recipe: Config, description: str | None = None) -> argparse.ArgumentParser:
@@ -79,6 +144,11 @@ def build_parser(recipe: Config, description: str | None = None) -> argparse.Arg
     )
     parser.add_argument("--config", metavar="FILE", help="yaml with sections or plain keys; flags go before it")
     parser.add_argument("--dry_run", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--tune", metavar="FILE", help="yaml of a search over hyper-parameters, run on Ray Tune")
+    parser.add_argument("--seeds", metavar="1,2,...", help="one run a seed; prints mean and standard deviation")
+    parser.add_argument(
+        "--compare", metavar="a,b,...", help="strategies, each with every seed; prints their differences to the first"
+    )
     groups: dict[str, Any] = {}
     for section, key in recipe.fields():
         if section not in groups:

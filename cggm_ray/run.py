@@ -86,8 +86,8 @@ def run_locally(config: Config, folder: Path) -> Result | None:
         runtime.close()
 
 
-def named(config: Config) -> Config:
-    """The configuration with a name for the run.
+def named(config: Config, kind: str | None = None) -> Config:
+    """The configuration with a name for the run, made from dataset, strategy (or another `kind`) and time if it has none.
 
     Raises:
         UsageError: several torchrun processes without a name, which each would choose for itself.
@@ -96,7 +96,7 @@ def named(config: Config) -> Config:
         return config
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UsageError("name: expected one under torchrun, the same for all processes")
-    name = f"{config.data.dataset}-{config.modulation.modulation}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{config.data.dataset}-{kind or config.modulation.modulation}-{time.strftime('%Y%m%d-%H%M%S')}"
     return dataclasses.replace(config, run=dataclasses.replace(config.run, name=name))
 
 

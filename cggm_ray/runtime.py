@@ -20,6 +20,7 @@ from cggm_ray.errors import UsageError
 from cggm_ray.modulation.base import alone
 from cggm_ray.state import write_folder
 
+CHECKPOINTS = "checkpoints"
 Record = dict[str, float]
 """Metrics of an epoch: plain numbers by name. 'epoch' and 'best_epoch' count from 1."""
 
@@ -103,7 +104,7 @@ class LocalRuntime:
             torch.set_num_threads(config.cpus_per_worker)
         if self.world_size > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
-        self._checkpoints = folder / "checkpoints"
+        self._checkpoints = folder / CHECKPOINTS
 
     def reduce(self) -> Callable[[Tensor], Tensor]:
         """See `Runtime`."""
@@ -139,10 +140,15 @@ class LocalRuntime:
             dist.destroy_process_group()
 
     def _folder(self, epoch: int) -> Path:
-        return self._checkpoints / f"epoch-{epoch:05d}"
+        return self._checkpoints / checkpoint_name(epoch)
 
     def _finished(self) -> list[Path]:
         return list(self._checkpoints.glob("epoch-*"))
+
+
+def checkpoint_name(epoch: int) -> str:
+    """Folder of an epoch's checkpoint, in `CHECKPOINTS` of a run without Ray Train."""
+    return f"epoch-{epoch:05d}"
 
 
 def numbers(values: Mapping[str, float]) -> Record:

@@ -128,9 +128,7 @@ def check(config: Config, shards: Path) -> None:
         )
     if config.modulation.utility is not None:
         task.utility(config.modulation.utility)
-    # The names of the metrics are those of any state, also one that has seen nothing.
-    metrics = task.metrics(groups=1)
-    names = ["loss", *metrics.compute(torch.ones_like(metrics.sums))]
+    names = task.metric_names()
     if config.train.select is not None and config.train.select not in names:
         raise UsageError(
             f"select: no validation metric {config.train.select!r}{nearest(config.train.select, names)}; available: "

@@ -43,7 +43,7 @@ RELEASED = {
 @pytest.mark.parametrize("flag", RELEASED)
 def test_released_flags_keep_their_names(flag: str) -> None:
     section, field, value = RELEASED[flag]
-    config, _ = parse(Config(), flag.split())
+    config = parse(Config(), flag.split()).config
     assert getattr(getattr(config, section), field) == value
 
 
@@ -70,7 +70,7 @@ def test_flags_go_before_the_file_and_the_file_before_the_recipe(tmp_path: Path)
     file = tmp_path / "mine.yaml"
     file.write_text("lambda: 0.05\ntrain: {batch_size: 8, seed: 2}\nmodulation: none\n")
     recipe = Config(train=TrainConfig(batch_size=4, seed=1, num_epochs=9))
-    config, _ = parse(recipe, ["--seed", "3", "--config", str(file)])
+    config = parse(recipe, ["--seed", "3", "--config", str(file)]).config
     assert (config.train.seed, config.train.batch_size, config.train.num_epochs) == (3, 8, 9)
     assert (config.modulation.lam, config.modulation.modulation) == (0.05, "none")
 
@@ -104,14 +104,13 @@ def test_dry_run_prints_what_config_takes(tmp_path: Path, capsys: pytest.Capture
     assert resolved["modulation"]["gate"] == "body"
     file = tmp_path / "resolved.yaml"
     file.write_text(printed)
-    again, _ = parse(Config(), ["--config", str(file)])
+    again = parse(Config(), ["--config", str(file)]).config
     assert again.to_dict() == resolved
 
 
 def test_parts_can_be_set_by_themselves() -> None:
-    config, _ = parse(
-        Config(), ["--modulation", "cggm", "--coefficients", "paper", "--direction", "off", "--gate", "body"]
-    )
+    flags = ["--modulation", "cggm", "--coefficients", "paper", "--direction", "off", "--gate", "body"]
+    config = parse(Config(), flags).config
     assert config.to_dict()["modulation"]["coefficients"] == "paper"
     assert (config.modulation.direction, config.modulation.gate) == ("off", "body")
     assert Config().to_dict()["modulation"]["coefficients"] == "stable"

@@ -77,7 +77,7 @@ def test_every_tensor_of_the_memory_matters(small_pickle: Path, tmp_path: Path, 
 
 def test_a_checkpoint_without_one_of_its_tensors_is_refused(small_pickle: Path, tmp_path: Path) -> None:
     checkpoint = last(train(small_pickle, tmp_path, "run", 1))
-    config, _ = parse(Config(), [*SMALL, "--data_path", str(small_pickle), "--storage_path", str(tmp_path)])
+    config = parse(Config(), [*SMALL, "--data_path", str(small_pickle), "--storage_path", str(tmp_path)]).config
     shards = prepare(config, write_shards_here)
     manifest = open_manifest(shards)
     dataset = DATASETS.get("mosi")(config)

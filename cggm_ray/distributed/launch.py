@@ -31,7 +31,7 @@ def run_on_ray(config: Config, folder: Path) -> Result:
     Raises:
         CggmError: a worker's own error, or a TrainingError for what Ray reports.
     """
-    shards = prepare(config, write_shards_with_ray)
+    shards = prepare_on_ray(config)
     connect()
     cpus = cpus_per_worker(config.run)
     claim(config, folder, shards)
@@ -41,6 +41,11 @@ def run_on_ray(config: Config, folder: Path) -> Result:
     except Exception as error:
         raise own_error(error) or TrainingError(f"{folder}: the run failed: {error}") from error
     return read_summary(folder)
+
+
+def prepare_on_ray(config: Config) -> Path:
+    """The shards of a run's data, made by Ray Data if need be; see `prepare`."""
+    return prepare(config, write_shards_with_ray)
 
 
 def trainer(

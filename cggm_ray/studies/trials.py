@@ -34,12 +34,14 @@ class Trial:
         name: of its folder.
         values: what it changes in the study's configuration.
         config: of the run.
+        shards: folder of the converted set that it trains on.
     """
 
     number: int
     name: str
     values: dict[str, Any]
     config: Config
+    shards: Path
 
     @property
     def folder(self) -> Path:
@@ -73,7 +75,12 @@ class Record:
         return self.status in OVER
 
 
-def make_trial(base: Config, study: Path, number: int, name: str, values: dict[str, Any]) -> Trial:
+def trial_name(number: int) -> str:
+    """Name of a trial that has no better one."""
+    return f"trial-{number:03d}"
+
+
+def make_trial(base: Config, study: Path, number: int, name: str, values: dict[str, Any], shards: Path) -> Trial:
     """A trial of the study in that folder; its run lies below it and reads the study's shards."""
     config = base.replace(values, source=f"trial {name}")
     return Trial(
@@ -85,6 +92,7 @@ def make_trial(base: Config, study: Path, number: int, name: str, values: dict[s
             data=dataclasses.replace(config.data, shard_path=str(base.shard_root)),
             run=dataclasses.replace(config.run, storage_path=str(study / TRIALS), name=name),
         ),
+        shards=shards,
     )
 
 

@@ -71,6 +71,12 @@ class Task(ABC):
         """The loss of one batch on one worker."""
         return self.combine(self.sums(logits, target, weight))
 
+    def metric_names(self) -> list[str]:
+        """The validation metrics, 'loss' first."""
+        # The names are those of any state, also one that has seen nothing.
+        metrics = self.metrics(groups=1)
+        return ["loss", *metrics.compute(torch.ones_like(metrics.sums))]
+
     def better(self, metric: str) -> Literal["min", "max"]:
         """Which way a validation metric improves."""
         name, mode = self.selection
