@@ -380,9 +380,10 @@ def capacity(study: Study) -> int:
 
 
 def trial_resources(study: Study) -> dict[str, float]:
-    """What Tune sets aside for a trial's own process: its worker, or nothing where the workers are placed by themselves."""
+    """What Tune sets aside for a trial's own process: its worker, or next to nothing where workers are placed by themselves."""
     if study.base.run.workers > 1:
-        return {"CPU": 0}
+        # A request must not be empty, and a share of a CPU would be missing to a worker.
+        return {"memory": 2**20}
     return {"CPU": study.resources.cpu, "GPU": study.resources.gpu}
 
 

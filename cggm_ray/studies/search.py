@@ -141,13 +141,21 @@ class Search:
     max_failures: int = 3
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for yaml and for comparing two searches."""
+        """Plain values, for yaml."""
         content = dataclasses.asdict(self)
         content["space"] = {
             p.key: {p.kind: list(p.values), **({"when": {k: list(v) for k, v in p.when.items()}} if p.when else {})}
             for p in self.space
         }
         return content
+
+    def differences(self, other: Search) -> list[str]:
+        """Keys in which the trials of two searches differ. More trials are the same ones and further, without a grid."""
+        free = {"concurrent", "resources", "max_failures"}
+        if all(p.kind != "grid" for p in self.space):
+            free.add("trials")
+        names = [f.name for f in dataclasses.fields(self) if f.name not in free]
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
 
 
 def read_search(path: Path, base: Config) -> Search:

@@ -17,7 +17,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -137,7 +136,7 @@ def plan_search(config: Config, path: Path) -> Plan:
     if DATASETS.get(base.data.dataset)(base).folds():
         raise UsageError("tune: this configuration stands for several folds; choose one")
     folder = run_folder(base)
-    _check_same_search(search, folder)
+    _check_same_search(search, base, folder)
     drawn = draw_trials(search, base, source)
 
     from cggm_ray.distributed.launch import prepare_on_ray
@@ -251,16 +250,13 @@ def _selection(base: Config, shards: Path, search: Search, source: str) -> tuple
     return metric, mode
 
 
-def _check_same_search(search: Search, folder: Path) -> None:
+def _check_same_search(search: Search, base: Config, folder: Path) -> None:
     """Refuses to go on with another search in a folder."""
     path = folder / SEARCH
-    if not path.exists():
-        return
-    before, now = yaml.safe_load(path.read_text()), search.to_dict()
-    free = ("concurrent", "resources", "max_failures")
-    changed = [key for key in now if key not in free and before.get(key) != now[key]]
-    if changed:
-        raise UsageError(f"{folder} holds a search with another {', '.join(changed)}; choose another --name")
+    if path.exists():
+        changed = read_search(path, base).differences(search)
+        if changed:
+            raise UsageError(f"{folder} holds a search with another {', '.join(changed)}; choose another --name")
 
 
 def _open_folder(plan: Plan) -> None:
@@ -272,16 +268,9 @@ def _open_folder(plan: Plan) -> None:
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
         write_text(plan.folder / CONFIG, yaml.safe_dump(plan.base.to_dict(), sort_keys=False))
-        write_text(plan.folder / SEARCH, yaml.safe_dump(plain(plan.search.to_dict()), sort_keys=False))
+        write_text(plan.folder / SEARCH, yaml.safe_dump(plan.search.to_dict(), sort_keys=False))
     except OSError as error:
         raise UsageError(f"storage_path: {plan.folder} cannot be written: {error.strerror}") from None
-
-
-def plain(value: Any) -> Any:
-    """The same with lists for tuples, as yaml gives it back."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _resources(search: Search, base: Config) -> Resources:
