@@ -15,6 +15,7 @@ import torch
 from cggm_ray.config import Config
 from cggm_ray.data import mosi
 from cggm_ray.data.dataset import prepare
+from cggm_ray.data.digests import file_digest
 from cggm_ray.data.sampler import epoch_order, slices
 from cggm_ray.data.shards import (
     MANIFEST,
@@ -22,7 +23,6 @@ from cggm_ray.data.shards import (
     Shard,
     Stage,
     column_values,
-    file_digest,
     open_set,
     write_shards_here,
 )

@@ -97,7 +97,7 @@ class Dataset(ABC):
 
     def describe(self, sources: list[Path]) -> tuple[Source, ...]:
         """What the set is made from. By default the checksum of every file; all of it is part of the fingerprint."""
-        return describe_sources(sources)
+        return describe_sources(sources, self.config.shard_root)
 
     def transform(self, table: pa.Table) -> pa.Table:
         """A raw table to the columns `index`, `target`, one per modality, and `id` if samples have names. Runs in tasks.

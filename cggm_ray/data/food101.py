@@ -164,7 +164,7 @@ class Food101(Dataset):
 
     def describe(self, sources: list[Path]) -> tuple[Source, ...]:
         """Checksums of JSON files and encoders; images by name, size and time of change, since they are many."""
-        files = describe_sources(sources)
+        files = describe_sources(sources, self.config.shard_root)
         self._records = {split: read_records(path) for split, path in zip(self._splits(sources), sources, strict=False)}
         check_labels(self._records, self._root)
         total, digest = 0, hashlib.sha256()
