@@ -113,6 +113,22 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(
     assert load_digests(shards) == {}
 
 
+def test_what_was_read_before_an_interrupt_is_kept(
+    files: list[Path], shards: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(path: Path) -> str:
+        if path.name == "two":
+            raise KeyboardInterrupt
+        return file_digest(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(digests, "file_digest", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            file_digests(files, shards)
+    file_digests(files, shards)
+    assert reads == ["two"]
+
+
 @pytest.mark.parametrize("harm", ["gone", "empty", "cut", "other digest", "other content", "no text", "folder"])
 def test_a_damaged_cache_is_no_cache(files: list[Path], shards: Path, reads: list[str], harm: str) -> None:
     want = file_digests(files, shards)

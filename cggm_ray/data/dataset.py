@@ -286,5 +286,6 @@ def described(specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
 
 def table_specs(table: pa.Table) -> Mapping[str, TensorSpec]:
     """Shape and type of one sample for every column of a shard."""
+    table = table.slice(0, 1)
     values = {name: column_values(table.column(name)) for name in table.column_names if name != IDENTITY}
     return {name: TensorSpec(shape=v.shape[1:], dtype=str(v.dtype)) for name, v in values.items()}

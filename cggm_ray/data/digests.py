@@ -49,17 +49,20 @@ def file_digests(paths: Sequence[Path], folder: Path) -> list[str]:
     known = load_digests(folder)
     found: dict[str, Entry] = {}
     digests = []
-    for path in paths:
-        name, before = os.path.abspath(path), look(path)
-        remembered = known.get(name)
-        if remembered is not None and remembered[0] == before:
-            digests.append(remembered[1])
-            continue
-        digests.append(file_digest(path))
-        if before == look(path) and time.time_ns() - before[-1] > SETTLED_NS:
-            found[name] = before, digests[-1]
-    if found:
-        keep_digests(folder, found)
+    try:
+        for path in paths:
+            name, before = os.path.abspath(path), look(path)
+            remembered = known.get(name)
+            if remembered is not None and remembered[0] == before:
+                digests.append(remembered[1])
+                continue
+            digests.append(file_digest(path))
+            if before == look(path) and time.time_ns() - before[-1] > SETTLED_NS:
+                found[name] = before, digests[-1]
+    finally:
+        # Also what was read before an error or an interrupt.
+        if found:
+            keep_digests(folder, found)
     return digests
 
 
