@@ -19,7 +19,7 @@ from cggm_ray.folds import fold_table, save_folds
 from cggm_ray.runtime import LocalRuntime, Record
 from cggm_ray.state import PREDICTIONS, write_text
 from cggm_ray.tracking import METRICS
-from cggm_ray.train import BEST, Result, fit
+from cggm_ray.train import BEST, Result, check, fit
 
 CONFIG = "config.yaml"
 
@@ -73,14 +73,12 @@ def run_locally(config: Config, folder: Path) -> Result | None:
     try:
         if runtime.world_size == 1:
             shards = prepare(config, write_shards_here)
-            claim(config, folder)
-            return fit(config, shards, runtime, folder)
+            return fit(config, claim(config, folder, shards), runtime, folder)
         if config.train.batch_size < runtime.world_size:
             raise UsageError(f"batch_size: found {config.train.batch_size} for {runtime.world_size} processes")
         # The first process converts; the others find the shards when they pass the barrier.
         if runtime.rank == 0:
-            prepare(config, write_shards_here)
-            claim(config, folder)
+            claim(config, folder, prepare(config, write_shards_here))
         dist.barrier()
         result = fit(config, prepare(config, write_shards_here), runtime, folder)
         return result if runtime.rank == 0 else None
@@ -134,17 +132,19 @@ def differences(config: Config, found: dict[str, Any]) -> list[str]:
     return result
 
 
-def claim(config: Config, folder: Path) -> None:
-    """Makes the folder of the run, with its configuration.
+def claim(config: Config, folder: Path, shards: Path) -> Path:
+    """Checks the configuration against the data and makes the folder of the run; returns the shards' folder unchanged.
 
     Raises:
-        UsageError: the folder cannot be made.
+        UsageError: the configuration does not fit the data, or the folder cannot be made.
     """
+    check(config, shards)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False))
     except OSError as error:
         raise UsageError(f"storage_path: {folder} cannot be written: {error.strerror}") from None
+    return shards
 
 
 def table(result: Result) -> str:

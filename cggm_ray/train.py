@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cggm_ray.batch import Batch
 from cggm_ray.config import Config
-from cggm_ray.data.dataset import DATASETS, Dataset, selected_modalities
+from cggm_ray.data.dataset import DATASETS, Dataset, check_configuration, selected_modalities
 from cggm_ray.data.sampler import epoch_order, slices
 from cggm_ray.data.shards import IDENTITY, INDEX, TARGET, Manifest, open_set, tensor_column
 from cggm_ray.data.split import Split
@@ -122,6 +122,17 @@ class Averages:
             else:
                 record[f"train/{name}"] = mean
         return record
+
+
+def check(config: Config, shards: Path) -> None:
+    """Raises what `fit` would raise about the configuration, before any worker starts; `prepare` does it before that.
+
+    Raises:
+        DataError: the shards are gone.
+        UsageError: modalities, strategy, utility or selection metric do not fit the dataset.
+    """
+    manifest = open_manifest(shards)
+    check_configuration(DATASETS.get(manifest.dataset)(config), manifest)
 
 
 def open_manifest(shards: Path) -> Manifest:

@@ -175,7 +175,7 @@ def prepare(config: Config, write: WriteShards) -> Path:
 
     Raises:
         DataError: bad input; nothing was written.
-        UsageError: see `check`; nothing was written.
+        UsageError: see `check_configuration`; nothing was written.
     """
     dataset = DATASETS.get(config.data.dataset)(config)
     paths = dataset.locate(raw_path(dataset))
@@ -187,7 +187,7 @@ def prepare(config: Config, write: WriteShards) -> Path:
     manifest = open_set(folder)
     if manifest is not None:
         dataset.accept(folder, manifest)
-        check(dataset, manifest)
+        check_configuration(dataset, manifest)
         return folder
     raw = list(dataset.read(paths))
     draft = Manifest(
@@ -199,7 +199,7 @@ def prepare(config: Config, write: WriteShards) -> Path:
         notes=dataset.notes(),
         **described(dataset.specs(raw[0])),
     )
-    check(dataset, draft)
+    check_configuration(dataset, draft)
     staging = staging_folder(folder)
     try:
         shards = write(dataset.stages(), raw, staging)
@@ -214,7 +214,7 @@ def prepare(config: Config, write: WriteShards) -> Path:
     return folder
 
 
-def check(dataset: Dataset, manifest: Manifest) -> None:
+def check_configuration(dataset: Dataset, manifest: Manifest) -> None:
     """Raises what only the data can tell about a configuration, before any long work starts.
 
     Args:

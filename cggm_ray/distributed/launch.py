@@ -34,7 +34,7 @@ def run_on_ray(config: Config, folder: Path) -> Result:
     shards = prepare(config, write_shards_with_ray)
     connect()
     cpus = cpus_per_worker(config.run)
-    claim(config, folder)
+    claim(config, folder, shards)
     trainer = TorchTrainer(
         train_on_worker,
         train_loop_config={
