@@ -26,7 +26,6 @@ import yaml
 from cggm_ray.config import Config
 from cggm_ray.data.dataset import DATASETS, PICTURES
 from cggm_ray.errors import TrainingError, UsageError
-from cggm_ray.registry import nearest
 from cggm_ray.run import CONFIG, named, run_folder, table
 from cggm_ray.state import copy_files, write_folder, write_text
 from cggm_ray.studies.pictures import draw_search
@@ -141,7 +140,13 @@ def plan_search(config: Config, path: Path) -> Plan:
 
     from cggm_ray.distributed.launch import prepare_on_ray
 
-    shards = prepare_on_ray(base)
+    try:
+        shards = prepare_on_ray(base)
+    except UsageError as error:
+        # The search's metric is the field `select` of its trials.
+        if search.metric is None or not str(error).startswith("select: "):
+            raise
+        raise UsageError(f"{source}: metric: {str(error).removeprefix('select: ')}") from None
     metric, mode = _selection(base, shards, search, source)
     options = DATASETS.get(base.data.dataset)(base).shard_options()
     for values in drawn:
@@ -234,16 +239,11 @@ def _selection(base: Config, shards: Path, search: Search, source: str) -> tuple
     """Metric and mode of a search.
 
     Raises:
-        UsageError: nobody reports the metric, or the file has its direction wrong.
+        UsageError: the file has the metric's direction wrong.
     """
     manifest = open_manifest(shards)
     task = DATASETS.get(manifest.dataset)(base).task(manifest)
-    names = task.metric_names()
     metric = base.train.select or task.selection[0]
-    if metric not in names:
-        raise UsageError(
-            f"{source}: metric: no validation metric {metric!r}{nearest(metric, names)}; available: {', '.join(names)}"
-        )
     mode = task.better(metric)
     if search.mode not in (None, mode):
         raise UsageError(f"{source}: mode: found {search.mode}; {metric} is better the other way, {mode}")
