@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from cggm_ray.config import Config, value_type
+from cggm_ray.config import Config, read_yaml, value_type
 from cggm_ray.errors import CggmError, UsageError
 from cggm_ray.modulation.base import STRATEGIES
 from cggm_ray.registry import nearest
@@ -101,7 +101,7 @@ def parse(recipe: Config, argv: Sequence[str], description: str | None = None) -
         raise UsageError(
             "tune: given together with --seeds or --compare; search first, then compare with --config best.yaml"
         )
-    config = recipe if path is None else Config.from_dict(read_yaml(Path(path)), recipe, source=path)
+    config = recipe if path is None else Config.from_dict(read_yaml(Path(path), "config"), recipe, source=path)
     return Command(
         config=config.replace(given, source="flag"),
         dry_run=dry_run,
@@ -168,23 +168,6 @@ def build_parser(recipe: Config, description: str | None = None) -> argparse.Arg
             **switch,
         )
     return parser
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A yaml file that holds a mapping.
-
-    Raises:
-        UsageError: the file cannot be read, is not yaml, or holds something else.
-    """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"config: {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"config: {path} is not yaml: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"config: {path} holds a {type(content).__name__}; expected a mapping of keys to values")
-    return content
 
 
 def _explain(argument: str, parser: argparse.ArgumentParser) -> str:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from cggm_ray.errors import UsageError
 from cggm_ray.modulation.base import STRATEGIES
 from cggm_ray.modulation.coefficients import COEFFICIENT_RULES
@@ -301,6 +303,27 @@ class Config:
         """Each section's field with its value."""
         for section in dataclasses.fields(self):
             yield section, getattr(self, section.name)
+
+
+def read_yaml(path: Path, field: str) -> dict[str, Any]:
+    """A yaml file that holds a mapping.
+
+    Args:
+        path: of the file.
+        field: named in messages.
+
+    Raises:
+        UsageError: the file cannot be read, is not yaml, or holds something else.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{field}: {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{field}: {path} is not yaml: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{field}: {path} holds a {type(content).__name__}; expected a mapping of keys to values")
+    return content
 
 
 def value_type(section: type, key: dataclasses.Field[Any]) -> tuple[type, bool]:

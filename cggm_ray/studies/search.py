@@ -26,9 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from cggm_ray.config import Config, coerce, value_type
+from cggm_ray.config import Config, coerce, read_yaml, value_type
 from cggm_ray.errors import UsageError
 from cggm_ray.registry import nearest
 
@@ -168,13 +167,7 @@ def read_search(path: Path, base: Config) -> Search:
     Raises:
         UsageError: the file cannot be read, or a key or value of it cannot be; the message names both.
     """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"tune: {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"tune: {path} is not yaml: {' '.join(str(error).split())}") from None
-    return make_search(content, base, str(path))
+    return make_search(read_yaml(path, "tune"), base, str(path))
 
 
 def make_search(content: Any, base: Config, source: str) -> Search:

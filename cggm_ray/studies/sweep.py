@@ -81,7 +81,8 @@ def sweep(config: Config, path: Path) -> None:
     plan = plan_search(config, path)
     trials = first_trials(plan)
     # Ray is imported here and not above: checking a search does without it.
-    from cggm_ray.distributed.tune import Study, capacity, run_trials, test_trial
+    from cggm_ray.distributed.trial import Study, test_trial
+    from cggm_ray.distributed.tune import capacity, run_trials
 
     search = plan.search
     study = Study(
