@@ -8,6 +8,7 @@ Order of precedence: the pipeline's recipe, then `--config file.yaml`, then flag
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,18 @@ from cggm_ray.registry import nearest
 from cggm_ray.run import run
 
 _GONE = {"attn_mask": "the released code parsed this flag and never used it; leave it out"}
+
+
+class _Loader(yaml.SafeLoader):
+    """Yaml without its numbers to base 60, for which `workers: 2:8` would be 128."""
+
+    yaml_implicit_resolvers = {
+        first: [
+            (tag, re.compile(r"(?![^:]*:)" + pattern.pattern, pattern.flags) if tag.endswith(":int") else pattern)
+            for tag, pattern in resolvers
+        ]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 class _Parser(argparse.ArgumentParser):
@@ -177,7 +190,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UsageError: the file cannot be read, is not yaml, or holds something else.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"config: {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import ray
+from ray._private import services
+from ray._private.state import state
 
 from cggm_ray.config import RunConfig
 from cggm_ray.errors import CggmError, UsageError
 
 MOST_CPUS = 4
+
+
+def joins() -> bool:
+    """Whether `connect` joins a cluster: that of the job, of RAY_ADDRESS, or one that `ray start` left on this machine."""
+    return ray.is_initialized() or services.canonicalize_bootstrap_address(None) is not None  # type: ignore[arg-type]
 
 
 def connect() -> None:
@@ -20,29 +29,76 @@ def connect() -> None:
         ray.init(logging_level=logging.WARNING, log_to_driver=False)
 
 
-def node_cpus() -> list[int]:
-    """CPUs of every living node."""
-    return [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+@dataclass(frozen=True, kw_only=True)
+class Nodes:
+    """Nodes of one kind.
+
+    Attributes:
+        cpus: of each.
+        gpus: of each.
+        count: how many.
+    """
+
+    cpus: int
+    gpus: int
+    count: int = 1
+
+    def workers(self, cpus: int, gpus: int) -> int:
+        """How many workers of so many CPUs and GPUs each have room."""
+        return self.count * min(self.cpus // cpus, self.gpus // gpus if gpus else sys.maxsize)
+
+
+def nodes_now() -> list[Nodes]:
+    """The living nodes."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Nodes(cpus=int(each.get("CPU", 0)), gpus=int(each.get("GPU", 0))) for each in alive]
+
+
+def nodes_later() -> list[Nodes]:
+    """The nodes that the cluster has when it has grown as far as it may; empty where it does not say so.
+
+    Ray Train and Ray Data ask the same table, in which only some autoscalers write.
+    """
+    config = state.get_cluster_config()
+    return [
+        Nodes(
+            cpus=int(group.resources.get("CPU", 0)),
+            gpus=int(group.resources.get("GPU", 0)),
+            count=group.max_count if group.max_count >= 0 else sys.maxsize,
+        )
+        for group in (config.node_group_configs if config is not None else ())
+    ]
 
 
 def cpus_per_worker(config: RunConfig) -> int:
     """CPUs of a training worker: as configured, else the most, up to 4, with which all workers fit.
 
+    A group of 2 to 8 starts with 2; where 8 never fit, the CPUs are those with which 2 do. A cluster that grows counts with
+    the nodes that it can have.
+
     Raises:
-        UsageError: the cluster cannot hold the workers.
+        UsageError: the cluster cannot hold the workers, now or when it has grown.
     """
-    nodes = node_cpus()
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    if config.use_gpu and gpus < config.workers:
-        raise UsageError(f"workers: {config.workers} workers with a GPU each; the cluster has {gpus} GPUs")
-    wanted = [config.cpus_per_worker] if config.cpus_per_worker else range(MOST_CPUS, 0, -1)
-    for cpus in wanted:
-        if sum(node // cpus for node in nodes) >= config.workers:
-            return cpus
-    each = config.cpus_per_worker or 1
-    raise UsageError(
-        f"workers: {config.workers} workers with {each} CPU each do not fit; the cluster has nodes with {nodes} CPUs"
-    )
+    now, later = nodes_now(), nodes_later()
+    gpus = int(config.use_gpu)
+    wanted = [config.cpus_per_worker] if config.cpus_per_worker else list(range(MOST_CPUS, 0, -1))
+    for workers in (config.max_workers, config.min_workers):
+        for cpus in wanted:
+            if any(sum(kind.workers(cpus, gpus) for kind in nodes) >= workers for nodes in (now, later)):
+                return cpus
+    raise UsageError(f"workers: {_excess(config, wanted[-1], now, later)}")
+
+
+def _excess(config: RunConfig, cpus: int, now: list[Nodes], later: list[Nodes]) -> str:
+    """Says what does not fit where."""
+    workers = config.min_workers
+    has = "when it has grown, the cluster has" if later else "the cluster has"
+    nodes = later or now
+    gpus = sum(kind.count * kind.gpus for kind in nodes)
+    if config.use_gpu and gpus < workers:
+        return f"{workers} workers with a GPU each; {has} {gpus} GPUs"
+    sizes = [kind.cpus for kind in nodes for _ in range(kind.count)]
+    return f"{workers} workers with {cpus} CPU each do not fit; {has} nodes with {sizes} CPUs"
 
 
 def own_error(error: BaseException) -> CggmError | None:
@@ -60,7 +116,8 @@ def _causes(error: BaseException, seen: set[int]) -> Iterator[BaseException]:
     seen.add(id(error))
     yield error
     failures = getattr(error, "worker_failures", None)
-    nested = [getattr(error, "cause", None), error.__cause__, error.__context__]
+    nested = [getattr(error, name, None) for name in ("cause", "controller_failure")]
+    nested += [error.__cause__, error.__context__]
     nested += list(failures.values()) if isinstance(failures, dict) else []
     for inner in nested:
         if isinstance(inner, BaseException):

@@ -170,7 +170,7 @@ def train_trial(config: dict[str, Any], study: Study) -> None:
         return
     try:
         claim(trial.config, trial.folder, trial.shards)
-        (train_on_group if trial.config.run.workers > 1 else train_here)(study, trial)
+        (train_on_group if trial.config.run.max_workers > 1 else train_here)(study, trial)
         ended(trial, FINISHED)
     except CggmError as error:
         ended(trial, FAILED, str(error))
@@ -207,7 +207,7 @@ def test_trial(study: Study, trial: Trial, epochs: int) -> Result:
     """
     run, resources = _without_further_epochs(trial.config, epochs), study.resources
     try:
-        if trial.config.run.workers > 1:
+        if trial.config.run.max_workers > 1:
             trainer(run, trial.shards, trial.folder, resources.cpu).fit()
         else:
             remote = ray.remote(num_cpus=resources.cpu, num_gpus=resources.gpu)(_test_here)
@@ -367,7 +367,7 @@ def capacity(study: Study) -> int:
         UsageError: not even one; the message says what it needs and what there is.
     """
     connect()
-    workers, cpu, gpu = study.base.run.workers, study.resources.cpu, study.resources.gpu
+    workers, cpu, gpu = study.base.run.max_workers, study.resources.cpu, study.resources.gpu
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     slots = [min(int(node.get("CPU", 0)) // cpu, int(node.get("GPU", 0) / gpu) if gpu else 2**31) for node in nodes]
     if sum(slots) < workers:
@@ -381,7 +381,7 @@ def capacity(study: Study) -> int:
 
 def trial_resources(study: Study) -> dict[str, float]:
     """What Tune sets aside for a trial's own process: its worker, or nothing where the workers are placed by themselves."""
-    if study.base.run.workers > 1:
+    if study.base.run.max_workers > 1:
         return {"CPU": 0}
     return {"CPU": study.resources.cpu, "GPU": study.resources.gpu}
 
@@ -432,7 +432,7 @@ def _process(study: Study) -> Any:
     """The section `run` for one trial's process: a GPU if it was given one, and its threads."""
     return dataclasses.replace(
         study.base.run,
-        workers=1,
+        workers="1",
         use_gpu=study.resources.gpu > 0,
         no_cuda=study.resources.gpu == 0,
         cpus_per_worker=study.resources.cpu,
