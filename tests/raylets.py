@@ -53,6 +53,15 @@ class Raylets:
         self.nodes.append(node)
         return node
 
+    def wait_for_nodes(self, count: int) -> None:
+        """Returns when so many nodes are alive."""
+        for _ in range(60):
+            status = self.run("ray", "status", "--address", self.address)
+            if status.stdout.count(" node_") >= count:
+                return
+            time.sleep(1)
+        pytest.fail(f"a node does not come up: {status.stdout} {status.stderr}")
+
     def remove_node(self, node: subprocess.Popen[bytes]) -> None:
         """The death of a node, and of its workers."""
         for child in [node.pid, *descendants(node.pid)]:

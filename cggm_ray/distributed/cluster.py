@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,10 @@ from dataclasses import dataclass
 
 import ray
 from ray._private import services
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.state import state
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.experimental.internal_kv import _internal_kv_get as internal_kv_get
 
 from cggm_ray.config import RunConfig
 from cggm_ray.errors import CggmError, UsageError
@@ -70,11 +74,21 @@ def nodes_later() -> list[Nodes]:
     ]
 
 
+def autoscaled() -> bool:
+    """Whether an autoscaler adds nodes to this cluster. Without one, Ray's monitor invents a kind for every node."""
+    if is_autoscaler_v2():
+        return any("ray.io/node-group" in node["Labels"] for node in ray.nodes())
+    status = internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode())
+    report = json.loads(status).get("autoscaler_report", {}) if status else {}
+    return any(kind != f"node_{node}" for node, kind in (report.get("node_type_mapping") or {}).items())
+
+
 def cpus_per_worker(config: RunConfig) -> int:
     """CPUs of a training worker: as configured, else the most, up to 4, with which all workers fit.
 
     A group of 2 to 8 starts with 2; where 8 never fit, the CPUs are those with which 2 do. A cluster that grows counts with
-    the nodes that it can have.
+    the nodes that it can have. Where its autoscaler does not say which these are, as those of `ray up` and KubeRay do not,
+    the run waits for them.
 
     Raises:
         UsageError: the cluster cannot hold the workers, now or when it has grown.
@@ -86,6 +100,9 @@ def cpus_per_worker(config: RunConfig) -> int:
         for cpus in wanted:
             if any(sum(kind.workers(cpus, gpus) for kind in nodes) >= workers for nodes in (now, later)):
                 return cpus
+    if not later and autoscaled():
+        print(f"waiting for nodes: {_excess(config, wanted[-1], now, later)}; `ray status` tells what was asked for")
+        return wanted[-1]
     raise UsageError(f"workers: {_excess(config, wanted[-1], now, later)}")
 
 

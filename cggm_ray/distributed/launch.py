@@ -13,10 +13,11 @@ from ray.train.torch import TorchTrainer
 
 from cggm_ray.config import Config, RunConfig
 from cggm_ray.data.dataset import DATASETS, prepare
-from cggm_ray.distributed.cluster import connect, cpus_per_worker, own_error
+from cggm_ray.distributed.cluster import connect, cpus_per_worker, joins, own_error
 from cggm_ray.distributed.failures import Failures
 from cggm_ray.distributed.ingest import write_shards_with_ray
 from cggm_ray.distributed.runtime import RayRuntime
+from cggm_ray.distributed.storage import check_shared
 from cggm_ray.errors import TrainingError
 from cggm_ray.run import claim
 from cggm_ray.tracking import Console, following
@@ -26,12 +27,16 @@ from cggm_ray.train import Result, finish, open_training, read_summary, train
 def run_on_ray(config: Config, folder: Path) -> Result:
     """Prepares the data and trains on a cluster.
 
-    Input is checked before the cluster is touched. The folder of the run is also Ray Train's, which is how a run of the
+    Input is checked before a cluster is started; one that is there is joined first, because a folder that its nodes do not
+    share would spoil all further work. The folder of the run is also Ray Train's, which is how a run of the
     same name finds its checkpoints.
 
     Raises:
         CggmError: a worker's own error, or a TrainingError for what Ray reports.
     """
+    if joins():
+        connect()
+        check_shared({"storage_path": config.run.storage, "shard_path": config.shard_root})
     shards = prepare_on_ray(config)
     connect()
     cpus = cpus_per_worker(config.run)
