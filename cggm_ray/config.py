@@ -7,6 +7,7 @@ sections, so that a flag, a key of a yaml file and a key of a search space are t
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from cggm_ray.registry import nearest
 
 GATES = ("feature", "body")
 PRECISIONS = ("fp32", "bf16")
+WORKERS = re.compile(r"([1-9]\d*)(?::([1-9]\d*))?")
 
 
 def option(default: Any, text: str, *aliases: str, resume: bool = False) -> Any:
@@ -173,7 +175,17 @@ class RunConfig:
     """Where the run happens and where it is kept."""
 
     local: bool = option(False, "train in this process, without Ray; implied under torchrun", resume=True)
-    workers: int = option(1, "training workers", resume=True)
+    workers: str = option(
+        "1", "training workers; 2:8 for a group that takes what the cluster has between 2 and 8", resume=True
+    )
+    resize_interval: int = option(
+        60,
+        "seconds between two looks at whether a group like 2:8 can grow; growing repeats the running epoch",
+        resume=True,
+    )
+    max_failures: int = option(
+        3, "times that a run on Ray goes on from its last checkpoint after a worker or a node was lost", resume=True
+    )
     use_gpu: bool = option(False, "one GPU per worker", resume=True)
     no_cuda: bool = option(False, "stay on the CPU even where a GPU is there", resume=True)
     cpus_per_worker: int | None = option(
@@ -187,10 +199,17 @@ class RunConfig:
     )
 
     def __post_init__(self) -> None:
-        _at_least(self, "workers", 1)
+        _check(
+            WORKERS.fullmatch(self.workers) is not None and self.min_workers <= self.max_workers,
+            self,
+            "workers",
+            "a whole number of at least 1, or the smallest and the largest such as 2:8",
+        )
+        _at_least(self, "resize_interval", 1)
+        _at_least(self, "max_failures", 0)
         if self.cpus_per_worker is not None:
             _at_least(self, "cpus_per_worker", 1)
-        if self.local and self.workers > 1:
+        if self.local and self.max_workers > 1:
             raise UsageError(
                 f"workers: found {self.workers} with --local, which is one process; leave out --local, or start the "
                 "processes with torchrun"
@@ -203,6 +222,16 @@ class RunConfig:
             )
         if self.name is not None and (not self.name or self.name != Path(self.name).name or self.name.startswith(".")):
             raise UsageError(f"name: found {self.name!r}; expected a plain folder name")
+
+    @property
+    def min_workers(self) -> int:
+        """The smallest group that trains; a fixed group has its one size."""
+        return int(self.workers.partition(":")[0])
+
+    @property
+    def max_workers(self) -> int:
+        """The largest group."""
+        return int(self.workers.rpartition(":")[2])
 
     @property
     def storage(self) -> Path:
@@ -231,9 +260,9 @@ class Config:
     options: DatasetOptions = field(default_factory=DatasetOptions)
 
     def __post_init__(self) -> None:
-        if self.train.batch_size < self.run.workers:
+        if self.train.batch_size < self.run.max_workers:
             raise UsageError(
-                f"batch_size: found {self.train.batch_size} samples for {self.run.workers} workers; expected at least one "
+                f"batch_size: found {self.train.batch_size} samples for {self.run.max_workers} workers; expected at least one "
                 "sample per worker"
             )
 
@@ -305,6 +334,18 @@ class Config:
             yield section, getattr(self, section.name)
 
 
+class _Loader(yaml.SafeLoader):
+    """Yaml without its numbers to base 60, for which `workers: 2:8` would be 128."""
+
+    yaml_implicit_resolvers = {
+        first: [
+            (tag, re.compile(r"(?![^:]*:)" + pattern.pattern, pattern.flags) if tag.endswith(":int") else pattern)
+            for tag, pattern in resolvers
+        ]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def read_yaml(path: Path, field: str) -> dict[str, Any]:
     """A yaml file that holds a mapping.
 
@@ -316,7 +357,7 @@ def read_yaml(path: Path, field: str) -> dict[str, Any]:
         UsageError: the file cannot be read, is not yaml, or holds something else.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{field}: {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except yaml.YAMLError as error:
@@ -358,7 +399,8 @@ def coerce(value: Any, section: type, key: dataclasses.Field[Any], source: str =
             if number != number or number in (float("inf"), float("-inf")):
                 raise ValueError
             return number
-        if kind is str and isinstance(value, str | Path):
+        # A number stands for itself where a text is expected: `workers: 4`.
+        if kind is str and isinstance(value, str | Path | int):
             return str(value)
         raise ValueError
     except (ValueError, TypeError, KeyError):

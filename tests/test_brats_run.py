@@ -228,7 +228,7 @@ def test_recipe_is_that_of_the_released_code() -> None:
 
 @pytest.mark.ray
 def test_on_two_ray_workers(tmp_path: Path, cases: Path) -> None:
-    config = configured(tmp_path, cases, num_epochs=1, workers=2, cpus_per_worker=1, batch_size=3, local=False)
+    config = configured(tmp_path, cases, num_epochs=1, workers="2", cpus_per_worker=1, batch_size=3, local=False)
     result = run(config)
     assert result is not None
     assert (result.folder / "pictures" / "case6.png").exists()

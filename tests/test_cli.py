@@ -95,6 +95,24 @@ def test_bad_files(tmp_path: Path, text: str, expected: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("text", ["workers: 2:8", "workers: '2:8'", "run: {workers: 2:8}"])
+def test_a_range_of_workers_is_no_number_to_base_60(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "elastic.yaml"
+    file.write_text(text)
+    config = parse(Config(), ["--config", str(file)]).config
+    assert (config.run.workers, config.run.min_workers, config.run.max_workers) == ("2:8", 2, 8)
+    file.write_text(yaml.safe_dump(config.to_dict()))
+    assert yaml.safe_load(file.read_text())["run"]["workers"] == "2:8"
+    assert parse(Config(), ["--config", str(file)]).config.run == config.run
+
+
+def test_a_number_of_workers(tmp_path: Path) -> None:
+    file = tmp_path / "fixed.yaml"
+    file.write_text("workers: 4")
+    run = parse(Config(), ["--config", str(file)]).config.run
+    assert (run.workers, run.min_workers, run.max_workers) == ("4", 4, 4)
+
+
 def test_dry_run_prints_what_config_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--rou", "1.1", "--modulation", "cggm-released", "--modalities", "text,audio", "--use_gpu"]
     assert main(Config(), [*flags, "--dry_run"]) == 0

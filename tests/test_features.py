@@ -181,7 +181,7 @@ def test_two_workers_follow_one_where_samples_lack_modalities(tmp_path: Path) ->
         model=still,
         train=TrainConfig(num_epochs=2, batch_size=6),
     )
-    workers = RunConfig(workers=2, cpus_per_worker=1, storage_path=str(tmp_path / "two"), name="r")
+    workers = RunConfig(workers="2", cpus_per_worker=1, storage_path=str(tmp_path / "two"), name="r")
     results = [run(alone), run(dataclasses.replace(alone, run=workers))]
     records = []
     for result in results:

@@ -314,7 +314,7 @@ def test_shard_folder_that_cannot_be_made(source: Path, tmp_path: Path) -> None:
 def test_two_ray_workers_extract_and_train_as_one_process(source: Path, tmp_path: Path) -> None:
     here = configuration(source, tmp_path / "here", views=2)
     there = configuration(source, tmp_path / "there", views=2)
-    there = dataclasses.replace(there, run=dataclasses.replace(there.run, local=False, workers=2, cpus_per_worker=1))
+    there = dataclasses.replace(there, run=dataclasses.replace(there.run, local=False, workers="2", cpus_per_worker=1))
     expected, got = run(here), run(there)
     sets = [open_set(next(path.glob("shards/food101-*"))) for path in (tmp_path / "here", tmp_path / "there")]
     assert sets[0] is not None

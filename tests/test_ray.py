@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from cggm_ray.cli import main
 from cggm_ray.config import Config
 from cggm_ray.state import WEIGHTS
-from cggm_ray.tracking import read_metrics
+from cggm_ray.tracking import LOG, read_metrics
 from conftest import SMALL, small_set, write_pickle
 
 pytestmark = pytest.mark.ray
@@ -87,7 +87,9 @@ def test_a_worker_s_error_is_one_line_and_code_1(tmp_path: Path, capfd: pytest.C
     content = small_set()
     content["train"]["text"][3] = 3e38
     pickle = write_pickle(tmp_path / "huge.pkl", content)
-    assert main(Config(), argv(pickle, tmp_path, "run", "--workers", "2")) == 1
+    assert main(Config(), argv(pickle, tmp_path, "run", "--workers", "1:2")) == 1
+    # The same data make the same error: the workers were started once, not `max_failures` times.
+    assert (tmp_path / "run" / LOG).read_text().count("workers of 1:2") == 1
     line = capfd.readouterr().err.splitlines()[-1]
     assert line.startswith("error: step ")
     assert "not finite" in line

@@ -250,10 +250,10 @@ def test_population_based_training_moves_weights_and_values(raw: Path, tmp_path:
         (
             WHOLE | {"resources": {"cpu": 9}},
             "",
-            "a trial has 1 worker with 9 CPUs and 0 GPUs each; the cluster has nodes",
+            "1 worker of a trial, each with 9 CPUs and 0 GPUs, do not fit; the cluster has nodes: 1 with 2",
         ),
-        (WHOLE, "--workers 3", "a trial has 3 workers with 1 CPUs"),
-        (WHOLE, "--use_gpu", "a trial has 1 worker with 1 CPUs and 1 GPUs each"),
+        (WHOLE, "--workers 3", "3 workers of a trial, each with 1 CPU and 0 GPUs, do not fit"),
+        (WHOLE, "--use_gpu", "1 worker of a trial, each with 1 CPU and 1 GPUs, do not fit"),
         (WHOLE, "--local", "tune: a search runs on Ray; leave out --local"),
         (WHOLE | {"scheduler": {"name": "pbt"}}, "--workers 2", "population based training has trials of one worker"),
     ],

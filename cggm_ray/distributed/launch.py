@@ -11,22 +11,23 @@ from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchTrainer
 
-from cggm_ray.config import Config
+from cggm_ray.config import Config, RunConfig
 from cggm_ray.data.dataset import DATASETS, prepare
-from cggm_ray.distributed.cluster import connect, cpus_per_worker, own_error
+from cggm_ray.distributed.cluster import connect, cpus_per_worker, joins, own_error
+from cggm_ray.distributed.failures import Failures
 from cggm_ray.distributed.ingest import write_shards_with_ray
 from cggm_ray.distributed.runtime import RayRuntime
+from cggm_ray.distributed.storage import check_shared
 from cggm_ray.errors import TrainingError
 from cggm_ray.run import claim
-from cggm_ray.tracking import following
+from cggm_ray.tracking import Console, following
 from cggm_ray.train import Result, finish, open_training, read_summary, train
 
 
 def run_on_ray(config: Config, folder: Path) -> Result:
     """Prepares the data and trains on a cluster.
 
-    Input is checked before the cluster is touched. The folder of the run is also Ray Train's, which is how a run of the
-    same name finds its checkpoints.
+    The folder of the run is also Ray Train's, which is how a run of the same name finds its checkpoints.
 
     Raises:
         CggmError: a worker's own error, or a TrainingError for what Ray reports.
@@ -44,7 +45,14 @@ def run_on_ray(config: Config, folder: Path) -> Result:
 
 
 def prepare_on_ray(config: Config) -> Path:
-    """The shards of a run's data, made by Ray Data if need be; see `prepare`."""
+    """The shards of a run's data, made by Ray Data if need be; see `prepare`.
+
+    Input is checked before a cluster is started; one that is there is joined first, because a folder that its nodes do not
+    share would spoil all further work.
+    """
+    if joins():
+        connect()
+        check_shared({"storage_path": config.run.storage, "shard_path": config.shard_root})
     return prepare(config, write_shards_with_ray)
 
 
@@ -67,6 +75,7 @@ def trainer(
         test: whether the best checkpoint is tested at the end.
         callbacks: of Ray Train; they see every report.
     """
+    watching: list[Any] = [Failures(folder), *callbacks]
     return TorchTrainer(
         train_on_worker,
         train_loop_config={
@@ -78,21 +87,30 @@ def trainer(
             "threads": cpus,
             "test": test,
         },
-        scaling_config=ScalingConfig(
-            num_workers=config.run.workers,
-            use_gpu=config.run.use_gpu,
-            resources_per_worker={"CPU": cpus, **({"GPU": 1} if config.run.use_gpu else {})},
-        ),
+        scaling_config=scaling(config.run, cpus),
         run_config=RayRunConfig(
             name=folder.name,
             storage_path=str(folder.parent),
-            failure_config=FailureConfig(max_failures=0),
+            failure_config=FailureConfig(max_failures=config.run.max_failures),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute="best_score", checkpoint_score_order="max"
             ),
-            callbacks=list(callbacks),
+            callbacks=watching,
         ),
     )
+
+
+def scaling(config: RunConfig, cpus: int) -> ScalingConfig:
+    """The group of workers: of one size, or between two bounds as the cluster has room."""
+    least, most = config.min_workers, config.max_workers
+    # A dict, because type checkers read the signature of the older Train, which has no elastic groups.
+    arguments: dict[str, Any] = {
+        "num_workers": most if least == most else (least, most),
+        "elastic_resize_monitor_interval_s": config.resize_interval,
+        "use_gpu": config.use_gpu,
+        "resources_per_worker": {"CPU": cpus, **({"GPU": 1} if config.use_gpu else {})},
+    }
+    return ScalingConfig(**arguments)
 
 
 def train_on_worker(arguments: dict[str, Any]) -> None:
@@ -100,7 +118,10 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
     torch.set_num_threads(arguments["threads"])
     config: Config = arguments["config"]
     DATASETS.adopt(config.data.dataset, arguments["dataset"])
-    training = open_training(config, Path(arguments["shards"]), RayRuntime(), Path(arguments["folder"]))
+    runtime, folder = RayRuntime(), Path(arguments["folder"])
+    if runtime.rank == 0 and config.run.min_workers < config.run.max_workers:
+        Console(folder).say(f"{runtime.world_size} workers of {config.run.workers}")
+    training = open_training(config, Path(arguments["shards"]), runtime, folder)
     train(training)
     if arguments["test"]:
         finish(training)

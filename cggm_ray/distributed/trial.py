@@ -95,7 +95,7 @@ def train_trial(config: dict[str, Any], study: Study) -> None:
         return
     try:
         claim(trial.config, trial.folder, trial.shards)
-        (train_on_group if trial.config.run.workers > 1 else train_here)(study, trial)
+        (train_on_group if trial.config.run.max_workers > 1 else train_here)(study, trial)
         ended(trial, FINISHED)
     except CggmError as error:
         ended(trial, FAILED, str(error))
@@ -132,7 +132,7 @@ def test_trial(study: Study, trial: Trial, epochs: int) -> Result:
     """
     run, resources = _without_further_epochs(trial.config, epochs), study.resources
     try:
-        if trial.config.run.workers > 1:
+        if trial.config.run.max_workers > 1:
             trainer(run, trial.shards, trial.folder, resources.cpu).fit()
         else:
             remote = ray.remote(num_cpus=resources.cpu, num_gpus=resources.gpu)(_test_here)
@@ -190,7 +190,7 @@ def _process(study: Study) -> RunConfig:
     """The section `run` for one trial's process: a GPU if it was given one, and its threads."""
     return dataclasses.replace(
         study.base.run,
-        workers=1,
+        workers="1",
         use_gpu=study.resources.gpu > 0,
         no_cuda=study.resources.gpu == 0,
         cpus_per_worker=study.resources.cpu,

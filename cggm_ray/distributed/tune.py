@@ -15,12 +15,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
-from cggm_ray.distributed.cluster import connect, own_error
+from cggm_ray.distributed.cluster import connect, nodes_later, nodes_now, own_error
 from cggm_ray.distributed.trial import NUMBER, Study, train_trial
 from cggm_ray.errors import TrainingError, UsageError
 from cggm_ray.studies.search import Search, Values, suggest
@@ -58,8 +57,7 @@ def run_trials(study: Study, search: Search | None, mode: str, say: Any = print)
     if not drawn_later and all(read_record(trial).over for trial in study.trials):
         return list(study.trials)
     together = capacity(study)
-    if search is not None and search.concurrent is not None:
-        together = min(together, search.concurrent)
+    together = min(together, search.concurrent if search is not None and search.concurrent else 2**16)
     # Tune's own files are of this start only; loggers of its own would write every metric a second time.
     shutil.rmtree(study.folder / STATE, ignore_errors=True)
     os.environ.update(TUNE_SETTINGS)
@@ -198,21 +196,22 @@ def capacity(study: Study) -> int:
         UsageError: not even one; the message says what it needs and what there is.
     """
     connect()
-    workers, cpu, gpu = study.base.run.workers, study.resources.cpu, study.resources.gpu
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    slots = [min(int(node.get("CPU", 0)) // cpu, int(node.get("GPU", 0) / gpu) if gpu else 2**31) for node in nodes]
-    if sum(slots) < workers:
-        have = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
+    run, cpu, gpu = study.base.run, study.resources.cpu, study.resources.gpu
+    now, later = nodes_now(), nodes_later()
+    room = max(sum(kind.workers(cpu, gpu) for kind in nodes) for nodes in (now, later))
+    if room < run.min_workers:
+        each = f"{cpu} CPU{'s' * (cpu > 1)} and {gpu:g} GPUs"
+        has = "; ".join(f"{kind.count} with {kind.cpus} CPUs and {kind.gpus} GPUs" for kind in later or now)
         raise UsageError(
-            f"resources: a trial has {workers} worker{'s' * (workers > 1)} with {cpu} CPUs and {gpu:g} GPUs each; the "
-            f"cluster has nodes of {have}"
+            f"resources: {run.min_workers} worker{'s' * (run.min_workers > 1)} of a trial, each with {each}, do not fit; "
+            f"the cluster has nodes: {has}"
         )
-    return sum(slots) // workers
+    return max(1, room // run.max_workers)
 
 
 def trial_resources(study: Study) -> dict[str, float]:
     """What Tune sets aside for a trial's own process: its worker, or next to nothing where workers are placed by themselves."""
-    if study.base.run.workers > 1:
+    if study.base.run.max_workers > 1:
         # A request must not be empty, and a share of a CPU would be missing to a worker.
         return {"memory": 2**20}
     return {"CPU": study.resources.cpu, "GPU": study.resources.gpu}

@@ -129,7 +129,7 @@ def plan_search(config: Config, path: Path) -> Plan:
     search, source = read_search(path, config), str(path)
     epochs = search.scheduler.max_epochs or config.train.num_epochs
     base = named(dataclasses.replace(config, train=dataclasses.replace(config.train, num_epochs=epochs)), "tune")
-    if search.scheduler.name == "pbt" and base.run.workers > 1:
+    if search.scheduler.name == "pbt" and base.run.max_workers > 1:
         raise UsageError(f"{source}: scheduler: pbt: population based training has trials of one worker")
     if search.metric is not None:
         base = base.replace({"select": search.metric.removeprefix("valid/")}, source=source)

@@ -1,0 +1,116 @@
+"""Whether the nodes of a cluster share the folders that a run writes to."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cggm_ray.errors import UsageError
+
+PATIENCE = 5.0
+"""Seconds that a node may take to see a new file: network file systems remember for a while what a folder holds."""
+TIMEOUT = 120.0
+MOST_NAMED = 3
+
+
+def check_shared(folders: Mapping[str, Path]) -> None:
+    """Checks that every living node sees the same folders, for writing; a cluster of one node always does.
+
+    This program writes a file with a random name into each folder, and a task on every node looks for it.
+
+    Args:
+        folders: by the name of the field that a person can change. One that lies in an earlier one is not looked at.
+
+    Raises:
+        UsageError: a folder is another one on some node, or cannot be written. Nothing is left behind.
+    """
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    if len(nodes) < 2:
+        return
+    seen: list[Path] = []
+    for field, folder in folders.items():
+        if any(folder.is_relative_to(other) for other in seen):
+            continue
+        seen.append(folder)
+        _check(field, folder, nodes)
+
+
+def _check(field: str, folder: Path, nodes: Mapping[str, str]) -> None:
+    """See `check_shared`; nodes are addresses by id."""
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    probe = folder / f".shared-{secrets.token_hex(8)}"
+    shared = False
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        strange = _nodes_without(probe, nodes)
+        shared = not strange
+    except OSError as error:
+        raise UsageError(f"{field}: {folder} cannot be written: {error.strerror}") from None
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+        # A folder that another run has begun to use is not empty, and stays.
+        for parent in [] if shared else made:
+            with suppress(OSError):
+                parent.rmdir()
+    if strange:
+        names = ", ".join(strange[:MOST_NAMED]) + (
+            f" and {len(strange) - MOST_NAMED} more" * (len(strange) > MOST_NAMED)
+        )
+        raise UsageError(
+            f"{field}: {folder} is not the same folder on node {names} as here; found a cluster of {len(nodes)} nodes; "
+            "expected storage that every node mounts for writing, such as NFS"
+        )
+
+
+def _nodes_without(probe: Path, nodes: Mapping[str, str]) -> list[str]:
+    """Addresses of the nodes that do not see the file.
+
+    Raises:
+        UsageError: a node cannot run this package.
+    """
+    tasks = {}
+    for node, address in nodes.items():
+        place = NodeAffinitySchedulingStrategy(node, soft=False)
+        tasks[_sees.options(scheduling_strategy=place).remote(str(probe), PATIENCE)] = address
+    ray.wait(list(tasks), num_returns=len(tasks), timeout=TIMEOUT)
+    without = []
+    for task, address in tasks.items():
+        try:
+            if not ray.get(task, timeout=0):
+                without.append(address)
+        except RayTaskError as error:
+            text = str(error).strip().splitlines()[-1]
+            raise UsageError(
+                f"node {address} cannot run cggm_ray: {text}; install the package on every node, or submit a job with "
+                "the package in its working directory"
+            ) from None
+        except (RayError, TimeoutError):
+            # The node has gone since, or is too busy to answer: whether it is any good is not for this check to say.
+            ray.cancel(task, force=True)
+    return sorted(without)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _sees(probe: str, patience: float) -> bool:
+    """Whether the file is there and another can be put beside it. Runs on a node."""
+    path, end = Path(probe), time.monotonic() + patience
+    while not path.exists():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    try:
+        beside.touch()
+        beside.unlink()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,152 @@
+"""Clusters on this machine, by Ray's own command line: a raylet is a node. Tokens, ports and folders are each cluster's own."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RAY = Path(sys.executable).with_name("ray")
+
+
+@dataclass
+class Raylets:
+    """A cluster.
+
+    Attributes:
+        address: of its first node, for drivers and further nodes.
+        jobs: of its job server.
+        environment: of processes that are to have its token.
+        folder: Ray's files.
+        nodes: the processes of all nodes.
+    """
+
+    address: str
+    jobs: str
+    environment: dict[str, str]
+    folder: Path
+    nodes: list[subprocess.Popen[bytes]]
+
+    def add_node(self, cpus: int, *flags: str, inside: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        """Starts a node; `inside` is the command in which it runs."""
+        log = (self.folder / f"node{len(self.nodes)}.log").open("w")
+        (agent,) = free_ports(1)
+        command = [
+            *(*inside, str(RAY), "start", "--block", f"--num-cpus={cpus}", f"--dashboard-agent-listen-port={agent}"),
+            *("--min-worker-port=0", "--max-worker-port=0", *(flags or (f"--address={self.address}",))),
+        ]
+        node = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=self.environment, start_new_session=True
+        )
+        self.nodes.append(node)
+        return node
+
+    def wait_for_nodes(self, count: int) -> None:
+        """Returns when so many nodes are alive."""
+        for _ in range(60):
+            status = self.run("ray", "status", "--address", self.address)
+            if status.stdout.count(" node_") >= count:
+                return
+            time.sleep(1)
+        pytest.fail(f"a node does not come up: {status.stdout} {status.stderr}")
+
+    def remove_node(self, node: subprocess.Popen[bytes]) -> None:
+        """The death of a node, and of its workers."""
+        for child in [node.pid, *descendants(node.pid)]:
+            kill(child, signal.SIGKILL)
+        node.wait()
+
+    def run(self, *command: str, seconds: float = 240) -> subprocess.CompletedProcess[str]:
+        """A command that knows the token; `ray` and `python` are those of these tests."""
+        return subprocess.run(
+            self._own(command),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds,
+            env=self.environment,
+            cwd=ROOT,
+        )
+
+    def start(self, *command: str, log: Path) -> subprocess.Popen[bytes]:
+        """See `run`; the output goes to a file."""
+        return subprocess.Popen(
+            self._own(command), stdout=log.open("w"), stderr=subprocess.STDOUT, env=self.environment, cwd=ROOT
+        )
+
+    def _own(self, command: Sequence[str]) -> list[str]:
+        return [{"ray": str(RAY), "python": sys.executable}.get(command[0], command[0]), *command[1:]]
+
+
+@contextmanager
+def raylets(cpus: int, **variables: str) -> Iterator[Raylets]:
+    """A cluster whose first node has so many CPUs; its processes have further environment variables."""
+    port, dashboard = free_ports(2)
+    environment = {
+        **os.environ,
+        **{"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "OMP_NUM_THREADS": "1"},
+        **{"RAY_ADDRESS": f"127.0.0.1:{port}"},
+        **variables,
+    }
+    # A folder of its own keeps other Ray programs on this machine from joining this cluster; sockets want a short path.
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        cluster = Raylets(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment, Path(folder), [])
+        try:
+            flags = ("--head", f"--port={port}", f"--temp-dir={folder}", "--dashboard-host=127.0.0.1")
+            cluster.add_node(cpus, *flags, f"--dashboard-port={dashboard}")
+            for _ in range(60):
+                if cluster.run("ray", "job", "list", "--address", cluster.jobs).returncode == 0:
+                    break
+                time.sleep(1)
+            else:
+                pytest.fail(f"the first node does not answer: {(Path(folder) / 'node0.log').read_text()[-2000:]}")
+            yield cluster
+        finally:
+            for node in reversed(cluster.nodes):
+                everything = [node.pid, *descendants(node.pid)]
+                kill(node.pid, signal.SIGTERM)
+                with suppress(subprocess.TimeoutExpired):
+                    node.wait(timeout=10)
+                for process in everything:
+                    kill(process, signal.SIGKILL)
+                node.wait()
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes under a process, which must be alive."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    children: dict[int, list[int]] = {}
+    for line in listed.splitlines():
+        child, parent = map(int, line.split())
+        children.setdefault(parent, []).append(child)
+    found = [pid]
+    for each in found:
+        found += children.get(each, [])
+    return found[1:]
+
+
+def kill(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
