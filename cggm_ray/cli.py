@@ -8,7 +8,6 @@ Order of precedence: the pipeline's recipe, then `--config file.yaml`, then flag
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,25 +16,13 @@ from typing import Any, NoReturn
 
 import yaml
 
-from cggm_ray.config import Config, value_type
+from cggm_ray.config import Config, read_yaml, value_type
 from cggm_ray.errors import CggmError, UsageError
 from cggm_ray.modulation.base import STRATEGIES
 from cggm_ray.registry import nearest
 from cggm_ray.run import run
 
 _GONE = {"attn_mask": "the released code parsed this flag and never used it; leave it out"}
-
-
-class _Loader(yaml.SafeLoader):
-    """Yaml without its numbers to base 60, for which `workers: 2:8` would be 128."""
-
-    yaml_implicit_resolvers = {
-        first: [
-            (tag, re.compile(r"(?![^:]*:)" + pattern.pattern, pattern.flags) if tag.endswith(":int") else pattern)
-            for tag, pattern in resolvers
-        ]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
 
 
 class _Parser(argparse.ArgumentParser):
@@ -114,7 +101,7 @@ def parse(recipe: Config, argv: Sequence[str], description: str | None = None) -
         raise UsageError(
             "tune: given together with --seeds or --compare; search first, then compare with --config best.yaml"
         )
-    config = recipe if path is None else Config.from_dict(read_yaml(Path(path)), recipe, source=path)
+    config = recipe if path is None else Config.from_dict(read_yaml(Path(path), "config"), recipe, source=path)
     return Command(
         config=config.replace(given, source="flag"),
         dry_run=dry_run,
@@ -181,23 +168,6 @@ def build_parser(recipe: Config, description: str | None = None) -> argparse.Arg
             **switch,
         )
     return parser
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A yaml file that holds a mapping.
-
-    Raises:
-        UsageError: the file cannot be read, is not yaml, or holds something else.
-    """
-    try:
-        content = yaml.load(path.read_text(), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"config: {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"config: {path} is not yaml: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"config: {path} holds a {type(content).__name__}; expected a mapping of keys to values")
-    return content
 
 
 def _explain(argument: str, parser: argparse.ArgumentParser) -> str:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from cggm_ray.errors import UsageError
 from cggm_ray.modulation.base import STRATEGIES
 from cggm_ray.modulation.coefficients import COEFFICIENT_RULES
@@ -330,6 +332,39 @@ class Config:
         """Each section's field with its value."""
         for section in dataclasses.fields(self):
             yield section, getattr(self, section.name)
+
+
+class _Loader(yaml.SafeLoader):
+    """Yaml without its numbers to base 60, for which `workers: 2:8` would be 128."""
+
+    yaml_implicit_resolvers = {
+        first: [
+            (tag, re.compile(r"(?![^:]*:)" + pattern.pattern, pattern.flags) if tag.endswith(":int") else pattern)
+            for tag, pattern in resolvers
+        ]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def read_yaml(path: Path, field: str) -> dict[str, Any]:
+    """A yaml file that holds a mapping.
+
+    Args:
+        path: of the file.
+        field: named in messages.
+
+    Raises:
+        UsageError: the file cannot be read, is not yaml, or holds something else.
+    """
+    try:
+        content = yaml.load(path.read_text(), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{field}: {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{field}: {path} is not yaml: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{field}: {path} holds a {type(content).__name__}; expected a mapping of keys to values")
+    return content
 
 
 def value_type(section: type, key: dataclasses.Field[Any]) -> tuple[type, bool]:

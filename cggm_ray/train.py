@@ -16,17 +16,16 @@ from torch import Tensor, nn
 
 from cggm_ray.batch import Batch
 from cggm_ray.config import Config
-from cggm_ray.data.dataset import DATASETS, Dataset, selected_modalities
+from cggm_ray.data.dataset import DATASETS, Dataset, check_configuration, selected_modalities
 from cggm_ray.data.sampler import epoch_order, slices
 from cggm_ray.data.shards import Manifest, open_set
 from cggm_ray.data.split import Split
-from cggm_ray.errors import DataError, NonFiniteError, TrainingError, UsageError
+from cggm_ray.errors import DataError, NonFiniteError, TrainingError
 from cggm_ray.evaluation import Predictions, evaluate, write_predictions
 from cggm_ray.models.batchnorm import global_batch
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.modulation.base import STRATEGIES, Strategy, alone
 from cggm_ray.optim import build_schedule, clip_by_total_norm, model_optimizer
-from cggm_ray.registry import nearest
 from cggm_ray.runtime import Record, Runtime, numbers
 from cggm_ray.seeding import derive_seed
 from cggm_ray.state import PREDICTIONS, Best, TrainState, copy_files, load_weights, write_folder, write_text
@@ -112,28 +111,14 @@ class Averages:
 
 
 def check(config: Config, shards: Path) -> None:
-    """Raises what `fit` would raise about the configuration, before any worker starts.
+    """Raises what `fit` would raise about the configuration, before any worker starts; `prepare` does it before that.
 
     Raises:
         DataError: the shards are gone.
         UsageError: modalities, strategy, utility or selection metric do not fit the dataset.
     """
     manifest = open_manifest(shards)
-    task = DATASETS.get(manifest.dataset)(config).task(manifest)
-    modalities = selected_modalities(config, manifest)
-    if STRATEGIES.get(config.modulation.modulation).guided and len(modalities) < 2:
-        raise UsageError(
-            f"modulation: {config.modulation.modulation!r} balances at least two modalities, found {len(modalities)}: "
-            f"{', '.join(modalities)}; use --modulation none"
-        )
-    if config.modulation.utility is not None:
-        task.utility(config.modulation.utility)
-    names = task.metric_names()
-    if config.train.select is not None and config.train.select not in names:
-        raise UsageError(
-            f"select: no validation metric {config.train.select!r}{nearest(config.train.select, names)}; available: "
-            f"{', '.join(names)}"
-        )
+    check_configuration(DATASETS.get(manifest.dataset)(config), manifest)
 
 
 def open_manifest(shards: Path) -> Manifest:

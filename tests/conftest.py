@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from cggm_ray.data.digests import FILE
 from cggm_ray.data.mosi import planted_imbalance
 
 DATA = Path(os.environ.get("CGGM_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -28,6 +29,11 @@ torch.set_num_threads(1)
 def small_set(seed: int = 3) -> dict[str, dict[str, Any]]:
     """22, 9 and 7 samples of 4 time steps, in the released layout. 22 makes a last batch of 2 at batch size 5."""
     return planted_imbalance(seed, samples={"train": 22, "valid": 9, "test": 7}, steps=4)
+
+
+def sets(shards: Path) -> list[Path]:
+    """What the folder of shards holds, finished or not, but for the checksums of raw files."""
+    return [path for path in shards.glob("*") if path.name != FILE]
 
 
 def write_pickle(path: Path, content: object) -> Path:

@@ -36,6 +36,8 @@ class Recording:
     """One file of the folder."""
 
     modalities = ("text", "audio", "vision")
+    floors = {torch.float64: (1e-5, 1e-7), torch.float32: (1e-4, 1e-5)}
+    """By the type of the computation: the part of a value, and the number, that count as equal beside the noise."""
 
     def __init__(self, path: Path, dtype: torch.dtype = torch.float64) -> None:
         self.dtype = dtype
@@ -105,7 +107,9 @@ class Recording:
         prefix = f"init.{role}."
         return {key[len(prefix) :]: self.tensor(key) for key in self.arrays.files if key.startswith(prefix)}
 
-    def check(self, key: str, got: Any, step: int | None = None, *, only: np.ndarray | None = None) -> None:
+    def check(
+        self, key: str, got: Any, step: int | None = None, *, only: np.ndarray | None = None, spread: float = 0.0
+    ) -> None:
         """Compares with a recorded value within 20 times its rounding noise, as the folder's README suggests.
 
         That is for a computation in float64. In float32 a ReLU whose input lies within rounding of zero may open here and
@@ -116,6 +120,7 @@ class Recording:
             got: the value to compare.
             step: row of a per-step array.
             only: bool mask of the last axis; entries outside are not compared.
+            spread: tolerance in place of that of the recorded noise, where it is larger.
         """
         parts = key.split(".")
         noise_key = "noise." + (key.rsplit(".", 1)[0] if parts[-1].isdigit() else key)
@@ -127,13 +132,13 @@ class Recording:
         if only is not None:
             want, got = want[..., only], got[..., only]
         assert got.shape == want.shape, f"{key}: shape {got.shape}, recorded {want.shape}"
-        relative, absolute = (1e-5, 1e-7) if self.dtype == torch.float64 else (1e-4, 1e-5)
-        excess = np.abs(got - want) - (20 * noise + relative * np.abs(want) + absolute)
+        relative, absolute = self.floors[self.dtype]
+        excess = np.abs(got - want) - (np.maximum(20 * noise, spread) + relative * np.abs(want) + absolute)
         if (excess > 0).any():
             worst = np.unravel_index(np.argmax(excess), excess.shape)
             raise AssertionError(
                 f"{key} step {step}: {int((excess > 0).sum())} of {excess.size} values differ; at {worst} got "
-                f"{got[worst]!r}, recorded {want[worst]!r}, noise {noise!r}"
+                f"{got[worst]!r}, recorded {want[worst]!r}, noise {noise!r}, spread {spread!r}"
             )
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from cggm_ray.cli import main
 from cggm_ray.config import Config
-from conftest import SMALL, small_set, write_pickle
+from conftest import SMALL, sets, small_set, write_pickle
 
 Content = dict[str, dict[str, Any]]
 
@@ -106,7 +106,7 @@ def failing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
         assert lines[0].startswith("error: ")
         assert captured.out == ""
         assert not (storage / "run").exists()
-        assert not list((storage / "shards").glob("*")) if (storage / "shards").exists() else True
+        assert not sets(storage / "shards")
         ray = sys.modules.get("ray")
         assert ray is None or not ray.is_initialized()
         return lines[0]

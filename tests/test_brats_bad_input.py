@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,13 +13,15 @@ import pytest
 import torch
 
 from brats_files import SHAPE, configured, volume, write_challenge, write_h5, write_released
+from cggm_ray.cli import main
 from cggm_ray.config import Config
 from cggm_ray.data.brats import Brats, BratsOptions
 from cggm_ray.data.dataset import prepare
 from cggm_ray.data.shards import open_set, write_shards_here
 from cggm_ray.data.split import Split
-from cggm_ray.data.volumes import SEQUENCES
+from cggm_ray.data.volumes import SEQUENCES, has_tumour
 from cggm_ray.errors import DataError, UsageError
+from conftest import sets
 
 
 @pytest.fixture
@@ -107,18 +110,67 @@ def test_truncated_h5(tmp_path: Path, released: Path) -> None:
         prepare(configured(tmp_path, released), write_shards_here)
 
 
-def test_no_tumour_in_any_training_case(tmp_path: Path, released: Path) -> None:
-    for number in (0, 2):
-        write_h5(released / "train" / f"case{number}.h5", *volume(number, tumour=False))
-    with pytest.raises(DataError, match="none of the 3 training cases has a tumour"):
-        opened(configured(tmp_path, released), "train")
+def without_tumour(folder: Path) -> None:
+    """Takes the tumours out of all cases of either layout."""
+    for path in folder.rglob("*.h5"):
+        rewrite(path, put("label", np.zeros(h5py.File(path)["label"].shape, np.uint8)))
+    for path in folder.rglob("*_seg.nii.gz"):
+        nibabel.save(nibabel.Nifti1Image(np.zeros(SHAPE, np.uint8), np.eye(4)), path)
+
+
+@pytest.mark.parametrize("local", [True, False], ids=["local", "ray"])
+@pytest.mark.parametrize("there", [False, True], ids=["raw", "converted"])
+@pytest.mark.parametrize(("layout", "cases"), [("released", 3), ("challenge", 4)])
+def test_no_tumour_in_any_training_case(
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+    layout: str,
+    cases: int,
+    there: bool,
+    local: bool,
+) -> None:
+    """It is said in one line before the conversion, or before the workers where a set is there, and Ray stays out of it."""
+    folder: Path = request.getfixturevalue(layout)
+    without_tumour(folder)
+    config = configured(tmp_path, folder, crop=16)
+    if there:
+        # As an older version left it, which let the worker find out.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("cggm_ray.data.brats.require_tumour", lambda *_: None)
+            prepare(config, write_shards_here)
+    assert main(config, ["--name", "run", "--local", str(local)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"none of the {cases} training cases has a tumour; expected labels other than 0 in at least one" in line
+    assert str(config.shard_root if there else folder) in line
+    assert len(sets(config.shard_root)) == there
+    ray = sys.modules.get("ray")
+    assert ray is None or not ray.is_initialized()
+
+
+def test_labels_are_read_up_to_the_first_tumour(
+    tmp_path: Path, released: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_h5(released / "train" / "case0.h5", *volume(0, tumour=False))
+    write_h5(released / "train" / "case1.h5", *volume(1))
+    asked = []
+
+    def asking(files: list[Path]) -> bool:
+        asked.append(files[0].name)
+        return has_tumour(files)
+
+    monkeypatch.setattr("cggm_ray.data.brats.has_tumour", asking)
+    list(Brats(configured(tmp_path, released)).read(sorted(released.rglob("*.h5"))))
+    assert asked == ["case0.h5", "case1.h5"]
 
 
 def test_no_tumour_to_score_by_slice(tmp_path: Path, released: Path) -> None:
     write_h5(released / "valid" / "case3.h5", *volume(3, tumour=False))
     assert len(opened(configured(tmp_path, released), "valid")) == SHAPE[2]
-    with pytest.raises(DataError, match=r"valid-00000.parquet: none of the 1 cases .* use --score volume"):
-        opened(configured(tmp_path, released, score="slice", crop=16), "valid")
+    message = "none of the 1 cases of split valid has a tumour, which --score slice needs; use --score volume"
+    for folder in (tmp_path, tmp_path / "other"):
+        with pytest.raises(DataError, match=message):
+            prepare(configured(folder, released, score="slice", crop=16), write_shards_here)
 
 
 def test_nifti_shapes_that_differ(tmp_path: Path, challenge: Path) -> None:

@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from brats_files import write_challenge
+from cggm_ray.cli import main
 from cggm_ray.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from cggm_ray.data.brats import DEMONSTRATION_CASES, DEMONSTRATION_SHAPE, Brats, BratsOptions
 from cggm_ray.data.dataset import prepare
@@ -26,6 +28,7 @@ from cggm_ray.models.resnet import BACKBONES, ResNetConfig
 from cggm_ray.optim import cosine_with_warmup
 from cggm_ray.run import run
 from cggm_ray.runtime import LocalRuntime
+from conftest import sets
 
 CPU = torch.device("cpu")
 
@@ -84,6 +87,30 @@ def test_from_h5_to_pictures(
     said = capsys.readouterr().out
     assert "pictures:" in said
     assert "test predictions:" not in said
+
+
+def test_from_challenge_folders_to_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command of the pipeline, with its own recipe and a network of full width."""
+    data = write_challenge(tmp_path / "challenge")
+    # A crop of 32 and all four training cases: batch norm over a few values only would be unstable.
+    flags = f"--data_path {data} --storage_path {tmp_path / 'runs'} --name run --local --cpus_per_worker 1 "
+    flags += "--backbone resnet18 --crop 32 --batch_size 4 --num_epochs 2 --warmup_epochs 1"
+    assert main(pipeline_recipe(), flags.split()) == 0
+    said = capsys.readouterr().out
+    folder = tmp_path / "runs" / "run"
+    found = json.loads((folder / "summary.json").read_text())
+    for split in ("valid", "test"):
+        assert {"dice_et", "dice_tc", "dice_wt", "dice_mean", "loss"} == set(found[split])
+        assert np.isfinite(list(found[split].values())).all()
+    (row,) = (line for line in said.splitlines() if line.startswith("dice_mean"))
+    assert row.split()[1:] == [f"{found[split]['dice_mean']:.4f}" for split in ("valid", "test")]
+    assert len(epochs(folder)) == 2
+    assert f"pictures:          {folder / 'pictures'}" in said
+    # A picture of 12 x 20 pixels, padded to multiples of 16, for the one test case of six.
+    (picture,) = (folder / "pictures").iterdir()
+    assert picture.stem in {path.name for path in data.iterdir()}
+    with Image.open(picture) as image:
+        assert image.size == (3 * 32, 16)
 
 
 def test_a_run_that_broke_off_goes_on_as_if_it_had_not(
@@ -175,7 +202,7 @@ def test_colours() -> None:
     assert len(set(flat.tolist())) == 1
 
 
-def test_recipe_is_that_of_the_released_code() -> None:
+def pipeline_recipe() -> Config:
     path = Path(__file__).parents[1] / "pipelines" / "brats.py"
     spec = importlib.util.spec_from_file_location("brats_pipeline", path)
     assert spec is not None
@@ -183,7 +210,11 @@ def test_recipe_is_that_of_the_released_code() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     recipe: Config = module.RECIPE
-    steps = 5
+    return recipe
+
+
+def test_recipe_is_that_of_the_released_code() -> None:
+    recipe, steps = pipeline_recipe(), 5
     peak, final, start = recipe.optim.lr, recipe.optim.final_lr, recipe.optim.warmup_lr
     total, warmup = recipe.train.num_epochs * steps, recipe.optim.warmup_epochs * steps
     rates = [cosine_with_warmup(step, total, warmup, peak=peak, final=final, start=start) for step in range(total)]
@@ -214,4 +245,4 @@ def test_bad_label_found_by_a_ray_task(tmp_path: Path, cases: Path) -> None:
         DataError, match=r"^\S*case2.h5: key label: label 9 is outside the classes; expected 0, 1, 2, 4 or"
     ):
         run(config)
-    assert not list(config.shard_root.iterdir())
+    assert not sets(config.shard_root)

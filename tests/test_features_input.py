@@ -14,6 +14,7 @@ from cggm_ray.data.dataset import prepare
 from cggm_ray.data.features import FeatureOptions
 from cggm_ray.data.shards import write_shards_here
 from cggm_ray.errors import DataError, UsageError
+from conftest import sets
 from feature_sets import arrays, as_npz, config
 
 
@@ -104,7 +105,7 @@ def test_bad_input_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=message) as raised:
         prepare(config(tmp_path, as_npz(tmp_path, content), modalities, **options), write_shards_here)
     assert "\n" not in str(raised.value)
-    assert not any((tmp_path / "runs" / "shards").glob("*")), "nothing is left behind"
+    assert not sets(tmp_path / "runs" / "shards"), "nothing is left behind"
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:

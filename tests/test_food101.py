@@ -24,6 +24,7 @@ from cggm_ray.data.shards import open_set, write_shards_here
 from cggm_ray.errors import DataError, UsageError
 from cggm_ray.run import run
 from cggm_ray.state import WEIGHTS
+from conftest import sets
 from food101_files import CLASSES, configuration, edit, reference_features, save_vit, with_options, write_set
 
 DATA = Path(os.environ.get("CGGM_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -300,7 +301,7 @@ def test_full_disk_leaves_nothing(source: Path, tmp_path: Path) -> None:
             prepare(config, write_shards_here)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert not list((tmp_path / "shards").iterdir())
+    assert not sets(tmp_path / "shards")
 
 
 def test_shard_folder_that_cannot_be_made(source: Path, tmp_path: Path) -> None:
@@ -330,7 +331,7 @@ def test_error_of_an_actor_reaches_the_driver_as_one_line(raw: Path, tmp_path: P
     with pytest.raises(DataError, match=r"vit: the weights in .* lack 16 parameters") as caught:
         prepare(configuration(raw, tmp_path / "out"), write_shards_with_ray)
     assert "\n" not in str(caught.value)
-    assert not list((tmp_path / "out" / "shards").iterdir())
+    assert not sets(tmp_path / "out" / "shards")
 
 
 def test_datasets_are_listed_without_the_optional_packages() -> None:

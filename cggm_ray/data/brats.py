@@ -23,7 +23,15 @@ from cggm_ray.config import Config, DatasetOptions, ModelConfig, option
 from cggm_ray.data.dataset import DATASETS, PICTURES, SPLITS, Dataset
 from cggm_ray.data.overlay import draw_overlays
 from cggm_ray.data.shards import Manifest, RawShard
-from cggm_ray.data.slices import STRIDE, SliceFiles, TumourSlices, VolumeSlices, slice_table
+from cggm_ray.data.slices import (
+    STRIDE,
+    SliceFiles,
+    TumourSlices,
+    VolumeSlices,
+    read_facts,
+    require_tumour,
+    slice_table,
+)
 from cggm_ray.data.split import Split
 from cggm_ray.data.volumes import (
     CLASSES,
@@ -33,6 +41,7 @@ from cggm_ray.data.volumes import (
     case_files,
     check_h5,
     check_nifti,
+    has_tumour,
     joined,
     read_h5,
     read_nifti,
@@ -135,7 +144,7 @@ class Brats(Dataset):
         return [file for case in cases for file in case_files(case).values()]
 
     def read(self, sources: list[Path]) -> Iterator[RawShard]:
-        """One raw shard a case, with the paths of its files; headers are checked, voxels are not read."""
+        """One raw shard a case, with the paths of its files; headers are checked, and labels up to the first tumour."""
         split_of = self._split([path.parent for path in sources if SEGMENTATION in path.name])
         cases: dict[str, list[tuple[str, list[Path]]]] = {split: [] for split in SPLITS}
         for path in sources:
@@ -151,6 +160,10 @@ class Brats(Dataset):
                 row = {"case": case, "files": list(map(str, files)), "start": start}
                 yield RawShard(split=split, number=number, table=pa.Table.from_pylist([row]))
                 start += slices
+        root = Path(os.path.commonpath([path.parent for path in sources]))
+        for split in self._drawn_splits:
+            found = (has_tumour(files) for _, files in cases[split])
+            require_tumour(found, split, len(cases[split]), root)
 
     def _split(self, folders: list[Path]) -> dict[Path, str]:
         """A seeded split of case folders, in the order of the folders."""
@@ -176,6 +189,18 @@ class Brats(Dataset):
         volume = read_h5(files[0]) if len(files) == 1 else read_nifti(case_files(files[0].parent))
         image = dict(zip(SEQUENCES, volume.image, strict=True))
         return slice_table(image, volume.label, case=row["case"], start=row["start"])
+
+    def accept(self, folder: Path, manifest: Manifest) -> None:
+        """Stops where no case has a tumour to draw; `read` does the same before a set is made."""
+        for split in self._drawn_splits:
+            shards = manifest.splits[split]
+            found = (read_facts(folder / shard.file).has_tumour for shard in shards)
+            require_tumour(found, split, len(shards), folder)
+
+    @property
+    def _drawn_splits(self) -> tuple[str, ...]:
+        """Splits of which only slices with tumour are used."""
+        return SPLITS if self.options.score == "slice" else ("train",)
 
     def demonstration(self, folder: Path, seed: int) -> Path:
         """`brats-<seed>`: heads with a tumour whose parts show in different sequences."""

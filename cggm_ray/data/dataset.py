@@ -7,6 +7,7 @@ Ray Data tasks or in this process. A dataset whose work needs several steps, one
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import nn
 
@@ -39,6 +41,7 @@ from cggm_ray.data.split import Split, load_split, set_bytes
 from cggm_ray.data.stream import StreamSplit
 from cggm_ray.errors import DataError, UsageError
 from cggm_ray.models.net import MultimodalNet
+from cggm_ray.modulation.base import STRATEGIES
 from cggm_ray.registry import Registry, nearest
 from cggm_ray.tasks import Task
 
@@ -97,7 +100,7 @@ class Dataset(ABC):
 
     def describe(self, sources: list[Path]) -> tuple[Source, ...]:
         """What the set is made from. By default the checksum of every file; all of it is part of the fingerprint."""
-        return describe_sources(sources)
+        return describe_sources(sources, self.config.shard_root)
 
     def transform(self, table: pa.Table) -> pa.Table:
         """A raw table to the columns `index`, `target`, one per modality, and `id` if samples have names. Runs in tasks.
@@ -117,7 +120,18 @@ class Dataset(ABC):
         """Plain values that the manifest keeps for `task`, `network` and `open_split`; called after `read`."""
         return {}
 
-    def accept(self, manifest: Manifest) -> None:  # noqa: B027 (most datasets take every set of theirs)
+    def specs(self, first: RawShard) -> Mapping[str, TensorSpec]:
+        """Shape and type of one sample for every column, before there are shards; called after `read`.
+
+        By default those of the first sample, which is taken through the stages here. A dataset whose stages are expensive
+        says them instead.
+        """
+        table = first.table.slice(0, 1)
+        for stage in self.stages():
+            table = stage.make()(table)
+        return table_specs(table)
+
+    def accept(self, folder: Path, manifest: Manifest) -> None:  # noqa: B027 (most datasets take every set of theirs)
         """Refuses a set that was made before and that this configuration may not use, by a DataError."""
 
     @abstractmethod
@@ -126,7 +140,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def task(self, manifest: Manifest) -> Task:
-        """What is predicted."""
+        """What is predicted. Also asked before there are shards, of a manifest without their names."""
 
     @abstractmethod
     def network(self, manifest: Manifest, modalities: tuple[str, ...]) -> tuple[MultimodalNet, dict[str, nn.Module]]:
@@ -149,17 +163,19 @@ DATASETS: Registry[type[Dataset]] = Registry("dataset", "cggm_ray.data")
 
 
 def prepare(config: Config, write: WriteShards) -> Path:
-    """Makes the shards of a run's data, or finds them.
+    """Makes the shards of a run's data, or finds them; the configuration is checked against the data before either.
 
     Args:
         config: names the dataset and the raw data; without a path the demonstration set is made first.
-        write: runs the conversion. It is not called when the shards are there already or the input is bad.
+        write: runs the conversion. It is not called when the shards are there already, the input is bad, or the
+            configuration does not fit it.
 
     Returns:
         The folder of the set.
 
     Raises:
         DataError: bad input; nothing was written.
+        UsageError: see `check_configuration`; nothing was written.
     """
     dataset = DATASETS.get(config.data.dataset)(config)
     paths = dataset.locate(raw_path(dataset))
@@ -169,31 +185,60 @@ def prepare(config: Config, write: WriteShards) -> Path:
         / f"{dataset.name}-{fingerprint(dataset.name, dataset.converter, dataset.shard_options(), sources)}"
     )
     manifest = open_set(folder)
-    if manifest is None:
-        raw = list(dataset.read(paths))
-        staging = staging_folder(folder)
-        try:
-            shards = write(dataset.stages(), raw, staging)
-            first = column_specs(staging / shards[0].file)
-            manifest = Manifest(
-                dataset=dataset.name,
-                converter=dataset.converter,
-                options=dataset.shard_options(),
-                sources=sources,
-                modalities={name: spec for name, spec in first.items() if is_modality(name)},
-                target=first[TARGET],
-                splits={
-                    split: tuple(done for done, wanted in zip(shards, raw, strict=True) if wanted.split == split)
-                    for split in SPLITS
-                },
-                notes=dataset.notes(),
-            )
-            publish(staging, folder, manifest)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    else:
-        dataset.accept(manifest)
+    if manifest is not None:
+        dataset.accept(folder, manifest)
+        check_configuration(dataset, manifest)
+        return folder
+    raw = list(dataset.read(paths))
+    draft = Manifest(
+        dataset=dataset.name,
+        converter=dataset.converter,
+        options=dataset.shard_options(),
+        sources=sources,
+        splits=dict.fromkeys(SPLITS, ()),
+        notes=dataset.notes(),
+        **described(dataset.specs(raw[0])),
+    )
+    check_configuration(dataset, draft)
+    staging = staging_folder(folder)
+    try:
+        shards = write(dataset.stages(), raw, staging)
+        splits = {
+            split: tuple(done for done, wanted in zip(shards, raw, strict=True) if wanted.split == split)
+            for split in SPLITS
+        }
+        made = described(table_specs(pq.read_table(staging / shards[0].file)))
+        publish(staging, folder, dataclasses.replace(draft, splits=splits, **made))
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
     return folder
+
+
+def check_configuration(dataset: Dataset, manifest: Manifest) -> None:
+    """Raises what only the data can tell about a configuration, before any long work starts.
+
+    Args:
+        dataset: with the configuration of the run.
+        manifest: of its set, or what is known of it before it is made.
+
+    Raises:
+        UsageError: modalities, strategy, utility or selection metric do not fit the dataset.
+    """
+    config, task = dataset.config, dataset.task(manifest)
+    modalities = selected_modalities(config, manifest)
+    if STRATEGIES.get(config.modulation.modulation).guided and len(modalities) < 2:
+        raise UsageError(
+            f"modulation: {config.modulation.modulation!r} balances at least two modalities, found {len(modalities)}: "
+            f"{', '.join(modalities)}; use --modulation none"
+        )
+    if config.modulation.utility is not None:
+        task.utility(config.modulation.utility)
+    names = task.metric_names()
+    if config.train.select is not None and config.train.select not in names:
+        raise UsageError(
+            f"select: no validation metric {config.train.select!r}{nearest(config.train.select, names)}; available: "
+            f"{', '.join(names)}"
+        )
 
 
 def raw_path(dataset: Dataset) -> Path:
@@ -229,10 +274,16 @@ def selected_modalities(config: Config, manifest: Manifest) -> tuple[str, ...]:
     return tuple(name for name in manifest.modalities if name in wanted)
 
 
-def column_specs(path: Path) -> Mapping[str, TensorSpec]:
-    """Shape and type of one sample for every column of a shard."""
-    import pyarrow.parquet as pq
+def described(specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
+    """The fields of a manifest that come from the columns of a shard."""
+    return {
+        "modalities": {name: spec for name, spec in specs.items() if is_modality(name)},
+        "target": specs[TARGET],
+    }
 
-    table = pq.read_table(path)
+
+def table_specs(table: pa.Table) -> Mapping[str, TensorSpec]:
+    """Shape and type of one sample for every column of a shard."""
+    table = table.slice(0, 1)
     values = {name: column_values(table.column(name)) for name in table.column_names if name != IDENTITY}
     return {name: TensorSpec(shape=v.shape[1:], dtype=str(v.dtype)) for name, v in values.items()}

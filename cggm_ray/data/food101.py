@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ from cggm_ray.data.encoders import (
     load_tokenizer,
 )
 from cggm_ray.data.food101_demo import write_demonstration
+from cggm_ray.data.food101_records import FILES, Record, check_labels, read_records, stratified
 from cggm_ray.data.image_text import IMAGE, PATH, TEXT, VIEWS, DecodeImages, EncodeShard, Encoding, OnlineSplit
 from cggm_ray.data.shards import (
     IDENTITY,
@@ -45,17 +45,15 @@ from cggm_ray.data.shards import (
     RawShard,
     Source,
     Stage,
+    TensorSpec,
     describe_sources,
 )
 from cggm_ray.data.split import Split
 from cggm_ray.errors import DataError, UsageError
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.sequence import sequence_guides, sequence_net
-from cggm_ray.seeding import derive_seed
 from cggm_ray.tasks import Classification, Task
 
-FILES = {"train": "train.json", "valid": "dev.json", "test": "test.json"}
-KEYS = ("id", "text_tokens", "img_path", "label")
 IMAGE_FEATURES = ("cached", "online")
 PADDINGS = ("released", "zero")
 SHOWN = 20
@@ -107,16 +105,6 @@ class Food101Options(DatasetOptions):
             )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Record:
-    """One sample as the JSON names it."""
-
-    id: str
-    text: str
-    image: str
-    label: str
-
-
 @DATASETS.register("food101")
 class Food101(Dataset):
     """Food-101: 101 dishes from image and text; the classes are those of the training data."""
@@ -164,7 +152,7 @@ class Food101(Dataset):
 
     def describe(self, sources: list[Path]) -> tuple[Source, ...]:
         """Checksums of JSON files and encoders; images by name, size and time of change, since they are many."""
-        files = describe_sources(sources)
+        files = describe_sources(sources, self.config.shard_root)
         self._records = {split: read_records(path) for split, path in zip(self._splits(sources), sources, strict=False)}
         check_labels(self._records, self._root)
         total, digest = 0, hashlib.sha256()
@@ -227,7 +215,18 @@ class Food101(Dataset):
             "vit": self._vit.reference,
         }
 
-    def accept(self, manifest: Manifest) -> None:
+    def specs(self, first: RawShard) -> dict[str, TensorSpec]:
+        """Those of the features, from the sizes of the encoders, or of the pixels."""
+        stored = STORED[self.options.extract_precision]
+        size, length = self._vit.size("image_size"), self.options.text_length
+        features = TensorSpec(shape=(self._steps, self._vit.size("hidden_size")), dtype=stored)
+        return {
+            IMAGE: TensorSpec(shape=(size, size, 3), dtype="uint8") if self.online else features,
+            TEXT: TensorSpec(shape=(length, self._bert.size("hidden_size")), dtype=stored),
+            TARGET: TensorSpec(shape=(), dtype="int64"),
+        }
+
+    def accept(self, folder: Path, manifest: Manifest) -> None:
         """Stops where more images were left out than this run allows."""
         self._allow(manifest.notes["skipped"])
 
@@ -279,10 +278,14 @@ class Food101(Dataset):
     def _splits(self, sources: list[Path]) -> list[str]:
         return [split for split, file in FILES.items() if self._root / file in sources]
 
+    @property
+    def _steps(self) -> int:
+        """Patches of an image, and the class token."""
+        return (self._vit.size("image_size") // self._vit.size("patch_size")) ** 2 + 1
+
     def _sample_bytes(self, views: int) -> int:
         """The larger of features and pixels."""
-        size, width = self._vit.size("image_size"), self._vit.size("hidden_size")
-        steps = (size // self._vit.size("patch_size")) ** 2 + 1
+        size, width, steps = self._vit.size("image_size"), self._vit.size("hidden_size"), self._steps
         item = np.dtype(STORED[self.options.extract_precision]).itemsize
         text = self.options.text_length * self._bert.size("hidden_size") * item
         return max(steps * width * item, size * size * 3) * views + text
@@ -317,81 +320,3 @@ class Food101(Dataset):
             path.write_text("\n".join(lines) + "\n")
             shown += f"; and {len(lines) - SHOWN} more, all in {path}"
         raise DataError(f"{len(bad)} images cannot be read, skip_bad allows {allowed}: {shown}")
-
-
-def read_records(path: Path) -> list[Record]:
-    """The records of one JSON file.
-
-    Raises:
-        DataError: names file, record and field.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(content, list):
-        raise DataError(f"{path}: found a {type(content).__name__}; expected a list of records with {', '.join(KEYS)}")
-    if not content:
-        raise DataError(f"{path}: the list is empty; expected at least one record")
-    records, seen = [], set()
-    for number, entry in enumerate(content):
-        where = f"{path}, record {number}"
-        if not isinstance(entry, dict):
-            raise DataError(f"{where}: found a {type(entry).__name__}; expected an object with {', '.join(KEYS)}")
-        for key in KEYS:
-            if key not in entry:
-                raise DataError(f"{where}: field {key} is missing; found {', '.join(entry) or 'none'}")
-        tokens = entry["text_tokens"]
-        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-            raise DataError(f"{where}, field text_tokens: found {tokens!r:.60}; expected a list of texts")
-        for key in ("img_path", "label"):
-            if not isinstance(entry[key], str) or not entry[key]:
-                raise DataError(f"{where}, field {key}: found {entry[key]!r:.60}; expected a text")
-        if not isinstance(entry["id"], str | int):
-            raise DataError(f"{where}, field id: found {entry['id']!r:.60}; expected a text or a number")
-        identity = str(entry["id"])
-        if identity in seen:
-            raise DataError(f"{where}, field id: {identity!r} is there twice")
-        seen.add(identity)
-        records.append(Record(id=identity, text=" ".join(tokens), image=entry["img_path"], label=entry["label"]))
-    return records
-
-
-def check_labels(splits: dict[str, list[Record]], root: Path) -> list[str]:
-    """The classes: the labels of train, sorted.
-
-    Raises:
-        DataError: another split has a label that train lacks.
-    """
-    classes = {record.label for record in splits["train"]}
-    for split, records in splits.items():
-        for record in records:
-            if record.label not in classes:
-                raise DataError(
-                    f"{root / FILES[split]}, id {record.id}, field label: {record.label!r} is not among the {len(classes)} "
-                    "classes of train.json"
-                )
-    return sorted(classes)
-
-
-def stratified(records: list[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """Train and validation: of every class the share, rounded, is drawn for validation, and one record stays at least.
-
-    Raises:
-        DataError: no class is large enough.
-    """
-    by_label: dict[str, list[int]] = {}
-    for row, record in enumerate(records):
-        by_label.setdefault(record.label, []).append(row)
-    chosen: set[int] = set()
-    for number, label in enumerate(sorted(by_label)):
-        rows = by_label[label]
-        rng = np.random.default_rng(derive_seed(seed, "split", number))
-        take = min(len(rows) - 1, max(1, round(share * len(rows))))
-        chosen.update(rng.permutation(rows)[:take].tolist())
-    if not chosen:
-        raise DataError("train.json: every class has a single record; there is none left for validation, add dev.json")
-    return (
-        [record for row, record in enumerate(records) if row not in chosen],
-        [record for row, record in enumerate(records) if row in chosen],
-    )

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cggm_ray.data.digests import file_digest, file_digests
 from cggm_ray.errors import DataError
 
 FORMAT = 2
@@ -200,20 +201,21 @@ def write_shards_here(stages: Sequence[Stage], raw: Sequence[RawShard], folder: 
     return [write_shard(transform, shard, folder) for shard in raw]
 
 
-def file_digest(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def describe_sources(paths: Sequence[Path]) -> tuple[Source, ...]:
+def describe_sources(paths: Sequence[Path], folder: Path) -> tuple[Source, ...]:
     """Size and checksum of every raw file.
+
+    Args:
+        paths: of the files.
+        folder: of all sets, where checksums are kept for the next run.
 
     Raises:
         DataError: a file cannot be read.
     """
     try:
-        return tuple(Source(path=str(p), bytes=p.stat().st_size, sha256=file_digest(p)) for p in paths)
+        digests = file_digests(paths, folder)
+        return tuple(
+            Source(path=str(p), bytes=p.stat().st_size, sha256=digest) for p, digest in zip(paths, digests, strict=True)
+        )
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
 

@@ -50,6 +50,11 @@ class Facts:
     filled: list[bool]
 
     @property
+    def has_tumour(self) -> bool:
+        """Whether any slice shows some."""
+        return any(self.tumour)
+
+    @property
     def drawable(self) -> list[int]:
         """Slices that training draws from: those with tumour, or where no slice has any, those that show something."""
         with_tumour = np.flatnonzero(self.tumour).tolist()
@@ -92,12 +97,13 @@ class SliceFiles:
     def __init__(self, folder: Path, manifest: Manifest, split: str, modalities: Sequence[str]) -> None:
         self.paths = [folder / shard.file for shard in manifest.splits[split]]
         self.modalities = list(modalities)
-        self.facts = [Facts(**json.loads(self._open(path).schema_arrow.metadata[FACTS])) for path in self.paths]
+        self.split = split
+        self.facts = [read_facts(path) for path in self.paths]
 
     def read(self, volume: int, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Slices of one volume: image float16 [N, modalities, H, W] and classes uint8 [N, H, W], in the order of `rows`."""
         path = self.paths[volume]
-        file = self._open(path)
+        file = _open(path)
         ends = np.cumsum([file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)])
         groups = np.searchsorted(ends, rows, side="right")
         needed, place = np.unique(groups, return_inverse=True)
@@ -111,12 +117,37 @@ class SliceFiles:
         image = np.stack([column_values(table.column(name))[offsets] for name in self.modalities], 1)
         return image, column_values(table.column(TARGET))[offsets]
 
-    @staticmethod
-    def _open(path: Path) -> pq.ParquetFile:
-        try:
-            return pq.ParquetFile(path)
-        except (OSError, ValueError) as error:
-            raise unreadable(path.parent, path, error) from None
+
+def read_facts(path: Path) -> Facts:
+    """The facts about a volume; its slices are not read.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    return Facts(**json.loads(_open(path).schema_arrow.metadata[FACTS]))
+
+
+def require_tumour(found: Iterable[bool], split: str, cases: int, where: Path) -> None:
+    """Stops unless some case has a tumour.
+
+    Args:
+        found: whether each case has one; it is asked no further than to the first that has.
+        split: of the cases.
+        cases: their number.
+        where: they lie, for the message.
+
+    Raises:
+        DataError: none has.
+    """
+    if any(found):
+        return
+    if split == "train":
+        raise DataError(
+            f"{where}: none of the {cases} training cases has a tumour; expected labels other than 0 in at least one"
+        )
+    raise DataError(
+        f"{where}: none of the {cases} cases of split {split} has a tumour, which --score slice needs; use --score volume"
+    )
 
 
 class TumourSlices:
@@ -138,11 +169,9 @@ class TumourSlices:
     groups: int | None = None
 
     def __init__(self, files: SliceFiles, *, seed: int, crop: int, device: torch.device, draws: int = 1) -> None:
-        if not any(any(facts.tumour) for facts in files.facts):
-            raise DataError(
-                f"{files.paths[0].parent}: none of the {len(files.facts)} training cases has a tumour; expected labels "
-                "other than 0 in at least one"
-            )
+        require_tumour(
+            (facts.has_tumour for facts in files.facts), files.split, len(files.facts), files.paths[0].parent
+        )
         self.names: Sequence[str] | None = [facts.case for facts in files.facts] * draws
         self._files, self._seed, self._crop, self._device = files, seed, crop, device
 
@@ -183,12 +212,10 @@ class VolumeSlices:
 
     def __init__(self, files: SliceFiles, *, crop: int | None, device: torch.device) -> None:
         self._files, self._device = files, device
+        if crop is not None:
+            found = (facts.has_tumour for facts in files.facts)
+            require_tumour(found, files.split, len(files.facts), files.paths[0].parent)
         kept = [[row for row, pixels in enumerate(f.tumour) if pixels or crop is None] for f in files.facts]
-        if not any(kept):
-            raise DataError(
-                f"{files.paths[0]}: none of the {len(kept)} cases of this split has a tumour, which --score slice needs; "
-                "use --score volume"
-            )
         self._volume = np.concatenate([np.full(len(rows), volume) for volume, rows in enumerate(kept)])
         self._row = np.concatenate([np.asarray(rows, dtype=np.int64) for rows in kept])
         height, width = (max(sizes) for sizes in zip(*((f.height, f.width) for f in files.facts), strict=True))
@@ -253,6 +280,13 @@ def augmented(image: np.ndarray, label: np.ndarray, random: np.random.Generator)
     if random.random() < 0.1:
         image = image + random.normal(0, random.uniform(0, 0.1), image.shape).astype(np.float32)
     return np.ascontiguousarray(image), np.ascontiguousarray(label)
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, ValueError) as error:
+        raise unreadable(path.parent, path, error) from None
 
 
 def _batch(

@@ -74,9 +74,13 @@ def read_h5(path: Path) -> Volume:
         image = file["image"][:].astype(np.float32)[order]
         for sequence, values in zip(SEQUENCES, image, strict=True):
             _check_intensities(values, f"{path}: key image, sequence {sequence}")
-        return Volume(image=image, label=_classes(file["label"][:], f"{path}: key label"))
+        return Volume(image=image, label=_h5_label(file, path))
 
     return _with_h5(path, read)
+
+
+def _h5_label(file: Any, path: Path) -> np.ndarray:
+    return _classes(file["label"][:], f"{path}: key label")
 
 
 def _with_h5(path: Path, use: Callable[[Any], T]) -> T:
@@ -142,7 +146,23 @@ def read_nifti(files: Mapping[str, Path]) -> Volume:
         DataError: a file cannot be read, or holds values that cannot be.
     """
     image = np.stack([_z_scored(_nifti_values(files[name]), files[name]) for name in SEQUENCES])
-    return Volume(image=image, label=_classes(_nifti_values(files[SEGMENTATION]), str(files[SEGMENTATION])))
+    return Volume(image=image, label=_nifti_label(files[SEGMENTATION]))
+
+
+def _nifti_label(path: Path) -> np.ndarray:
+    return _classes(_nifti_values(path), str(path))
+
+
+def has_tumour(files: Sequence[Path]) -> bool:
+    """Whether a case, its h5 file or its NIfTI files, has a tumour; only its labels are read.
+
+    Raises:
+        DataError: they cannot be read, or hold values that cannot be.
+    """
+    path = files[0]
+    if len(files) == 1:
+        return bool(_with_h5(path, lambda file: _h5_label(file, path)).any())
+    return bool(_nifti_label(case_files(path.parent)[SEGMENTATION]).any())
 
 
 def _z_scored(values: np.ndarray, path: Path) -> np.ndarray:

@@ -27,10 +27,22 @@ def joins() -> bool:
 
 
 def connect() -> None:
-    """Joins the cluster of the job or of RAY_ADDRESS, or starts one on this machine."""
-    if not ray.is_initialized():
+    """Joins the cluster of the job or of RAY_ADDRESS, or starts one on this machine.
+
+    Raises:
+        UsageError: the cluster does not answer, or refuses the token.
+    """
+    if ray.is_initialized():
+        return
+    try:
         # The dashboard stays on: Ray Train's own housekeeping asks it which runs are alive.
         ray.init(logging_level=logging.WARNING, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"Ray: {text}; check RAY_ADDRESS and the token (RAY_AUTH_TOKEN, ~/.ray/auth_token), or set RAY_ADDRESS=local to "
+            "start a cluster on this machine"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +59,9 @@ class Nodes:
     gpus: int
     count: int = 1
 
-    def workers(self, cpus: int, gpus: int) -> int:
+    def workers(self, cpus: int, gpus: float) -> int:
         """How many workers of so many CPUs and GPUs each have room."""
-        return self.count * min(self.cpus // cpus, self.gpus // gpus if gpus else sys.maxsize)
+        return self.count * min(self.cpus // cpus, int(self.gpus / gpus) if gpus else sys.maxsize)
 
 
 def nodes_now() -> list[Nodes]:

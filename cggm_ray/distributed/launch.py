@@ -27,16 +27,11 @@ from cggm_ray.train import Result, finish, open_training, read_summary, train
 def run_on_ray(config: Config, folder: Path) -> Result:
     """Prepares the data and trains on a cluster.
 
-    Input is checked before a cluster is started; one that is there is joined first, because a folder that its nodes do not
-    share would spoil all further work. The folder of the run is also Ray Train's, which is how a run of the
-    same name finds its checkpoints.
+    The folder of the run is also Ray Train's, which is how a run of the same name finds its checkpoints.
 
     Raises:
         CggmError: a worker's own error, or a TrainingError for what Ray reports.
     """
-    if joins():
-        connect()
-        check_shared({"storage_path": config.run.storage, "shard_path": config.shard_root})
     shards = prepare_on_ray(config)
     connect()
     cpus = cpus_per_worker(config.run)
@@ -50,7 +45,14 @@ def run_on_ray(config: Config, folder: Path) -> Result:
 
 
 def prepare_on_ray(config: Config) -> Path:
-    """The shards of a run's data, made by Ray Data if need be; see `prepare`."""
+    """The shards of a run's data, made by Ray Data if need be; see `prepare`.
+
+    Input is checked before a cluster is started; one that is there is joined first, because a folder that its nodes do not
+    share would spoil all further work.
+    """
+    if joins():
+        connect()
+        check_shared({"storage_path": config.run.storage, "shard_path": config.shard_root})
     return prepare(config, write_shards_with_ray)
 
 

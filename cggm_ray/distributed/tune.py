@@ -4,56 +4,27 @@ Tune decides which trial runs when and which one stops; what a trial is and what
 `cggm_ray.studies.trials`). A study that is started again therefore does not restore Tune's state: every trial that ran
 before tells Tune its old metrics first, so that the scheduler and the searcher know again what they knew, and goes on from
 its own checkpoint, or ends there if it was over.
-
-A trial with one worker runs the loop in its own process. One with several starts a TorchTrainer, whose workers are placed
-beside it; the trial's own process takes no CPU.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import ray
-import torch
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
-from cggm_ray.config import Config
-from cggm_ray.data.dataset import DATASETS, Dataset
-from cggm_ray.distributed.cluster import connect, own_error
-from cggm_ray.distributed.launch import trainer
-from cggm_ray.errors import CggmError, TrainingError, UsageError
-from cggm_ray.run import claim
-from cggm_ray.runtime import CHECKPOINTS, LocalRuntime, Record, checkpoint_name
-from cggm_ray.state import copy_as_own, saved_values, write_folder
-from cggm_ray.studies.search import Resources, Search, Values, suggest
-from cggm_ray.studies.trials import (
-    FAILED,
-    FINISHED,
-    STOPPED,
-    Trial,
-    ended,
-    make_trial,
-    outcomes,
-    read_record,
-    started,
-    trial_name,
-    write_record,
-)
-from cggm_ray.tracking import read_metrics
-from cggm_ray.train import Result, finish, open_training, read_summary, train
+from cggm_ray.distributed.cluster import connect, nodes_later, nodes_now, own_error
+from cggm_ray.distributed.trial import NUMBER, Study, train_trial
+from cggm_ray.errors import TrainingError, UsageError
+from cggm_ray.studies.search import Search, Values, suggest
+from cggm_ray.studies.trials import FAILED, STOPPED, Trial, ended, outcomes, read_record
 
-NUMBER = "number"
 STATE = "tune"
 TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -65,42 +36,6 @@ TUNE_SETTINGS = {
 }
 BETTER = "best_value"
 """What schedulers and searchers compare: the best validation value so far, since that epoch's checkpoint is kept."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """What every trial's process needs to know.
-
-    Attributes:
-        folder: of the study.
-        base: configuration that trials change.
-        shards: folder of the converted set, if all trials share one.
-        trials: those that are known before the study starts; the others follow from Tune's values.
-        dataset: class of the base's dataset, which a person may have registered in a file of their own.
-        resources: of each worker of a trial.
-        test: whether a trial tests its best checkpoint.
-        exchanges: whether trials take over each other's weights.
-        max_failures: how often a trial is started again after its process died.
-    """
-
-    folder: Path
-    base: Config
-    shards: Path | None
-    trials: tuple[Trial, ...]
-    dataset: type[Dataset]
-    resources: Resources
-    test: bool
-    exchanges: bool = False
-    max_failures: int = 3
-
-    def trial(self, config: Mapping[str, Any]) -> Trial:
-        """The trial that Tune means by its own configuration."""
-        number = int(config[NUMBER])
-        values = {key: value for key, value in config.items() if key != NUMBER}
-        if not values:
-            return self.trials[number]
-        assert self.shards is not None
-        return make_trial(self.base, self.folder, number, trial_name(number), values, self.shards)
 
 
 def run_trials(study: Study, search: Search | None, mode: str, say: Any = print) -> list[Trial]:
@@ -122,8 +57,7 @@ def run_trials(study: Study, search: Search | None, mode: str, say: Any = print)
     if not drawn_later and all(read_record(trial).over for trial in study.trials):
         return list(study.trials)
     together = capacity(study)
-    if search is not None and search.concurrent is not None:
-        together = min(together, search.concurrent)
+    together = min(together, search.concurrent if search is not None and search.concurrent else 2**16)
     # Tune's own files are of this start only; loggers of its own would write every metric a second time.
     shutil.rmtree(study.folder / STATE, ignore_errors=True)
     os.environ.update(TUNE_SETTINGS)
@@ -154,111 +88,6 @@ def run_trials(study: Study, search: Search | None, mode: str, say: Any = print)
     except Exception as error:
         raise own_error(error) or TrainingError(f"{study.folder}: the study failed: {error}") from error
     return watch.trials()
-
-
-def train_trial(config: dict[str, Any], study: Study) -> None:
-    """A trial, in its own process. An error of this package ends the trial and not the study."""
-    DATASETS.adopt(study.base.data.dataset, study.dataset)
-    trial = study.trial(config)
-    torch.set_num_threads(study.resources.cpu)
-    over = read_record(trial).over
-    if study.exchanges:
-        take_over(trial)
-    else:
-        replay(trial)
-    if over:
-        return
-    try:
-        claim(trial.config, trial.folder, trial.shards)
-        (train_on_group if trial.config.run.max_workers > 1 else train_here)(study, trial)
-        ended(trial, FINISHED)
-    except CggmError as error:
-        ended(trial, FAILED, str(error))
-
-
-def train_here(study: Study, trial: Trial) -> None:
-    """The loop in this process."""
-    runtime = TrialRuntime(trial.folder, study)
-    training = open_training(trial.config, trial.shards, runtime, trial.folder)
-    started(trial, training.state.epoch)
-    train(training)
-    if study.test:
-        finish(training)
-
-
-def train_on_group(study: Study, trial: Trial) -> None:
-    """The loop on the workers of a TorchTrainer."""
-    lines = read_metrics(trial.folder)
-    started(trial, int(lines[-1]["epoch"] or 0) if lines else 0)
-    callbacks = [TuneReportCallback()]
-    run = trainer(trial.config, trial.shards, trial.folder, study.resources.cpu, test=study.test, callbacks=callbacks)
-    try:
-        run.fit()
-    except Exception as error:
-        # What is no error of ours may be a dead process: Tune starts the trial again.
-        raise own_error(error) or error from error
-
-
-def test_trial(study: Study, trial: Trial, epochs: int) -> Result:
-    """Tests the best checkpoint of a trial that trained so many epochs, on the cluster.
-
-    Raises:
-        CggmError: the checkpoint is gone or damaged.
-    """
-    run, resources = _without_further_epochs(trial.config, epochs), study.resources
-    try:
-        if trial.config.run.max_workers > 1:
-            trainer(run, trial.shards, trial.folder, resources.cpu).fit()
-        else:
-            remote = ray.remote(num_cpus=resources.cpu, num_gpus=resources.gpu)(_test_here)
-            ray.get(remote.remote(study, run, trial))
-    except Exception as error:
-        raise own_error(error) or TrainingError(f"{trial.folder}: the test failed: {error}") from error
-    return read_summary(trial.folder)
-
-
-class TrialRuntime(LocalRuntime):
-    """The process of a trial: checkpoints in the trial's own folder, metrics to Tune.
-
-    Args:
-        folder: of the trial.
-        study: says whether there is a GPU, and whether Tune needs checkpoints to hand to other trials.
-    """
-
-    def __init__(self, folder: Path, study: Study) -> None:
-        super().__init__(folder, _process(study))
-        self._exchanges = study.exchanges
-
-    def report(self, record: Record, write: Any) -> None:
-        """See `Runtime`. Tune may end the process in here."""
-        super().report(record, write)
-        checkpoint = tune.Checkpoint(str(self.latest_checkpoint())) if self._exchanges else None
-        tune.report(record, checkpoint=checkpoint)
-
-
-def replay(trial: Trial) -> None:
-    """Tells Tune what a trial did in earlier starts; a metric that comes again later changes nothing."""
-    for line in read_metrics(trial.folder):
-        tune.report({name: float("nan") if value is None else value for name, value in line.items()})
-
-
-def take_over(trial: Trial) -> None:
-    """Population based training: puts the checkpoint of another trial in place of this one's, if Tune says so."""
-    given = tune.get_checkpoint()
-    if given is None:
-        return
-    source = Path(given.path)
-    saved = saved_values(source)
-    giver, epoch = saved["config"]["run"]["name"], saved["progress"]["epoch"]
-    if giver == trial.name:
-        return
-    checkpoints = trial.folder / CHECKPOINTS
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    write_folder(checkpoints / checkpoint_name(epoch), lambda partial: copy_as_own(source, partial))
-    record = read_record(trial)
-    record.values = dict(trial.values)
-    record.exchanges.append({"after_epoch": epoch, "from": giver, "values": record.values})
-    write_record(trial.folder, record)
 
 
 class Watch(tune.Callback):
@@ -367,22 +196,24 @@ def capacity(study: Study) -> int:
         UsageError: not even one; the message says what it needs and what there is.
     """
     connect()
-    workers, cpu, gpu = study.base.run.max_workers, study.resources.cpu, study.resources.gpu
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    slots = [min(int(node.get("CPU", 0)) // cpu, int(node.get("GPU", 0) / gpu) if gpu else 2**31) for node in nodes]
-    if sum(slots) < workers:
-        have = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
+    run, cpu, gpu = study.base.run, study.resources.cpu, study.resources.gpu
+    now, later = nodes_now(), nodes_later()
+    room = max(sum(kind.workers(cpu, gpu) for kind in nodes) for nodes in (now, later))
+    if room < run.min_workers:
+        each = f"{cpu} CPU{'s' * (cpu > 1)} and {gpu:g} GPUs"
+        has = "; ".join(f"{kind.count} with {kind.cpus} CPUs and {kind.gpus} GPUs" for kind in later or now)
         raise UsageError(
-            f"resources: a trial has {workers} worker{'s' * (workers > 1)} with {cpu} CPUs and {gpu:g} GPUs each; the "
-            f"cluster has nodes of {have}"
+            f"resources: {run.min_workers} worker{'s' * (run.min_workers > 1)} of a trial, each with {each}, do not fit; "
+            f"the cluster has nodes: {has}"
         )
-    return sum(slots) // workers
+    return max(1, room // run.max_workers)
 
 
 def trial_resources(study: Study) -> dict[str, float]:
-    """What Tune sets aside for a trial's own process: its worker, or nothing where the workers are placed by themselves."""
+    """What Tune sets aside for a trial's own process: its worker, or next to nothing where workers are placed by themselves."""
     if study.base.run.max_workers > 1:
-        return {"CPU": 0}
+        # A request must not be empty, and a share of a CPU would be missing to a worker.
+        return {"memory": 2**20}
     return {"CPU": study.resources.cpu, "GPU": study.resources.gpu}
 
 
@@ -426,23 +257,3 @@ def _scheduler(study: Study, search: Search | None) -> TrialScheduler:
         },
         log_config=False,
     )
-
-
-def _process(study: Study) -> Any:
-    """The section `run` for one trial's process: a GPU if it was given one, and its threads."""
-    return dataclasses.replace(
-        study.base.run,
-        workers="1",
-        use_gpu=study.resources.gpu > 0,
-        no_cuda=study.resources.gpu == 0,
-        cpus_per_worker=study.resources.cpu,
-    )
-
-
-def _without_further_epochs(config: Config, epochs: int) -> Config:
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, num_epochs=epochs))
-
-
-def _test_here(study: Study, config: Config, trial: Trial) -> None:
-    DATASETS.adopt(study.base.data.dataset, study.dataset)
-    finish(open_training(config, trial.shards, LocalRuntime(trial.folder, _process(study)), trial.folder))

@@ -309,7 +309,8 @@ def _run_here(config: Config, folder: Path, trials: Sequence[Trial]) -> None:
 
 def _run_on_ray(config: Config, folder: Path, trials: Sequence[Trial]) -> None:
     """As many runs at once as the cluster holds."""
-    from cggm_ray.distributed.tune import Study, run_trials
+    from cggm_ray.distributed.trial import Study
+    from cggm_ray.distributed.tune import run_trials
 
     study = Study(
         folder=folder,

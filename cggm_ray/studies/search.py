@@ -26,9 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from cggm_ray.config import Config, coerce, value_type
+from cggm_ray.config import Config, coerce, read_yaml, value_type
 from cggm_ray.errors import UsageError
 from cggm_ray.registry import nearest
 
@@ -141,13 +140,21 @@ class Search:
     max_failures: int = 3
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for yaml and for comparing two searches."""
+        """Plain values, for yaml."""
         content = dataclasses.asdict(self)
         content["space"] = {
             p.key: {p.kind: list(p.values), **({"when": {k: list(v) for k, v in p.when.items()}} if p.when else {})}
             for p in self.space
         }
         return content
+
+    def differences(self, other: Search) -> list[str]:
+        """Keys in which the trials of two searches differ. More trials are the same ones and further, without a grid."""
+        free = {"concurrent", "resources", "max_failures"}
+        if all(p.kind != "grid" for p in self.space):
+            free.add("trials")
+        names = [f.name for f in dataclasses.fields(self) if f.name not in free]
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
 
 
 def read_search(path: Path, base: Config) -> Search:
@@ -160,13 +167,7 @@ def read_search(path: Path, base: Config) -> Search:
     Raises:
         UsageError: the file cannot be read, or a key or value of it cannot be; the message names both.
     """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"tune: {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"tune: {path} is not yaml: {' '.join(str(error).split())}") from None
-    return make_search(content, base, str(path))
+    return make_search(read_yaml(path, "tune"), base, str(path))
 
 
 def make_search(content: Any, base: Config, source: str) -> Search:

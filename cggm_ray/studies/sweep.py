@@ -17,7 +17,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -27,7 +26,6 @@ import yaml
 from cggm_ray.config import Config
 from cggm_ray.data.dataset import DATASETS, PICTURES
 from cggm_ray.errors import TrainingError, UsageError
-from cggm_ray.registry import nearest
 from cggm_ray.run import CONFIG, named, run_folder, table
 from cggm_ray.state import copy_files, write_folder, write_text
 from cggm_ray.studies.pictures import draw_search
@@ -83,7 +81,8 @@ def sweep(config: Config, path: Path) -> None:
     plan = plan_search(config, path)
     trials = first_trials(plan)
     # Ray is imported here and not above: checking a search does without it.
-    from cggm_ray.distributed.tune import Study, capacity, run_trials, test_trial
+    from cggm_ray.distributed.trial import Study, test_trial
+    from cggm_ray.distributed.tune import capacity, run_trials
 
     search = plan.search
     study = Study(
@@ -137,12 +136,18 @@ def plan_search(config: Config, path: Path) -> Plan:
     if DATASETS.get(base.data.dataset)(base).folds():
         raise UsageError("tune: this configuration stands for several folds; choose one")
     folder = run_folder(base)
-    _check_same_search(search, folder)
+    _check_same_search(search, base, folder)
     drawn = draw_trials(search, base, source)
 
     from cggm_ray.distributed.launch import prepare_on_ray
 
-    shards = prepare_on_ray(base)
+    try:
+        shards = prepare_on_ray(base)
+    except UsageError as error:
+        # The search's metric is the field `select` of its trials.
+        if search.metric is None or not str(error).startswith("select: "):
+            raise
+        raise UsageError(f"{source}: metric: {str(error).removeprefix('select: ')}") from None
     metric, mode = _selection(base, shards, search, source)
     options = DATASETS.get(base.data.dataset)(base).shard_options()
     for values in drawn:
@@ -235,32 +240,24 @@ def _selection(base: Config, shards: Path, search: Search, source: str) -> tuple
     """Metric and mode of a search.
 
     Raises:
-        UsageError: nobody reports the metric, or the file has its direction wrong.
+        UsageError: the file has the metric's direction wrong.
     """
     manifest = open_manifest(shards)
     task = DATASETS.get(manifest.dataset)(base).task(manifest)
-    names = task.metric_names()
     metric = base.train.select or task.selection[0]
-    if metric not in names:
-        raise UsageError(
-            f"{source}: metric: no validation metric {metric!r}{nearest(metric, names)}; available: {', '.join(names)}"
-        )
     mode = task.better(metric)
     if search.mode not in (None, mode):
         raise UsageError(f"{source}: mode: found {search.mode}; {metric} is better the other way, {mode}")
     return metric, mode
 
 
-def _check_same_search(search: Search, folder: Path) -> None:
+def _check_same_search(search: Search, base: Config, folder: Path) -> None:
     """Refuses to go on with another search in a folder."""
     path = folder / SEARCH
-    if not path.exists():
-        return
-    before, now = yaml.safe_load(path.read_text()), search.to_dict()
-    free = ("concurrent", "resources", "max_failures")
-    changed = [key for key in now if key not in free and before.get(key) != now[key]]
-    if changed:
-        raise UsageError(f"{folder} holds a search with another {', '.join(changed)}; choose another --name")
+    if path.exists():
+        changed = read_search(path, base).differences(search)
+        if changed:
+            raise UsageError(f"{folder} holds a search with another {', '.join(changed)}; choose another --name")
 
 
 def _open_folder(plan: Plan) -> None:
@@ -272,16 +269,9 @@ def _open_folder(plan: Plan) -> None:
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
         write_text(plan.folder / CONFIG, yaml.safe_dump(plan.base.to_dict(), sort_keys=False))
-        write_text(plan.folder / SEARCH, yaml.safe_dump(plain(plan.search.to_dict()), sort_keys=False))
+        write_text(plan.folder / SEARCH, yaml.safe_dump(plan.search.to_dict(), sort_keys=False))
     except OSError as error:
         raise UsageError(f"storage_path: {plan.folder} cannot be written: {error.strerror}") from None
-
-
-def plain(value: Any) -> Any:
-    """The same with lists for tuples, as yaml gives it back."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _resources(search: Search, base: Config) -> Resources:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -57,7 +58,7 @@ class Record:
         number, name, values: see `Trial`; population based training moves the values.
         status: 'waiting', 'running', 'finished' (all epochs), 'stopped' (by the scheduler) or 'failed'.
         error: why it failed.
-        starts: for every start, when it was (seconds since 1970) and after how many epochs it began.
+        starts: for every start, when it was (seconds since 1970), after how many epochs it began, and its process.
         exchanges: population based training: the epoch, from which trial weights came, and the values from then on.
     """
 
@@ -121,7 +122,7 @@ def started(trial: Trial, epoch: int) -> Record:
     """Notes that a trial starts, or goes on, after so many epochs."""
     record = read_record(trial)
     record.status, record.error = RUNNING, None
-    record.starts.append({"time": time.time(), "after_epoch": epoch})
+    record.starts.append({"time": time.time(), "after_epoch": epoch, "process": os.getpid()})
     write_record(trial.folder, record)
     return record
 

@@ -1,0 +1,100 @@
+"""Checksums of raw files, kept between runs, so that a file which did not change is not read again.
+
+They lie in one file beside the sets of shards. It is no more than a cache: gone, damaged or not writable, files are read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+FILE = ".digests"
+SETTLED_NS = 2 * 10**9
+"""A file that changed less than this ago is read again next time: clocks of file systems are coarse, and it could change
+once more, within one tick, without a trace."""
+
+Entry = tuple[tuple[int, ...], str]
+"""What a file looked like, see `look`, and its sha256."""
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def look(path: Path) -> tuple[int, ...]:
+    """Size, time of change, inode, and the time when any of these changed, which no program can set back."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns
+
+
+def file_digests(paths: Sequence[Path], folder: Path) -> list[str]:
+    """sha256 of files, read where they are new or look different from when they were read last.
+
+    Args:
+        paths: of the files.
+        folder: where the cache lies.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    known = load_digests(folder)
+    found: dict[str, Entry] = {}
+    digests = []
+    try:
+        for path in paths:
+            name, before = os.path.abspath(path), look(path)
+            remembered = known.get(name)
+            if remembered is not None and remembered[0] == before:
+                digests.append(remembered[1])
+                continue
+            digests.append(file_digest(path))
+            if before == look(path) and time.time_ns() - before[-1] > SETTLED_NS:
+                found[name] = before, digests[-1]
+    finally:
+        # Also what was read before an error or an interrupt.
+        if found:
+            keep_digests(folder, found)
+    return digests
+
+
+def load_digests(folder: Path) -> dict[str, Entry]:
+    """Entries by absolute path; none where the cache is missing or not what `keep_digests` wrote."""
+    try:
+        checksum, _, text = (folder / FILE).read_text(encoding="utf-8").partition("\n")
+        if checksum != _checksum(text):
+            return {}
+        content: dict[str, Any] = json.loads(text)
+        return {name: (tuple(seen), digest) for name, (seen, digest) in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def keep_digests(folder: Path, found: dict[str, Entry]) -> None:
+    """Adds entries to the cache.
+
+    The file is replaced as a whole, so readers see the old or the new one. Of two runs that write at the same moment one may
+    lose its entries, which costs that it reads its files once more.
+    """
+    partial = folder / f"{FILE}.{uuid.uuid4().hex[:8]}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(load_digests(folder) | found)
+        partial.write_text(f"{_checksum(text)}\n{text}", encoding="utf-8")
+        partial.replace(folder / FILE)
+    except OSError:
+        # The disk is full or write-protected, which is said where a set is to be written.
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,151 @@
+"""Seeds and comparisons: the statistics, the table, and what a second start adds."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from cggm_ray.cli import main
+from cggm_ray.config import Config
+from cggm_ray.studies.compare import Results, markdown, paired_difference
+from conftest import SMALL, small_set, write_pickle
+
+
+def test_paired_difference_against_the_formulas() -> None:
+    random = np.random.default_rng(0)
+    baseline = random.normal(0.8, 0.05, 8)
+    strategy = baseline - 0.02 + random.normal(0, 0.01, 8)
+    found = paired_difference(strategy.tolist(), baseline.tolist())
+    changes = strategy - baseline
+    t = changes.mean() / (changes.std(ddof=1) / np.sqrt(8))
+    assert found.pairs == 8
+    assert found.mean == pytest.approx(changes.mean())
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(t), 7))
+    # The bootstrap by hand, from other random numbers: means of resampled differences.
+    means = random.choice(changes, (20000, 8)).mean(1)
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=4e-4)
+
+
+def test_differences_that_say_nothing() -> None:
+    one = paired_difference([0.5], [0.7])
+    assert (one.pairs, one.mean, one.low, one.p) == (1, pytest.approx(-0.2), None, None)
+    equal = paired_difference([0.5, 0.6], [0.4, 0.5])
+    assert (equal.mean, equal.p) == (pytest.approx(0.1), None)
+
+
+def test_pairs_are_matched_by_name_and_a_missing_run_drops_its_pair() -> None:
+    values = {
+        "none": {"seed-1": {"mae": 1.0}, "seed-2": {"mae": 2.0}, "seed-3": {"mae": 9.0}},
+        "cggm": {"seed-2": {"mae": 1.5}, "seed-1": {"mae": 0.75}},
+    }
+    results = Results(values=values, metric="mae", better="min")
+    change = results.difference("cggm", "mae")
+    assert change is not None
+    assert (change.pairs, change.mean) == (2, pytest.approx(-0.375))
+    text = markdown(results, Config())
+    assert "| cggm     | 2    | 1.1250 ± 0.5303 | -0.3750" in text
+    assert "lower is better" in text
+
+
+def compare(pickle: Path, storage: Path, *flags: str) -> int:
+    argv = [*SMALL, "--data_path", str(pickle), "--storage_path", str(storage), "--name", "table", "--local", *flags]
+    return main(Config(), argv)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_run_is_the_run_that_it_would_be_alone_and_none_runs_twice(
+    small_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare(small_pickle, tmp_path, "--compare", "none,cggm", "--seeds", "1,2") == 0
+    folder = tmp_path / "table"
+    first = rows(folder / "runs.csv")
+    assert [(row["strategy"], row["run"]) for row in first] == [
+        *(("none", "seed-1"), ("none", "seed-2")),
+        *(("cggm", "seed-1"), ("cggm", "seed-2")),
+    ]
+    alone = ["--local", "--data_path", str(small_pickle), "--storage_path", str(tmp_path), "--name", "alone"]
+    assert main(Config(), [*SMALL, *alone, "--modulation", "cggm", "--seed", "2"]) == 0
+    summary = json.loads((tmp_path / "alone" / "summary.json").read_text())
+    assert {name: float(first[3][name]) for name in summary["test"]} == summary["test"]
+
+    table = rows(folder / "comparison.csv")
+    (mae,) = (row for row in table if (row["strategy"], row["metric"]) == ("cggm", "mae"))
+    changes = [float(first[2]["mae"]) - float(first[0]["mae"]), float(first[3]["mae"]) - float(first[1]["mae"])]
+    assert float(mae["difference_mean"]) == pytest.approx(np.mean(changes))
+    assert "difference to none" in capsys.readouterr().out
+
+    # A further seed and a further strategy: only their runs are made.
+    assert compare(small_pickle, tmp_path, "--compare", "none,cggm,cggm-paper", "--seeds", "1,2,3") == 0
+    assert "9 runs, 5 of them to do" in capsys.readouterr().out
+    again = {(row["strategy"], row["run"]): row for row in rows(folder / "runs.csv")}
+    assert len(again) == 9
+    assert all(again[row["strategy"], row["run"]] == row for row in first)
+    starts = [json.loads(path.read_text())["starts"] for path in folder.glob("trials/*/trial.json")]
+    assert [len(entry) for entry in starts] == [1] * 9
+
+
+def test_seeds_alone_give_mean_and_deviation(
+    small_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare(small_pickle, tmp_path, "--seeds", "3,5", "--modulation", "none") == 0
+    text = (tmp_path / "table" / "comparison.md").read_text()
+    values = [float(row["mae"]) for row in rows(tmp_path / "table" / "runs.csv")]
+    assert f"| none     | 2    | {np.mean(values):.4f} ± {np.std(values, ddof=1):.4f} |" in text
+    assert "difference" not in text
+    assert "torch" in text
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = small_set()
+    pickle = write_pickle(tmp_path / "small.pkl", content)
+    # Weights that overflow with one strategy only: its guides learn at an absurd rate and poison the loss.
+    flags = ["--cls_lr", "1e30", "--num_epochs", "3", "--compare", "none,cggm", "--seeds", "1"]
+    assert compare(pickle, tmp_path, *flags) == 1
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1].startswith("error: 1 of 2 runs failed; cggm-seed-1: step ")
+    assert "| none     | 1" in captured.out
+    assert "Failed: cggm-seed-1: step" in captured.out
+
+
+def test_folds_are_pairs_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from cggm_ray.config import DataConfig
+    from cggm_ray.data.iemocap import IemocapOptions
+
+    recipe = Config(data=DataConfig(dataset="iemocap"), options=IemocapOptions())
+    argv = [*SMALL, "--storage_path", str(tmp_path), "--name", "table", "--local", "--num_epochs", "1", "--cv", "all"]
+    assert main(recipe, [*argv, "--seeds", "1"]) == 0
+    runs = [row["run"] for row in rows(tmp_path / "table" / "runs.csv")]
+    assert len(runs) > 1
+    assert all(run.startswith("seed-1-") for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--seeds 1,x", "flag: seeds: found '1,x'; expected whole numbers, such as 1,2,3"),
+        ("--seeds 2,2", "flag: seeds: found '2,2'; expected different numbers"),
+        ("--compare none", "flag: compare: found 'none'; expected at least two different strategies"),
+        ("--compare none,cgm", "unknown strategy 'cgm' (did you mean cggm?)"),
+        ("--compare none,cggm --coefficients paper", "the strategy 'none' has no such part"),
+        ("--seeds 1 --tune x.yaml", "tune: given together with --seeds or --compare"),
+    ],
+)
+def test_bad_flags(
+    small_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: str, expected: str
+) -> None:
+    assert compare(small_pickle, tmp_path / "storage", *flags.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert expected in line
+    assert not (tmp_path / "storage").exists()
