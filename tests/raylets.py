@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -14,9 +15,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+NODE_ID = "RAY_OVERRIDE_NODE_ID_FOR_TESTING"
 ROOT = Path(__file__).parents[1]
 RAY = Path(sys.executable).with_name("ray")
 
@@ -91,8 +94,14 @@ class Raylets:
 
 
 @contextmanager
-def raylets(cpus: int, **variables: str) -> Iterator[Raylets]:
-    """A cluster whose first node has so many CPUs; its processes have further environment variables."""
+def raylets(cpus: int, grows_by: int = 0, **variables: str) -> Iterator[Raylets]:
+    """A cluster.
+
+    Args:
+        cpus: of its first node.
+        grows_by: nodes of one CPU that its autoscaler may add. It is Ray's own, with the provider that Ray is tested with.
+        variables: of the environment of its processes.
+    """
     port, dashboard = free_ports(2)
     environment = {
         **os.environ,
@@ -104,8 +113,18 @@ def raylets(cpus: int, **variables: str) -> Iterator[Raylets]:
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
         cluster = Raylets(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment, Path(folder), [])
         try:
-            flags = ("--head", f"--port={port}", f"--temp-dir={folder}", "--dashboard-host=127.0.0.1")
+            flags = ["--head", f"--port={port}", f"--temp-dir={folder}", "--dashboard-host=127.0.0.1"]
+            if grows_by:
+                file = Path(folder) / "autoscaler.yaml"
+                file.write_text(json.dumps(autoscaler(cluster.address, cpus, grows_by)))
+                flags.append(f"--autoscaling-config={file}")
+                environment |= {
+                    "RAY_FAKE_CLUSTER": "1",
+                    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+                    NODE_ID: "f" * 51 + "00000",
+                }
             cluster.add_node(cpus, *flags, f"--dashboard-port={dashboard}")
+            environment.pop(NODE_ID, None)
             for _ in range(60):
                 if cluster.run("ray", "job", "list", "--address", cluster.jobs).returncode == 0:
                     break
@@ -122,6 +141,25 @@ def raylets(cpus: int, **variables: str) -> Iterator[Raylets]:
                 for process in everything:
                     kill(process, signal.SIGKILL)
                 node.wait()
+
+
+def autoscaler(address: str, cpus: int, most: int) -> dict[str, Any]:
+    """Configuration of an autoscaler whose nodes are raylets on this machine."""
+    kinds = {
+        "head": {"resources": {"CPU": cpus}, "node_config": {}, "max_workers": 0},
+        "train": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": most},
+    }
+    lists = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+    return {
+        "cluster_name": "test",
+        "max_workers": most,
+        "provider": {"type": "fake_multinode", "gcs_address": address},
+        "available_node_types": {"ray.head.default": kinds["head"], "train": kinds["train"]},
+        "head_node_type": "ray.head.default",
+        **{"upscaling_speed": 1.0, "idle_timeout_minutes": 5, "auth": {}, "docker": {}, "file_mounts": {}},
+        **{"cluster_synced_files": [], "file_mounts_sync_continuously": False, "rsync_exclude": [], "rsync_filter": []},
+        **{f"{name}_commands": [] for name in lists},
+    }
 
 
 def free_ports(count: int) -> list[int]:

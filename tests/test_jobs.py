@@ -3,92 +3,53 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from conftest import SMALL
+from raylets import ROOT, Raylets, descendants, raylets
+
 pytestmark = pytest.mark.ray
-ROOT = Path(__file__).parents[1]
-RAY = Path(sys.executable).with_name("ray")
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+WAIT = 120
 
 
 @pytest.fixture(scope="module")
-def submit() -> Iterator[list[str]]:
-    """A head node of its own; yields the command that submits to it."""
-    port, dashboard, agent = free_ports(3)
-    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    os.environ.update(environment)
-    # A folder of its own keeps other Ray programs on this machine from joining this cluster; sockets want a short path.
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        start = [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={port}", f"--temp-dir={folder}"]
-        log = (Path(folder) / "head.log").open("w")
-        head = subprocess.Popen(
-            [
-                *(*start, "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
-                f"--dashboard-agent-listen-port={agent}",
-            ],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        address = f"http://127.0.0.1:{dashboard}"
-        try:
-            for _ in range(60):
-                listed = subprocess.run([RAY, "job", "list", "--address", address], capture_output=True, check=False)
-                if listed.returncode == 0:
-                    break
-                time.sleep(1)
-            else:
-                pytest.fail(f"the head node does not answer: {(Path(folder) / 'head.log').read_text()[-2000:]}")
-            excludes = json.dumps({"excludes": [".venv", ".git"]})
-            yield [
-                str(RAY),
-                *(
-                    "job",
-                    "submit",
-                    "--address",
-                    address,
-                    "--working-dir",
-                    str(ROOT),
-                    "--runtime-env-json",
-                    excludes,
-                    "--",
-                ),
-                *(sys.executable, "pipelines/mosi.py"),
-            ]
-        finally:
-            os.killpg(head.pid, signal.SIGTERM)
-            try:
-                head.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                os.killpg(head.pid, signal.SIGKILL)
-                head.wait()
-            for name in environment:
-                del os.environ[name]
+def cluster() -> Iterator[Raylets]:
+    # A job that says where its cluster is does not depend on RAY_ADDRESS, which here names the driver's way in.
+    with raylets(cpus=2) as nodes:
+        nodes.environment.pop("RAY_ADDRESS")
+        yield nodes
 
 
-def test_a_job_runs_to_the_end(submit: list[str], small_pickle: Path, tmp_path: Path) -> None:
-    from conftest import SMALL
+@pytest.fixture(scope="module")
+def submit(cluster: Raylets) -> list[str]:
+    """The command that submits a pipeline."""
+    excludes = json.dumps({"excludes": [".venv", ".git"]})
+    flags = ["--address", cluster.jobs, "--working-dir", str(ROOT), "--runtime-env-json", excludes]
+    return ["ray", "job", "submit", *flags, "--", sys.executable, "pipelines/mosi.py"]
 
+
+def until(holds: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + WAIT
+    while not holds():
+        assert time.monotonic() < end, what
+        time.sleep(0.5)
+
+
+def training(cluster: Raylets) -> list[str]:
+    """Titles of the processes of this cluster that train or steer a training."""
+    node = cluster.nodes[0].pid
+    pids = ",".join(map(str, descendants(node)))
+    titles = subprocess.run(["ps", "-o", "args=", "-p", pids], capture_output=True, text=True, check=False).stdout
+    return [title for title in titles.splitlines() if title.startswith(("ray::RayTrainWorker", "ray::TrainController"))]
+
+
+def test_a_job_runs_to_the_end(cluster: Raylets, submit: list[str], small_pickle: Path, tmp_path: Path) -> None:
     flags = [
         *SMALL,
         "--data_path",
@@ -100,15 +61,42 @@ def test_a_job_runs_to_the_end(submit: list[str], small_pickle: Path, tmp_path: 
         "--workers",
         "2",
     ]
-    done = subprocess.run([*submit, *flags], capture_output=True, text=True, check=False, timeout=240)
+    done = cluster.run(*submit, *flags)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "epoch 2/2" in done.stdout
     assert f"best checkpoint:   {tmp_path / 'job' / 'best'}" in done.stdout
     assert (tmp_path / "job" / "summary.json").exists()
 
 
-def test_a_job_that_fails_says_why_and_fails(submit: list[str], tmp_path: Path) -> None:
+def test_a_job_that_fails_says_why_and_fails(cluster: Raylets, submit: list[str], tmp_path: Path) -> None:
     flags = ["--data_path", str(tmp_path / "none.pkl")]
-    done = subprocess.run([*submit, *flags], capture_output=True, text=True, check=False, timeout=120)
+    done = cluster.run(*submit, *flags)
     assert done.returncode != 0
     assert "none.pkl does not exist" in done.stdout + done.stderr
+
+
+def test_a_job_streams_its_log_and_can_be_stopped(
+    cluster: Raylets, submit: list[str], small_pickle: Path, tmp_path: Path
+) -> None:
+    flags = [*SMALL, "--data_path", str(small_pickle), "--storage_path", str(tmp_path), "--num_epochs", "900"]
+    command = [*submit[:-3], "--submission-id", "stopped", *submit[-3:]]
+    log = tmp_path / "log"
+    job = cluster.start(*command, *flags, "--workers", "2", log=log)
+    try:
+        until(lambda: "epoch   3/900" in log.read_text(), "the log does not come while the job runs")
+        assert job.poll() is None
+        assert sorted(title.split(".")[0] for title in training(cluster)) == [
+            *["ray::RayTrainWorker"] * 2,
+            "ray::TrainController",
+        ]
+        stopped = cluster.run("ray", "job", "stop", "--address", cluster.jobs, "stopped")
+        assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+        until(lambda: not training(cluster), "workers are left")
+        job.wait(timeout=WAIT)
+    finally:
+        job.kill()
+        job.wait()
+    status = cluster.run("ray", "job", "status", "--address", cluster.jobs, "stopped")
+    assert "was stopped" in status.stdout + status.stderr
+    free = cluster.run("ray", "status", "--address", cluster.address).stdout
+    assert "0.0/2.0 CPU" in free, free
