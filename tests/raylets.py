@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ import pytest
 NODE_ID = "RAY_OVERRIDE_NODE_ID_FOR_TESTING"
 ROOT = Path(__file__).parents[1]
 RAY = Path(sys.executable).with_name("ray")
+WORKING = ("ray::RayTrainWorker", "ray::TrainController", "ray::ImplicitFunc")
 
 
 @dataclass
@@ -70,6 +71,15 @@ class Raylets:
         for child in [node.pid, *descendants(node.pid)]:
             kill(child, signal.SIGKILL)
         node.wait()
+
+    def working(self) -> list[str]:
+        """Titles of the processes that train, or steer a training or a trial, on all living nodes; sorted."""
+        pids = [process for node in self.nodes if node.poll() is None for process in descendants(node.pid)]
+        listed = subprocess.run(
+            ["ps", "-o", "args=", "-p", ",".join(map(str, pids))], capture_output=True, text=True, check=False
+        ).stdout
+        titles = [line.split(".")[0].strip() for line in listed.splitlines()]
+        return sorted(title for title in titles if title in WORKING)
 
     def run(self, *command: str, seconds: float = 240) -> subprocess.CompletedProcess[str]:
         """A command that knows the token; `ray` and `python` are those of these tests."""
@@ -160,6 +170,14 @@ def autoscaler(address: str, cpus: int, most: int) -> dict[str, Any]:
         **{"cluster_synced_files": [], "file_mounts_sync_continuously": False, "rsync_exclude": [], "rsync_filter": []},
         **{f"{name}_commands": [] for name in lists},
     }
+
+
+def wait_for(holds: Callable[[], object], seconds: float, what: str) -> None:
+    """Returns when the condition holds, and fails with `what` when it does not in time."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, what
+        time.sleep(0.3)
 
 
 def free_ports(count: int) -> list[int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +11,9 @@ from cggm_ray.cli import main
 from cggm_ray.config import Config
 from cggm_ray.tracking import LOG, read_metrics
 from conftest import SMALL, small_set, write_pickle
-from raylets import raylets
+from raylets import raylets, wait_for
 
 pytestmark = pytest.mark.ray
-
-
-def wait_for(holds: Callable[[], bool], seconds: float, what: str) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, what
-        time.sleep(0.3)
 
 
 def test_one_worker_then_two_then_one(tmp_path: Path) -> None:

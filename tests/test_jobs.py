@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from conftest import SMALL
-from raylets import ROOT, Raylets, descendants, raylets
+from raylets import ROOT, Raylets, raylets, wait_for
 
 pytestmark = pytest.mark.ray
 WAIT = 120
@@ -34,21 +33,6 @@ def submit(cluster: Raylets) -> list[str]:
     return ["ray", "job", "submit", *flags, "--", sys.executable, "pipelines/mosi.py"]
 
 
-def until(holds: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + WAIT
-    while not holds():
-        assert time.monotonic() < end, what
-        time.sleep(0.5)
-
-
-def training(cluster: Raylets) -> list[str]:
-    """Titles of the processes of this cluster that train or steer a training."""
-    node = cluster.nodes[0].pid
-    pids = ",".join(map(str, descendants(node)))
-    titles = subprocess.run(["ps", "-o", "args=", "-p", pids], capture_output=True, text=True, check=False).stdout
-    return [title for title in titles.splitlines() if title.startswith(("ray::RayTrainWorker", "ray::TrainController"))]
-
-
 def test_a_job_runs_to_the_end(cluster: Raylets, submit: list[str], small_pickle: Path, tmp_path: Path) -> None:
     flags = [
         *SMALL,
@@ -68,6 +52,52 @@ def test_a_job_runs_to_the_end(cluster: Raylets, submit: list[str], small_pickle
     assert (tmp_path / "job" / "summary.json").exists()
 
 
+def search_file(folder: Path, epochs: int) -> list[str]:
+    """Flags of a search with two trials."""
+    file = folder / "search.yaml"
+    space = {"rho": {"grid": [1.0, 1.3]}}
+    file.write_text(yaml.safe_dump({"scheduler": {"name": "none", "max_epochs": epochs}, "space": space}))
+    return ["--tune", str(file)]
+
+
+def test_a_search_and_a_comparison_are_jobs_too(
+    cluster: Raylets, submit: list[str], small_pickle: Path, tmp_path: Path
+) -> None:
+    flags = [*SMALL, "--data_path", str(small_pickle), "--storage_path", str(tmp_path), "--num_epochs", "1"]
+    done = cluster.run(*submit, *flags, "--name", "search", *search_file(tmp_path, epochs=1))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[2/2] trial-00" in done.stdout
+    assert (tmp_path / "search" / "best.yaml").exists()
+    done = cluster.run(*submit, *flags, "--name", "table", "--compare", "none,cggm", "--seeds", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "difference to none" in done.stdout
+    # One of its runs fails: so does the job.
+    done = cluster.run(
+        *submit, *flags, "--name", "fails", "--compare", "none,cggm", "--cls_lr", "1e30", "--num_epochs", "3"
+    )
+    assert done.returncode != 0
+    assert "1 of 2 runs failed; cggm-seed-666: step" in done.stdout + done.stderr
+
+
+def test_a_search_that_is_stopped_leaves_no_trial_running(
+    cluster: Raylets, submit: list[str], small_pickle: Path, tmp_path: Path
+) -> None:
+    flags = [*SMALL, "--data_path", str(small_pickle), "--storage_path", str(tmp_path), "--name", "search"]
+    command = [*submit[:-3], "--submission-id", "search", *submit[-3:], *flags, *search_file(tmp_path, epochs=900)]
+    job = cluster.start(*command, log=tmp_path / "log")
+    try:
+        lines = tmp_path / "search" / "trials" / "trial-001" / "metrics.jsonl"
+        wait_for(lambda: lines.exists() and lines.read_text(), WAIT, "the trials do not start")
+        assert cluster.working() == ["ray::ImplicitFunc"] * 2
+        stopped = cluster.run("ray", "job", "stop", "--address", cluster.jobs, "search")
+        assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+        wait_for(lambda: not cluster.working(), WAIT, "trials are left")
+        job.wait(timeout=WAIT)
+    finally:
+        job.kill()
+        job.wait()
+
+
 def test_a_job_that_fails_says_why_and_fails(cluster: Raylets, submit: list[str], tmp_path: Path) -> None:
     flags = ["--data_path", str(tmp_path / "none.pkl")]
     done = cluster.run(*submit, *flags)
@@ -83,15 +113,12 @@ def test_a_job_streams_its_log_and_can_be_stopped(
     log = tmp_path / "log"
     job = cluster.start(*command, *flags, "--workers", "2", log=log)
     try:
-        until(lambda: "epoch   3/900" in log.read_text(), "the log does not come while the job runs")
+        wait_for(lambda: "epoch   3/900" in log.read_text(), WAIT, "the log does not come while the job runs")
         assert job.poll() is None
-        assert sorted(title.split(".")[0] for title in training(cluster)) == [
-            *["ray::RayTrainWorker"] * 2,
-            "ray::TrainController",
-        ]
+        assert cluster.working() == [*["ray::RayTrainWorker"] * 2, "ray::TrainController"]
         stopped = cluster.run("ray", "job", "stop", "--address", cluster.jobs, "stopped")
         assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-        until(lambda: not training(cluster), "workers are left")
+        wait_for(lambda: not cluster.working(), WAIT, "workers are left")
         job.wait(timeout=WAIT)
     finally:
         job.kill()

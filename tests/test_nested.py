@@ -6,20 +6,17 @@ import csv
 import json
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from cggm_ray.tracking import read_metrics
 from conftest import SMALL, small_set, write_pickle
-from raylets import Raylets, descendants, raylets
+from raylets import Raylets, raylets, wait_for
 
 pytestmark = pytest.mark.ray
-WORKING = ("ray::RayTrainWorker", "ray::ImplicitFunc", "ray::TrainController")
 
 
 @pytest.fixture(scope="module")
@@ -41,26 +38,6 @@ def argv(storage: Path, name: str, epochs: int) -> list[str]:
     file.write_text(yaml.safe_dump({"scheduler": scheduler, "space": space}))
     places = ["--data_path", str(pickle), "--storage_path", str(storage), "--name", name, "--tune", str(file)]
     return ["python", "pipelines/mosi.py", *SMALL, *places, "--workers", "2"]
-
-
-def wait_for(holds: Callable[[], Any], seconds: float, what: str) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, what
-        time.sleep(0.2)
-
-
-def working(cluster: Raylets) -> list[str]:
-    """Processes of trials and their workers, on all nodes."""
-    found = []
-    for node in cluster.nodes:
-        for process in descendants(node.pid) if node.poll() is None else []:
-            try:
-                name = Path(f"/proc/{process}/cmdline").read_text().split("\0")[0]
-            except OSError:
-                continue
-            found += [name] if name.startswith(WORKING) else []
-    return found
 
 
 def placement_groups(cluster: Raylets) -> list[str]:
@@ -90,7 +67,7 @@ def test_a_node_dies_under_a_search(cluster: Raylets, tmp_path: Path) -> None:
     for row in rows:
         assert int(row["epochs"]) == len(read_metrics(folder / "trials" / row["trial"]))
     assert json.loads((folder / "summary.json").read_text())["trial"] in ("trial-000", "trial-001")
-    wait_for(lambda: not working(cluster), 60, f"left: {working(cluster)}")
+    wait_for(lambda: not cluster.working(), 60, f"left: {cluster.working()}")
     wait_for(lambda: not placement_groups(cluster), 60, "placement groups are left")
 
 
@@ -100,14 +77,14 @@ def test_ctrl_c_leaves_nothing_running_and_the_same_command_goes_on(cluster: Ray
     driver = cluster.start(*command, log=log)
     try:
         wait_for(lambda: trained(folder) >= 1 or driver.poll() is not None, 200, "no trial trains")
-        assert working(cluster)
+        assert cluster.working()
         driver.send_signal(signal.SIGINT)
         assert driver.wait(timeout=60) == 130, log.read_text()
     except subprocess.TimeoutExpired:
         driver.kill()
         raise
     assert log.read_text().splitlines()[-1] == "interrupted"
-    wait_for(lambda: not working(cluster), 60, f"left: {working(cluster)}")
+    wait_for(lambda: not cluster.working(), 60, f"left: {cluster.working()}")
     wait_for(lambda: not placement_groups(cluster), 60, "placement groups are left")
     done = cluster.run(*command, seconds=400)
     assert done.returncode == 0, done.stdout + done.stderr

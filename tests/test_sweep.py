@@ -153,8 +153,8 @@ def test_a_trial_whose_process_is_killed_goes_on(raw: Path, undisturbed: Path, t
     def kill() -> None:
         def victim() -> tuple[str, int] | None:
             for name, entries in starts(tmp_path / "search").items():
-                lines = read_metrics(tmp_path / "search" / "trials" / name)
-                if entries and 1 <= len(lines) < 3:
+                folder = tmp_path / "search" / "trials" / name
+                if entries and list(folder.glob("checkpoints/epoch-*")) and len(read_metrics(folder)) < 3:
                     return name, int(entries[-1]["process"])
             return None
 

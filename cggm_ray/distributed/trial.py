@@ -71,9 +71,15 @@ class Study:
     exchanges: bool = False
     max_failures: int = 3
 
-    def trial(self, config: Mapping[str, Any]) -> Trial:
-        """The trial that Tune means by its own configuration."""
-        number = int(config[NUMBER])
+    def trial(self, name: str, config: Mapping[str, Any]) -> Trial:
+        """The trial that Tune means.
+
+        Args:
+            name: in Tune: the trial's number. Population based training copies configurations, `NUMBER` included, so they
+                do not tell which trial it is.
+            config: in Tune: the values, where they are not known beforehand.
+        """
+        number = int(name)
         values = {key: value for key, value in config.items() if key != NUMBER}
         if not values:
             return self.trials[number]
@@ -84,7 +90,7 @@ class Study:
 def train_trial(config: dict[str, Any], study: Study) -> None:
     """A trial, in its own process. An error of this package ends the trial and not the study."""
     DATASETS.adopt(study.base.data.dataset, study.dataset)
-    trial = study.trial(config)
+    trial = study.trial(tune.get_context().get_trial_name(), config)
     torch.set_num_threads(study.resources.cpu)
     over = read_record(trial).over
     if study.exchanges:

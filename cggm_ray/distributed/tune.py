@@ -72,7 +72,11 @@ def run_trials(study: Study, search: Search | None, mode: str) -> list[Trial]:
             scheduler=_scheduler(study, search),
             search_alg=searcher,
             num_samples=1 if searcher is None or search is None else search.trials,
-            max_concurrent_trials=together,
+            # Population based training needs all trials at hand, and takes turns where there is room for some only.
+            trial_name_creator=lambda trial: str(trial.config[NUMBER]),
+            max_concurrent_trials=None if study.exchanges else together,
+            # The next trial in the same process: it need not import torch again.
+            reuse_actors=study.base.run.max_workers == 1 and not study.exchanges,
         ),
         run_config=tune.RunConfig(
             name=STATE,
@@ -104,7 +108,7 @@ class Watch(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Takes a trial that the searcher made, or that has other values now."""
-        found = self._study.trial(trial.config)
+        found = self._study.trial(str(trial), trial.config)
         self._seen[found.number] = found
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -118,7 +122,7 @@ class Watch(tune.Callback):
         self._over(trial, FAILED, str(own or f"its process ended {self._study.max_failures + 1} times"))
 
     def _over(self, of_tune: Any, status: str, error: str | None) -> None:
-        trial = self._study.trial(of_tune.config)
+        trial = self._study.trial(str(of_tune), of_tune.config)
         self._seen[trial.number] = trial
         record = ended(trial, status, error)
         if trial.name in self._told:

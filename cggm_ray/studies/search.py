@@ -359,6 +359,8 @@ def _check_combinations(search: Search, source: str) -> None:
         return
     if search.searcher != "random":
         raise UsageError(f"{source}: searcher: population based training draws by itself; leave the searcher out")
+    if search.concurrent is not None:
+        raise UsageError(f"{source}: concurrent: population based training takes turns by itself; leave it out")
     for p in search.space:
         if p.kind == "grid" or p.when:
             raise UsageError(f"{source}: space: {p.key}: population based training takes neither grid nor when")
