@@ -140,7 +140,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def task(self, manifest: Manifest) -> Task:
-        """What is predicted. Also asked before there are shards, of a manifest without their names."""
+        """What is predicted. It is also asked before the conversion, of a manifest that lists no shards yet."""
 
     @abstractmethod
     def network(self, manifest: Manifest, modalities: tuple[str, ...]) -> tuple[MultimodalNet, dict[str, nn.Module]]:

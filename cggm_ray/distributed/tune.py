@@ -38,14 +38,13 @@ BETTER = "best_value"
 """What schedulers and searchers compare: the best validation value so far, since that epoch's checkpoint is kept."""
 
 
-def run_trials(study: Study, search: Search | None, mode: str, say: Any = print) -> list[Trial]:
+def run_trials(study: Study, search: Search | None, mode: str) -> list[Trial]:
     """Runs what is not over of a study's trials.
 
     Args:
         study: the study.
         search: how trials are drawn and stopped; None runs the known trials to their end.
         mode: which way the validation metric improves, 'min' or 'max'.
-        say: takes a line whenever a trial ends.
 
     Returns:
         All trials, those that the searcher made included.
@@ -62,7 +61,7 @@ def run_trials(study: Study, search: Search | None, mode: str, say: Any = print)
     shutil.rmtree(study.folder / STATE, ignore_errors=True)
     os.environ.update(TUNE_SETTINGS)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    watch = Watch(study, mode, search, say)
+    watch = Watch(study, search)
     searcher = Numbered(search, study.trials, mode) if search is not None and drawn_later else None
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(train_trial, study=study), trial_resources(study)),
@@ -93,10 +92,8 @@ def run_trials(study: Study, search: Search | None, mode: str, say: Any = print)
 class Watch(tune.Callback):
     """Notes how trials end, and says so in a line each."""
 
-    def __init__(self, study: Study, mode: str, search: Search | None, say: Any) -> None:
+    def __init__(self, study: Study, search: Search | None) -> None:
         self._study = study
-        self._mode = mode
-        self._say = say
         self._total = len(study.trials) if search is None or search.searcher != "optuna" else search.trials
         self._seen = {trial.number: trial for trial in study.trials}
         self._told = {trial.name for trial in study.trials if read_record(trial).over}
@@ -135,7 +132,7 @@ class Watch(tune.Callback):
             line += f": {record.error}"
         elif outcome.best is not None:
             line += f" after epoch {outcome.epochs}: best {outcome.best:.4f} at {outcome.best_epoch}"
-        self._say(line)
+        print(line, flush=True)
 
 
 class Numbered(Searcher):

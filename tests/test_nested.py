@@ -1,0 +1,114 @@
+"""Searches whose trials have two workers each, on several raylets: a node dies, a person presses Ctrl-C, nothing is left."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cggm_ray.tracking import read_metrics
+from conftest import SMALL, small_set, write_pickle
+from raylets import Raylets, descendants, raylets
+
+pytestmark = pytest.mark.ray
+WORKING = ("ray::RayTrainWorker", "ray::ImplicitFunc", "ray::TrainController")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Raylets]:
+    """A node for the drivers, and two on which one trial each has room."""
+    with raylets(cpus=0, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="8") as found:
+        for _ in range(2):
+            found.add_node(cpus=2)
+        found.wait_for_nodes(3)
+        yield found
+
+
+def argv(storage: Path, name: str, epochs: int) -> list[str]:
+    pickle = write_pickle(storage / "small.pkl", small_set())
+    file = storage / f"{name}.yaml"
+    scheduler = {"name": "asha", "max_epochs": epochs, "grace_period": 1, "reduction_factor": 2}
+    # Two rates that learn, and two that lose every comparison.
+    space = {"lr": {"grid": [5e-3, 1e-2, 1e-9, 2e-9]}}
+    file.write_text(yaml.safe_dump({"scheduler": scheduler, "space": space}))
+    places = ["--data_path", str(pickle), "--storage_path", str(storage), "--name", name, "--tune", str(file)]
+    return ["python", "pipelines/mosi.py", *SMALL, *places, "--workers", "2"]
+
+
+def wait_for(holds: Callable[[], Any], seconds: float, what: str) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, what
+        time.sleep(0.2)
+
+
+def working(cluster: Raylets) -> list[str]:
+    """Processes of trials and their workers, on all nodes."""
+    found = []
+    for node in cluster.nodes:
+        for process in descendants(node.pid) if node.poll() is None else []:
+            try:
+                name = Path(f"/proc/{process}/cmdline").read_text().split("\0")[0]
+            except OSError:
+                continue
+            found += [name] if name.startswith(WORKING) else []
+    return found
+
+
+def placement_groups(cluster: Raylets) -> list[str]:
+    """States of those that hold anything."""
+    listed = cluster.run("ray", "list", "placement-groups", "--address", cluster.jobs, "--format", "json")
+    return [group["state"] for group in json.loads(listed.stdout or "[]") if group["state"] != "REMOVED"]
+
+
+def trained(folder: Path) -> int:
+    return sum(len(read_metrics(path.parent)) for path in folder.glob("trials/*/trial.json"))
+
+
+def test_a_node_dies_under_a_search(cluster: Raylets, tmp_path: Path) -> None:
+    folder, log = tmp_path / "search", tmp_path / "driver.log"
+    driver = cluster.start(*argv(tmp_path, "search", 8), log=log)
+    try:
+        wait_for(lambda: trained(folder) >= 2 or driver.poll() is not None, 200, "no trial trains")
+        cluster.remove_node(cluster.nodes[2])
+        assert driver.wait(timeout=400) == 0, log.read_text()
+    finally:
+        driver.kill()
+        driver.wait()
+    with (folder / "trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["trial"] for row in rows] == [f"trial-00{number}" for number in range(4)]
+    assert {row["status"] for row in rows} == {"finished", "stopped"}
+    for row in rows:
+        assert int(row["epochs"]) == len(read_metrics(folder / "trials" / row["trial"]))
+    assert json.loads((folder / "summary.json").read_text())["trial"] in ("trial-000", "trial-001")
+    wait_for(lambda: not working(cluster), 60, f"left: {working(cluster)}")
+    wait_for(lambda: not placement_groups(cluster), 60, "placement groups are left")
+
+
+def test_ctrl_c_leaves_nothing_running_and_the_same_command_goes_on(cluster: Raylets, tmp_path: Path) -> None:
+    folder, log = tmp_path / "search", tmp_path / "driver.log"
+    command = argv(tmp_path, "search", 6)
+    driver = cluster.start(*command, log=log)
+    try:
+        wait_for(lambda: trained(folder) >= 1 or driver.poll() is not None, 200, "no trial trains")
+        assert working(cluster)
+        driver.send_signal(signal.SIGINT)
+        assert driver.wait(timeout=60) == 130, log.read_text()
+    except subprocess.TimeoutExpired:
+        driver.kill()
+        raise
+    assert log.read_text().splitlines()[-1] == "interrupted"
+    wait_for(lambda: not working(cluster), 60, f"left: {working(cluster)}")
+    wait_for(lambda: not placement_groups(cluster), 60, "placement groups are left")
+    done = cluster.run(*command, seconds=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "trials of at most 6 epochs" in done.stdout
