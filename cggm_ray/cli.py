@@ -16,11 +16,12 @@ from typing import Any, NoReturn
 
 import yaml
 
-from cggm_ray.config import Config, read_yaml, value_type
+from cggm_ray.config import Config
 from cggm_ray.errors import CggmError, UsageError
 from cggm_ray.modulation.base import STRATEGIES
 from cggm_ray.registry import nearest
 from cggm_ray.run import run
+from cggm_ray.values import read_yaml, value_type
 
 _GONE = {"attn_mask": "the released code parsed this flag and never used it; leave it out"}
 

@@ -27,9 +27,10 @@ from typing import Any
 
 import numpy as np
 
-from cggm_ray.config import Config, coerce, read_yaml, value_type
+from cggm_ray.config import Config
 from cggm_ray.errors import UsageError
 from cggm_ray.registry import nearest
+from cggm_ray.values import coerce, read_yaml, value_type
 
 KINDS = ("choice", "uniform", "loguniform", "grid")
 SCHEDULERS = ("asha", "none", "pbt")
