@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from cggm_ray.data.digests import FILE
 from cggm_ray.data.mosi import planted_imbalance
@@ -24,6 +25,9 @@ SMALL = [
 """Flags for a small network on the data of `small_set`."""
 
 torch.set_num_threads(1)
+# What is tested are numbers; a busy machine takes as long as it takes.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 
 def small_set(seed: int = 3) -> dict[str, dict[str, Any]]:
