@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,15 +21,39 @@ from cggm_ray.config import RunConfig
 from cggm_ray.errors import CggmError, UsageError
 
 MOST_CPUS = 4
+ANSWER = 5.0
+"""Seconds in which a cluster must take a connection."""
+
+
+def running_cluster() -> str | None:
+    """Address of the cluster to join: that of the job, of RAY_ADDRESS, or one that runs on this machine; None where none is.
+
+    Raises:
+        UsageError: RAY_ADDRESS names a cluster that does not answer.
+    """
+    address = services.canonicalize_bootstrap_address(None)  # type: ignore[arg-type]
+    if address is None or "://" in address:
+        return address
+    host, port = address.rsplit(":", 1)
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER).close()
+    except (OSError, ValueError):
+        if "RAY_ADDRESS" in os.environ:
+            raise UsageError(
+                f"RAY_ADDRESS: no cluster answers at {address}; RAY_ADDRESS=local starts one here"
+            ) from None
+        # Ray remembers in a file where a cluster was, also when it was killed, and would wait there for minutes.
+        return None
+    return address
 
 
 def joins() -> bool:
-    """Whether `connect` joins a cluster: that of the job, of RAY_ADDRESS, or one that `ray start` left on this machine."""
-    return ray.is_initialized() or services.canonicalize_bootstrap_address(None) is not None  # type: ignore[arg-type]
+    """Whether `connect` joins a cluster that is there already."""
+    return ray.is_initialized() or running_cluster() is not None
 
 
 def connect() -> None:
-    """Joins the cluster of the job or of RAY_ADDRESS, or starts one on this machine.
+    """Joins the running cluster, or starts one on this machine.
 
     Raises:
         UsageError: the cluster does not answer, or refuses the token.
@@ -36,7 +62,7 @@ def connect() -> None:
         return
     try:
         # The dashboard stays on: Ray Train's own housekeeping asks it which runs are alive.
-        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+        ray.init(address=running_cluster() or "local", logging_level=logging.WARNING, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(
