@@ -24,7 +24,7 @@ def grown() -> Iterator[None]:
     from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
     from ray.experimental.internal_kv import _internal_kv_put
 
-    ray.init(num_cpus=2, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, log_to_driver=False)
     groups = [
         NodeGroupConfig(name="cpu", resources={"CPU": 4}, max_count=3),
         NodeGroupConfig(name="gpu", resources={"CPU": 8, "GPU": 2}, max_count=1),

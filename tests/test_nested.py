@@ -22,7 +22,7 @@ pytestmark = pytest.mark.ray
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Raylets]:
     """A node for the drivers, and two on which one trial each has room."""
-    with raylets(cpus=0, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="8") as found:
+    with raylets(cpus=1, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="8") as found:
         for _ in range(2):
             found.add_node(cpus=2)
         found.wait_for_nodes(3)

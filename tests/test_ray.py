@@ -27,7 +27,7 @@ TIMES = {"seconds", "samples_per_second"}
 def cluster() -> Iterator[None]:
     import ray
 
-    ray.init(num_cpus=2, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, log_to_driver=False)
     yield
     ray.shutdown()
 

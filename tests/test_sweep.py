@@ -33,7 +33,7 @@ WHOLE = {"trials": 3, "scheduler": {"name": "none", "max_epochs": 3}, "space": S
 def cluster() -> Iterator[None]:
     import ray
 
-    ray.init(num_cpus=2, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, log_to_driver=False)
     yield
     ray.shutdown()
 
