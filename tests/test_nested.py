@@ -21,11 +21,11 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Raylets]:
-    """A node for the drivers, and two on which one trial each has room."""
+    """A node for the drivers, and two with room for a trial each."""
     with raylets(cpus=1, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="8") as found:
-        for _ in range(2):
+        for count in (2, 3):
             found.add_node(cpus=2)
-        found.wait_for_nodes(3)
+            found.wait_for_nodes(count)
         yield found
 
 
