@@ -33,7 +33,7 @@ WHOLE = {"trials": 3, "scheduler": {"name": "none", "max_epochs": 3}, "space": S
 def cluster() -> Iterator[None]:
     import ray
 
-    ray.init(address="local", num_cpus=2, log_to_driver=False)
+    ray.init(address="local", num_cpus=4, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -250,9 +250,9 @@ def test_population_based_training_moves_weights_and_values(raw: Path, tmp_path:
         (
             WHOLE | {"resources": {"cpu": 9}},
             "",
-            "1 worker of a trial, each with 9 CPUs and 0 GPUs, do not fit; the cluster has nodes: 1 with 2",
+            "1 worker of a trial, each with 9 CPUs and 0 GPUs, do not fit; the cluster has nodes: 1 with 4",
         ),
-        (WHOLE, "--workers 3", "3 workers of a trial, each with 1 CPU and 0 GPUs, do not fit"),
+        (WHOLE, "--workers 5", "5 workers of a trial, each with 1 CPU and 0 GPUs, do not fit"),
         (WHOLE, "--use_gpu", "1 worker of a trial, each with 1 CPU and 1 GPUs, do not fit"),
         (WHOLE, "--local", "tune: a search runs on Ray; leave out --local"),
         (WHOLE | {"scheduler": {"name": "pbt"}}, "--workers 2", "population based training has trials of one worker"),
