@@ -268,7 +268,11 @@ def _row(results: Results, strategy: str, several: bool) -> list[str]:
     if strategy == results.baseline or change is None:
         return [*row, "", "", ""]
     interval = "" if change.low is None or change.high is None else f"[{change.low:+.4f}, {change.high:+.4f}]"
-    return [*row, f"{change.mean:+.4f}", interval, "" if change.p is None else f"{change.p:.3f}"]
+    return [*row, f"{change.mean:+.4f}", interval, _probability(change.p)]
+
+
+def _probability(p: float | None) -> str:
+    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
