@@ -134,7 +134,7 @@ def test_a_run_that_broke_off_goes_on_as_if_it_had_not(
     assert resumed.test == whole.test
     keys = ("lr", "train/loss", "valid/loss", "coefficient/flair")
     for key in keys:
-        assert [e[key] for e in epochs(resumed.folder)] == [e[key] for e in epochs(whole.folder)][1:]
+        assert [e[key] for e in epochs(resumed.folder)] == [e[key] for e in epochs(whole.folder)]
 
 
 def test_scores_of_volumes_do_not_depend_on_batches(tmp_path: Path, cases: Path, small_backbone: None) -> None:

@@ -71,10 +71,9 @@ def test_a_node_dies_under_a_search(cluster: Raylets, tmp_path: Path) -> None:
     wait_for(lambda: not placement_groups(cluster), 60, "placement groups are left")
 
 
-def test_ctrl_c_leaves_nothing_running_and_the_same_command_goes_on(cluster: Raylets, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_nothing_running(cluster: Raylets, tmp_path: Path) -> None:
     folder, log = tmp_path / "search", tmp_path / "driver.log"
-    command = argv(tmp_path, "search", 6)
-    driver = cluster.start(*command, log=log)
+    driver = cluster.start(*argv(tmp_path, "search", 6), log=log)
     try:
         wait_for(lambda: trained(folder) >= 1 or driver.poll() is not None, 200, "no trial trains")
         assert cluster.working()
@@ -86,6 +85,3 @@ def test_ctrl_c_leaves_nothing_running_and_the_same_command_goes_on(cluster: Ray
     assert log.read_text().splitlines()[-1] == "interrupted"
     wait_for(lambda: not cluster.working(), 60, f"left: {cluster.working()}")
     wait_for(lambda: not placement_groups(cluster), 60, "placement groups are left")
-    done = cluster.run(*command, seconds=400)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "trials of at most 6 epochs" in done.stdout

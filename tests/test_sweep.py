@@ -223,7 +223,7 @@ def starts_of(folder: Path) -> list[dict[str, int]]:
 def test_population_based_training_moves_weights_and_values(raw: Path, tmp_path: Path) -> None:
     # One rate that learns and three that do not: the worst takes over.
     space = {"lr": {"loguniform": [1e-9, 1e-2]}, "cls_lr": {"choice": [1e-3, 5e-4]}}
-    scheduler = {"name": "pbt", "max_epochs": 6, "interval": 2}
+    scheduler = {"name": "pbt", "max_epochs": 4, "interval": 2}
     folder = run(raw, tmp_path, {"trials": 4, "seed": 1, "scheduler": scheduler, "space": space})
     records = [json.loads(path.read_text()) for path in sorted(folder.glob("trials/*/trial.json"))]
     exchanges = [exchange for record in records for exchange in record["exchanges"]]
