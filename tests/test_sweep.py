@@ -248,8 +248,8 @@ def test_population_based_training_moves_weights_and_values(raw: Path, tmp_path:
         (WHOLE | {"trails": 3}, "", "unknown key 'trails' (did you mean trials?)"),
         (WHOLE | {"space": {}}, "", "space: found {}"),
         (
-            WHOLE | {"resources": {"cpu": 9}},
-            "",
+            WHOLE,
+            "--cpus_per_worker 9",
             "1 worker of a trial, each with 9 CPUs and 0 GPUs, do not fit; the cluster has nodes: 1 with 4",
         ),
         (WHOLE, "--workers 5", "5 workers of a trial, each with 1 CPU and 0 GPUs, do not fit"),
