@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cggm_ray.batch import HeadOutput
 from cggm_ray.config import ModelConfig
+from cggm_ray.models.dropout import relu_dropout_linear
 from cggm_ray.models.net import Masks, MultimodalNet
 from cggm_ray.models.transformer import TransformerConfig, TransformerEncoder
 
@@ -46,7 +47,7 @@ class TransformerFusion(nn.Module):
         """Features by modality to [N, D]; with masks, only steps that are there are attended to."""
         mask_NT = None if masks is None else _joined(features, masks)
         z_ND = self.transformer(torch.cat(list(features.values()), 1), mask_NT)[:, 0]
-        return self.proj2(F.dropout(F.relu(self.proj1(z_ND)), self.out_dropout, self.training)) + z_ND
+        return relu_dropout_linear(self.proj1(z_ND), self.proj2, self.out_dropout, self.training) + z_ND
 
 
 class SequenceGuide(nn.Module):

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cggm_ray.models.dropout import add_dropped, drawn_here, dropout, dropped_attention, relu_dropout_linear
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
@@ -75,12 +77,16 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_NTD: Tensor, mask_NT: Tensor | None, first_query_only: bool) -> Tensor:
         """Attention output [N, Q, D]. `mask_NT` is False at steps that no query may attend to."""
-        width = x_NTD.shape[-1]
+        width, weight, bias = x_NTD.shape[-1], self.in_proj_weight, self.in_proj_bias
+        if drawn_here(x_NTD, self.dropout, self.training):
+            queries = 1 if first_query_only else x_NTD.shape[1]
+            out_NQD = dropped_attention(F.linear(x_NTD, weight, bias), self.heads, mask_NT, self.dropout, queries)
+            return self.out_proj(out_NQD)
         if first_query_only:
-            q_NQD = F.linear(x_NTD[:, :1], self.in_proj_weight[:width], self.in_proj_bias[:width])
-            k_NTD, v_NTD = F.linear(x_NTD, self.in_proj_weight[width:], self.in_proj_bias[width:]).chunk(2, dim=-1)
+            q_NQD = F.linear(x_NTD[:, :1], weight[:width], bias[:width])
+            k_NTD, v_NTD = F.linear(x_NTD, weight[width:], bias[width:]).chunk(2, dim=-1)
         else:
-            q_NQD, k_NTD, v_NTD = F.linear(x_NTD, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+            q_NQD, k_NTD, v_NTD = F.linear(x_NTD, weight, bias).chunk(3, dim=-1)
         out_NHQd = F.scaled_dot_product_attention(
             self._split(q_NQD),
             self._split(k_NTD),
@@ -113,9 +119,9 @@ class EncoderLayer(nn.Module):
         """[N, T, D] to [N, Q, D]; with `first_query_only`, time step 0 alone, from all steps."""
         residual = x_NTD[:, :1] if first_query_only else x_NTD
         x = self.self_attn(self.layer_norms[0](x_NTD), mask_NT, first_query_only)
-        x = residual + F.dropout(x, self.res_dropout, self.training)
-        hidden = F.dropout(F.relu(self.fc1(self.layer_norms[1](x))), self.relu_dropout, self.training)
-        return x + F.dropout(self.fc2(hidden), self.res_dropout, self.training)
+        x = add_dropped(residual, x, self.res_dropout, self.training)
+        hidden = relu_dropout_linear(self.fc1(self.layer_norms[1](x)), self.fc2, self.relu_dropout, self.training)
+        return add_dropped(x, hidden, self.res_dropout, self.training)
 
 
 class TransformerEncoder(nn.Module):
@@ -146,7 +152,7 @@ class TransformerEncoder(nn.Module):
         if mask_NT is not None:
             mask_NT = (mask_NT | ~mask_NT.any(1, keepdim=True)).expand(x_NTD.shape[:2])
         x = self.scale * x_NTD + self.embed_positions(x_NTD)
-        x = F.dropout(x, self.embed_dropout, self.training)
+        x = dropout(x, self.embed_dropout, self.training)
         *body, last = self.layers
         for layer in body:
             x = layer(x, mask_NT)

@@ -1,0 +1,134 @@
+"""Training steps on random data of the shapes of the four datasets, for the benchmarks. Needs torch and no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from naive import NaiveConfig, NaiveStep
+from torch import Tensor, nn
+
+from cggm_ray.batch import Batch
+from cggm_ray.config import Config
+from cggm_ray.models.deeplab import DeepLab, DeepLabConfig, deeplab_guides
+from cggm_ray.models.net import MultimodalNet
+from cggm_ray.models.resnet import BACKBONES
+from cggm_ray.models.sequence import sequence_guides, sequence_net
+from cggm_ray.runtime import LocalRuntime
+from cggm_ray.tasks import Classification, Regression, Segmentation, Task
+from cggm_ray.train import TrainingStep, new_state, train_step
+
+NAIVE = "naive"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A dataset's shapes and the settings of its pipeline.
+
+    Attributes:
+        shapes: of a sample, by modality.
+        outputs: C.
+        batch: samples of a step.
+        settings: of the configuration, by field.
+        backbone: of the segmentation network; None for sequences.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    outputs: int
+    batch: int = 64
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    backbone: str | None = None
+
+    def networks(self, config: Config) -> tuple[MultimodalNet, dict[str, nn.Module]]:
+        """The network and its guides."""
+        if self.backbone is not None:
+            deeplab = DeepLabConfig(backbone=BACKBONES[self.backbone])
+            return DeepLab(deeplab, self.shapes, self.outputs), deeplab_guides(deeplab, self.shapes, self.outputs)
+        widths = {name: shape[-1] for name, shape in self.shapes.items()}
+        return sequence_net(config.model, widths, self.outputs), sequence_guides(config.model, widths, self.outputs)
+
+    def task(self) -> Task:
+        """Loss and utilities."""
+        if self.backbone is not None:
+            return Segmentation()
+        return Regression() if self.outputs == 1 else Classification(self.outputs)
+
+    def data(self) -> Batch:
+        """A batch of random numbers."""
+        inputs = {name: torch.randn(self.batch, *shape) for name, shape in self.shapes.items()}
+        if self.backbone is not None:
+            target = torch.randint(self.outputs, (self.batch, *next(iter(self.shapes.values()))[1:]))
+        elif self.outputs == 1:
+            target = torch.randn(self.batch, 1)
+        else:
+            target = torch.randint(self.outputs, (self.batch,))
+        return Batch(inputs=inputs, target=target, index=torch.arange(self.batch))
+
+
+PROBLEMS = {
+    "mosi": Problem(shapes={"text": (50, 300), "audio": (50, 5), "vision": (50, 20)}, outputs=1),
+    "iemocap": Problem(
+        shapes={"text": (22, 1024), "audio": (350, 130), "vision": (50, 342)},
+        outputs=4,
+        settings={"nlevels": 4, "res_dropout": 0.15, "out_dropout": 0.2},
+    ),
+    "food101": Problem(
+        shapes={"image": (197, 768), "text": (50, 768)},
+        outputs=101,
+        settings={"nlevels": 4, "attn_dropout": 0.2, "res_dropout": 0.15, "lam": 0.05, "optim": "AdamW"},
+    ),
+    "brats": Problem(
+        shapes=dict.fromkeys(("flair", "t1ce", "t1", "t2"), (1, 160, 160)),
+        outputs=4,
+        batch=2,
+        settings={"rho": 1.0, "lam": 0.1, "optim": "SGD", "lr": 1e-2, "clip": 0.0},
+        backbone="resnet101",
+    ),
+}
+
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "none": {"modulation": "none"},
+    "cggm": {"modulation": "cggm"},
+    "cggm without direction": {"modulation": "cggm", "direction": "off"},
+    "cggm-released": {"modulation": "cggm-released"},
+}
+
+
+def product_step(
+    problem: Problem, settings: Mapping[str, Any], batch: Batch | None = None, device: str = "cpu"
+) -> Callable[[], Mapping[str, Tensor]]:
+    """The package's own step, `cggm_ray.train.train_step`, on one batch that lies on the device."""
+    torch.manual_seed(0)
+    config = Config.from_dict({"no_cuda": device == "cpu", **problem.settings, **settings})
+    net, guides = problem.networks(config)
+    runtime = LocalRuntime(Path("unused"), config.run)
+    state = new_state(config, net, guides, problem.task(), runtime)
+    step = TrainingStep(net, state.strategy, config.train.precision).train()
+    data = (batch or problem.data()).to(runtime.device)
+    return lambda: train_step(config, state, step, data, runtime)
+
+
+def naive_step(problem: Problem, device: str = "cpu") -> Callable[[], float]:
+    """The plain step of the released code on the same shapes; there is none for images."""
+    torch.manual_seed(0)
+    model = Config.from_dict(dict(problem.settings)).model
+    config = NaiveConfig(
+        features=[shape[-1] for shape in problem.shapes.values()],
+        outputs=problem.outputs,
+        layers=model.nlevels,
+        guide_layers=model.cls_layers,
+        attn_dropout=model.attn_dropout,
+        relu_dropout=model.relu_dropout,
+        embed_dropout=model.embed_dropout,
+        res_dropout=model.res_dropout,
+        out_dropout=model.out_dropout,
+        optimizer=torch.optim.AdamW if problem.settings.get("optim") == "AdamW" else torch.optim.Adam,
+    )
+    step = NaiveStep(config)
+    step.net.to(device)
+    step.classifers.to(device)
+    data = problem.data().to(torch.device(device))
+    return lambda: step(list(data.inputs.values()), data.target)
