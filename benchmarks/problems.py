@@ -78,13 +78,13 @@ PROBLEMS = {
     "food101": Problem(
         shapes={"image": (197, 768), "text": (50, 768)},
         outputs=101,
-        settings={"nlevels": 4, "attn_dropout": 0.2, "res_dropout": 0.15, "lam": 0.05, "optim": "AdamW"},
+        settings={"nlevels": 4, "attn_dropout": 0.2, "res_dropout": 0.15, "lam": 0.05, "optim": {"optim": "AdamW"}},
     ),
     "brats": Problem(
         shapes=dict.fromkeys(("flair", "t1ce", "t1", "t2"), (1, 160, 160)),
         outputs=4,
         batch=2,
-        settings={"rho": 1.0, "lam": 0.1, "optim": "SGD", "lr": 1e-2, "clip": 0.0},
+        settings={"rho": 1.0, "lam": 0.1, "optim": {"optim": "SGD", "lr": 1e-2, "clip": 0.0}},
         backbone="resnet101",
     ),
 }
@@ -114,7 +114,8 @@ def product_step(
 def naive_step(problem: Problem, device: str = "cpu") -> Callable[[], float]:
     """The plain step of the released code on the same shapes; there is none for images."""
     torch.manual_seed(0)
-    model = Config.from_dict(dict(problem.settings)).model
+    settings = Config.from_dict(dict(problem.settings))
+    model = settings.model
     config = NaiveConfig(
         features=[shape[-1] for shape in problem.shapes.values()],
         outputs=problem.outputs,
@@ -125,7 +126,7 @@ def naive_step(problem: Problem, device: str = "cpu") -> Callable[[], float]:
         embed_dropout=model.embed_dropout,
         res_dropout=model.res_dropout,
         out_dropout=model.out_dropout,
-        optimizer=torch.optim.AdamW if problem.settings.get("optim") == "AdamW" else torch.optim.Adam,
+        optimizer=torch.optim.AdamW if settings.optim.optim == "AdamW" else torch.optim.Adam,
     )
     step = NaiveStep(config)
     step.net.to(device)

@@ -42,6 +42,29 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
+    def split(self, parts: int) -> list[Batch]:
+        """The samples in their order in that many batches of about one size; in fewer where there are not enough."""
+        pieces = torch.arange(len(self)).chunk(parts)
+
+        def take(tensors: dict[str, Tensor] | None, rows: slice) -> dict[str, Tensor] | None:
+            return None if tensors is None else {name: tensor[rows] for name, tensor in tensors.items()}
+
+        result = []
+        for piece in pieces:
+            rows = slice(int(piece[0]), int(piece[-1]) + 1)
+            result.append(
+                Batch(
+                    inputs={name: tensor[rows] for name, tensor in self.inputs.items()},
+                    target=self.target[rows],
+                    index=self.index[rows],
+                    present=take(self.present, rows),
+                    group=None if self.group is None else self.group[rows],
+                    weight=None if self.weight is None else self.weight[rows],
+                    masks=take(self.masks, rows),
+                )
+            )
+        return result
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
 

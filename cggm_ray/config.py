@@ -157,10 +157,20 @@ class TrainConfig:
     select: str | None = option(None, "validation metric that chooses the best checkpoint; default the task's own")
     patience: int | None = option(None, "stop after so many epochs without a better validation metric", resume=True)
     precision: str = option("fp32", "fp32, or bf16 for autocast", resume=True)
+    accumulate: int = option(
+        1,
+        "parts in which a worker takes its share of a batch, to save memory; more than 1 adds a forward pass",
+        resume=True,
+    )
+    compile: bool = option(
+        False,
+        "torch.compile encoders, fusion and guides; minutes at the start, meant for long runs on a GPU",
+        resume=True,
+    )
     log_interval: int = option(30, "optimizer steps between two lines of progress", resume=True)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "num_epochs", "log_interval"):
+        for name in ("batch_size", "num_epochs", "accumulate", "log_interval"):
             _at_least(self, name, 1)
         _at_least(self, "seed", 0)
         if self.patience is not None:

@@ -21,6 +21,10 @@ from cggm_ray.modulation.base import alone
 from cggm_ray.state import write_folder
 
 CHECKPOINTS = "checkpoints"
+BUCKETS = 4
+"""Messages that the gradients of a small model are sent in."""
+LARGEST_BUCKET = 25.0
+"""MiB of gradients in one message, torch's own choice for large models."""
 Record = dict[str, float]
 """Metrics of an epoch: plain numbers by name. 'epoch' and 'best_epoch' count from 1."""
 
@@ -66,8 +70,10 @@ def all_reduce(tensor: Tensor) -> Tensor:
 def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
     """The module under DistributedDataParallel.
 
-    Buffers are not broadcast: every worker computes the same values from the same sums.
+    Buffers are not broadcast: every worker computes the same values from the same sums. The gradients of a small model go
+    in several messages too, so that the first travel while the backward pass still computes.
     """
+    size = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
     with warnings.catch_warnings():
         # torch 2.13 renames the argument; older releases know this name only.
         warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
@@ -75,6 +81,7 @@ def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
             module,
             device_ids=[device] if device.type == "cuda" else None,
             broadcast_buffers=False,
+            bucket_cap_mb=min(LARGEST_BUCKET, size / 2**20 / BUCKETS),
             gradient_as_bucket_view=True,
         )
 

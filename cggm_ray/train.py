@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from cggm_ray.batch import Batch
+from cggm_ray.accumulate import backward
+from cggm_ray.batch import Batch, HeadOutput
 from cggm_ray.config import Config
 from cggm_ray.data.dataset import DATASETS, Dataset, check_configuration, selected_modalities
 from cggm_ray.data.sampler import epoch_order, slices
@@ -73,6 +74,13 @@ class TrainingStep(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Task loss and the strategy's term, both of the global batch."""
+        return self.strategy.losses(self._head(batch), batch.target, batch.weight)
+
+    def sums(self, batch: Batch) -> Tensor:
+        """What the losses are made of, of this batch alone; see `Strategy.local_sums`."""
+        return self.strategy.local_sums(self._head(batch), batch.target, batch.weight)
+
+    def _head(self, batch: Batch) -> HeadOutput:
         reduce = self.strategy.reduce
         with (
             torch.autocast(batch.target.device.type, torch.bfloat16, enabled=self._half),
@@ -80,8 +88,7 @@ class TrainingStep(nn.Module):
         ):
             features = self.net.encode(batch.inputs, batch.masks)
             features = self.strategy.modulate(features, batch.target, batch.present, batch.weight, batch.masks)
-            head = self.net.fuse(features, batch.masks)
-        return self.strategy.losses(head, batch.target, batch.weight)
+            return self.net.fuse(features, batch.masks)
 
 
 class Averages:
@@ -179,6 +186,8 @@ def open_training(config: Config, shards: Path, runtime: Runtime, folder: Path) 
 
     torch.manual_seed(derive_seed(config.train.seed, "weights"))
     net, guides = dataset.network(manifest, modalities)
+    if config.train.compile:
+        compile_parts(net, guides)
     state = new_state(config, net, guides, task, runtime)
     checkpoint = runtime.latest_checkpoint()
     if checkpoint is not None:
@@ -194,6 +203,12 @@ def open_training(config: Config, shards: Path, runtime: Runtime, folder: Path) 
         state=state,
         step=runtime.wrap(TrainingStep(net, state.strategy, config.train.precision)),
     )
+
+
+def compile_parts(net: MultimodalNet, guides: Mapping[str, nn.Module]) -> None:
+    """Has encoders, fusion and guides compiled at their first call; what lies between them is Python."""
+    for part in (*net.encoders.values(), net.fusion, *guides.values()):
+        part.compile()
 
 
 def train(training: Training) -> None:
@@ -295,15 +310,14 @@ def train_step(config: Config, state: TrainState, step: nn.Module, batch: Batch,
         NonFiniteError: on all workers alike, before any parameter moved.
     """
     state.optimizer.zero_grad(set_to_none=True)
-    task_loss, extra = step(batch)
-    (task_loss + extra).backward()
+    task_loss, extra = backward(step, batch, config.train.accumulate)
     total, norms_M = clip_by_total_norm(state.net.parameters(), state.net.encoders.values(), config.optim.clip or None)
     # Loss and norm are those of the global batch, the same on every worker, so all of them stop or none does.
     if not bool(torch.isfinite(task_loss + extra + total)):
-        raise _non_finite(state, batch, task_loss.detach(), extra.detach(), total, runtime)
+        raise _non_finite(state, batch, task_loss, extra, total, runtime)
     state.optimizer.step()
     state.strategy.step()
-    return {"loss": task_loss.detach(), "gradient_norm": total, "grad_norm": norms_M, **state.strategy.diagnostics}
+    return {"loss": task_loss, "gradient_norm": total, "grad_norm": norms_M, **state.strategy.diagnostics}
 
 
 def finish(training: Training) -> Result:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
 from cggm_ray import CGGM, DataError, Segmentation
 from cggm_ray.metrics import DiceMetrics, SliceDiceMetrics, VolumeDiceMetrics
+from cggm_ray.models.batchnorm import global_batch
 from cggm_ray.models.deeplab import DeepLab, DeepLabConfig, deeplab_guides
 from cggm_ray.models.released import guide_name, net_name
 from cggm_ray.models.resnet import BACKBONES, ResNetConfig
+from cggm_ray.modulation.base import alone
 from cggm_ray.modulation.direction import weight_gradient_sums
 
 SMALL = DeepLabConfig(
@@ -133,3 +137,23 @@ def test_slice_dice_counts_every_volume_once() -> None:
 def test_slices_need_the_number_of_their_volume(metrics: VolumeDiceMetrics | SliceDiceMetrics) -> None:
     with pytest.raises(DataError, match=r"expected Batch\.group"):
         metrics.update(torch.zeros(1, 4, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_activations_that_are_computed_again_change_nothing(weighted: bool) -> None:
+    weight = torch.tensor([1.0, 1.0, 0.0]) if weighted else None
+    inputs = {name: torch.randn(3, 1, 32, 32, dtype=torch.float64) for name in NAMES}
+    seen = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        net = DeepLab(dataclasses.replace(SMALL, recompute=recompute), NAMES, 4).double()
+        with global_batch(alone, weight, alone=True):
+            loss = net.fuse(net.encode(inputs)).logits.square().mean()
+        # The repetition comes when the context of the batch is left.
+        loss.backward()
+        seen.append((loss.detach(), {**dict(net.named_buffers()), **{n: p.grad for n, p in net.named_parameters()}}))
+    (first, kept), (second, again) = seen
+    assert torch.equal(first, second)
+    for name, value in kept.items():
+        # Sums are shifted by the running mean, which has moved meanwhile: equal but for rounding.
+        torch.testing.assert_close(again[name], value, rtol=1e-8, atol=0, msg=lambda text, name=name: f"{name}: {text}")

@@ -34,6 +34,8 @@ SCENARIOS = [("regression", rule) for rule in RULES] + [
     ("classification", {"modulation": "cggm"}),
     ("segmentation", {"modulation": "cggm"}),
 ]
+# One of each rule, and the other tasks.
+IN_PARTS = (0, 3, 7, *range(len(RULES), len(SCENARIOS)))
 
 
 class MapEncoder(nn.Module):
@@ -79,10 +81,10 @@ def problem(kind: str, config: Config) -> tuple[Task, MultimodalNet, dict[str, n
     return task, net, guides, {name: values.double() for name, values in inputs.items()}, target
 
 
-def run_scenario(kind: str, rule: dict[str, str], runtime: LocalRuntime) -> dict[str, Any]:
+def run_scenario(kind: str, rule: dict[str, str], runtime: LocalRuntime, accumulate: int = 1) -> dict[str, Any]:
     """Twenty steps; the parameters at the end and the coefficients of every step."""
     dropouts = {f"{name}_dropout": 0 for name in ("attn", "relu", "embed", "res", "out")}
-    size = {"nlevels": 3, "cls_layers": 1, "num_heads": 2, "proj_dim": 8, "batch_size": BATCH}
+    size = {"nlevels": 3, "cls_layers": 1, "num_heads": 2, "proj_dim": 8, "batch_size": BATCH, "accumulate": accumulate}
     config = Config().replace({**rule, **dropouts, **size})
     task, net, guides, inputs, target = problem(kind, config)
     state = new_state(config, net, guides, task, runtime)
@@ -155,6 +157,8 @@ def worker(rank: int, world_size: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     runtime = LocalRuntime(Path(folder), RunConfig(no_cuda=True))
     results: dict[str, Any] = {str(i): run_scenario(kind, rule, runtime) for i, (kind, rule) in enumerate(SCENARIOS)}
+    if world_size < 3:
+        results |= {f"parts {i}": run_scenario(*SCENARIOS[i], runtime, 2) for i in IN_PARTS}
     if world_size == 2:
         results["reduced"] = what_is_reduced(runtime)
     torch.save(results, Path(folder) / f"{world_size}-{rank}.pt")
@@ -181,17 +185,29 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], d
 def test_workers_follow_one(results: dict[tuple[int, int], dict[str, Any]], scenario: int, workers: int) -> None:
     one = results[1, 0][str(scenario)]
     first = results[workers, 0][str(scenario)]
-    off = {
-        name: float((first["parameters"][name] - want).norm() / want.norm().clamp(min=1e-30))
-        for name, want in one["parameters"].items()
-        if not torch.allclose(first["parameters"][name], want, rtol=1e-9, atol=1e-9 * float(want.abs().max()))
-    }
-    assert not off, f"parameters that differ, with their relative distance: {off}"
+    assert_equal(one, first)
     for rank in range(1, workers):
         other = results[workers, rank][str(scenario)]
         assert torch.equal(other["coefficients"], first["coefficients"]), "coefficients differ between ranks"
         for name, value in first["parameters"].items():
             assert torch.equal(other["parameters"][name], value), f"{name} differs between ranks"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("scenario", IN_PARTS, ids=["-".join(SCENARIOS[i][1].values()) for i in IN_PARTS])
+def test_a_batch_in_parts_is_the_whole_batch(
+    results: dict[tuple[int, int], dict[str, Any]], scenario: int, workers: int
+) -> None:
+    assert_equal(results[1, 0][str(scenario)], results[workers, 0][f"parts {scenario}"])
+
+
+def assert_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
+    off = {
+        name: float((other["parameters"][name] - want).norm() / want.norm().clamp(min=1e-30))
+        for name, want in one["parameters"].items()
+        if not torch.allclose(other["parameters"][name], want, rtol=1e-9, atol=1e-9 * float(want.abs().max()))
+    }
+    assert not off, f"parameters that differ, with their relative distance: {off}"
 
 
 def test_what_enters_the_all_reduce_is_modulated(results: dict[tuple[int, int], dict[str, Any]]) -> None:

@@ -70,6 +70,10 @@ class BratsOptions(DatasetOptions):
     valid_part: float = option(0.1, "challenge folders: part of the cases for validation")
     test_part: float = option(0.2, "challenge folders: part of the cases for test")
     split_seed: int = option(0, "challenge folders: seed of the split")
+    recompute: bool = option(
+        False, "compute the encoders' activations again in the backward pass instead of keeping them", resume=True
+    )
+    channels_last: bool = option(False, "channels last in memory, for the matrix units of a GPU", resume=True)
     overlays: int = option(3, "test cases of which a picture is left", resume=True)
 
     def __post_init__(self) -> None:
@@ -218,8 +222,13 @@ class Brats(Dataset):
 
     def network(self, manifest: Manifest, modalities: tuple[str, ...]) -> tuple[MultimodalNet, dict[str, nn.Module]]:
         """DeepLabv3+ with an encoder per sequence."""
-        config = DeepLabConfig(backbone=BACKBONES[self.options.backbone])
-        return DeepLab(config, modalities, CLASSES), deeplab_guides(config, modalities, CLASSES)
+        options = self.options
+        config = DeepLabConfig(backbone=BACKBONES[options.backbone], recompute=options.recompute)
+        net, guides = DeepLab(config, modalities, CLASSES), deeplab_guides(config, modalities, CLASSES)
+        if options.channels_last:
+            for module in (net, *guides.values()):
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return net, guides
 
     def open_split(
         self, folder: Path, manifest: Manifest, split: str, modalities: tuple[str, ...], device: torch.device

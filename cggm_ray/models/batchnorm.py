@@ -8,12 +8,13 @@ Shapes: N samples, C channels, H and W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -43,6 +44,28 @@ def global_batch(reduce: Callable[[Tensor], Tensor], weight: Tensor | None, *, a
         _CURRENT.reset(token)
 
 
+_RECOMPUTING: ContextVar[bool] = ContextVar("recomputing", default=False)
+
+
+def recompute_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For `torch.utils.checkpoint`: contexts of a forward pass and of its repetition.
+
+    The repetition comes in the backward pass, outside of `global_batch`. It sees the same global batch, and moves no running
+    statistics.
+    """
+    return nullcontext(), _again(_CURRENT.get())
+
+
+@contextmanager
+def _again(scope: _GlobalBatch | None) -> Iterator[None]:
+    tokens = _CURRENT.set(scope), _RECOMPUTING.set(True)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(tokens[0])
+        _RECOMPUTING.reset(tokens[1])
+
+
 class BatchNorm2d(nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d` whose training statistics are those of the global batch (see `global_batch`).
 
@@ -56,12 +79,18 @@ class BatchNorm2d(nn.BatchNorm2d):
             return super().forward(x_NCHW)
         single = x_NCHW.numel() == x_NCHW.shape[1]
         if not single and (scope is None or (scope.alone and scope.weight is None)):
+            if _RECOMPUTING.get():
+                assert self.running_mean is not None
+                assert self.running_var is not None
+                passing = self.running_mean.clone(), self.running_var.clone()
+                return F.batch_norm(x_NCHW, *passing, self.weight, self.bias, training=True, eps=self.eps)
             return super().forward(x_NCHW)
         reduce = (lambda sums: sums) if scope is None else scope.reduce
         weight = None if scope is None else scope.weight
         assert self.running_mean is not None
         normalised, moments = _Normalise.apply(x_NCHW, self.running_mean, weight, reduce, self.eps)  # type: ignore[no-untyped-call]
-        self._follow(moments)
+        if not _RECOMPUTING.get():
+            self._follow(moments)
         return normalised * _channels(self.weight) + _channels(self.bias)
 
     @torch.no_grad()

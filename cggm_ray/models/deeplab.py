@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cggm_ray.batch import Feature, HeadOutput
 from cggm_ray.errors import DataError
-from cggm_ray.models.batchnorm import BatchNorm2d
+from cggm_ray.models.batchnorm import BatchNorm2d, recompute_contexts
 from cggm_ray.models.net import Masks, MultimodalNet
 from cggm_ray.models.resnet import ResNet, ResNetConfig
 
@@ -34,12 +35,14 @@ class DeepLabConfig:
         rates: dilations of the pyramid; the first belongs to a 1x1 convolution.
         channels: of the pyramid's output and of the decoder.
         low_channels: to which the low-level features are reduced.
+        recompute: whether the activations of the encoders are computed again in the backward pass instead of being kept.
     """
 
     backbone: ResNetConfig
     rates: tuple[int, ...] = (1, 2, 4, 6)
     channels: int = 256
     low_channels: int = 48
+    recompute: bool = False
 
 
 class Atrous(nn.Module):
@@ -90,6 +93,7 @@ class DeepLabEncoder(nn.Module):
         super().__init__()
         self.backbone = ResNet(config.backbone)
         self.aspp = SpatialPyramid(config.backbone.channels, config)
+        self.recompute = config.recompute
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[N, 1, H, W] to the pyramid's output at stride 16 and the low-level features at stride 4.
@@ -99,6 +103,14 @@ class DeepLabEncoder(nn.Module):
         """
         if x.shape[-1] % LOW_STRIDE or x.shape[-2] % LOW_STRIDE:
             raise DataError(f"input: images of {list(x.shape[-2:])} pixels; expected multiples of {LOW_STRIDE}")
+        if not (self.recompute and self.training and torch.is_grad_enabled()):
+            return self._features(x)
+        features: tuple[Tensor, Tensor] = checkpoint(
+            self._features, x, use_reentrant=False, context_fn=recompute_contexts
+        )
+        return features
+
+    def _features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         high, low = self.backbone(x)
         return self.aspp(high), low
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,23 @@ def all_reduce_with_local_gradient(local: Tensor, reduce: Reduce) -> Tensor:
         return local
     one = torch.ones(1, dtype=local.dtype, device=local.device)
     total = reduce(torch.cat([local.detach(), one]))
-    return total[:-1] + total[-1] * (local - local.detach())
+    return Totals(total[:-1], total[-1]).with_gradient_of(local)
+
+
+class Totals(NamedTuple):
+    """Sums of the global batch.
+
+    Attributes:
+        sums: 1-D, without gradient.
+        shares: by how many the gradients of the shares are divided when they are put together.
+    """
+
+    sums: Tensor
+    shares: Tensor | float
+
+    def with_gradient_of(self, local: Tensor) -> Tensor:
+        """The sums, with the gradient of one share of them."""
+        return self.sums + self.shares * (local - local.detach())
 
 
 class Strategy(nn.Module):
@@ -90,10 +106,12 @@ class Strategy(nn.Module):
     Attributes:
         diagnostics: quantities of the last step for the log, name to [M] (by modality) or a scalar; detached, on the
             device.
+        totals: the sums of the global batch, where they are known before `losses`; None where it finds them.
     """
 
     def __init__(self, *, task: Task, reduce: Reduce = alone) -> None:
         super().__init__()
+        self.totals: Totals | None = None
         self.task = task
         self.reduce = reduce
         self.diagnostics: dict[str, Tensor] = {}
@@ -133,10 +151,21 @@ class Strategy(nn.Module):
             target: [N, ...].
             weight: [N] or None.
         """
-        local = torch.cat([self.task.sums(head.logits, target, weight), self.sums(head, target, weight)])
-        total = all_reduce_with_local_gradient(local, self.reduce)
+        local = self.local_sums(head, target, weight)
+        if self.totals is None:
+            total = all_reduce_with_local_gradient(local, self.reduce)
+        else:
+            total = self.totals.with_gradient_of(local)
         task_sums, own_sums = total[: self.task.n_sums], total[self.task.n_sums :]
         return self.task.combine(task_sums), self.combine(task_sums, own_sums)
+
+    def local_sums(self, head: HeadOutput, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """All sums of this worker's batch, those of the task and the strategy's own, float64, 1-D."""
+        return torch.cat([self.task.sums(head.logits, target, weight), self.sums(head, target, weight)])
+
+    def memory(self) -> list[Tensor]:
+        """Tensors that `combine` moves, changed in place."""
+        return []
 
     def loss(
         self,

@@ -211,6 +211,10 @@ class CGGM(Strategy):
             self.diagnostics["cosine"] = term.cosine_M
         return self.lam * term.loss + losses_M.sum()
 
+    def memory(self) -> list[Tensor]:
+        """What the coefficient rule and the direction rule remember."""
+        return [*self.coefficients.buffers(), *self.direction.buffers()]
+
     def step(self) -> None:
         """Moves the guides and clears their gradients."""
         self.optimizer.step()
