@@ -118,7 +118,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"age": [[1.0], [1.0, 2.0]], "label": [0, 1]}), tmp_path / "ragged.parquet")
     pq.write_table(pa.table({"age": [[1.0], [2.0]], "label": [0, None]}), tmp_path / "null.parquet")
     expected = {
-        "o.npz": "not a readable .npz of plain arrays",
+        "o.npz": "field x: found an array of objects; expected numbers or texts",
         "cut.npz": "not a readable .npz",
         "cut.parquet": "not a readable parquet file",
         "list.pkl": "found a list; expected a dict",
