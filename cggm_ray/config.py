@@ -317,8 +317,12 @@ class Config:
                 raise UsageError(f"{source}: unknown key {shown(name)}{nearest(str(name), owners)}")
             section, key = owners[name]
             changes.setdefault(section, {})[key.name] = coerce(value, type(getattr(self, section)), key, source)
-        parts = {name: dataclasses.replace(getattr(self, name), **change) for name, change in changes.items()}
-        return dataclasses.replace(self, **parts)
+        try:
+            parts = {name: dataclasses.replace(getattr(self, name), **change) for name, change in changes.items()}
+            return dataclasses.replace(self, **parts)
+        except UsageError as error:
+            # A flag is there to see; a file has to be named.
+            raise error if source in ("config", "flag") else UsageError(f"{source}: {error}") from None
 
     def fields(self) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
         """(section, field) for every field of every section."""

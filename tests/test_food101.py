@@ -210,7 +210,10 @@ BAD = {
     "label missing": (_drop("label"), "train.json, record 4: field label is missing; found id"),
     "image missing in record": (_drop("img_path"), "train.json, record 4: field img_path is missing"),
     "tokens": (_put("train.json", "text_tokens", "hot pie"), "record 2, field text_tokens: found 'hot pie'"),
-    "id twice": (_put("train.json", "id", "train0"), "record 2, field id: found 'train0' twice; expected every id once"),
+    "id twice": (
+        _put("train.json", "id", "train0"),
+        "record 2, field id: found 'train0' twice; expected every id once",
+    ),
     "unknown label": (
         _put("test.json", "label", "stew"),
         "test.json, id test2, field label: 'stew' is not among the 3",

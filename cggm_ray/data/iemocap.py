@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,13 @@ from cggm_ray.batch import Batch
 from cggm_ray.config import Config, DatasetOptions, option
 from cggm_ray.confusion import save_confusion
 from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset, raw_path
+from cggm_ray.data.h5 import check_dataset, open_h5, probe
 from cggm_ray.data.iemocap_demonstration import write_demonstration
 from cggm_ray.data.safe_pickle import load_npy
 from cggm_ray.data.sampler import Slice
 from cggm_ray.data.shards import IDENTITY, INDEX, SHARD_BYTES, STEPS, TARGET, Manifest, RawShard, tensor_column
 from cggm_ray.data.split import Split
-from cggm_ray.data.untrusted import decoded, finite, is_text, plain_array, reading
-from cggm_ray.data.volumes import check_dataset
+from cggm_ray.data.untrusted import decoded, finite, is_text, plain_array
 from cggm_ray.errors import DataError, UsageError, listed, shown
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.sequence import sequence_guides, sequence_net
@@ -118,8 +117,9 @@ class Iemocap(Dataset):
     def read(self, sources: list[Path]) -> Iterator[RawShard]:
         """Utterances and classes of every split; shapes are checked here, the features are read in `transform`."""
         targets = {split: self._target(split) for split in SPLITS}
+        probe([source for source in sources if source.suffix == ".h5"])
         for modality, file in FEATURES.items():
-            with _open(self._root / file) as features:
+            with open_h5(self._root / file) as features:
                 self._check_features(features, modality, targets)
         if self.options.norm_method == "trn":
             self._mean_std()
@@ -136,7 +136,7 @@ class Iemocap(Dataset):
         mean_std = self._mean_std() if self.options.norm_method == "trn" else None
         for modality, file in FEATURES.items():
             length = self.options.length(modality)
-            with _open(self._root / file) as features:
+            with open_h5(self._root / file) as features:
                 values = [features[name][()] for name in names]
             for name, value in zip(names, values, strict=True):
                 if not finite(value).all():
@@ -216,7 +216,7 @@ class Iemocap(Dataset):
     def _mean_std(self) -> np.ndarray:
         """Mean and standard deviation of the audio features, [2, 1, D], from the fold's train split."""
         path = self._root / MEAN_STD
-        with _open(path) as file:
+        with open_h5(path) as file:
             parts = []
             for key in ("mean", "std"):
                 where = f"{path}, fold {self.options.cv}, {key}"
@@ -271,15 +271,6 @@ def _fold_names(path: Path) -> list[str]:
     if not names:
         raise DataError(f"{path / 'target'}: found no fold; expected a folder for each, such as target/1")
     return sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[Any]:
-    """An HDF5 file, open for reading."""
-    import h5py
-
-    with reading(path, "HDF5 file"), h5py.File(path, "r") as file:
-        yield file
 
 
 def _classes(labels: np.ndarray, path: Path) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -216,7 +217,8 @@ def open_image(path: Path) -> Any:
 
     if not path.is_file():
         raise FileNotFoundError(2, "no such file" if not path.exists() else "not a regular file", str(path))
-    # Sizes are checked below, and a warning of Pillow's would be a line of its own.
+    # Sizes are checked below, and a warning would be a line beside the one that an error has.
+    warnings.filterwarnings("ignore", module="PIL")
     image = Image.open(path, formats=FORMATS)
     width, height = image.size
     if width * height > MOST_PIXELS:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from cggm_ray.data.h5 import check_dataset, open_h5
 from cggm_ray.data.untrusted import check_size, finite, reading
 from cggm_ray.errors import DataError, listed
 
@@ -88,31 +90,8 @@ def _h5_label(file: Any, path: Path) -> np.ndarray:
 
 
 def _with_h5(path: Path, use: Callable[[Any], T]) -> T:
-    import h5py
-
-    with reading(path, "h5 file"), h5py.File(path, "r") as file:
+    with open_h5(path) as file:
         return use(file)
-
-
-def check_dataset(dataset: Any, path: Path, where: str) -> None:
-    """Checks that an entry of an h5 file is an array of numbers that lies in the file, of a size that the file can hold.
-
-    Args:
-        dataset: of h5py.
-        path: of the file.
-        where: key, for messages.
-
-    Raises:
-        DataError: it is something else, or its values are to be read from other files.
-    """
-    if not hasattr(dataset, "shape") or dataset.shape is None or dataset.dtype.kind not in "fiu":
-        found = f"an array of {dataset.dtype}" if hasattr(dataset, "dtype") else "a group"
-        raise DataError(f"{path}: {where} is {found}; expected an array of numbers")
-    if dataset.external or dataset.is_virtual or Path(dataset.file.filename) != path:
-        raise DataError(f"{path}: {where} takes its values from other files; expected them in this one")
-    # What is computed with has four bytes a value at least.
-    claimed = dataset.size * max(4, dataset.dtype.itemsize)
-    check_size(claimed, path.stat().st_size, f"{path}: {where}, shape {dataset.shape}")
 
 
 def _channels(file: Any, path: Path) -> list[str]:
@@ -190,9 +169,11 @@ def has_tumour(files: Sequence[Path]) -> bool:
 
 
 def _z_scored(values: np.ndarray, path: Path) -> np.ndarray:
-    if not finite(values).all() or not values.any():
+    if not finite(values).all():
         _check_intensities(values, str(path))
     values = values.astype(np.float32)
+    if not values.any():
+        _check_intensities(values, str(path))
     brain = values != 0
     inside = values[brain].astype(np.float64)
     deviation = inside.std()
@@ -224,8 +205,10 @@ def _nifti_values(path: Path) -> np.ndarray:
 def _with_nifti(path: Path, use: Callable[[Any], T]) -> T:
     import nibabel
 
+    # It prints what it thinks of a header, beside the one line that an error has.
+    warnings.filterwarnings("ignore", module="nibabel")
     # The two kinds alone: nibabel.load would try a dozen formats, and follow the header of a pair to another file.
-    with reading(path, "NIfTI file"):
+    with reading(path, "NIfTI file"), nibabel.imageglobals.LoggingOutputSuppressor():
         with nibabel.openers.ImageOpener(str(path)) as file:
             (size,) = struct.unpack("<i", file.read(4))
         kind = nibabel.Nifti2Image if size in (540, 469893120) else nibabel.Nifti1Image
