@@ -48,6 +48,7 @@ def read_yaml(path: Path, field: str) -> dict[str, Any]:
         if len(text) > MOST_BYTES:
             raise UsageError(f"{field}: {path} has more than {MOST_BYTES:,} bytes; expected a configuration file")
         loader = _Loader(text.decode())
+        loader.name = path.name
         node = loader.get_single_node()
         _count(node, f"{field}: {path}", {})
         content = None if node is None else loader.construct_document(node)

@@ -162,7 +162,14 @@ def load_model(info: EncoderInfo, precision: str, device: torch.device) -> nn.Mo
     kind = {"vit": transformers.ViTModel, "bert": transformers.BertModel}[info.flag]
     try:
         # The pooler has no part in the last hidden states.
-        model, report = kind.from_pretrained(info.reference, add_pooling_layer=False, output_loading_info=True)
+        # A .bin file is a pickle, and a configuration may name a kernel to be fetched: both are shut out by name.
+        model, report = kind.from_pretrained(
+            info.reference,
+            add_pooling_layer=False,
+            output_loading_info=True,
+            weights_only=True,
+            attn_implementation="sdpa",
+        )
     except Exception as error:
         # Whatever reads a damaged file raises, it is the file of the user that is to blame.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

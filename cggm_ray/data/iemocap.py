@@ -102,7 +102,10 @@ class Iemocap(Dataset):
         if not path.is_dir():
             raise DataError(f"{path}: a file; expected the folder that holds A, V, L and target")
         if not (path / "target" / self.options.cv).is_dir():
-            raise DataError(f"{path / 'target'}: fold {self.options.cv} is missing; found {listed(_fold_names(path))}")
+            raise DataError(
+                f"{path / 'target'}: fold {self.options.cv} is missing; found {listed(_fold_names(path))}; "
+                "expected one of them as --cv"
+            )
         self._root = path
         files = [path / file for file in FEATURES.values()]
         if self.options.norm_method == "trn":

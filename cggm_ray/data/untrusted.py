@@ -7,6 +7,7 @@ taken for it.
 from __future__ import annotations
 
 import json
+import pickle
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
@@ -51,7 +52,11 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         raise DataError(f"{path}: not a readable {kind}: {error}") from None
     except EOFError:
         raise DataError(f"{path}: the {kind} ends too early; expected a complete file (a broken copy?)") from None
-    # A damaged file can raise nearly anything from the code of its format, lack of memory and of stack included.
+    except RecursionError:
+        raise DataError(f"{path}: not a readable {kind}: nested too deeply") from None
+    except (ValueError, pickle.UnpicklingError) as error:
+        raise DataError(f"{path}: not a readable {kind}: {error}") from None
+    # A damaged file can raise nearly anything from the code of its format, lack of memory included.
     except Exception as error:
         raise DataError(f"{path}: not a readable {kind}: {type(error).__name__}: {error}") from None
 
@@ -93,11 +98,8 @@ def read_json(path: Path) -> Any:
             raise ValueError(f"the key {shown(twice)} is there twice in one object")
         return content
 
-    try:
-        with reading(path, "JSON file"):
-            return json.loads(path.read_text(encoding="utf-8"), parse_constant=constant, object_pairs_hook=mapping)
-    except RecursionError:
-        raise DataError(f"{path}: not a readable JSON file: nested too deeply") from None
+    with reading(path, "JSON file"):
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=constant, object_pairs_hook=mapping)
 
 
 def is_text(value: Any) -> bool:
@@ -219,11 +221,14 @@ def open_image(path: Path) -> Any:
         raise FileNotFoundError(2, "no such file" if not path.exists() else "not a regular file", str(path))
     # Sizes are checked below, and a warning would be a line beside the one that an error has.
     warnings.filterwarnings("ignore", module="PIL")
-    image = Image.open(path, formats=FORMATS)
+    try:
+        image = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise ValueError(f"found more than {2 * MOST_PIXELS:,} pixels; expected at most {MOST_PIXELS:,}") from None
     width, height = image.size
     if width * height > MOST_PIXELS:
         image.close()
-        raise ValueError(f"{width} x {height} pixels; expected at most {MOST_PIXELS:,}")
+        raise ValueError(f"found {width} x {height} pixels; expected at most {MOST_PIXELS:,}")
     return image
 
 
