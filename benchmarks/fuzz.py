@@ -74,7 +74,8 @@ class Reader:
             "MALLOC_ARENA_MAX": "2",
             "OMP_NUM_THREADS": "1",
         }
-        command = [sys.executable, str(Path(__file__).with_name("fuzz_readers.py")), str(self._whole)]
+        place = tempfile.mkdtemp(prefix="reader-", dir=self._whole.parent)
+        command = [sys.executable, str(Path(__file__).with_name("fuzz_readers.py")), str(self._whole), place]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -144,6 +145,8 @@ def fuzz(reader: Reader, arguments: argparse.Namespace, whole: Path, folder: Pat
     for number, (kind, one) in enumerate(inputs(whole, arguments.data, arguments.inputs, arguments.seed)):
         if only and one.group not in only:
             continue
+        if one.group not in counts:
+            print(f"{time.strftime('%H:%M:%S')} {one.group}", file=sys.stderr, flush=True)
         path = folder / f"input{one.suffix}"
         path.write_bytes(one.content)
         begun = time.monotonic()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pickle
 import random
@@ -28,6 +29,8 @@ from hypothesis.extra import numpy as hnp
 
 from cggm_ray.config import Config
 
+WEIGHTS = {"h5": 0.25}
+"""Share of a format among the inputs: every h5 file is looked at by a process of its own first, which takes its time."""
 NUMBERS = [0, 1, 0x7F, 0xFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
 WORDS = {
     "json": r"""[ { } ] " : , null true NaN Infinity 1e999 -0 \ud800 \u0000 "id" "img_path" "../x" "/etc/passwd" """,
@@ -323,8 +326,9 @@ def inputs(whole: Path, data: Path, count: int, number: int) -> Iterator[tuple[s
     draw = random.Random(number)
     seeds = generated(whole) + real(data)
     groups = sorted({one.group for one in seeds})
-    share = -(-count // len(groups))
+    whole_share = count / sum(WEIGHTS.get(group, 1.0) for group in groups)
     for group in groups:
+        share = math.ceil(whole_share * WEIGHTS.get(group, 1.0))
         mine = [one for one in seeds if one.group == group]
         yield from (("whole", one) for one in mine)
         strange = made(group, share // 3, number)

@@ -10,7 +10,6 @@ import os
 import resource
 import shutil
 import sys
-import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
@@ -261,11 +260,12 @@ def lacks_memory(error: BaseException | None) -> bool:
     return False
 
 
-def serve(whole: Path) -> None:
+def serve(whole: Path, folder: Path) -> None:
     """Answers until the input ends.
 
     Args:
         whole: folder with a folder for every role that has a place, of whole files.
+        folder: to work in.
     """
     import pyarrow as pa
 
@@ -277,26 +277,24 @@ def serve(whole: Path) -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
-    with tempfile.TemporaryDirectory(prefix="cggm-fuzz-") as text:
-        folder = Path(text)
-        for role, (_, place) in READERS.items():
-            if place:
-                shutil.copytree(whole / role, folder / role)
-        for line in sys.stdin:
-            question = json.loads(line)
-            source, role = Path(question["path"]), question["role"]
-            read, place = READERS[role]
-            target = folder / role / place if place else folder / f"input{source.suffix}"
-            target.unlink(missing_ok=True)
-            shutil.copyfile(source, target)
-            found, detail = outcome(read, folder / role if place else target, folder, canary, not question["first"])
-            answers.write(json.dumps({"outcome": found, "detail": detail[:600]}) + "\n")
-            answers.flush()
-            if question.get("settle"):
-                # Everything that is imported late is there: from here on memory belongs to the inputs.
-                used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-                resource.setrlimit(resource.RLIMIT_AS, (used + GIB, resource.RLIM_INFINITY))
+    for role, (_, place) in READERS.items():
+        if place:
+            shutil.copytree(whole / role, folder / role)
+    for line in sys.stdin:
+        question = json.loads(line)
+        source, role = Path(question["path"]), question["role"]
+        read, place = READERS[role]
+        target = folder / role / place if place else folder / f"input{source.suffix}"
+        target.unlink(missing_ok=True)
+        shutil.copyfile(source, target)
+        found, detail = outcome(read, folder / role if place else target, folder, canary, not question["first"])
+        answers.write(json.dumps({"outcome": found, "detail": detail[:600]}) + "\n")
+        answers.flush()
+        if question.get("settle"):
+            # Everything that is imported late is there: from here on memory belongs to the inputs.
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+            resource.setrlimit(resource.RLIMIT_AS, (used + GIB, resource.RLIM_INFINITY))
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]))
+    serve(Path(sys.argv[1]), Path(sys.argv[2]))
