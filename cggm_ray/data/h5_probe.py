@@ -7,14 +7,15 @@ through. What is merely wrong with a file is said by the process that reads it.
 import contextlib
 import json
 import sys
-
-import h5py
+from typing import Any
 
 
 def look(path: str) -> None:
     """Opens all groups, types, attributes and tables of chunks; no values are read."""
+    # All modules of this package are imported where a dataset is looked up by its name, and few of those runs have h5 files.
+    import h5py
 
-    def visit(name: str, entry: h5py.Group | h5py.Dataset) -> None:
+    def visit(name: str, entry: Any) -> None:
         dict(entry.attrs)
         if isinstance(entry, h5py.Dataset):
             _ = entry.shape, entry.dtype, entry.external, entry.is_virtual

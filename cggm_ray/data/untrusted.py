@@ -43,7 +43,10 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         DataError: the file cannot be read, or is not what it should be.
     """
     try:
-        yield
+        # What a library thinks of a damaged file would be lines beside the one that an error has.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except CggmError:
         raise
     except OSError as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import struct
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,8 +204,6 @@ def _nifti_values(path: Path) -> np.ndarray:
 def _with_nifti(path: Path, use: Callable[[Any], T]) -> T:
     import nibabel
 
-    # It prints what it thinks of a header, beside the one line that an error has.
-    warnings.filterwarnings("ignore", module="nibabel")
     # The two kinds alone: nibabel.load would try a dozen formats, and follow the header of a pair to another file.
     with reading(path, "NIfTI file"), nibabel.imageglobals.LoggingOutputSuppressor():
         with nibabel.openers.ImageOpener(str(path)) as file:
