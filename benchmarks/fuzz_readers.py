@@ -254,7 +254,9 @@ def outcome(read: Callable[[Path], Any], path: Path, folder: Path, canary: Canar
 def lacks_memory(error: BaseException | None) -> bool:
     """Whether an error, or one that it took the place of, is about memory."""
     while error is not None:
-        if isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY):
+        # Our own errors quote names from the input, which may say anything; what they took the place of follows in the chain.
+        quotes = isinstance(error, CggmError)
+        if isinstance(error, MemoryError) or (not quotes and any(sign in str(error) for sign in NO_MEMORY)):
             return True
         error = error.__cause__ or error.__context__
     return False
