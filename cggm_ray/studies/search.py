@@ -259,10 +259,8 @@ def _space(content: Any, base: Config, source: str) -> tuple[Parameter, ...]:
                 raise UsageError(f"{source}: space: {parameter.key}: when: {shown(name)} is no key of this space")
             other = found[name]
             if other.kind in ("choice", "grid") and not all(value in other.values for value in allowed):
-                raise UsageError(
-                    f"{source}: space: {parameter.key}: when: {name} never is {listed(allowed)}; it has "
-                    f"{listed(other.values)}"
-                )
+                place = f"{source}: space: {parameter.key}"
+                raise UsageError(f"{place}: when: {name} never is {listed(allowed)}; it has {listed(other.values)}")
     return _ordered(found, source)
 
 
@@ -330,9 +328,8 @@ def _check_search(search: Search, base: Config, source: str) -> None:
     for name, value in whole.items():
         if value < 1:
             raise UsageError(f"{source}: {name}: found {value}; expected a whole number of at least 1")
-    draws = search.trials * math.prod(len(p.values) for p in search.space if p.kind == "grid")
-    if draws > MOST_TRIALS:
-        raise UsageError(f"{source}: trials: found {draws:,} with the grid; expected at most {MOST_TRIALS:,}")
+    if search.trials * math.prod(len(p.values) for p in search.space if p.kind == "grid") > MOST_TRIALS:
+        raise UsageError(f"{source}: trials: found more than {MOST_TRIALS:,} with the grid; expected fewer")
     for name, value in {"seed": search.seed, "max_failures": search.max_failures}.items():
         if value < 0:
             raise UsageError(f"{source}: {name}: found {value}; expected zero or a positive number")
@@ -385,9 +382,8 @@ def _mapping(content: Any, place: str, names: list[str]) -> Mapping[str, Any]:
         raise UsageError(f"{place}: found {shown(content)}; expected a mapping")
     for name in content:
         if name not in names:
-            raise UsageError(
-                f"{place}: unknown key {shown(name)}{nearest(str(name), names)}; available: {', '.join(names)}"
-            )
+            near = nearest(str(name), names)
+            raise UsageError(f"{place}: unknown key {shown(name)}{near}; available: {', '.join(names)}")
     return content
 
 
