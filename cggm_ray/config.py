@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cggm_ray.errors import UsageError
+from cggm_ray.errors import UsageError, shown
 from cggm_ray.modulation.base import STRATEGIES
 from cggm_ray.modulation.coefficients import COEFFICIENT_RULES
 from cggm_ray.modulation.direction import DIRECTION_RULES
@@ -307,7 +307,7 @@ class Config:
             if key in sections and isinstance(value, Mapping):
                 flat |= value
             elif key in sections and key != "modulation":
-                raise UsageError(f"{source}: section {key} holds {value!r}; expected a mapping")
+                raise UsageError(f"{source}: section {key} holds {shown(value)}; expected a mapping")
             else:
                 flat[key] = value
         return (base or cls()).replace(flat, source=source)
@@ -324,11 +324,15 @@ class Config:
         changes: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
             if name not in owners:
-                raise UsageError(f"{source}: unknown key {name!r}{nearest(name, owners)}")
+                raise UsageError(f"{source}: unknown key {shown(name)}{nearest(str(name), owners)}")
             section, key = owners[name]
             changes.setdefault(section, {})[key.name] = coerce(value, type(getattr(self, section)), key, source)
-        parts = {name: dataclasses.replace(getattr(self, name), **change) for name, change in changes.items()}
-        return dataclasses.replace(self, **parts)
+        try:
+            parts = {name: dataclasses.replace(getattr(self, name), **change) for name, change in changes.items()}
+            return dataclasses.replace(self, **parts)
+        except UsageError as error:
+            # A flag is there to see; a file has to be named.
+            raise error if source in ("config", "flag") else UsageError(f"{source}: {error}") from None
 
     def fields(self) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
         """(section, field) for every field of every section."""
@@ -344,7 +348,7 @@ class Config:
 
 def _check(holds: bool, part: Any, name: str, expected: str) -> None:
     if not holds:
-        raise UsageError(f"{name}: found {getattr(part, name)!r}; expected {expected}")
+        raise UsageError(f"{name}: found {shown(getattr(part, name))}; expected {expected}")
 
 
 def _at_least(part: Any, name: str, least: int) -> None:
@@ -354,4 +358,4 @@ def _at_least(part: Any, name: str, least: int) -> None:
 def _one_of(part: Any, name: str, names: tuple[str, ...]) -> None:
     value = getattr(part, name)
     if value not in names:
-        raise UsageError(f"{name}: unknown {value!r}{nearest(str(value), names)}; available: {', '.join(names)}")
+        raise UsageError(f"{name}: unknown {shown(value)}{nearest(str(value), names)}; available: {', '.join(names)}")

@@ -1,10 +1,22 @@
 """Errors that a person can act on: one line that names the file, the field, what was found and what was expected."""
 
+from __future__ import annotations
+
+import re
+import reprlib
+
+LONGEST = 1000
+"""Characters of a message."""
+
 
 class CggmError(Exception):
     """A failure of a run. Programs end with `exit_code`."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """One line: file names, keys and values may hold line breaks and codes that move a terminal's cursor."""
+        return one_line(super().__str__())
 
 
 class UsageError(CggmError):
@@ -23,3 +35,34 @@ class TrainingError(CggmError):
 
 class NonFiniteError(TrainingError):
     """Loss or gradient stopped being finite; raised on every worker before the optimizer steps."""
+
+
+def one_line(text: str) -> str:
+    """A text without line breaks and control characters, of at most `LONGEST` characters."""
+    if len(text) > LONGEST:
+        # The end says what was expected.
+        text = f"{text[: LONGEST * 3 // 4]} [{len(text) - LONGEST:,} characters left out] {text[-LONGEST // 4 :]}"
+    text = re.sub(r"\s*[\r\n]\s*", " ", text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class _Shown(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 3
+        self.maxstring = self.maxother = self.maxlong = 80
+
+
+_SHOWN = _Shown()
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: the beginning of it, however large it is and however often it holds itself."""
+    return _SHOWN.repr(value)
+
+
+def listed(names: object, most: int = 20) -> str:
+    """The first of some names, and how many there are more; 'nothing' where there is none."""
+    texts = [shown(name) if not isinstance(name, str) else name[:80] for name in names]  # type: ignore[attr-defined]
+    more = len(texts) - most
+    return (", ".join(texts[:most]) or "nothing") + (f" and {more} more" if more > 0 else "")

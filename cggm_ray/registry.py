@@ -12,14 +12,15 @@ import pkgutil
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
-from cggm_ray.errors import UsageError
+from cggm_ray.errors import UsageError, shown
 
 T = TypeVar("T")
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """' (did you mean X?)' for the closest of `names`, or an empty text when none is close."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    # Its time grows with the square of the length, and no name is that long.
+    close = difflib.get_close_matches(name[:80], list(names), n=1, cutoff=0.5)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
@@ -71,7 +72,7 @@ class Registry(Generic[T]):
         self._fill()
         if name not in self._entries:
             raise UsageError(
-                f"unknown {self.kind} {name!r}{nearest(name, self._entries)}; available: {', '.join(self.names())}"
+                f"unknown {self.kind} {shown(name)}{nearest(name, self._entries)}; available: {', '.join(self.names())}"
             )
         return self._entries[name]
 

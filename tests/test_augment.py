@@ -88,4 +88,4 @@ def test_every_mode_becomes_rgb_and_problems_have_a_reason(tmp_path: Path) -> No
     (tmp_path / "text.jpg").write_text("no image")
     assert image_problem(tmp_path / "text.jpg", 16) == "cannot identify image file"
     assert image_problem(tmp_path / "none.jpg", 16) == "no such file"
-    assert image_problem(tmp_path, 16) == "Is a directory"
+    assert image_problem(tmp_path, 16) == "not a regular file"

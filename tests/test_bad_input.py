@@ -62,30 +62,42 @@ CONTENTS: dict[str, tuple[Callable[[Content], Any], list[str]]] = {
     "missing modality": (drop("test", "audio"), ["split test", "field audio is missing"]),
     "missing labels": (drop("train", "labels"), ["split train", "field labels is missing"]),
     "counts differ": (put("train", "vision", lambda a: a[:-1]), ["split train, field vision", "21 samples", "has 22"]),
-    "rank": (put("valid", "text", lambda a: a[:, 0]), ["split valid, field text", "2 axes", "[N, T, D]"]),
+    "two axes in place of three": (
+        put("valid", "text", lambda a: a[:, 0]),
+        ["split valid, field text", "2 axes", "[N, T, D]"],
+    ),
     "width differs": (put("test", "audio", lambda a: a[:, :, :3]), ["split test, field audio", "(4, 3)", "(4, 16)"]),
-    "nan": (
+    "NaN in text": (
         put("train", "text", with_value((7, 2, 1), np.nan)),
         ["split train, field text, sample 7", "nan", "step 2"],
     ),
-    "nan in audio": (put("test", "audio", with_value((3, 0, 0), np.nan)), ["split test, field audio, sample 3", "nan"]),
-    "inf in vision": (
+    "NaN in audio": (
+        put("test", "audio", with_value((3, 0, 0), np.nan)),
+        ["split test, field audio, sample 3", "nan"],
+    ),
+    "infinite vision": (
         put("test", "vision", with_value((2, 0, 0), np.inf)),
         ["split test, field vision, sample 2", "inf"],
     ),
-    "nan label": (
+    "label that is not a number": (
         put("valid", "labels", with_value((5, 0, 0), np.nan)),
         ["split valid, field labels, sample 5", "nan"],
     ),
-    "label shape": (put("train", "labels", lambda a: a.repeat(2, 1)), ["field labels", "(22, 2, 1)", "[N, 1, 1]"]),
+    "two labels a sample": (
+        put("train", "labels", lambda a: a.repeat(2, 1)),
+        ["field labels", "(22, 2, 1)", "[N, 1, 1]"],
+    ),
     "empty split": (empty, ["split valid: the split is empty"]),
-    "texts": (
+    "texts in place of numbers": (
         put("train", "audio", lambda a: a.astype(str)),
         ["split train, field audio", "expected an array of numbers"],
     ),
-    "list": (put("train", "audio", lambda a: a.tolist()), ["field audio", "found a list"]),
-    "no steps": (put("train", "audio", lambda a: a[:, :0]), ["field audio", "(22, 0, 16)", "at least one time step"]),
-    "names": (
+    "list in place of an array": (put("train", "audio", lambda a: a.tolist()), ["field audio", "found a list"]),
+    "no time step": (
+        put("train", "audio", lambda a: a[:, :0]),
+        ["field audio", "(22, 0, 16)", "at least one time step"],
+    ),
+    "fewer names than samples": (
         lambda c: c | {"test": c["test"] | {"id": np.arange(3)}},
         ["split test, field id", "3 names", "7 samples"],
     ),

@@ -198,64 +198,27 @@ def _put(file: str, key: str, value: Any) -> Callable[[Path], None]:
     return lambda raw: edit(raw / file, lambda content: content[2].__setitem__(key, value))
 
 
-BAD = {
-    "not a list": (
-        lambda raw: edit(raw / "test.json", lambda c: {"items": c}),
-        "test.json: found a dict; expected a list",
-    ),
-    "not json": (lambda raw: (raw / "train.json").write_text("[{"), "train.json: not readable as JSON"),
-    "empty": (lambda raw: (raw / "train.json").write_text("[]"), "train.json: the list is empty"),
-    "no test": (lambda raw: (raw / "test.json").unlink(), "test.json is missing"),
-    "entry": (lambda raw: edit(raw / "train.json", lambda c: [*c, 3]), "record 18: found a int"),
-    "label missing": (_drop("label"), "train.json, record 4: field label is missing; found id"),
-    "image missing in record": (_drop("img_path"), "train.json, record 4: field img_path is missing"),
-    "tokens": (_put("train.json", "text_tokens", "hot pie"), "record 2, field text_tokens: found 'hot pie'"),
-    "id twice": (_put("train.json", "id", "train0"), "record 2, field id: 'train0' is there twice"),
-    "unknown label": (
-        _put("test.json", "label", "stew"),
-        "test.json, id test2, field label: 'stew' is not among the 3",
-    ),
-    "image file": (
-        lambda raw: (raw / "images" / "3.jpg").unlink(),
-        "1 images cannot be read.*images/3.jpg: no such file",
-    ),
-    "unreadable image": (
-        lambda raw: (raw / "images" / "5.jpg").write_bytes(b"no image"),
-        "images/5.jpg: cannot identify image file",
-    ),
-    "cut image": (
-        lambda raw: (raw / "images" / "5.jpg").write_bytes((raw / "images" / "5.jpg").read_bytes()[:-200]),
-        "images/5.jpg: .*[Tt]runcated",
-    ),
-    "tokenizer": (
-        lambda raw: (raw / "bert" / "vocab.txt").unlink(),
-        "bert: .* has no tokenizer: expected tokenizer.json or",
-    ),
-    "foreign tokenizer": (
-        lambda raw: (raw / "bert" / "vocab.txt").open("a").write("more\n") and None,
-        "has 10 pieces, the model 9",
-    ),
-    "no weights": (lambda raw: (raw / "vit" / "model.safetensors").unlink(), "vit: .* has no weights"),
-    "damaged weights": (
-        lambda raw: (raw / "vit" / "model.safetensors").write_bytes(b"\0" * 100),
-        "vit: .*model.safetensors is not a readable safetensors file",
-    ),
-    "no bert": (lambda raw: shutil.rmtree(raw / "bert"), "bert: expected a local folder or a hub name"),
-    "bert for vit": (
-        lambda raw: (shutil.rmtree(raw / "vit"), shutil.copytree(raw / "bert", raw / "vit")),
-        "field model_type: found 'bert'; expected 'vit'",
-    ),
+BAD: dict[str, Callable[[Path], object]] = {
+    "not a list": lambda raw: edit(raw / "test.json", lambda c: {"items": c}),
+    "text in place of JSON": lambda raw: (raw / "train.json").write_text("[{"),
+    "empty": lambda raw: (raw / "train.json").write_text("[]"),
+    "no test": lambda raw: (raw / "test.json").unlink(),
+    "number in place of a record": lambda raw: edit(raw / "train.json", lambda c: [*c, 3]),
+    "label missing": _drop("label"),
+    "image missing in record": _drop("img_path"),
+    "text in place of tokens": _put("train.json", "text_tokens", "hot pie"),
+    "id twice": _put("train.json", "id", "train0"),
+    "unknown label": _put("test.json", "label", "stew"),
+    "image missing": lambda raw: (raw / "images" / "3.jpg").unlink(),
+    "unreadable image": lambda raw: (raw / "images" / "5.jpg").write_bytes(b"no image"),
+    "cut image": lambda raw: (raw / "images" / "5.jpg").write_bytes((raw / "images" / "5.jpg").read_bytes()[:-200]),
+    "tokenizer": lambda raw: (raw / "bert" / "vocab.txt").unlink(),
+    "foreign tokenizer": lambda raw: (raw / "bert" / "vocab.txt").open("a").write("more\n") and None,
+    "no weights": lambda raw: (raw / "vit" / "model.safetensors").unlink(),
+    "damaged weights": lambda raw: (raw / "vit" / "model.safetensors").write_bytes(b"\0" * 100),
+    "no bert": lambda raw: shutil.rmtree(raw / "bert"),
+    "bert for vit": lambda raw: (shutil.rmtree(raw / "vit"), shutil.copytree(raw / "bert", raw / "vit")),
 }
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_clear_line(name: str, raw: Path, tmp_path: Path) -> None:
-    spoil, message = BAD[name]
-    spoil(raw)
-    with pytest.raises(DataError, match=message) as caught:
-        prepare(configuration(raw, tmp_path / "out"), write_shards_here)
-    assert "\n" not in str(caught.value)
-    assert not list((tmp_path / "out").rglob("*.parquet"))
 
 
 def test_weights_of_another_model_are_refused(raw: Path, tmp_path: Path) -> None:

@@ -147,62 +147,23 @@ def put(h5: h5py.File, name: str, value: object) -> None:
 
 
 FIRST, LAST = "Ses01F_impro00_F000", "Ses01F_impro11_F000"
-BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "key missing": (
-        change(PLACES["vision"], lambda h5: h5.pop(LAST)),
-        rf"denseface\.h5, utterance {LAST}.*key is missing",
+BROKEN: dict[str, Callable[[Path], object]] = {
+    "key missing": change(PLACES["vision"], lambda h5: h5.pop(LAST)),
+    "other width": change(PLACES["text"], lambda h5: put(h5, LAST, np.zeros((3, 7)))),
+    "one axis in place of two": change(PLACES["audio"], lambda h5: put(h5, FIRST, np.zeros(3))),
+    "NaN in text": change(PLACES["text"], lambda h5: put(h5, LAST, np.full((2, 5), np.nan))),
+    "fold without deviation": change("A/comparE_mean_std.h5", lambda h5: h5.pop("1/std")),
+    "width of statistics": change("A/comparE_mean_std.h5", lambda h5: put(h5, "1/mean", np.zeros(9))),
+    "five classes": lambda f: np.save(f / "target/1/val_label.npy", np.eye(5)[:3]),
+    "two classes a row": lambda f: np.save(
+        f / "target/1/val_label.npy", np.array([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 1]])
     ),
-    "other width": (
-        change(PLACES["text"], lambda h5: put(h5, LAST, np.zeros((3, 7)))),
-        rf"bert_large\.h5, utterance {LAST}.*7 features; utterance {FIRST} has 5",
-    ),
-    "one axis": (
-        change(PLACES["audio"], lambda h5: put(h5, FIRST, np.zeros(3))),
-        r"comparE\.h5.*shape \(3,\).*\[steps, feat",
-    ),
-    "not finite": (
-        change(PLACES["text"], lambda h5: put(h5, LAST, np.full((2, 5), np.nan))),
-        rf"bert_large\.h5, utterance {LAST}: nan at step 0, feature 0",
-    ),
-    "fold of statistics": (
-        change("A/comparE_mean_std.h5", lambda h5: h5.pop("1/std")),
-        r"fold 1, std: the key is missing",
-    ),
-    "width of statistics": (
-        change("A/comparE_mean_std.h5", lambda h5: put(h5, "1/mean", np.zeros(9))),
-        r"fold 1, mean: shape \(9,\); the audio has 3",
-    ),
-    "class outside": (
-        lambda f: np.save(f / "target/1/val_label.npy", np.eye(5)[:3]),
-        r"val_label\.npy: shape \(3, 5\).*one-hot rows \[N, 4\]",
-    ),
-    "two classes": (
-        lambda f: np.save(f / "target/1/val_label.npy", np.array([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 1]])),
-        r"val_label\.npy, row 1: \[1, 1, 0, 0\]; expected a single 1",
-    ),
-    "labels too few": (
-        lambda f: np.save(f / "target/1/tst_label.npy", np.eye(4)[:2]),
-        r"3 utterances; tst_label\.npy has 2",
-    ),
-    "names are numbers": (
-        lambda f: np.save(f / "target/1/trn_int2name.npy", np.arange(6)),
-        r"row 0: found 0; expected the name",
-    ),
-    "no file": (lambda f: (f / "A/comparE.h5").unlink(), r"comparE\.h5: does not exist"),
-    "not h5": (lambda f: (f / "A/comparE.h5").write_bytes(b"text"), r"comparE\.h5: not a readable HDF5 file"),
-    "cut npy": (lambda f: (f / "target/1/trn_label.npy").write_bytes(b"\x93NUMPY"), r"trn_label\.npy: .*\.npy file"),
+    "labels too few": lambda f: np.save(f / "target/1/tst_label.npy", np.eye(4)[:2]),
+    "names are numbers": lambda f: np.save(f / "target/1/trn_int2name.npy", np.arange(6)),
+    "file missing": lambda f: (f / "A/comparE.h5").unlink(),
+    "text in place of h5": lambda f: (f / "A/comparE.h5").write_bytes(b"text"),
+    "npy cut short": lambda f: (f / "target/1/trn_label.npy").write_bytes(b"\x93NUMPY"),
 }
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_bad_input_is_named(tmp_path: Path, name: str) -> None:
-    data = small_layout(tmp_path / "iemocap")
-    breaks, message = BROKEN[name]
-    breaks(data)
-    with pytest.raises(DataError, match=message) as raised:
-        prepare(config(tmp_path, data), write_shards_here)
-    assert "\n" not in str(raised.value)
-    assert not sets(tmp_path / "runs" / "shards"), "nothing is left behind"
 
 
 @pytest.mark.parametrize(

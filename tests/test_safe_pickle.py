@@ -86,6 +86,53 @@ def test_an_array_cannot_be_called_into_being(tmp_path: Path) -> None:
         load_pickle(path)
 
 
+def piece(value: Any, protocol: int = 3) -> bytes:
+    """The instructions that push a value."""
+    return pickle.dumps(value, protocol)[2:-1].replace(b"q\x00", b"")
+
+
+def array_of(code: bytes, flags: int, shape: tuple[int, ...], data: bytes) -> bytes:
+    """A pickle of an array, as numpy writes it, with every number free to choose."""
+    kind = b"cnumpy\ndtype\n(V" + code + b"\nI00\nI01\ntR" + piece((3, "|", None, None, None, -1, -1, flags)) + b"b"
+    empty = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\nt" + piece(b"b") + b"tR"
+    return b"\x80\x03" + empty + b"(I1\n" + piece(shape) + kind + b"I00\n" + data + b"tb."
+
+
+HOSTILE = {
+    "numbers as addresses": (array_of(b"O8", 0, (2,), piece(b"A" * 16)), "an array of object from a bytes"),
+    "objects that are not there": (
+        array_of(b"O8", 63, (10**9,), b"]"),
+        r"shape \(1000000000,\) of object from 0 items",
+    ),
+    "bytes that are not there": (array_of(b"f8", 0, (10**9,), piece(b"A" * 8)), "of float64 from 8 items"),
+    "a structure": (array_of(b"V8", 0, (1,), piece(b"A" * 8)), "the array type 'V8'"),
+    "no dimensions": (array_of(b"f8", 0, (0, 2**62), piece(b"")), "an array of shape"),
+    "zeros": (b"cbuiltins\nbytearray\n(I3000000000\ntR.", "a bytearray of 3000000000"),
+    "a long text": (b"\x80\x04\x8d" + (2**40).to_bytes(8, "little") + b"x.", "ends too early"),
+    "a long frame": (b"\x80\x04\x95" + (2**40).to_bytes(8, "little") + b"N.", "ends too early"),
+    "a key of keys": (b"\x80\x02}N\x85" + b"2\x86" * 60 + b"Ns.", "expected texts or numbers as keys"),
+    "a set of keys": (b"\x80\x04\x8f(N\x85" + b"2\x86" * 60 + b"\x90.", "expected texts or numbers as keys"),
+    "an instruction for classes": (b"\x80\x02cnumpy\ndtype\n(Vf8\nt\x81.", "an object of a class"),
+    "a method of another type": (b"\x80\x02cbuiltins\nbytearray\n(tRK\x01a.", "expected a list"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_numbers_in_a_pickle_are_not_believed(tmp_path: Path, case: str) -> None:
+    """Each of them, given to pickle and numpy as it is, crashes the process, hangs, or takes memory without bounds."""
+    content, message = HOSTILE[case]
+    path = tmp_path / "hostile.pkl"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"hostile\.pkl: .*{message}"):
+        load_pickle(path)
+
+
+def test_a_place_in_the_memo_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "memo.pkl"
+    path.write_bytes(b"\x80\x02Nr\xff\xff\xff\xff.")
+    assert load_pickle(path) is None
+
+
 @pytest.mark.parametrize("kept", [0, 1, 10, 200, -1])
 def test_truncated(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "short.pkl"

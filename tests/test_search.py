@@ -99,30 +99,36 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no space": ({}, "space: found None; expected at least one field"),
     "empty space": ({"space": {}}, "space: found {}; expected at least one field"),
     "unknown field": ({"space": {"rhoo": {"uniform": [1, 2]}}}, "space: unknown key 'rhoo' (did you mean rho?)"),
-    "twice": ({"space": RHO | {"rou": {"choice": [1]}}}, "space: rou: the space has rho twice"),
-    "of the run": ({"space": {"workers": {"choice": [1, 2]}}}, "space: workers: a trial cannot change it"),
-    "epochs": ({"space": {"num_epochs": {"choice": [1]}}}, "max_epochs of the scheduler sets it"),
-    "no mapping": ({"space": {"rho": [1, 2]}}, "space: rho: found [1, 2]; expected a mapping"),
+    "field under two names": ({"space": RHO | {"rou": {"choice": [1]}}}, "space: rou: the space has rho twice"),
+    "field of the run": ({"space": {"workers": {"choice": [1, 2]}}}, "space: workers: a trial cannot change it"),
+    "field that the scheduler sets": (
+        {"space": {"num_epochs": {"choice": [1]}}},
+        "max_epochs of the scheduler sets it",
+    ),
+    "field without a kind of draw": ({"space": {"rho": [1, 2]}}, "space: rho: found [1, 2]; expected a mapping"),
     "no kind": ({"space": {"rho": {}}}, "space: rho: found none of choice, uniform, loguniform, grid"),
     "two kinds": ({"space": {"rho": {"choice": [1], "grid": [1]}}}, "found choice, grid of"),
     "misspelt kind": ({"space": {"rho": {"unifrom": [1, 2]}}}, "unknown key 'unifrom' (did you mean uniform?)"),
-    "no list": ({"space": {"rho": {"choice": 1.3}}}, "choice: found 1.3; expected a list"),
+    "choice that is no list": ({"space": {"rho": {"choice": 1.3}}}, "choice: found 1.3; expected a list"),
     "no choices": ({"space": {"rho": {"choice": []}}}, "choice: found []; expected a list of values"),
     "three bounds": ({"space": {"rho": {"uniform": [1, 2, 3]}}}, "uniform: found 3 values; expected the two bounds"),
     "turned round": ({"space": {"rho": {"uniform": [2, 1]}}}, "expected a smaller and a larger bound"),
     "log of zero": ({"space": {"lam": {"loguniform": [0, 1]}}}, "expected positive bounds"),
-    "text": ({"space": {"optim": {"uniform": [1, 2]}}}, "optim is no number; expected choice or grid"),
+    "bounds for a text": ({"space": {"optim": {"uniform": [1, 2]}}}, "optim is no number; expected choice or grid"),
     "wrong type": ({"space": {"rho": {"choice": ["much"]}}}, "space: rho: rho: found 'much'; expected a number"),
-    "outside": (
+    "bound outside the range": (
         {"space": {"rho": {"uniform": [-1, 1]}}},
         "the trial with rho -1.0: rho: found -1.0; expected a positive",
     ),
-    "condition": ({"space": {"rho": {"uniform": [1, 2], "when": {"lam": 1}}}}, "when: 'lam' is no key of this space"),
-    "never": (
+    "unknown condition": (
+        {"space": {"rho": {"uniform": [1, 2], "when": {"lam": 1}}}},
+        "when: 'lam' is no key of this space",
+    ),
+    "condition that never holds": (
         {"space": {"optim": {"choice": ["SGD"]}, "lr": {"uniform": [1, 2], "when": {"optim": "Adam"}}}},
         "space: lr: when: optim never is Adam; it has SGD",
     ),
-    "circle": (
+    "conditions in a circle": (
         {
             "space": {
                 "rho": {"choice": [1], "when": {"lam": 1.0}},
@@ -132,18 +138,21 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "the conditions of rho, lam go round in a circle",
     ),
     "misspelt key": ({"space": RHO, "trails": 3}, "unknown key 'trails' (did you mean trials?)"),
-    "number": ({"space": RHO, "trials": "many"}, "trials: found 'many'; expected a whole number"),
-    "no trial": ({"space": RHO, "trials": 0}, "trials: found 0; expected a whole number of at least 1"),
-    "scheduler": ({"space": RHO, "scheduler": {"name": "ahsa"}}, "unknown 'ahsa' (did you mean asha?)"),
-    "grace": (
+    "text in place of a number": ({"space": RHO, "trials": "many"}, "trials: found 'many'; expected a whole number"),
+    "no trials": ({"space": RHO, "trials": 0}, "trials: found 0; expected a whole number of at least 1"),
+    "unknown scheduler": ({"space": RHO, "scheduler": {"name": "ahsa"}}, "unknown 'ahsa' (did you mean asha?)"),
+    "grace longer than a trial": (
         {"space": RHO, "scheduler": {"max_epochs": 3, "grace_period": 5}},
         "grace_period: found 5; a trial has 3 epochs",
     ),
-    "reduction": ({"space": RHO, "scheduler": {"reduction_factor": 1}}, "expected more than 1"),
-    "searcher": ({"space": RHO, "searcher": "bayes"}, "searcher: unknown 'bayes'; available: random, optuna"),
-    "mode": ({"space": RHO, "mode": "low"}, "mode: unknown 'low'; available: min, max"),
-    "test split": ({"space": RHO, "metric": "test/mae"}, "a search sees the validation split only"),
-    "gpus": ({"space": RHO, "resources": {"gpu": 1.5}}, "gpu: found 1.5; expected a fraction, or whole GPUs"),
+    "reduction by one": ({"space": RHO, "scheduler": {"reduction_factor": 1}}, "expected more than 1"),
+    "unknown searcher": ({"space": RHO, "searcher": "bayes"}, "searcher: unknown 'bayes'; available: random, optuna"),
+    "unknown mode": ({"space": RHO, "mode": "low"}, "mode: unknown 'low'; available: min, max"),
+    "metric of the test split": ({"space": RHO, "metric": "test/mae"}, "a search sees the validation split only"),
+    "one and a half GPUs": (
+        {"space": RHO, "resources": {"gpu": 1.5}},
+        "gpu: found 1.5; expected a fraction, or whole GPUs",
+    ),
     "grid for optuna": ({"space": {"rho": {"grid": [1]}}, "searcher": "optuna"}, "use choice in place of grid"),
     "sizes for pbt": ({"space": {"proj_dim": {"choice": [40]}}, "scheduler": {"name": "pbt"}}, "in mid-training"),
 }

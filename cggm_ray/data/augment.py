@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cggm_ray.data.untrusted import image_memory, open_image
 from cggm_ray.errors import UsageError
 from cggm_ray.seeding import derive_seed
 
@@ -35,15 +36,12 @@ def require_pillow() -> None:
 
 def image_problem(path: Path, size: int) -> str | None:
     """Why an image cannot be read, or None. Decodes the whole file, JPEG at the smallest scale that still fills `size`."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image, image_memory(image):
             image.draft("RGB", (size, size))
             image.load()
-    except FileNotFoundError:
-        return "no such file"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    # A damaged image can raise nearly anything from the code of its format.
+    except Exception as error:
         reason = getattr(error, "strerror", None) or str(error).replace(f" {str(path)!r}", "")
         return reason or type(error).__name__
     return None
@@ -57,7 +55,7 @@ def resized(path: Path, size: int) -> np.ndarray:
     """
     from PIL import Image
 
-    with Image.open(path) as image:
+    with open_image(path) as image, image_memory(image):
         return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
 
 

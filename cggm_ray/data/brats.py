@@ -21,6 +21,7 @@ from torch import nn
 
 from cggm_ray.config import Config, DatasetOptions, ModelConfig, option
 from cggm_ray.data.dataset import DATASETS, PICTURES, SPLITS, Dataset
+from cggm_ray.data.h5 import probe
 from cggm_ray.data.overlay import draw_overlays
 from cggm_ray.data.shards import Manifest, RawShard
 from cggm_ray.data.slices import (
@@ -157,6 +158,7 @@ class Brats(Dataset):
             elif path.parent in split_of:
                 folder = path.parent
                 cases[split_of.pop(folder)].append((folder.name, list(case_files(folder).values())))
+        probe([path for path in sources if path.suffix == ".h5"])
         for split, members in cases.items():
             start = 0
             for number, (case, files) in enumerate(members):

@@ -252,7 +252,7 @@ def raw_path(dataset: Dataset) -> Path:
         return dataset.demonstration(config.shard_root.parent / "demonstration", config.train.seed)
     path = Path(config.data.data_path).expanduser().absolute()
     if not path.exists():
-        raise DataError(f"data_path: {path} does not exist")
+        raise DataError(f"data_path: {path} does not exist; expected the raw data of {dataset.name}")
     return path
 
 

@@ -74,7 +74,7 @@ def load_digests(folder: Path) -> dict[str, Entry]:
             return {}
         content: dict[str, Any] = json.loads(text)
         return {name: (tuple(seen), digest) for name, (seen, digest) in content.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 

@@ -5,7 +5,6 @@ Shapes: N samples, H = W the size that the ViT takes, T steps (patches and the c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from cggm_ray.errors import DataError, UsageError
+from cggm_ray.data.untrusted import read_json
+from cggm_ray.errors import DataError, UsageError, shown
 
 EXTRACT_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 STORED = {"fp32": "float32", "bf16": "float16", "fp16": "float16"}
 """Type of the features in the shards. numpy has no bfloat16; what a LayerNorm gives fits the range of float16."""
+LARGEST = 2**18
+"""Of the sizes in a model's configuration: what is above is made to fill the memory before the weights are looked at."""
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 _INSTALL = "food101 needs transformers; install it with: pip install 'cggm-ray[food101]'"
 
@@ -48,9 +50,10 @@ class EncoderInfo:
             DataError: it is missing or something else.
         """
         value = self.config.get(name)
-        if not isinstance(value, int) or value < 1:
+        if type(value) is not int or not 1 <= value <= LARGEST:
             raise DataError(
-                f"{self.flag}: {self.reference}/config.json, field {name}: found {value!r}; expected a size"
+                f"{self.flag}: {self.reference}/config.json, field {name}: found {shown(value)}; expected a size of 1 to "
+                f"{LARGEST:,}"
             )
         return value
 
@@ -100,15 +103,12 @@ def _find(flag: str, value: str) -> EncoderInfo:
     else:
         folder = _downloaded(flag, value)
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text())
-        kind = config["model_type"]
-    except FileNotFoundError:
-        raise DataError(f"{flag}: {value} has no config.json; expected a folder that transformers saved") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{flag}: {path} is not a model's configuration: {error!r}") from None
+    if not path.exists():
+        raise DataError(f"{flag}: {value} has no config.json; expected a folder that transformers saved")
+    config = read_json(path)
+    kind = config.get("model_type") if isinstance(config, dict) else config
     if kind != flag:
-        raise DataError(f"{flag}: {path}, field model_type: found {kind!r}; expected {flag!r}")
+        raise DataError(f"{flag}: {path}, field model_type: found {shown(kind)}; expected {flag!r}")
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not weights:
         raise DataError(f"{flag}: {value} has no weights; expected model.safetensors or pytorch_model.bin")
@@ -162,7 +162,14 @@ def load_model(info: EncoderInfo, precision: str, device: torch.device) -> nn.Mo
     kind = {"vit": transformers.ViTModel, "bert": transformers.BertModel}[info.flag]
     try:
         # The pooler has no part in the last hidden states.
-        model, report = kind.from_pretrained(info.reference, add_pooling_layer=False, output_loading_info=True)
+        # A .bin file is a pickle, and a configuration may name a kernel to be fetched: both are shut out by name.
+        model, report = kind.from_pretrained(
+            info.reference,
+            add_pooling_layer=False,
+            output_loading_info=True,
+            weights_only=True,
+            attn_implementation="sdpa",
+        )
     except Exception as error:
         # Whatever reads a damaged file raises, it is the file of the user that is to blame.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

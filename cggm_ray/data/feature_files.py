@@ -5,7 +5,7 @@ What comes back is the same for all of them: `FeatureTable`s by split, or a sing
 
 from __future__ import annotations
 
-import json
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.lib import format as npy
 
-from cggm_ray.data.safe_pickle import load_pickle
-from cggm_ray.errors import DataError
+from cggm_ray.data.parquet import read_parquet, tensor_shape
+from cggm_ray.data.safe_pickle import check_npy, load_pickle, npy_header
+from cggm_ray.data.untrusted import check_size, decoded, plain_array, reading
+from cggm_ray.errors import DataError, listed
 
 SPLIT_NAMES = {
     "train": "train", "trn": "train", "training": "train",
@@ -54,8 +57,12 @@ class FeatureTable:
         Raises:
             DataError: there is none; the message lists the columns.
         """
+        if name in self.available and name not in self.columns:
+            raise DataError(
+                f"{self.where}: {what} {name!r} holds other things; expected numbers, texts, lists or tensors"
+            )
         if name not in self.columns:
-            raise DataError(f"{self.where}: {what} {name!r} is missing; found {', '.join(self.available) or 'nothing'}")
+            raise DataError(f"{self.where}: {what} {name!r} is missing; found {listed(self.available)}")
         return self.columns[name]
 
 
@@ -104,14 +111,24 @@ def read_tables(files: Sequence[Path], root: Path, wanted: Callable[[str], bool]
 
 def _read_npz(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, np.ndarray], list[str]]:
     """The wanted arrays, and the names of all."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files if wanted(name)}, arrays.files
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    # A damaged archive can raise nearly anything from zipfile's and numpy's own code; an array of objects a ValueError.
-    except Exception as error:
-        raise DataError(f"{path}: not a readable .npz of plain arrays: {error}") from None
+    with reading(path, ".npz file"), zipfile.ZipFile(path) as archive:
+        members = {m.filename.removesuffix(".npy"): m for m in archive.infolist() if m.filename.endswith(".npy")}
+        chosen = {name: member for name, member in members.items() if wanted(name)}
+        claimed = sum(member.file_size for member in chosen.values())
+        check_size(claimed, path.stat().st_size, f"{path}: arrays {listed(chosen)}", "np.savez keeps them uncompressed")
+        columns = {}
+        for name, member in chosen.items():
+            where = f"{path}, field {name}"
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise DataError(f"{where}: compressed by method {member.compress_type}; expected what np.savez writes")
+            with archive.open(member) as file:
+                shape, _, dtype = npy_header(file)
+                if dtype.hasobject:
+                    raise DataError(f"{where}: found an array of objects; expected numbers or texts")
+                check_npy(shape, dtype, member.file_size - file.tell(), where)
+            with archive.open(member) as file:
+                columns[name] = npy.read_array(file, allow_pickle=False)
+        return columns, list(members)
 
 
 def _table(
@@ -119,13 +136,13 @@ def _table(
 ) -> FeatureTable:
     """Arrays by name, with `<name>_present` beside them, as a table."""
     columns = {
-        str(name): _array(value, f"{where}, field {name}") for name, value in fields.items() if wanted(str(name))
+        str(name): plain_array(value, f"{where}, field {name}") for name, value in fields.items() if wanted(str(name))
     }
     single = {name for name, values in columns.items() if not values.ndim}
     columns = {name: values for name, values in columns.items() if name not in single}
     present = {}
     for name in list(columns):
-        flags = columns.pop(name + PRESENT_SUFFIX, None)
+        flags = columns.pop(name + PRESENT_SUFFIX, None) if name in columns else None
         if flags is None:
             continue
         if flags.shape != columns[name].shape[:1] or not np.isin(flags, (0, 1)).all():
@@ -137,18 +154,6 @@ def _table(
         columns[name] = _blank(columns[name], present[name])
     names = tuple(str(name) for name in available if name not in single and not str(name).endswith(PRESENT_SUFFIX))
     return FeatureTable(where=where, columns=columns, present=present, available=names)
-
-
-def _array(value: Any, where: str) -> np.ndarray:
-    array = np.asarray(value)
-    if array.dtype.kind == "O":
-        texts = [
-            item.decode("utf-8", "replace") if isinstance(item, bytes) else item for item in array.ravel().tolist()
-        ]
-        if not all(isinstance(text, str) for text in texts):
-            raise DataError(f"{where}: found an array of objects; expected numbers or texts")
-        array = np.array(texts).reshape(array.shape)
-    return np.char.decode(array, "utf-8", "replace") if array.dtype.kind == "S" else array
 
 
 def _blank(values: np.ndarray, present: np.ndarray) -> np.ndarray:
@@ -182,45 +187,48 @@ def _split_of(file: Path, root: Path) -> str:
 
 
 def _read_table(files: Sequence[Path], split: str, root: Path, wanted: Callable[[str], bool]) -> FeatureTable:
-    parts = []
-    for file in files:
-        try:
-            names = [name for name in pq.read_schema(file).names if wanted(name)]
-            parts.append(pq.read_table(file, columns=names))
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{file}: not a readable parquet file: {error}") from None
-        if parts[-1].column_names != parts[0].column_names:
-            raise DataError(f"{file}: columns {', '.join(names)}; {files[0]} has {', '.join(parts[0].column_names)}")
+    parts = [read_parquet(file, wanted) for file in files]
+    for file, part in zip(files, parts, strict=True):
+        if part.column_names != parts[0].column_names:
+            raise DataError(
+                f"{file}: found the columns {listed(part.column_names)}; expected those of {files[0]}, "
+                f"{listed(parts[0].column_names)}"
+            )
     where = f"{root}: split {split}" if split else str(files[0] if len(files) == 1 else root)
     columns, present, steps = {}, {}, {}
     for name in parts[0].column_names:
-        found = [_column(part.column(name), part.schema.field(name), f"{where}, column {name}") for part in parts]
+        place = f"{where}, column {name}"
+        found = []
+        for file, part in zip(files, parts, strict=True):
+            with reading(file, "parquet file"):
+                found.append(_column(part.column(name), part.schema.field(name), file, place))
         valid = np.concatenate([flags for _, flags in found])
         rows = [row for values, _ in found for row in values]
-        columns[name], lengths = _stacked(rows, valid, f"{where}, column {name}")
+        columns[name], lengths = _stacked(rows, valid, place)
         if not valid.all():
             present[name] = valid
         if lengths is not None:
             steps[name] = lengths
-    available = tuple(pq.read_schema(files[0]).names)
-    return FeatureTable(where=where, columns=columns, present=present, steps=steps, available=available)
+    return FeatureTable(
+        where=where, columns=columns, present=present, steps=steps, available=tuple(pq.read_schema(files[0]).names)
+    )
 
 
-def _column(column: pa.ChunkedArray, schema: pa.Field, where: str) -> tuple[Iterable[Any], np.ndarray]:
+def _column(column: pa.ChunkedArray, schema: pa.Field, file: Path, where: str) -> tuple[list[Any], np.ndarray]:
     """The rows of a column that are not null, each an array or a scalar, and which rows those are."""
     valid = np.concatenate(
         [chunk.is_valid().to_numpy(zero_copy_only=False) for chunk in column.chunks] or [np.empty(0, bool)]
     )
     kept = column.drop_null()
-    shape = _tensor_shape(schema)
+    shape = tensor_shape(schema)
     if shape is not None:
         chunks = [chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk for chunk in kept.chunks]
         flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks]
-        return (row for values in flat for row in values.reshape(-1, *shape)), valid
-    if isinstance(schema.type, pa.BaseExtensionType):
-        raise DataError(f"{where}: type {schema.type}; expected numbers, texts, lists or tensors of one shape")
+        return [row for values in flat for row in values.reshape(-1, *shape)], valid
+    if pa.types.is_dictionary(schema.type):
+        return _texts(kept, file, where), valid
     values = [value for chunk in kept.chunks for value in chunk.to_numpy(zero_copy_only=False)]
-    if _depth(schema.type) < 1:
+    if not pa.types.is_nested(schema.type):
         return values, valid
     try:
         return [_nested(value) for value in values], valid
@@ -228,22 +236,15 @@ def _column(column: pa.ChunkedArray, schema: pa.Field, where: str) -> tuple[Iter
         raise DataError(f"{where}: lists that do not make an array: {error}") from None
 
 
-def _tensor_shape(schema: pa.Field) -> tuple[int, ...] | None:
-    """Shape of a sample in a column of Arrow's or Ray's tensors; Ray's are known by their name where Ray is not loaded."""
-    if isinstance(schema.type, pa.FixedShapeTensorType):
-        return tuple(schema.type.shape)
-    if str(getattr(schema.type, "extension_name", "")).startswith("ray.data.arrow_tensor"):
-        return tuple(schema.type.shape)
-    metadata = schema.metadata or {}
-    if metadata.get(b"ARROW:extension:name", b"").startswith(b"ray.data.arrow_tensor"):
-        return tuple(json.loads(metadata[b"ARROW:extension:metadata"]))
-    return None
-
-
-def _depth(kind: pa.DataType) -> int:
-    """How many lists lie around a value."""
-    nested = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return 1 + _depth(kind.value_type) if nested else 0
+def _texts(column: pa.ChunkedArray, file: Path, where: str) -> list[str]:
+    """The texts of a column that was read as a dictionary, so that one which is there many times takes memory once."""
+    texts: list[str] = []
+    for chunk in column.chunks:
+        entries = [decoded(entry) for entry in chunk.dictionary.to_pylist()]
+        longest = max(map(len, entries), default=0)
+        check_size(4 * len(column) * longest, file.stat().st_size, where, "one text is much longer than others")
+        texts += [entries[code] for code in chunk.indices.to_pylist()]
+    return texts
 
 
 def _nested(value: Any) -> np.ndarray:

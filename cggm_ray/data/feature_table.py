@@ -9,7 +9,8 @@ import numpy as np
 
 from cggm_ray.data.dataset import SPLITS
 from cggm_ray.data.feature_files import SPLIT_NAMES, WHOLE, FeatureTable
-from cggm_ray.errors import DataError
+from cggm_ray.data.untrusted import finite
+from cggm_ray.errors import DataError, listed, shown
 from cggm_ray.models.shaped import KINDS, SEQUENCE, fits, kind_of
 from cggm_ray.registry import nearest
 from cggm_ray.seeding import derive_seed
@@ -65,9 +66,7 @@ def choose_modalities(
     for name in wanted or ():
         if name not in table.available or name in other:
             found = [column for column in table.available if column not in other]
-            raise DataError(
-                f"{table.where}: modality {name!r} is missing{nearest(name, found)}; found {', '.join(found) or 'nothing'}"
-            )
+            raise DataError(f"{table.where}: modality {name!r} is missing{nearest(name, found)}; found {listed(found)}")
         if set(name) & set("./"):
             raise DataError(f"{table.where}: modality {name!r}; expected a name without dots and slashes")
     if wanted is not None:
@@ -79,7 +78,7 @@ def choose_modalities(
     ]
     if not found:
         raise DataError(
-            f"{table.where}: no column holds an array of numbers for each sample; found {', '.join(table.available)}; name "
+            f"{table.where}: no column holds an array of numbers for each sample; found {listed(table.available)}; name "
             "the modalities with --modalities"
         )
     return tuple(found)
@@ -97,7 +96,7 @@ def shape_kinds(
         for name in given:
             if name not in modalities:
                 raise DataError(
-                    f"{field_name}: {name!r} is no modality{nearest(name, modalities)}; found {', '.join(modalities)}"
+                    f"{field_name}: {name!r} is no modality{nearest(name, modalities)}; found {listed(modalities)}"
                 )
     kinds = {}
     table = next(iter(tables.values()))
@@ -162,7 +161,7 @@ def gather(
                     raise DataError(
                         f"{where}: samples of shape {values.shape[1:]}; {next(iter(gathered))} has {first.shape[1:]}"
                     )
-            bad = np.flatnonzero(there & ~np.isfinite(values).reshape(samples, -1).all(1))
+            bad = np.flatnonzero(there & ~finite(values).all(tuple(range(1, values.ndim))))
             if len(bad):
                 raise DataError(f"{where}, row {_row(bad[0], names)}: a value that is not finite; expected numbers")
             inputs[name], present[name] = values, there
@@ -206,10 +205,9 @@ def read_classes(
         as_text = [str(value) for value in values.tolist()]
         for row, text in enumerate(as_text):
             if text not in numbers:
-                shown = ", ".join(texts[:10]) + (", ..." if len(texts) > 10 else "")
                 raise DataError(
-                    f"{tables[name].where}, target {column}, row {row}: label {text!r} is none of the {len(texts)} "
-                    f"classes {shown}"
+                    f"{tables[name].where}, target {column}, row {row}: label {shown(text)} is none of the {len(texts)} "
+                    f"classes {listed(texts, 10)}"
                 )
         found[name] = np.array([numbers[text] for text in as_text], np.int64)
     if len(texts) < 2:
@@ -230,11 +228,11 @@ def read_values(tables: Mapping[str, FeatureTable], column: str) -> dict[str, np
         values, where = _target(table, column), f"{table.where}, target {column}"
         if values.dtype.kind not in "biuf" or any(size != 1 for size in values.shape[1:]):
             raise DataError(f"{where}: shape {values.shape} of {values.dtype}; expected one number for each sample")
-        values = values.reshape(-1, 1).astype(np.float32)
-        bad = np.flatnonzero(~np.isfinite(values[:, 0]))
+        values = values.reshape(-1, 1)
+        bad = np.flatnonzero(~finite(values[:, 0]))
         if len(bad):
             raise DataError(f"{where}, row {bad[0]}: {values[bad[0], 0]}; expected a finite number")
-        found[name] = values
+        found[name] = values.astype(np.float32)
     return found
 
 
@@ -291,7 +289,9 @@ def rows_by_split(tables: Mapping[str, FeatureTable], column: str, target: str) 
     names = []
     for row, value in enumerate(values.tolist()):
         if str(value).lower() not in SPLIT_NAMES:
-            raise DataError(f"{table.where}, split {column}, row {row}: found {value!r}; expected train, valid or test")
+            raise DataError(
+                f"{table.where}, split {column}, row {row}: found {shown(value)}; expected train, valid or test"
+            )
         names.append(SPLIT_NAMES[str(value).lower()])
     return {split: np.flatnonzero(np.array(names) == split) for split in SPLITS}
 
@@ -348,7 +348,7 @@ def _labels(table: FeatureTable, column: str) -> np.ndarray:
         raise DataError(f"{where}: shape {values.shape} of {values.dtype}; expected one label for each sample")
     values = values.reshape(-1)
     if values.dtype.kind == "f":
-        bad = np.flatnonzero(values != np.round(values))
+        bad = np.flatnonzero((values != np.round(values)) | ~finite(values) | (np.abs(values) > 2**24))
         if len(bad):
             raise DataError(f"{where}, row {bad[0]}: {values[bad[0]]}; expected a whole number (or --task regression)")
         return values.astype(np.int64)

@@ -319,4 +319,4 @@ class Food101(Dataset):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("\n".join(lines) + "\n")
             shown += f"; and {len(lines) - SHOWN} more, all in {path}"
-        raise DataError(f"{len(bad)} images cannot be read, skip_bad allows {allowed}: {shown}")
+        raise DataError(f"{self._root}: {len(bad)} images cannot be read, skip_bad allows {allowed}: {shown}")

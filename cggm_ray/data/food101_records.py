@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from cggm_ray.errors import DataError
+from cggm_ray.data.untrusted import inside, is_text, read_json
+from cggm_ray.errors import DataError, listed, shown
 from cggm_ray.seeding import derive_seed
 
 FILES = {"train": "train.json", "valid": "dev.json", "test": "test.json"}
@@ -31,10 +31,7 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         DataError: names file, record and field.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as JSON: {error}") from None
+    content = read_json(path)
     if not isinstance(content, list):
         raise DataError(f"{path}: found a {type(content).__name__}; expected a list of records with {', '.join(KEYS)}")
     if not content:
@@ -46,18 +43,23 @@ def read_records(path: Path) -> list[Record]:
             raise DataError(f"{where}: found a {type(entry).__name__}; expected an object with {', '.join(KEYS)}")
         for key in KEYS:
             if key not in entry:
-                raise DataError(f"{where}: field {key} is missing; found {', '.join(entry) or 'none'}")
+                raise DataError(f"{where}: field {key} is missing; found {listed(entry)}; expected {', '.join(KEYS)}")
         tokens = entry["text_tokens"]
-        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-            raise DataError(f"{where}, field text_tokens: found {tokens!r:.60}; expected a list of texts")
+        if not isinstance(tokens, list) or not all(is_text(token) for token in tokens):
+            raise DataError(f"{where}, field text_tokens: found {shown(tokens)}; expected a list of texts")
         for key in ("img_path", "label"):
-            if not isinstance(entry[key], str) or not entry[key]:
-                raise DataError(f"{where}, field {key}: found {entry[key]!r:.60}; expected a text")
-        if not isinstance(entry["id"], str | int):
-            raise DataError(f"{where}, field id: found {entry['id']!r:.60}; expected a text or a number")
+            if not is_text(entry[key]) or not entry[key]:
+                raise DataError(f"{where}, field {key}: found {shown(entry[key])}; expected a text")
+        if not inside(entry["img_path"]):
+            raise DataError(
+                f"{where}, field img_path: found {shown(entry['img_path'])}; expected a path that is relative to "
+                f"{path.parent} and stays below it"
+            )
+        if isinstance(entry["id"], bool) or not (isinstance(entry["id"], int) or is_text(entry["id"])):
+            raise DataError(f"{where}, field id: found {shown(entry['id'])}; expected a text or a number")
         identity = str(entry["id"])
         if identity in seen:
-            raise DataError(f"{where}, field id: {identity!r} is there twice")
+            raise DataError(f"{where}, field id: found {shown(identity)} twice; expected every id once")
         seen.add(identity)
         records.append(Record(id=identity, text=" ".join(tokens), image=entry["img_path"], label=entry["label"]))
     return records
@@ -74,8 +76,8 @@ def check_labels(splits: dict[str, list[Record]], root: Path) -> list[str]:
         for record in records:
             if record.label not in classes:
                 raise DataError(
-                    f"{root / FILES[split]}, id {record.id}, field label: {record.label!r} is not among the {len(classes)} "
-                    "classes of train.json"
+                    f"{root / FILES[split]}, id {record.id}, field label: {shown(record.label)} is not among the "
+                    f"{len(classes)} classes of train.json"
                 )
     return sorted(classes)
 

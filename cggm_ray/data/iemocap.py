@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,14 @@ from cggm_ray.batch import Batch
 from cggm_ray.config import Config, DatasetOptions, option
 from cggm_ray.confusion import save_confusion
 from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset, raw_path
+from cggm_ray.data.h5 import check_dataset, open_h5, probe
 from cggm_ray.data.iemocap_demonstration import write_demonstration
 from cggm_ray.data.safe_pickle import load_npy
 from cggm_ray.data.sampler import Slice
 from cggm_ray.data.shards import IDENTITY, INDEX, SHARD_BYTES, STEPS, TARGET, Manifest, RawShard, tensor_column
 from cggm_ray.data.split import Split
-from cggm_ray.errors import DataError, UsageError
+from cggm_ray.data.untrusted import decoded, finite, is_text, plain_array
+from cggm_ray.errors import DataError, UsageError, listed, shown
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.sequence import sequence_guides, sequence_net
 from cggm_ray.tasks import Classification, Task
@@ -102,7 +103,8 @@ class Iemocap(Dataset):
             raise DataError(f"{path}: a file; expected the folder that holds A, V, L and target")
         if not (path / "target" / self.options.cv).is_dir():
             raise DataError(
-                f"{path / 'target'}: fold {self.options.cv} is missing; found {', '.join(_fold_names(path))}"
+                f"{path / 'target'}: fold {self.options.cv} is missing; found {listed(_fold_names(path))}; "
+                "expected one of them as --cv"
             )
         self._root = path
         files = [path / file for file in FEATURES.values()]
@@ -118,9 +120,10 @@ class Iemocap(Dataset):
     def read(self, sources: list[Path]) -> Iterator[RawShard]:
         """Utterances and classes of every split; shapes are checked here, the features are read in `transform`."""
         targets = {split: self._target(split) for split in SPLITS}
-        with ExitStack() as stack:
-            for modality, file in FEATURES.items():
-                self._check_features(stack.enter_context(_open(self._root / file)), modality, targets)
+        probe([source for source in sources if source.suffix == ".h5"])
+        for modality, file in FEATURES.items():
+            with open_h5(self._root / file) as features:
+                self._check_features(features, modality, targets)
         if self.options.norm_method == "trn":
             self._mean_std()
         step = max(1, SHARD_BYTES // sum(4 * self.options.length(m) * width for m, width in self._widths.items()))
@@ -136,15 +139,16 @@ class Iemocap(Dataset):
         mean_std = self._mean_std() if self.options.norm_method == "trn" else None
         for modality, file in FEATURES.items():
             length = self.options.length(modality)
-            with _open(self._root / file) as features:
-                values = [features[name][()].astype(np.float32) for name in names]
+            with open_h5(self._root / file) as features:
+                values = [features[name][()] for name in names]
             for name, value in zip(names, values, strict=True):
-                if not np.isfinite(value).all():
-                    step, feature = np.argwhere(~np.isfinite(value))[0]
+                if not finite(value).all():
+                    step, feature = np.argwhere(~finite(value))[0]
                     raise DataError(
                         f"{self._root / file}, utterance {name}: {value[step, feature]} at step {step}, feature {feature}; "
                         "expected a finite number"
                     )
+            values = [value.astype(np.float32) for value in values]
             if modality == "audio":
                 values = [_normalised(value, mean_std) for value in values]
             padded = np.zeros((len(names), length, values[0].shape[1]), np.float32)
@@ -203,10 +207,10 @@ class Iemocap(Dataset):
                 where = f"{features.filename}, utterance {name} ({self._target_file(split, 'int2name')})"
                 if name not in features:
                     raise DataError(f"{where}: the key is missing; the file has {len(features)} utterances")
-                shape, dtype = getattr(features[name], "shape", None), getattr(features[name], "dtype", None)
-                if shape is None or dtype is None or dtype.kind not in "fiu" or len(shape) != 2 or not shape[1]:
-                    found = "a group" if shape is None else f"shape {shape} of {dtype}"
-                    raise DataError(f"{where}: found {found}; expected [steps, features] of numbers")
+                check_dataset(features[name], Path(features.filename), f"utterance {name}")
+                shape, dtype = features[name].shape, features[name].dtype
+                if len(shape) != 2 or not shape[1]:
+                    raise DataError(f"{where}: found shape {shape} of {dtype}; expected [steps, features] of numbers")
                 if not first:
                     first, self._widths[modality] = name, shape[1]
                 if shape[1] != self._widths[modality]:
@@ -215,18 +219,19 @@ class Iemocap(Dataset):
     def _mean_std(self) -> np.ndarray:
         """Mean and standard deviation of the audio features, [2, 1, D], from the fold's train split."""
         path = self._root / MEAN_STD
-        with _open(path) as file:
+        with open_h5(path) as file:
             parts = []
             for key in ("mean", "std"):
                 where = f"{path}, fold {self.options.cv}, {key}"
                 if f"{self.options.cv}/{key}" not in file:
-                    raise DataError(f"{where}: the key is missing; found folds {', '.join(file) or 'none'}")
-                values = np.asarray(file[f"{self.options.cv}/{key}"][()], dtype=np.float32)
+                    raise DataError(f"{where}: the key is missing; found folds {listed(file)}")
+                check_dataset(file[f"{self.options.cv}/{key}"], path, f"fold {self.options.cv}, {key}")
+                values = file[f"{self.options.cv}/{key}"][()]
                 if values.shape != (self._widths["audio"],):
                     raise DataError(f"{where}: shape {values.shape}; the audio has {self._widths['audio']} features")
-                if not np.isfinite(values).all():
-                    raise DataError(f"{where}: not all values are finite numbers")
-                parts.append(values[None])
+                if not finite(values).all():
+                    raise DataError(f"{where}: found {values[~finite(values)][0]}; expected finite numbers")
+                parts.append(values[None].astype(np.float32))
         return np.stack(parts)
 
 
@@ -271,16 +276,6 @@ def _fold_names(path: Path) -> list[str]:
     return sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
 
 
-def _open(path: Path) -> Any:
-    """An HDF5 file, open for reading."""
-    import h5py
-
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise DataError(f"{path}: not a readable HDF5 file: {error}") from None
-
-
 def _classes(labels: np.ndarray, path: Path) -> np.ndarray:
     """Class numbers from one-hot rows."""
     if labels.ndim != 2 or labels.shape[1] != CLASSES or labels.dtype.kind not in "fiub":
@@ -288,7 +283,7 @@ def _classes(labels: np.ndarray, path: Path) -> np.ndarray:
     bad = np.flatnonzero(((labels != 0).sum(1) != 1) | (labels.sum(1) != 1))
     if len(bad):
         raise DataError(
-            f"{path}, row {bad[0]}: {labels[bad[0]].tolist()}; expected a single 1, at one of the {CLASSES} classes"
+            f"{path}, row {bad[0]}: {shown(labels[bad[0]].tolist())}; expected a single 1, at one of the {CLASSES} classes"
         )
     return labels.argmax(1)
 
@@ -298,8 +293,10 @@ def _names(values: np.ndarray, path: Path) -> list[str]:
     if values.ndim not in (1, 2) or (values.ndim == 2 and values.shape[1] != 1):
         raise DataError(f"{path}: shape {values.shape}; expected [N, 1] or [N]")
     names = []
-    for row, value in enumerate(values.ravel().tolist()):
-        if not isinstance(value, bytes | str):
-            raise DataError(f"{path}, row {row}: found {value!r}; expected the name of an utterance")
-        names.append(value.decode("utf-8", "replace") if isinstance(value, bytes) else value)
+    for row, value in enumerate(plain_array(values, str(path)).ravel().tolist()):
+        name = decoded(value)
+        # A zero would end the name in an h5 file, and a slash lead to another place in it.
+        if not is_text(name) or not name or "\0" in name or "/" in name:
+            raise DataError(f"{path}, row {row}: found {shown(value)}; expected the name of an utterance")
+        names.append(name)
     return names

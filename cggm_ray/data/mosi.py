@@ -18,7 +18,8 @@ from torch import nn
 from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset
 from cggm_ray.data.safe_pickle import load_pickle
 from cggm_ray.data.shards import IDENTITY, INDEX, SHARD_BYTES, TARGET, Manifest, RawShard, column_values, tensor_column
-from cggm_ray.errors import DataError
+from cggm_ray.data.untrusted import finite, plain_array
+from cggm_ray.errors import DataError, listed
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.sequence import sequence_guides, sequence_net
 from cggm_ray.seeding import derive_seed
@@ -103,8 +104,7 @@ def _checked(content: Any, path: Path) -> dict[str, dict[str, np.ndarray]]:
     checked: dict[str, dict[str, np.ndarray]] = {}
     for split in SPLITS:
         if split not in content:
-            found = ", ".join(map(str, content)) or "none"
-            raise DataError(f"{path}: split {split} is missing; found {found}; expected {', '.join(SPLITS)}")
+            raise DataError(f"{path}: split {split} is missing; found {listed(content)}; expected {', '.join(SPLITS)}")
         fields = content[split]
         where = f"{path}: split {split}"
         if not isinstance(fields, Mapping):
@@ -113,8 +113,8 @@ def _checked(content: Any, path: Path) -> dict[str, dict[str, np.ndarray]]:
             )
         for name in (*MODALITIES, LABELS):
             if name not in fields:
-                found = ", ".join(map(str, fields)) or "none"
-                raise DataError(f"{where}: field {name} is missing; found {found}")
+                every = ", ".join((*MODALITIES, LABELS))
+                raise DataError(f"{where}: field {name} is missing; found {listed(fields)}; expected {every}")
         arrays = {name: _numbers(fields[name], f"{where}, field {name}") for name in (*MODALITIES, LABELS)}
         arrays[LABELS] = _labels(arrays[LABELS], f"{where}, field {LABELS}")
         samples = len(arrays[LABELS])
@@ -143,7 +143,7 @@ def _numbers(values: Any, where: str) -> np.ndarray:
 def _labels(labels: np.ndarray, where: str) -> np.ndarray:
     if labels.ndim not in (1, 2, 3) or any(size != 1 for size in labels.shape[1:]):
         raise DataError(f"{where}: shape {labels.shape}; expected [N, 1, 1], [N, 1] or [N]")
-    bad = np.flatnonzero(~np.isfinite(labels).all(axis=tuple(range(1, labels.ndim))))
+    bad = np.flatnonzero(~finite(labels).all(axis=tuple(range(1, labels.ndim))))
     if len(bad):
         raise DataError(f"{where}, sample {bad[0]}: {labels.reshape(-1)[bad[0]]}; expected a finite number")
     return labels.reshape(-1, 1)
@@ -158,7 +158,7 @@ def _check_modality(values: np.ndarray, name: str, samples: int, where: str) -> 
     if 0 in values.shape:
         raise DataError(f"{where}: shape {values.shape}; expected at least one time step and one feature")
     # The released features hold -inf where the audio is silent; nothing else may be other than a number.
-    bad = np.isnan(values) if name == "audio" else ~np.isfinite(values)
+    bad = ~finite(values) & ~np.isinf(values) if name == "audio" else ~finite(values)
     if bad.any():
         sample, step, feature = np.argwhere(bad)[0]
         found = values[sample, step, feature]
@@ -168,7 +168,7 @@ def _check_modality(values: np.ndarray, name: str, samples: int, where: str) -> 
 
 
 def _identities(values: Any, samples: int, where: str) -> np.ndarray:
-    names = np.asarray(values)
+    names = np.atleast_1d(plain_array(values, f"{where}, field id"))
     if len(names) != samples:
         raise DataError(f"{where}, field id: {len(names)} names; field {LABELS} has {samples} samples")
     return np.asarray([" ".join(map(_text, np.atleast_1d(name).ravel())) for name in names], dtype=object)

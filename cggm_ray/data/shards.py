@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cggm_ray.data.digests import file_digest, file_digests
-from cggm_ray.errors import DataError
+from cggm_ray.errors import DataError, shown
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -31,6 +32,7 @@ RESERVED = (INDEX, IDENTITY, TARGET)
 VIEW, PRESENT, STEPS = "view/", "present/", "steps/"
 """Prefixes of columns about a modality: a further view of it, `view/1/image`, ... (view 0 is the column of the modality
 itself); bool, whether a sample has it; int64, its time steps before the padding."""
+SHARD_NAME = re.compile(r"(train|valid|test)-\d{5,}\.parquet")
 SHARD_BYTES = 16 * 2**20
 ROW_GROUP_BYTES = 2**18
 """What a streamed split reads at least, to get one row."""
@@ -96,6 +98,10 @@ class Manifest:
         raw = json.loads(text)
         if raw.pop("format") != FORMAT:
             raise ValueError("another format")
+        for name in (shard["file"] for shards in raw["splits"].values() for shard in shards):
+            # A set is read, and replaced, by these names: none may lead out of its folder.
+            if not SHARD_NAME.fullmatch(name):
+                raise ValueError(f"{shown(name)} is no name of a shard")
 
         def spec(value: Mapping[str, Any]) -> TensorSpec:
             return TensorSpec(shape=tuple(value["shape"]), dtype=value["dtype"])
@@ -211,6 +217,10 @@ def describe_sources(paths: Sequence[Path], folder: Path) -> tuple[Source, ...]:
     Raises:
         DataError: a file cannot be read.
     """
+    for path in paths:
+        # A device or a pipe has no end, or none that comes.
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: found no regular file; expected a file")
     try:
         digests = file_digests(paths, folder)
         return tuple(
@@ -237,7 +247,7 @@ def open_set(folder: Path) -> Manifest | None:
         manifest = Manifest.from_json((folder / MANIFEST).read_text())
         shards = [shard for split in manifest.splits.values() for shard in split]
         whole = all((folder / shard.file).stat().st_size == shard.bytes for shard in shards)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return manifest if whole else None
 

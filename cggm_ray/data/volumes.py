@@ -6,6 +6,8 @@ Shapes: four sequences, H and W pixels of a slice, D slices.
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from cggm_ray.errors import DataError
+from cggm_ray.data.h5 import check_dataset, open_h5
+from cggm_ray.data.untrusted import check_size, finite, reading
+from cggm_ray.errors import DataError, listed
 
 SEQUENCES = ("flair", "t1ce", "t1", "t2")
 """The image sequences, in the order of the released code."""
@@ -47,10 +51,8 @@ def check_h5(path: Path) -> int:
     def check(file: Any) -> int:
         for key in ("image", "label"):
             if key not in file:
-                found = ", ".join(map(str, file.keys())) or "no key"
-                raise DataError(f"{path}: key {key} is missing; found {found}; expected image and label")
-            if not hasattr(file[key], "shape") or file[key].dtype.kind not in "fiu":
-                raise DataError(f"{path}: key {key} is no array of numbers")
+                raise DataError(f"{path}: key {key} is missing; found {listed(file.keys())}; expected image and label")
+            check_dataset(file[key], path, f"key {key}")
         image, label = file["image"].shape, file["label"].shape
         if len(image) != 4 or image[0] != len(SEQUENCES) or 0 in image:
             raise DataError(f"{path}: key image has shape {image}; expected [{len(SEQUENCES)}, H, W, D]")
@@ -70,27 +72,25 @@ def read_h5(path: Path) -> Volume:
     """
 
     def read(file: Any) -> Volume:
+        check_dataset(file["image"], path, "key image")
         order = [_channels(file, path).index(name) for name in SEQUENCES]
-        image = file["image"][:].astype(np.float32)[order]
-        for sequence, values in zip(SEQUENCES, image, strict=True):
-            _check_intensities(values, f"{path}: key image, sequence {sequence}")
+        image = file["image"][:]
+        for sequence, place in zip(SEQUENCES, order, strict=True):
+            _check_intensities(image[place], f"{path}: key image, sequence {sequence}")
+        image = image.astype(np.float32)[order]
         return Volume(image=image, label=_h5_label(file, path))
 
     return _with_h5(path, read)
 
 
 def _h5_label(file: Any, path: Path) -> np.ndarray:
+    check_dataset(file["label"], path, "key label")
     return _classes(file["label"][:], f"{path}: key label")
 
 
 def _with_h5(path: Path, use: Callable[[Any], T]) -> T:
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as file:
-            return use(file)
-    except OSError as error:
-        raise DataError(f"{path}: not a readable h5 file: {' '.join(str(error).split())}") from None
+    with open_h5(path) as file:
+        return use(file)
 
 
 def _channels(file: Any, path: Path) -> list[str]:
@@ -102,7 +102,9 @@ def _channels(file: Any, path: Path) -> list[str]:
     names = [text.decode() if isinstance(text, bytes) else str(text) for text in texts]
     names = [name.strip() for text in names for name in text.split(",")]
     if sorted(names) != sorted(SEQUENCES):
-        raise DataError(f"{path}: attribute channels is {','.join(names)}; expected an order of {','.join(SEQUENCES)}")
+        raise DataError(
+            f"{path}: attribute channels is {listed([','.join(names)])}; expected an order of {','.join(SEQUENCES)}"
+        )
     return names
 
 
@@ -166,8 +168,11 @@ def has_tumour(files: Sequence[Path]) -> bool:
 
 
 def _z_scored(values: np.ndarray, path: Path) -> np.ndarray:
+    if not finite(values).all():
+        _check_intensities(values, str(path))
     values = values.astype(np.float32)
-    _check_intensities(values, str(path))
+    if not values.any():
+        _check_intensities(values, str(path))
     brain = values != 0
     inside = values[brain].astype(np.float64)
     deviation = inside.std()
@@ -177,32 +182,44 @@ def _z_scored(values: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _nifti_shape(path: Path) -> tuple[int, ...]:
-    shape = tuple(int(size) for size in _with_nifti(path, lambda image: image.shape))
-    if len(shape) != 3 or 0 in shape:
-        raise DataError(f"{path}: shape {shape}; expected three axes")
-    return shape
+    def check(image: Any) -> tuple[int, ...]:
+        shape = tuple(int(size) for size in image.shape)
+        if len(shape) != 3 or min(shape) < 1:
+            raise DataError(f"{path}: shape {shape}; expected three axes")
+        dtype = image.get_data_dtype()
+        if dtype.kind not in "fiu":
+            raise DataError(f"{path}: voxels of {dtype}; expected numbers")
+        # Scaled values are float64.
+        check_size(8 * math.prod(shape), path.stat().st_size, f"{path}: shape {shape}")
+        return shape
+
+    return _with_nifti(path, check)
 
 
 def _nifti_values(path: Path) -> np.ndarray:
+    _nifti_shape(path)
     return _with_nifti(path, lambda image: np.asanyarray(image.dataobj))
 
 
 def _with_nifti(path: Path, use: Callable[[Any], T]) -> T:
-    import zlib
-
     import nibabel
-    from nibabel.filebasedimages import ImageFileError
 
-    try:
-        return use(nibabel.load(path))
-    except (OSError, EOFError, ImageFileError, ValueError, zlib.error) as error:
-        raise DataError(f"{path}: not a readable NIfTI file: {' '.join(str(error).split())}") from None
+    # The two kinds alone: nibabel.load would try a dozen formats, and follow the header of a pair to another file.
+    with reading(path, "NIfTI file"), nibabel.imageglobals.LoggingOutputSuppressor():
+        with nibabel.openers.ImageOpener(str(path)) as file:
+            (size,) = struct.unpack("<i", file.read(4))
+        kind = nibabel.Nifti2Image if size in (540, 469893120) else nibabel.Nifti1Image
+        return use(kind.from_filename(path))
 
 
 def _check_intensities(values: np.ndarray, where: str) -> None:
-    if not np.isfinite(values).all():
-        voxel = tuple(int(place) for place in np.argwhere(~np.isfinite(values))[0])
-        raise DataError(f"{where}: {values[voxel]} at voxel {voxel}; expected finite numbers")
+    # Slices are kept in float16, in which larger numbers would be infinite.
+    good = np.abs(values) <= np.finfo(np.float16).max if values.dtype != np.float16 else np.isfinite(values)
+    if not good.all():
+        voxel = tuple(int(place) for place in np.argwhere(~good)[0])
+        raise DataError(
+            f"{where}: {values[voxel]} at voxel {voxel}; expected finite numbers of at most {np.finfo(np.float16).max:,.0f}"
+        )
     if not values.any():
         raise DataError(f"{where}: all voxels are 0; expected an image")
 

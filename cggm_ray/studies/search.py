@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from cggm_ray.config import Config
-from cggm_ray.errors import UsageError
+from cggm_ray.errors import UsageError, listed, shown
 from cggm_ray.registry import nearest
 from cggm_ray.values import coerce, read_yaml, value_type
 
@@ -47,6 +47,7 @@ KEPT_IN_TRAINING = (
     *("modulation", "coefficients", "direction", "gate"),
 )
 """Fields that decide what a checkpoint holds; population based training cannot change them."""
+MOST_TRIALS = 10_000
 Values = dict[str, Any]
 """Field to value: what a trial changes in the configuration of the search."""
 
@@ -191,7 +192,7 @@ def draw_trials(search: Search, base: Config, source: str) -> list[Values]:
     """
     random = np.random.default_rng(search.seed)
     grid = [p for p in search.space if p.kind == "grid"]
-    drawn: list[Values] = []
+    drawn: dict[tuple[Any, ...], Values] = {}
     for point in itertools.product(*(p.values for p in grid)):
         fixed = dict(zip((p.key for p in grid), point, strict=True))
         for _ in range(search.trials):
@@ -201,11 +202,10 @@ def draw_trials(search: Search, base: Config, source: str) -> list[Values]:
                 value = fixed[p.key] if p.kind == "grid" else p.draw(random)
                 if p.applies(values):
                     values[p.key] = value
-            if values not in drawn:
-                drawn.append(values)
-    for values in drawn:
+            drawn.setdefault(tuple(values.items()), values)
+    for values in drawn.values():
         try_values(base, values, source)
-    return drawn
+    return list(drawn.values())
 
 
 def suggest(search: Search, trial: Any) -> None:
@@ -236,7 +236,7 @@ def try_values(base: Config, values: Values, source: str) -> Config:
 
 def _space(content: Any, base: Config, source: str) -> tuple[Parameter, ...]:
     if not isinstance(content, Mapping) or not content:
-        raise UsageError(f"{source}: space: found {content!r}; expected at least one field with its values")
+        raise UsageError(f"{source}: space: found {shown(content)}; expected at least one field with its values")
     keys = {key.name: (section, key) for section, key in base.fields()}
     aliases = {alias: key.name for _, key in base.fields() for alias in key.metadata["aliases"]}
     found: dict[str, Parameter] = {}
@@ -244,7 +244,7 @@ def _space(content: Any, base: Config, source: str) -> tuple[Parameter, ...]:
         place = f"{source}: space: {name}"
         key = aliases.get(name, name)
         if key not in keys:
-            raise UsageError(f"{source}: space: unknown key {name!r}{nearest(str(name), [*keys, *aliases])}")
+            raise UsageError(f"{source}: space: unknown key {shown(name)}{nearest(str(name), [*keys, *aliases])}")
         section, spec = keys[key]
         if section not in SECTIONS:
             raise UsageError(f"{place}: a trial cannot change it; the section {section} is the same for all trials")
@@ -256,13 +256,11 @@ def _space(content: Any, base: Config, source: str) -> tuple[Parameter, ...]:
     for parameter in found.values():
         for name, allowed in parameter.when.items():
             if name not in found:
-                raise UsageError(f"{source}: space: {parameter.key}: when: {name!r} is no key of this space")
+                raise UsageError(f"{source}: space: {parameter.key}: when: {shown(name)} is no key of this space")
             other = found[name]
-            if other.kind in ("choice", "grid") and not set(allowed) <= set(other.values):
-                raise UsageError(
-                    f"{source}: space: {parameter.key}: when: {name} never is {', '.join(map(str, allowed))}; it has "
-                    f"{', '.join(map(str, other.values))}"
-                )
+            if other.kind in ("choice", "grid") and not all(value in other.values for value in allowed):
+                place = f"{source}: space: {parameter.key}"
+                raise UsageError(f"{place}: when: {name} never is {listed(allowed)}; it has {listed(other.values)}")
     return _ordered(found, source)
 
 
@@ -281,7 +279,7 @@ def _parameter(
     (kind,) = kinds
     values = described[kind]
     if not isinstance(values, list) or not values:
-        raise UsageError(f"{place}: {kind}: found {values!r}; expected a list of values")
+        raise UsageError(f"{place}: {kind}: found {shown(values)}; expected a list of values")
     plain = value_type(section, spec)[0]
     if kind in ("uniform", "loguniform"):
         if plain not in (int, float):
@@ -289,13 +287,13 @@ def _parameter(
         if len(values) != 2:
             raise UsageError(f"{place}: {kind}: found {len(values)} values; expected the two bounds")
     values = [coerce(value, section, spec, place) for value in values]
-    if kind in ("uniform", "loguniform") and not values[0] < values[1]:
+    if kind in ("uniform", "loguniform") and not 0 < values[1] - values[0] < math.inf:
         raise UsageError(f"{place}: {kind}: found {values}; expected a smaller and a larger bound")
     if kind == "loguniform" and values[0] <= 0:
         raise UsageError(f"{place}: loguniform: found the bound {values[0]}; expected positive bounds")
     when = described.get("when", {})
     if not isinstance(when, Mapping):
-        raise UsageError(f"{place}: when: found {when!r}; expected other keys with their values")
+        raise UsageError(f"{place}: when: found {shown(when)}; expected other keys with their values")
     conditions = {aliases.get(k, k): tuple(v) if isinstance(v, list) else (v,) for k, v in when.items()}
     return Parameter(key=key, kind=kind, values=tuple(values), whole=plain is int, when=conditions)
 
@@ -330,6 +328,8 @@ def _check_search(search: Search, base: Config, source: str) -> None:
     for name, value in whole.items():
         if value < 1:
             raise UsageError(f"{source}: {name}: found {value}; expected a whole number of at least 1")
+    if search.trials * math.prod(len(p.values) for p in search.space if p.kind == "grid") > MOST_TRIALS:
+        raise UsageError(f"{source}: trials: found more than {MOST_TRIALS:,} with the grid; expected fewer")
     for name, value in {"seed": search.seed, "max_failures": search.max_failures}.items():
         if value < 0:
             raise UsageError(f"{source}: {name}: found {value}; expected zero or a positive number")
@@ -379,10 +379,11 @@ def _bounds(search: Search) -> Iterator[Values]:
 
 def _mapping(content: Any, place: str, names: list[str]) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
-        raise UsageError(f"{place}: found {content!r}; expected a mapping")
+        raise UsageError(f"{place}: found {shown(content)}; expected a mapping")
     for name in content:
         if name not in names:
-            raise UsageError(f"{place}: unknown key {name!r}{nearest(str(name), names)}; available: {', '.join(names)}")
+            near = nearest(str(name), names)
+            raise UsageError(f"{place}: unknown key {shown(name)}{near}; available: {', '.join(names)}")
     return content
 
 
@@ -396,4 +397,4 @@ def _fill(kind: Callable[..., Any], content: Any, place: str, **made: Any) -> An
 
 def _one_of(value: str, names: tuple[str, ...], place: str) -> None:
     if value not in names:
-        raise UsageError(f"{place}: unknown {value!r}{nearest(value, names)}; available: {', '.join(names)}")
+        raise UsageError(f"{place}: unknown {shown(value)}{nearest(value, names)}; available: {', '.join(names)}")
