@@ -19,7 +19,7 @@ from cggm_ray.models.resnet import BACKBONES
 from cggm_ray.models.sequence import sequence_guides, sequence_net
 from cggm_ray.runtime import LocalRuntime
 from cggm_ray.tasks import Classification, Regression, Segmentation, Task
-from cggm_ray.train import TrainingStep, new_state, train_step
+from cggm_ray.train import TrainingStep, compile_parts, new_state, train_step
 
 NAIVE = "naive"
 
@@ -34,6 +34,7 @@ class Problem:
         batch: samples of a step.
         settings: of the configuration, by field.
         backbone: of the segmentation network; None for sequences.
+        channels_last: memory format of that network.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -41,12 +42,20 @@ class Problem:
     batch: int = 64
     settings: Mapping[str, Any] = field(default_factory=dict)
     backbone: str | None = None
+    channels_last: bool = False
 
     def networks(self, config: Config) -> tuple[MultimodalNet, dict[str, nn.Module]]:
         """The network and its guides."""
         if self.backbone is not None:
             deeplab = DeepLabConfig(backbone=BACKBONES[self.backbone])
-            return DeepLab(deeplab, self.shapes, self.outputs), deeplab_guides(deeplab, self.shapes, self.outputs)
+            net, guides = (
+                DeepLab(deeplab, self.shapes, self.outputs),
+                deeplab_guides(deeplab, self.shapes, self.outputs),
+            )
+            if self.channels_last:
+                for module in (net, *guides.values()):
+                    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            return net, guides
         widths = {name: shape[-1] for name, shape in self.shapes.items()}
         return sequence_net(config.model, widths, self.outputs), sequence_guides(config.model, widths, self.outputs)
 
@@ -104,6 +113,8 @@ def product_step(
     torch.manual_seed(0)
     config = Config.from_dict({"no_cuda": device == "cpu", **problem.settings, **settings})
     net, guides = problem.networks(config)
+    if config.train.compile:
+        compile_parts(net, guides)
     runtime = LocalRuntime(Path("unused"), config.run)
     state = new_state(config, net, guides, problem.task(), runtime)
     step = TrainingStep(net, state.strategy, config.train.precision).train()
