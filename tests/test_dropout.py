@@ -84,10 +84,9 @@ def test_gradients_of_the_feed_forward() -> None:
     close(gradients(ours, [residual, x]), gradients(plain, [residual, x]))
 
 
-@pytest.mark.parametrize("queries", [1, 6])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("block", [1, 100, 2**20])
-def test_attention(monkeypatch: pytest.MonkeyPatch, queries: int, masked: bool, block: int) -> None:
+def test_attention(monkeypatch: pytest.MonkeyPatch, masked: bool, block: int) -> None:
     monkeypatch.setattr(module, "BLOCK", block)
     samples, heads, steps, p = 4, 3, 6, 0.4
     # As many channels as steps: with the identity as values, the output is the dropped weights.
@@ -103,12 +102,12 @@ def test_attention(monkeypatch: pytest.MonkeyPatch, queries: int, masked: bool, 
         seen = qkv.clone()
         seen[..., -heads * steps :] = torch.eye(steps, dtype=torch.float64).repeat(1, heads)
         torch.manual_seed(6)
-        weights = dropped_attention(seen, heads, mask, p, queries).unflatten(-1, (heads, steps)).transpose(1, 2)
+        weights = dropped_attention(seen, heads, mask, p).unflatten(-1, (heads, steps)).transpose(1, 2)
     torch.manual_seed(6)
-    ours = dropped_attention(qkv, heads, mask, p, queries)
+    ours = dropped_attention(qkv, heads, mask, p)
 
     q, k, v = split(qkv)
-    scores = q[:, :, :queries] @ k.mT / math.sqrt(steps)
+    scores = q @ k.mT / math.sqrt(steps)
     if mask is not None:
         scores = scores.masked_fill(~mask[:, None, None], -math.inf)
     plain_weights = scores.softmax(-1) * (weights != 0) * rate(p).scale
@@ -122,7 +121,7 @@ def test_attention(monkeypatch: pytest.MonkeyPatch, queries: int, masked: bool, 
 def test_in_a_compiled_graph_the_backward_pass_has_the_bits_of_the_forward_pass() -> None:
     if not has_compiler():
         pytest.skip("no C++ compiler")
-    compiled = torch.compile(lambda qkv: dropped_attention(qkv, 3, None, 0.3, 6))
+    compiled = torch.compile(lambda qkv: dropped_attention(qkv, 3, None, 0.3))
     qkv = torch.randn(4, 6, 3 * 12, requires_grad=True)
     out = compiled(qkv)
     (grad,) = torch.autograd.grad(out.sum(), qkv)

@@ -162,7 +162,7 @@ class _ReluKept(torch.autograd.Function):
         return _aten.threshold_backward(grads[0], out, 0), None
 
 
-def dropped_attention(qkv: Tensor, heads: int, mask: Tensor | None, p: float, queries: int) -> Tensor:
+def dropped_attention(qkv: Tensor, heads: int, mask: Tensor | None, p: float) -> Tensor:
     """Scaled dot-product self-attention with dropout of the weights, where `drawn_here`.
 
     Args:
@@ -170,12 +170,11 @@ def dropped_attention(qkv: Tensor, heads: int, mask: Tensor | None, p: float, qu
         heads: H; each has D / H channels of all three.
         mask: bool [N, T], False at steps that no query may attend to; every row has a step that it may.
         p: of dropout.
-        queries: Q, the first steps of which the output is wanted.
 
     Returns:
-        [N, Q, D].
+        [N, T, D].
     """
-    return _Attention.apply(qkv, heads, mask, p, queries)  # type: ignore[no-untyped-call, no-any-return]
+    return _Attention.apply(qkv, heads, mask, p)  # type: ignore[no-untyped-call, no-any-return]
 
 
 BLOCK = 2**19
@@ -190,20 +189,20 @@ class _Attention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, heads: int, mask: Tensor | None, p: float, queries: int) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, heads: int, mask: Tensor | None, p: float) -> Tensor:
         samples, steps, width = qkv.shape
         ctx.rate, ctx.heads, ctx.samples = rate(p), heads, samples
         ctx.scale = 1 / math.sqrt(width // (3 * heads))
         # One copy [3, rows, d, T]; the factors go where the tensors are small.
         q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 4, 1).contiguous().flatten(1, 2)
-        q = q[..., :queries] * ctx.scale
+        q.mul_(ctx.scale)
         v.mul_(ctx.rate.scale)
         if mask is not None:
             mask = mask[:, None, None, :].expand(-1, heads, -1, -1).flatten(0, 1)
         bits = random_bits()
-        weights = qkv.new_empty(len(q), queries, steps)
+        weights = qkv.new_empty(len(q), steps, steps)
         out = torch.empty_like(q)
-        for block in _blocks(len(q), queries * steps):
+        for block in _blocks(len(q), steps * steps):
             part = torch.bmm(q[block].mT, k[block], out=weights[block])
             if mask is not None:
                 part.masked_fill_(~mask[block], -math.inf)
@@ -215,16 +214,13 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         q, k, v, weights, out = ctx.saved_tensors
-        queries = q.shape[-1]
         grad = grads[0].unflatten(-1, (ctx.heads, -1)).permute(0, 2, 3, 1).flatten(0, 1)
         # The sum over steps of weight times gradient is that of output times gradient, dropout included.
         mean = (grad * out).sum(1).unsqueeze(-1)
         grad_qkv = k.new_empty(3, *k.shape)
         grad_q, grad_k, grad_v = grad_qkv
-        if queries < k.shape[-1]:
-            grad_q[..., queries:] = 0
         for block in _blocks(*weights.flatten(1).shape):
             part, grad_part = weights[block], grad[block]
             kept = part.relu()
@@ -232,11 +228,11 @@ class _Attention(torch.autograd.Function):
             # d score = kept weight * gradient - weight * mean
             scores = torch.bmm(grad_part.mT, v[block]).mul_(kept)
             scores.addcmul_(part.abs(), mean[block], value=-1)
-            grad_q[block, :, :queries] = torch.bmm(k[block], scores.mT)
+            torch.bmm(k[block], scores.mT, out=grad_q[block])
             torch.bmm(q[block], scores, out=grad_k[block])
         grad_q.mul_(ctx.scale)
         grad_v.mul_(ctx.rate.scale)
-        return grad_qkv.unflatten(1, (ctx.samples, -1)).permute(1, 4, 0, 2, 3).flatten(2), None, None, None, None
+        return grad_qkv.unflatten(1, (ctx.samples, -1)).permute(1, 4, 0, 2, 3).flatten(2), None, None, None
 
 
 def _blocks(rows: int, elements: int) -> list[slice]:

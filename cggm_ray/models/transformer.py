@@ -78,10 +78,9 @@ class SelfAttention(nn.Module):
     def forward(self, x_NTD: Tensor, mask_NT: Tensor | None, first_query_only: bool) -> Tensor:
         """Attention output [N, Q, D]. `mask_NT` is False at steps that no query may attend to."""
         width, weight, bias = x_NTD.shape[-1], self.in_proj_weight, self.in_proj_bias
-        if drawn_here(x_NTD, self.dropout, self.training):
-            queries = 1 if first_query_only else x_NTD.shape[1]
-            out_NQD = dropped_attention(F.linear(x_NTD, weight, bias), self.heads, mask_NT, self.dropout, queries)
-            return self.out_proj(out_NQD)
+        # A single query has few weights, which torch drops fast enough.
+        if drawn_here(x_NTD, self.dropout, self.training) and not first_query_only:
+            return self.out_proj(dropped_attention(F.linear(x_NTD, weight, bias), self.heads, mask_NT, self.dropout))
         if first_query_only:
             q_NQD = F.linear(x_NTD[:, :1], weight[:width], bias[:width])
             k_NTD, v_NTD = F.linear(x_NTD, weight[width:], bias[width:]).chunk(2, dim=-1)
