@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from cggm_ray.cli import main
 from cggm_ray.config import Config
 from cggm_ray.state import WEIGHTS
-from conftest import SMALL, small_set, write_pickle
+from conftest import SMALL, small_set, tamper, write_pickle
 
 
 def test_the_message_names_step_rank_samples_and_checkpoint(
@@ -21,9 +20,7 @@ def test_the_message_names_step_rank_samples_and_checkpoint(
     argv = [*SMALL, "--local", "--data_path", str(small_pickle), "--storage_path", str(tmp_path), "--name", "run"]
     assert main(Config(), [*argv, "--num_epochs", "1"]) == 0
     checkpoint = tmp_path / "run" / "checkpoints" / "epoch-00001"
-    weights = load_file(checkpoint / WEIGHTS)
-    weights["head.weight"][0, 0] = torch.inf
-    save_file(weights, checkpoint / WEIGHTS)
+    tamper(checkpoint, WEIGHTS, lambda weights: weights["head.weight"][0, 0].fill_(torch.inf))
     capsys.readouterr()
     assert main(Config(), argv) == 1
     (line,) = capsys.readouterr().err.splitlines()
