@@ -221,22 +221,22 @@ def starts_of(folder: Path) -> list[dict[str, int]]:
 
 
 def test_population_based_training_moves_weights_and_values(raw: Path, tmp_path: Path) -> None:
-    # One rate that learns and three that do not: the worst takes over.
-    space = {"lr": {"loguniform": [1e-9, 1e-2]}, "cls_lr": {"choice": [1e-3, 5e-4]}}
+    # Guides that break two trials before the exchange: the others do not wait for them, and the worse one takes over.
+    space = {"lr": {"loguniform": [1e-9, 1e-2]}, "cls_lr": {"choice": [1e-3, 1e30]}}
     scheduler = {"name": "pbt", "max_epochs": 4, "interval": 2}
-    folder = run(raw, tmp_path, {"trials": 4, "seed": 1, "scheduler": scheduler, "space": space})
+    folder = run(raw, tmp_path, {"trials": 4, "seed": 14, "scheduler": scheduler, "space": space})
     records = [json.loads(path.read_text()) for path in sorted(folder.glob("trials/*/trial.json"))]
-    exchanges = [exchange for record in records for exchange in record["exchanges"]]
-    assert exchanges
-    for record in records:
-        assert record["status"] == "finished"
-        if record["exchanges"]:
-            assert record["exchanges"][-1]["values"] == record["values"]
-            assert record["exchanges"][-1]["from"] != record["name"]
-            lines = read_metrics(folder / "trials" / record["name"])
-            # The learning rate that the loop used is the one that was given.
-            after = [line for line in lines if (line["epoch"] or 0) > record["exchanges"][-1]["after_epoch"]]
-            assert all(line["lr"] == pytest.approx(record["values"]["lr"]) for line in after)
+    assert [record["status"] for record in records] == ["failed", "finished", "finished", "failed"]
+    assert not records[2]["exchanges"]
+    (exchange,) = records[1]["exchanges"]
+    assert (exchange["after_epoch"], exchange["from"]) == (2, "trial-002")
+    # What the search's seed draws: the giver's rate, a fifth more.
+    assert exchange["values"] == records[1]["values"]
+    assert exchange["values"]["lr"] == pytest.approx(1.2 * records[2]["values"]["lr"])
+    # The learning rate that the loop used is the one that was given.
+    after = [line for line in read_metrics(folder / "trials/trial-001") if (line["epoch"] or 0) > 2]
+    assert after
+    assert all(line["lr"] == pytest.approx(exchange["values"]["lr"]) for line in after)
     assert len(table(folder)) == 4
 
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import random
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
@@ -22,6 +24,7 @@ from ray.tune.search import Searcher
 from cggm_ray.distributed.cluster import connect, nodes_later, nodes_now, own_error
 from cggm_ray.distributed.trial import NUMBER, Study, train_trial
 from cggm_ray.errors import TrainingError, UsageError
+from cggm_ray.seeding import derive_seed
 from cggm_ray.studies.search import Search, Values, suggest
 from cggm_ray.studies.trials import FAILED, STOPPED, Trial, ended, outcomes, read_record
 
@@ -139,6 +142,46 @@ class Watch(tune.Callback):
         print(line, flush=True)
 
 
+class Generations(PopulationBasedTraining):
+    """Population based training whose exchanges wait for the whole population: a seed decides them, and not the clock.
+
+    Args:
+        seed: of what an exchange draws: who learns from whom, and the new values.
+        last: the epoch after which a trial is over. An exchange there would only give a trial values that it never trained.
+        settings: of `PopulationBasedTraining`.
+    """
+
+    def __init__(self, *, seed: int, last: int, **settings: Any) -> None:
+        super().__init__(synch=True, **settings)
+        self._seed = seed
+        self._last = last
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """See `TrialScheduler`."""
+        if result["epoch"] >= self._last:
+            return str(TrialScheduler.CONTINUE)
+        # The draws come from the global generators of Python and numpy.
+        before = random.getstate(), np.random.get_state()
+        seed = derive_seed(self._seed, "exchanges", int(result["epoch"]))
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        decision = super().on_trial_result(tune_controller, trial, result)
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        return str(decision)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """The next trial. Where all wait for one that has ended meanwhile, they exchange without it."""
+        chosen = super().choose_trial_to_run(tune_controller)
+        live = tune_controller.get_live_trials()
+        if chosen is None and live and all(trial.status == "PAUSED" for trial in live):
+            # The last result of any of them, heard again, finds nobody to wait for.
+            waiting = next(iter(live))
+            self.on_trial_result(tune_controller, waiting, dict(self._trial_state[waiting].last_result or {}))
+            chosen = super().choose_trial_to_run(tune_controller)
+        return chosen
+
+
 class Numbered(Searcher):
     """Optuna's suggestions, numbered. Trials of an earlier start come first, with the values that they had.
 
@@ -247,7 +290,9 @@ def _scheduler(study: Study, search: Search | None) -> TrialScheduler:
             stop_last_trials=False,
         )
     makers = {"uniform": tune.uniform, "loguniform": tune.loguniform}
-    return PopulationBasedTraining(
+    return Generations(
+        seed=search.seed,
+        last=epochs,
         time_attr="epoch",
         perturbation_interval=plan.interval,
         hyperparam_mutations={
