@@ -29,18 +29,21 @@ class Notice(IntEnum):
 
 
 class Asked:
-    """Whether a signal came to this process.
+    """Whether this process is to stop: a signal came, or torchrun, which started it, was killed.
 
     Attributes:
-        signal: its number; 0 while none came.
+        signal: number of the signal; 0 while none came.
     """
 
     def __init__(self) -> None:
         self.signal = 0
+        self._parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     def notice(self) -> Notice:
         """What it means for the loop."""
-        return Notice.STOP if self.signal else Notice.NONE
+        # Processes without their torchrun would train on beside those of the next start.
+        orphan = self._parent is not None and os.getppid() != self._parent
+        return Notice.STOP if self.signal or orphan else Notice.NONE
 
 
 @contextmanager
