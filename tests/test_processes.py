@@ -59,8 +59,12 @@ def test_two_stop_at_the_same_step_and_one_goes_on(small_pickle: Path, tmp_path:
 
 def test_a_process_that_hangs_is_named(small_pickle: Path, tmp_path: Path) -> None:
     log = tmp_path / "run" / LOG
-    both = start([*flags(small_pickle, tmp_path, "run", 5000), "--collective_timeout", "3"])
-    wait_for(lambda: log.exists() and "epoch 1/" in log.read_text(), 120, "the run does not start")
+    both = start([*flags(small_pickle, tmp_path, "run", 5000), "--collective_timeout", "5"])
+    try:
+        wait_for(lambda: log.exists() and "valid mae" in log.read_text(), 120, "the run does not start")
+    except AssertionError:
+        both.kill()
+        raise
     ranks = {environment_of(pid).get("RANK"): pid for pid in descendants(both.pid)}
     os.kill(ranks["1"], signal.SIGSTOP)
     try:
@@ -70,7 +74,7 @@ def test_a_process_that_hangs_is_named(small_pickle: Path, tmp_path: Path) -> No
         os.kill(ranks["1"], signal.SIGKILL)
     said, _ = both.communicate(timeout=60)
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert "rank 0 waited for the others, for at most 3 s (--collective_timeout): rank 1 of 2 is missing" in line
+    assert "rank 0 waited for the others, for at most 5 s (--collective_timeout): rank 1 of 2 is missing" in line
     assert f"last good checkpoint: {tmp_path / 'run' / 'checkpoints' / 'epoch-'}" in line
 
 
