@@ -27,18 +27,8 @@ from cggm_ray.tracking import read_metrics  # noqa: E402
 from raylets import Raylets, descendants, raylets  # noqa: E402
 
 SMALL = [
-    "--nlevels",
-    "3",
-    "--cls_layers",
-    "1",
-    "--num_heads",
-    "2",
-    "--proj_dim",
-    "8",
-    "--cpus_per_worker",
-    "1",
-    "--batch_size",
-    "64",
+    *("--nlevels", "3", "--cls_layers", "1", "--num_heads", "2", "--proj_dim", "8"),
+    *("--cpus_per_worker", "1", "--batch_size", "64"),
 ]
 PERIOD = 2.0
 GROWTH, FILES = 0.03, 3

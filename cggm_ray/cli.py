@@ -59,7 +59,7 @@ def main(recipe: Config, argv: Sequence[str] | None = None, description: str | N
         else:
             run(command.config)
     except StoppedError as stop:
-        print(stop, file=sys.stderr)
+        print(stop, end="\n" if str(stop) else "", file=sys.stderr)
         return stop.exit_code
     except CggmError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -104,7 +104,9 @@ def run_locally(config: Config, folder: Path) -> Result | None:
             result = fit(config, shards, runtime, folder)
         return result if runtime.rank == 0 else None
     except StoppedError as stop:
-        raise StoppedError(str(stop), 128 + asked.signal if asked.signal else stop.exit_code) from None
+        # One line for all processes.
+        text = str(stop) if runtime.rank == 0 else ""
+        raise StoppedError(text, 128 + asked.signal if asked.signal else stop.exit_code) from None
     finally:
         runtime.close()
 

@@ -21,6 +21,7 @@ from cggm_ray.cli import main
 from cggm_ray.config import Config
 from cggm_ray.data.sampler import epoch_order, slices
 from cggm_ray.errors import StorageError
+from cggm_ray.files import copy_files, write_folder
 from cggm_ray.state import VALUES, WEIGHTS, Position
 from cggm_ray.tracking import LOG, read_metrics
 from conftest import SMALL
@@ -146,6 +147,28 @@ def test_what_happens_where_no_checkpoint_is_whole(
     assert "no checkpoint can be used" in line
     assert WEIGHTS in line
     assert "--fresh starts over" in line
+
+
+def test_nothing_in_a_checkpoint_is_unpickled(
+    small_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, trap = argv(small_pickle, tmp_path, "run"), tmp_path / "executed"
+
+    class Bomb:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (trap,))
+
+    assert main(Config(), command) == 0
+    for folder in (tmp_path / "run" / "checkpoints").iterdir():
+
+        def write(partial: Path, folder: Path = folder) -> None:
+            copy_files(folder, partial)
+            torch.save({"weights": Bomb()}, partial / WEIGHTS)
+
+        write_folder(folder, write)
+    assert main(Config(), [*command, "--num_epochs", "3"]) == 1
+    assert "cannot be used" in capsys.readouterr().err
+    assert not trap.exists()
 
 
 def test_a_writer_that_is_killed_leaves_the_checkpoint_before(tmp_path: Path) -> None:
