@@ -19,22 +19,23 @@ import math
 import os
 import random
 import re
-import signal
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from cggm_ray.checkpoints import Checkpoints  # noqa: E402
+from harm import PATIENCE, harm, small_disk, youngest  # noqa: E402
+
 from cggm_ray.tracking import LOG, read_metrics  # noqa: E402
-from raylets import Raylets, descendants, kill, raylets  # noqa: E402
+from raylets import Raylets, raylets  # noqa: E402
 
 BATCH, SAMPLES = 16, 960
 STEPS = SAMPLES // BATCH
@@ -49,8 +50,6 @@ SMOOTH = [*SMALL, *DROPOUTS, "--batch_size", str(BATCH), "--num_epochs", "3"]
 ROUNDING = 1e-4
 TIMES = {"seconds", "samples_per_second"}
 ATTEMPTS = 6
-PATIENCE = 300.0
-DISK_MB = 16
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,13 @@ class Kind:
         where: 'local', 'torchrun' or 'ray'.
         workers: flag of the run.
         earliest: the first step after which it may come.
+        latest: the last one; None is shortly before the end.
     """
 
     where: str
     workers: str = "1"
     earliest: int = 1
+    latest: int | None = None
 
     @property
     def exact(self) -> bool:
@@ -85,7 +86,7 @@ KINDS = {
     "driver killed (Ray)": Kind("ray"),
     "SIGTERM to the driver (Ray)": Kind("ray"),
     "raylet killed (Ray, 1:2)": Kind("ray", "1:2"),
-    "node drained, then killed (Ray, 1:2)": Kind("ray", "1:2"),
+    "node drained, then killed (Ray, 1:2)": Kind("ray", "1:2", latest=15),
 }
 PLAN = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0, 1, 2, 3, 6, 8, 3, 10)
 """Kinds of the first 20 runs, by number; more runs start over."""
@@ -188,77 +189,17 @@ def wait_until(holds: Callable[[], bool], run: subprocess.Popen[bytes]) -> bool:
     return True
 
 
-def harm(what: str, run: Run, process: subprocess.Popen[bytes], cluster: Raylets | None, rng: random.Random) -> None:
-    """Does the harm, and puts right what a person would put right before the next start."""
-    if what in ("driver killed (local)", "processes killed (torchrun)"):
-        os.killpg(process.pid, signal.SIGKILL)
-    elif what.startswith("SIGTERM"):
-        process.send_signal(signal.SIGTERM)
-    elif what == "driver killed (Ray)":
-        process.kill()
-    elif what == "checkpoint truncated":
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        newest = Checkpoints(run.folder).newest()
-        assert newest is not None
-        victim = rng.choice(sorted(newest.iterdir()))
-        os.truncate(victim, rng.randrange(victim.stat().st_size))
-    elif what == "disk full":
-        filler = run.folder.parent / "filler"
-        with suppress(OSError), filler.open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
-        process.wait(PATIENCE)
-        filler.unlink()
-    elif cluster is not None and "worker" in what:
-        kill(rng.choice(workers(cluster)), signal.SIGKILL)
-    elif cluster is not None:
-        node = cluster.nodes[-1]
-        if "drained" in what:
-            drain(cluster)
-            # What a cloud gives before it takes a node.
-            time.sleep(8)
-        cluster.remove_node(node)
-
-
-def workers(cluster: Raylets) -> list[int]:
-    """Processes of the training workers."""
-    pids = [process for node in cluster.nodes if node.poll() is None for process in descendants(node.pid)]
-    listed = subprocess.run(
-        ["ps", "-o", "pid=,args=", "-p", ",".join(map(str, pids))], capture_output=True, text=True, check=False
-    ).stdout
-    return [int(line.split()[0]) for line in listed.splitlines() if "ray::RayTrainWorker" in line]
-
-
-def drain(cluster: Raylets) -> None:
-    """Tells the cluster that its youngest node is about to be taken away."""
-    listed = cluster.run("ray", "list", "nodes", "--address", cluster.jobs, "--format", "json")
-    nodes = [node for node in json.loads(listed.stdout) if node["state"] == "ALIVE" and not node["is_head_node"]]
-    told = cluster.run(
-        *("ray", "drain-node", "--address", cluster.address, "--node-id", nodes[-1]["node_id"]),
-        *(
-            "--reason",
-            "DRAIN_NODE_REASON_PREEMPTION",
-            "--reason-message",
-            "chaos",
-            "--deadline-remaining-seconds",
-            "60",
-        ),
-    )
-    if told.returncode:
-        raise SystemExit(told.stderr)
-
-
 def disturb(row: Row, run: Run, cluster: Raylets | None, rng: random.Random) -> None:
     """A run from its first start to its end, harmed once."""
-    process = run.start()
+    process = start_whole(run, row.workers)
+    node = youngest(cluster) if cluster is not None and "drained" in row.harm else ""
     if not wait_until(lambda: done(run.text()) >= row.at_step, process):
         raise SystemExit(f"run {row.number} ended before the harm: {run.output.read_text()[-2000:]}")
     time.sleep(rng.uniform(0, 0.05))
     before = run.text()
     reached, began = done(before), time.monotonic()
     row.at = f"epoch {(reached - 1) // STEPS + 1}, step {(reached - 1) % STEPS + 1}"
-    harm(row.harm, run, process, cluster, rng)
+    harm(row.harm, run.folder, process, cluster, node, rng)
     starts = before.count("continues after")
     for _ in range(ATTEMPTS):
         # The group under Ray goes on by itself; everything else ends, and is started again.
@@ -273,6 +214,23 @@ def disturb(row: Row, run: Run, cluster: Raylets | None, rng: random.Random) -> 
             return
         process = run.start()
     raise SystemExit(f"run {row.number} does not end: {run.output.read_text()[-2000:]}")
+
+
+def start_whole(run: Run, workers: str) -> subprocess.Popen[bytes]:
+    """The first start. A group like 1:2 must have both workers, else the harm could miss it."""
+    if ":" not in workers:
+        return run.start()
+    for _ in range(ATTEMPTS):
+        # Ray looks every 20 seconds for what is free.
+        time.sleep(25)
+        process = run.start()
+        wait_until(lambda: " workers of " in run.text(), process)
+        if run.text().startswith("2 workers of "):
+            return process
+        process.kill()
+        process.wait()
+        shutil.rmtree(run.folder)
+    raise SystemExit("the group does not get both workers")
 
 
 def _goes_on(run: Run, known: int, starts: int) -> bool:
@@ -300,17 +258,6 @@ def difference(run: Path, reference: Path, exact: bool) -> float:
         return 0.0 if same else math.inf
     # Counts of classes move by a whole sample where a prediction lies on the edge.
     return max(abs((a or 0) - (b or 0)) / max(abs(b or 0), 1.0) for a, b in pairs)
-
-
-@contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """A tmpfs."""
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(folder)], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def main() -> None:
@@ -348,8 +295,12 @@ def main() -> None:
                     cluster.add_node(cpus=1)
                     cluster.wait_for_nodes(2)
                 last = (4 if kind.exact else 3) * STEPS - 20
-                row = Row(place, plan[number], kind.workers, rng.randint(kind.earliest, last))
-                with small_disk(folder / f"disk{place}") if plan[number] == "disk full" else _same(folder) as storage:
+                row = Row(place, plan[number], kind.workers, rng.randint(kind.earliest, kind.latest or last))
+                with (
+                    small_disk(folder / f"disk{place}")
+                    if plan[number] == "disk full"
+                    else nullcontext(folder) as storage
+                ):
                     run = Run(folder, storage, f"run-{place:02d}", kind, cluster if kind.where == "ray" else None)
                     disturb(row, run, cluster, rng)
                     row.difference = difference(run.folder, references[kind.exact], kind.exact)
@@ -361,11 +312,6 @@ def main() -> None:
     equal = sum(row.equal for row in rows)
     print(f"\n{equal} of {len(rows)} runs ended with the metrics of the undisturbed run")
     sys.exit(0 if equal == len(rows) else 1)
-
-
-@contextmanager
-def _same(folder: Path) -> Iterator[Path]:
-    yield folder
 
 
 @contextmanager
