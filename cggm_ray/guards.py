@@ -99,7 +99,7 @@ def naming_missing(runtime: Runtime, timeout: int, kind: type[Exception]) -> Ite
     except RuntimeError as error:
         if runtime.world_size == 1 or not _is_of_collective(error):
             raise
-        missing = missing_ranks(runtime.rank, runtime.world_size)
+        missing = missing_ranks(runtime.rank, runtime.world_size, min(ANSWER, timeout))
         what = (
             f"rank {', '.join(map(str, missing))} of {runtime.world_size} is missing"
             if missing
@@ -112,7 +112,7 @@ def naming_missing(runtime: Runtime, timeout: int, kind: type[Exception]) -> Ite
         ) from error
 
 
-def missing_ranks(rank: int, world_size: int, patience: float = ANSWER) -> list[int]:
+def missing_ranks(rank: int, world_size: int, patience: float) -> list[int]:
     """The workers that do not say in time that they run. Those that do all call it, within `patience` seconds.
 
     They write to the store by which the process group was set up, which works when collectives do not any more.
