@@ -2,7 +2,7 @@
 
     python benchmarks/soak.py [--epochs 200] [--json FILE]
 
-Looks every two seconds at the resident memory and the open files of the driver, of Ray Train's controller and of both
+Looks every second at the resident memory and the open files of the driver, of Ray Train's controller and of both
 workers, and prints them by quarters of the run. Flat means: from the second quarter to the last, the mean grows by less than
 3 % and by fewer than 3 files. Needs the test tools (`make test` installs them).
 """
@@ -28,9 +28,9 @@ from raylets import Raylets, descendants, raylets  # noqa: E402
 
 SMALL = [
     *("--nlevels", "3", "--cls_layers", "1", "--num_heads", "2", "--proj_dim", "8"),
-    *("--cpus_per_worker", "1", "--batch_size", "64"),
+    *("--cpus_per_worker", "1", "--batch_size", "240"),
 ]
-PERIOD = 2.0
+PERIOD = 1.0
 GROWTH, FILES = 0.03, 3
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
