@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import yaml
 
 from cggm_ray.config import Config
-from cggm_ray.errors import CggmError, UsageError
+from cggm_ray.errors import CggmError, StoppedError, UsageError
 from cggm_ray.modulation.base import STRATEGIES
 from cggm_ray.registry import nearest
 from cggm_ray.run import run
@@ -41,7 +41,7 @@ def main(recipe: Config, argv: Sequence[str] | None = None, description: str | N
         description: opens the help text.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 wrong usage or bad input.
+        The exit code: 0 done, 1 failed, 2 wrong usage or bad input, 128 plus the number of a signal that stopped it.
     """
     try:
         command = parse(recipe, sys.argv[1:] if argv is None else argv, description)
@@ -58,6 +58,9 @@ def main(recipe: Config, argv: Sequence[str] | None = None, description: str | N
             compare(command.config, command.strategies, command.seeds)
         else:
             run(command.config)
+    except StoppedError as stop:
+        print(stop, end="\n" if str(stop) else "", file=sys.stderr)
+        return stop.exit_code
     except CggmError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

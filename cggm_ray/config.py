@@ -23,6 +23,7 @@ from cggm_ray.values import coerce
 
 GATES = ("feature", "body")
 PRECISIONS = ("fp32", "bf16")
+ON_NONFINITE = ("stop", "skip")
 WORKERS = re.compile(r"([1-9]\d*)(?::([1-9]\d*))?")
 
 
@@ -51,6 +52,8 @@ class DataConfig:
     memory_budget: int = option(
         4096, "MiB of samples that a worker may hold; a larger set is streamed from its shards", resume=True
     )
+
+    verify: bool = option(False, "compare all shards with their checksums before training", resume=True)
 
     def __post_init__(self) -> None:
         _at_least(self, "memory_budget", 1)
@@ -168,10 +171,22 @@ class TrainConfig:
         resume=True,
     )
     log_interval: int = option(30, "optimizer steps between two lines of progress", resume=True)
+    save_every: int | None = option(
+        None, "optimizer steps between two checkpoints within an epoch; default only between epochs", resume=True
+    )
+    on_nonfinite: str = option(
+        "stop", "at a loss or gradient that is not finite: stop, or skip the step (10 in a row stop)", resume=True
+    )
+    deterministic: bool = option(
+        False, "only operations that give the same bits every time; slower on a GPU", resume=True
+    )
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "num_epochs", "accumulate", "log_interval"):
             _at_least(self, name, 1)
+        if self.save_every is not None:
+            _at_least(self, "save_every", 1)
+        _one_of(self, "on_nonfinite", ON_NONFINITE)
         _at_least(self, "seed", 0)
         if self.patience is not None:
             _at_least(self, "patience", 1)
@@ -194,6 +209,17 @@ class RunConfig:
     max_failures: int = option(
         3, "times that a run on Ray goes on from its last checkpoint after a worker or a node was lost", resume=True
     )
+    collective_timeout: int = option(
+        1800,
+        "seconds that workers wait for one another before a run stops and names those that are missing",
+        resume=True,
+    )
+    allow_config_change: bool = option(
+        False, "go on with a run of the same name although its configuration was another", resume=True
+    )
+    fresh: bool = option(
+        False, "start over: a run of the same name is kept, moved aside to NAME.1, NAME.2, ...", resume=True
+    )
     use_gpu: bool = option(False, "one GPU per worker", resume=True)
     no_cuda: bool = option(False, "stay on the CPU even where a GPU is there", resume=True)
     cpus_per_worker: int | None = option(
@@ -215,6 +241,9 @@ class RunConfig:
         )
         _at_least(self, "resize_interval", 1)
         _at_least(self, "max_failures", 0)
+        _at_least(self, "collective_timeout", 1)
+        if self.fresh and self.allow_config_change:
+            raise UsageError("fresh: given together with allow_config_change; expected one of them")
         if self.cpus_per_worker is not None:
             _at_least(self, "cpus_per_worker", 1)
         if self.local and self.max_workers > 1:

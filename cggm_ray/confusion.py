@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import torch
 
 from cggm_ray.data.shards import TARGET, column_values
+from cggm_ray.files import write_text
 from cggm_ray.metrics import confusion_counts
-from cggm_ray.state import PREDICTIONS, write_text
+from cggm_ray.state import PREDICTIONS
 
 CONFUSION = "confusion.csv"
 

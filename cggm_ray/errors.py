@@ -33,6 +33,26 @@ class TrainingError(CggmError):
     """Training cannot go on. What was saved before stays valid."""
 
 
+class StorageError(TrainingError):
+    """The folder of a run cannot be written or read any more: full, read-only, or gone."""
+
+
+class StoppedError(CggmError):
+    """Somebody asked a run to stop, and it saved its state: a signal, or a job that is ended.
+
+    Args:
+        message: one line that says how to go on.
+        code: exit code of the program, 128 plus the signal's number.
+    """
+
+    def __init__(self, message: str, code: int = 143) -> None:
+        super().__init__(message, code)
+        self.exit_code = code
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class NonFiniteError(TrainingError):
     """Loss or gradient stopped being finite; raised on every worker before the optimizer steps."""
 

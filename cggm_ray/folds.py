@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cggm_ray.errors import UsageError
-from cggm_ray.state import write_text
+from cggm_ray.files import write_text
 from cggm_ray.train import Result
 
 FOLDS = "folds.json"

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
+import torch
 import yaml
 
 from cggm_ray.config import Config
 from cggm_ray.data.dataset import DATASETS, PICTURES, prepare
 from cggm_ray.data.shards import write_shards_here
-from cggm_ray.errors import UsageError
+from cggm_ray.errors import CggmError, NonFiniteError, StoppedError, TrainingError, UsageError
+from cggm_ray.files import clear_partials, set_aside, write_text
 from cggm_ray.folds import fold_table, save_folds
+from cggm_ray.guards import naming_missing
+from cggm_ray.provenance import note_start
 from cggm_ray.runtime import LocalRuntime, Record
-from cggm_ray.state import PREDICTIONS, write_text
-from cggm_ray.tracking import METRICS
+from cggm_ray.seeding import make_deterministic
+from cggm_ray.state import PREDICTIONS
+from cggm_ray.stopping import Asked, listening
+from cggm_ray.tracking import METRICS, read_metrics
 from cggm_ray.train import BEST, Result, check, fit
 
 CONFIG = "config.yaml"
@@ -64,26 +70,67 @@ def run_one(config: Config) -> Result | None:
         result = run_on_ray(config, folder)
     if result is not None:
         print(table(result))
+        check_finite(result)
     return result
 
 
+def check_finite(result: Result) -> None:
+    """Raises NonFiniteError where a run came to its end and is no good: it diverged, or its best epoch fails on test data."""
+    last = read_metrics(result.folder)[-1]
+    if last["valid/loss"] is None:
+        raise NonFiniteError(
+            f"{result.folder}: the validation loss after epoch {last['epoch']:.0f}, the last one, was not finite: training "
+            f"diverged; the table is of epoch {result.best_epoch}"
+        )
+    for name, record in (("valid", result.valid), ("test", result.test)):
+        if not math.isfinite(record["loss"]):
+            raise NonFiniteError(
+                f"{result.folder}: the {name} loss of the best epoch, {result.best_epoch}, is not finite"
+            )
+
+
 def run_locally(config: Config, folder: Path) -> Result | None:
-    """The run in this process, or in the processes that torchrun started."""
-    runtime = LocalRuntime(folder, config.run)
+    """The run in this process, or in the processes that torchrun started. SIGTERM and Ctrl-C save, then stop it."""
+    if config.train.deterministic:
+        make_deterministic()
+    asked = Asked()
+    runtime = LocalRuntime(folder, config.run, asked)
+    seconds = config.run.collective_timeout
     try:
-        if runtime.world_size == 1:
-            shards = prepare(config, write_shards_here)
-            return fit(config, claim(config, folder, shards), runtime, folder)
-        if config.train.batch_size < runtime.world_size:
+        if runtime.world_size > 1 and config.train.batch_size < runtime.world_size:
             raise UsageError(f"batch_size: found {config.train.batch_size} for {runtime.world_size} processes")
-        # The first process converts; the others find the shards when they pass the barrier.
-        if runtime.rank == 0:
-            claim(config, folder, prepare(config, write_shards_here))
-        dist.barrier()
-        result = fit(config, prepare(config, write_shards_here), runtime, folder)
+        shards = _prepare_first(config, folder, runtime)
+        with listening(asked), naming_missing(runtime, seconds, TrainingError):
+            result = fit(config, shards, runtime, folder)
         return result if runtime.rank == 0 else None
+    except StoppedError as stop:
+        # One line for all processes.
+        text = str(stop) if runtime.rank == 0 else ""
+        raise StoppedError(text, 128 + asked.signal if asked.signal else stop.exit_code) from None
     finally:
         runtime.close()
+
+
+def _prepare_first(config: Config, folder: Path, runtime: LocalRuntime) -> Path:
+    """The shards, which rank 0 converts; the others find them when it is done. Claims the folder of the run.
+
+    Raises:
+        CggmError: rank 0's own error, and on the others one line.
+    """
+    failure: CggmError | None = None
+    if runtime.rank == 0:
+        try:
+            shards = prepare(config, write_shards_here)
+            claim(config, folder, shards)
+            note_start(folder, config, shards, runtime.world_size)
+        except CggmError as error:
+            failure = error
+    failed = runtime.reduce()(torch.tensor(float(failure is not None), dtype=torch.float64, device=runtime.device))
+    if failure is not None:
+        raise failure
+    if failed:
+        raise UsageError("rank 0 cannot start this run, and says why")
+    return shards if runtime.rank == 0 else prepare(config, write_shards_here)
 
 
 def named(config: Config, kind: str | None = None) -> Config:
@@ -103,10 +150,14 @@ def named(config: Config, kind: str | None = None) -> Config:
 def run_folder(config: Config) -> Path:
     """The folder of the run; one that is there must have been made with the same configuration.
 
+    With `--allow_config_change` differing fields are printed and taken; with `--fresh` what is there does not matter.
+
     Raises:
         UsageError: the folder holds a run of another configuration; the message lists the fields.
     """
     folder = config.run.storage / str(config.run.name)
+    if config.run.fresh:
+        return folder
     try:
         found = yaml.safe_load((folder / CONFIG).read_text())
     except FileNotFoundError:
@@ -114,9 +165,13 @@ def run_folder(config: Config) -> Path:
     except (OSError, yaml.YAMLError) as error:
         raise UsageError(f"{folder / CONFIG} cannot be read: {error}") from None
     differing = differences(config, found if isinstance(found, dict) else {})
-    if differing:
+    if differing and config.run.allow_config_change:
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"{folder} goes on with another configuration: {'; '.join(differing)}")
+    elif differing:
         raise UsageError(
-            f"{folder} holds a run with another configuration: {'; '.join(differing)}; choose another --name"
+            f"{folder} holds a run with another configuration: {'; '.join(differing)}; choose another --name, or "
+            "--allow_config_change to go on with it, or --fresh to start over"
         )
     return folder
 
@@ -139,12 +194,42 @@ def claim(config: Config, folder: Path, shards: Path) -> Path:
         UsageError: the configuration does not fit the data, or the folder cannot be made.
     """
     check(config, shards)
+    open_folder(config, folder)
+    return shards
+
+
+def open_folder(config: Config, folder: Path) -> None:
+    """Makes the folder of a run or a study, with its configuration; with `--fresh` one that is there is moved aside first.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    config = start_over(config, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False))
+        clear_partials(folder)
+        # How it was started is no part of what it is: the file can be given to --config.
+        kept = dataclasses.replace(config, run=dataclasses.replace(config.run, allow_config_change=False))
+        write_text(folder / CONFIG, yaml.safe_dump(kept.to_dict(), sort_keys=False))
     except OSError as error:
         raise UsageError(f"storage_path: {folder} cannot be written: {error.strerror}") from None
-    return shards
+
+
+def start_over(config: Config, folder: Path) -> Config:
+    """With `--fresh` moves what is in the folder aside; returns the configuration without that flag.
+
+    Raises:
+        UsageError: it cannot be moved.
+    """
+    if not config.run.fresh:
+        return config
+    try:
+        aside = set_aside(folder)
+    except OSError as error:
+        raise UsageError(f"fresh: {folder} cannot be moved aside: {error.strerror}") from None
+    if aside is not None:
+        print(f"starting over; what was there is kept in {aside}")
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, fresh=False))
 
 
 def table(result: Result) -> str:

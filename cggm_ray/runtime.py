@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -15,12 +14,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cggm_ray.checkpoints import Checkpoints
 from cggm_ray.config import RunConfig
-from cggm_ray.errors import UsageError
+from cggm_ray.errors import StorageError, UsageError
 from cggm_ray.modulation.base import alone
-from cggm_ray.state import write_folder
+from cggm_ray.state import Position
+from cggm_ray.stopping import Agreement, Asked, Notice
 
-CHECKPOINTS = "checkpoints"
 BUCKETS = 4
 """Messages that the gradients of a small model are sent in."""
 LARGEST_BUCKET = 25.0
@@ -44,20 +44,46 @@ class Runtime(Protocol):
         """The module, made to average its gradients over the workers."""
         ...
 
-    def report(self, record: Record, write: Callable[[Path], None]) -> None:
-        """Keeps the metrics of an epoch with a checkpoint, which `write` fills on rank 0. All workers call it.
+    def save(self, position: Position, write: Callable[[Path], None]) -> None:
+        """Keeps a checkpoint, which `write` fills on rank 0. All workers call it.
 
-        The newest checkpoint and that of the best epoch are kept.
+        Raises:
+            StorageError: on all workers, where rank 0 cannot write it.
         """
         ...
 
-    def latest_checkpoint(self) -> Path | None:
-        """The newest checkpoint of this run."""
+    def report(self, record: Record, write: Callable[[Path], None]) -> None:
+        """Keeps the checkpoint of a finished epoch, see `save`, and hands its metrics on. All workers call it."""
         ...
 
-    def checkpoint_of(self, epoch: int) -> Path | None:
-        """The checkpoint of an epoch, if it was kept."""
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """Those of this run."""
         ...
+
+    def notice(self, now: bool = False) -> Notice:
+        """Whether to save or to stop here, the same on all workers. All call it after every step.
+
+        Args:
+            now: between two epochs, where waiting costs nothing.
+        """
+        ...
+
+
+def save_on_rank_0(runtime: Runtime, position: Position, write: Callable[[Path], None]) -> None:
+    """See `Runtime.save`. Returns on all workers when the checkpoint is there."""
+    failure: StorageError | None = None
+    if runtime.rank == 0:
+        try:
+            runtime.checkpoints.save(position, write)
+        except StorageError as error:
+            failure = error
+    failed = torch.tensor(float(failure is not None), dtype=torch.float64, device=runtime.device)
+    if failure is not None:
+        runtime.reduce()(failed)
+        raise failure
+    if runtime.reduce()(failed):
+        raise StorageError(f"{runtime.checkpoints.folder}: rank 0 cannot write the checkpoint of {position}")
 
 
 def all_reduce(tensor: Tensor) -> Tensor:
@@ -90,14 +116,15 @@ class LocalRuntime:
     """This process, or the processes that torchrun started.
 
     Args:
-        folder: of the run; checkpoints go to `checkpoints/epoch-NNNNN` in it.
-        config: says whether a GPU may be used, and the number of threads.
+        folder: of the run.
+        config: says whether a GPU may be used, the number of threads, and how long workers wait for one another.
+        asked: whether a signal came.
 
     Raises:
         UsageError: a GPU was asked for and there is none.
     """
 
-    def __init__(self, folder: Path, config: RunConfig) -> None:
+    def __init__(self, folder: Path, config: RunConfig, asked: Asked | None = None) -> None:
         self.rank = int(os.environ.get("RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         if config.use_gpu and not torch.cuda.is_available():
@@ -110,8 +137,14 @@ class LocalRuntime:
         if config.cpus_per_worker is not None:
             torch.set_num_threads(config.cpus_per_worker)
         if self.world_size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
-        self._checkpoints = folder / CHECKPOINTS
+            dist.init_process_group(
+                "nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(seconds=config.collective_timeout)
+            )
+        self.checkpoints = Checkpoints(folder)
+        self.asked = asked or Asked()
+        # One process looks at its flag after every step; several compare theirs about once a second.
+        period = 1.0 if self.world_size > 1 else 0.0
+        self._agreement = Agreement(self.asked.notice, self.world_size, self.reduce(), self.device, period)
 
     def reduce(self) -> Callable[[Tensor], Tensor]:
         """See `Runtime`."""
@@ -121,41 +154,22 @@ class LocalRuntime:
         """See `Runtime`."""
         return data_parallel(module, self.device) if self.world_size > 1 else module
 
+    def save(self, position: Position, write: Callable[[Path], None]) -> None:
+        """See `Runtime`."""
+        save_on_rank_0(self, position, write)
+
     def report(self, record: Record, write: Callable[[Path], None]) -> None:
         """See `Runtime`."""
-        epoch = int(record["epoch"])
-        if self.rank == 0:
-            write_folder(self._folder(epoch), write)
-            for old in self._finished():
-                if old not in (self._folder(epoch), self._folder(int(record["best_epoch"]))):
-                    shutil.rmtree(old)
-        if self.world_size > 1:
-            dist.barrier()
+        self.save(Position(int(record["epoch"])), write)
 
-    def latest_checkpoint(self) -> Path | None:
+    def notice(self, now: bool = False) -> Notice:
         """See `Runtime`."""
-        return max(self._finished(), default=None)
-
-    def checkpoint_of(self, epoch: int) -> Path | None:
-        """See `Runtime`."""
-        folder = self._folder(epoch)
-        return folder if folder.exists() else None
+        return self._agreement(now)
 
     def close(self) -> None:
         """Leaves the process group."""
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
-
-    def _folder(self, epoch: int) -> Path:
-        return self._checkpoints / checkpoint_name(epoch)
-
-    def _finished(self) -> list[Path]:
-        return list(self._checkpoints.glob("epoch-*"))
-
-
-def checkpoint_name(epoch: int) -> str:
-    """Folder of an epoch's checkpoint, in `CHECKPOINTS` of a run without Ray Train."""
-    return f"epoch-{epoch:05d}"
 
 
 def numbers(values: Mapping[str, float]) -> Record:

@@ -6,6 +6,9 @@ what was drawn before, so a resumed run needs no generator state to go on as if 
 
 from __future__ import annotations
 
+import os
+import random
+
 import numpy as np
 import torch
 
@@ -22,3 +25,19 @@ def derive_seed(seed: int, purpose: str, *parts: int) -> int:
 def generator(seed: int, purpose: str, *parts: int) -> torch.Generator:
     """A torch generator for one stream."""
     return torch.Generator().manual_seed(derive_seed(seed, purpose, *parts))
+
+
+def seed_all(seed: int) -> None:
+    """Seeds the global generators of torch, numpy and Python, for code of a dataset or a network that draws from them."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def make_deterministic() -> None:
+    """Has torch use operations only that give the same bits every time; one that cannot raises RuntimeError."""
+    # cuBLAS reads it when its context is made.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False

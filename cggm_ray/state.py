@@ -1,11 +1,9 @@
-"""Everything that a resume needs, and how it is written: safetensors and JSON, no pickle, atomically."""
+"""Everything that a resume needs, and how it is written: safetensors and JSON, no pickle."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from cggm_ray.averages import Averages
 from cggm_ray.errors import TrainingError
+from cggm_ray.files import copy_files
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.modulation.base import Strategy
 from cggm_ray.optim import Schedule, retune
@@ -24,6 +24,28 @@ WEIGHTS = "model.safetensors"
 TENSORS = "training.safetensors"
 VALUES = "training.json"
 PREDICTIONS = "predictions.parquet"
+PROGRESS = ("epoch", "step", "samples", "within", "skips")
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """Where in a run a checkpoint was made.
+
+    Attributes:
+        epoch: epochs finished.
+        steps: of the running epoch; 0 between two epochs.
+    """
+
+    epoch: int
+    steps: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of the checkpoint's folder."""
+        return f"epoch-{self.epoch:05d}" + (f"-step-{self.steps:06d}" if self.steps else "")
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}" + (f" and {self.steps} steps" if self.steps else "")
 
 
 @dataclass
@@ -34,13 +56,12 @@ class Best:
     mode: Literal["min", "max"]
     value: float | None = None
     epoch: int = 0
-    improvements: int = 0
 
     def update(self, value: float, epoch: int) -> bool:
         """Takes the metric of an epoch (counted from 1); True if it is better than all before. NaN never is."""
         if value != value or (self.value is not None and not self._better(value, self.value)):
             return False
-        self.value, self.epoch, self.improvements = value, epoch, self.improvements + 1
+        self.value, self.epoch = value, epoch
         return True
 
     def _better(self, value: float, than: float) -> bool:
@@ -55,6 +76,9 @@ class TrainState:
         epoch: epochs finished.
         step: optimizer steps done.
         samples: training samples seen.
+        within: of these, samples of the running epoch; 0 between two epochs.
+        averages: of the running epoch.
+        skips: steps in a row, up to the last one, that were skipped because they were not finite.
     """
 
     net: MultimodalNet
@@ -65,7 +89,19 @@ class TrainState:
     epoch: int = 0
     step: int = 0
     samples: int = 0
+    within: int = 0
+    averages: Averages = field(default_factory=Averages)
+    skips: int = 0
     config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def position(self) -> Position:
+        """Where in the run it stands."""
+        return Position(self.epoch, self.averages.steps + self.averages.skipped)
+
+    def end_epoch(self) -> None:
+        """Counts a finished epoch."""
+        self.epoch, self.within, self.averages = self.epoch + 1, 0, Averages()
 
     def save(self, folder: Path) -> None:
         """Writes the weights and the rest of the state into an existing folder."""
@@ -77,7 +113,8 @@ class TrainState:
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
                 "best": vars(self.best),
-                "progress": {"epoch": self.epoch, "step": self.step, "samples": self.samples},
+                "progress": {name: getattr(self, name) for name in PROGRESS},
+                "averages": self.averages.state_dict(),
                 "config": self.config,
             },
             "",
@@ -99,8 +136,9 @@ class TrainState:
             self.optimizer.load_state_dict(tree["optimizer"])
             self.schedule.load_state_dict(tree["schedule"])
             self.best = Best(**tree["best"])
-            progress = tree["progress"]
-            self.epoch, self.step, self.samples = progress["epoch"], progress["step"], progress["samples"]
+            for name in PROGRESS:
+                setattr(self, name, int(tree["progress"][name]))
+            self.averages.load_state_dict(tree["averages"])
             before, now = tree["config"]["optim"], self.config["optim"]
             retune(self.optimizer, before["lr"], now["lr"], now["weight_decay"])
             guides = self.strategy.own_optimizer()
@@ -127,7 +165,7 @@ def copy_as_own(source: Path, target: Path) -> None:
     """Copies the checkpoint of another run into an existing folder, for a run that has no best epoch of its own yet."""
     copy_files(source, target)
     values = saved_values(source)
-    values["best"] |= {"value": None, "epoch": 0, "improvements": 0}
+    values["best"] |= {"value": None, "epoch": 0}
     (target / VALUES).write_text(json.dumps(values))
 
 
@@ -141,36 +179,6 @@ def load_weights(net: MultimodalNet, folder: Path) -> None:
         net.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise TrainingError(f"{folder / WEIGHTS}: these weights cannot be used: {error}") from error
-
-
-def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Fills a folder under another name and renames it when it is complete; replaces one that is there."""
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        write(partial)
-        for file in partial.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def copy_files(source: Path, target: Path) -> None:
-    """Copies the files of a folder into another."""
-    for file in source.iterdir():
-        shutil.copyfile(file, target / file.name)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file under another name and renames it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from cggm_ray.files import write_text
+
 METRICS = "metrics.jsonl"
 LOG = "train.log"
 
@@ -42,7 +44,7 @@ class JsonLines:
     def __init__(self, folder: Path, finished: int) -> None:
         self._path = folder / METRICS
         kept = [line for line in _lines(self._path) if (line["epoch"] or 0) <= finished]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def log(self, record: Mapping[str, float]) -> None:
         """See `Tracker`."""

@@ -6,9 +6,11 @@ It knows no dataset, no strategy and no Ray; those come in through `Dataset`, `S
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,20 +18,24 @@ from torch import Tensor, nn
 
 from cggm_ray.accumulate import backward
 from cggm_ray.batch import Batch, HeadOutput
+from cggm_ray.checkpoints import agree, check_checkpoint, storage_errors
 from cggm_ray.config import Config
 from cggm_ray.data.dataset import DATASETS, Dataset, check_configuration, selected_modalities
 from cggm_ray.data.sampler import epoch_order, slices
 from cggm_ray.data.shards import Manifest, open_set
 from cggm_ray.data.split import Split
-from cggm_ray.errors import DataError, NonFiniteError, TrainingError
+from cggm_ray.errors import DataError, StoppedError, TrainingError
 from cggm_ray.evaluation import Predictions, evaluate, write_predictions
+from cggm_ray.files import copy_files, write_folder, write_text
+from cggm_ray.guards import non_finite, step_or_skip
 from cggm_ray.models.batchnorm import global_batch
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.modulation.base import STRATEGIES, Strategy, alone
 from cggm_ray.optim import build_schedule, clip_by_total_norm, model_optimizer
 from cggm_ray.runtime import Record, Runtime, numbers
-from cggm_ray.seeding import derive_seed
-from cggm_ray.state import PREDICTIONS, Best, TrainState, copy_files, load_weights, write_folder, write_text
+from cggm_ray.seeding import derive_seed, seed_all
+from cggm_ray.state import PREDICTIONS, Best, Position, TrainState, load_weights
+from cggm_ray.stopping import Notice
 from cggm_ray.tasks import Task
 from cggm_ray.tracking import Console, Tracker, default_trackers
 
@@ -91,32 +97,6 @@ class TrainingStep(nn.Module):
             return self.net.fuse(features, batch.masks)
 
 
-class Averages:
-    """Means over the steps of an epoch, kept on the device until they are read."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._steps = 0
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        """Adds the quantities of a step."""
-        self._steps += 1
-        for name, value in values.items():
-            value = value.detach().double()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-
-    def read(self, modalities: Sequence[str]) -> Record:
-        """Means by name; a vector [M] becomes 'name/modality'."""
-        record: Record = {}
-        for name, total in self._sums.items():
-            mean = (total / self._steps).tolist()
-            if isinstance(mean, list):
-                record |= {f"{name}/{m}": value for m, value in zip(modalities, mean, strict=True)}
-            else:
-                record[f"train/{name}"] = mean
-        return record
-
-
 def check(config: Config, shards: Path) -> None:
     """Raises what `fit` would raise about the configuration, before any worker starts; `prepare` does it before that.
 
@@ -145,9 +125,10 @@ def fit(config: Config, shards: Path, runtime: Runtime, folder: Path) -> Result:
 
     See `open_training` for the arguments and `train` for what it raises.
     """
-    training = open_training(config, shards, runtime, folder)
-    train(training)
-    return finish(training)
+    with storage_errors(runtime.checkpoints):
+        training = open_training(config, shards, runtime, folder)
+        train(training)
+        return finish(training)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,9 +170,15 @@ def open_training(config: Config, shards: Path, runtime: Runtime, folder: Path) 
     if config.train.compile:
         compile_parts(net, guides)
     state = new_state(config, net, guides, task, runtime)
-    checkpoint = runtime.latest_checkpoint()
+    checkpoint, damaged = agree(runtime.checkpoints, runtime.rank, runtime.world_size, runtime.reduce(), runtime.device)
     if checkpoint is not None:
         state.load(checkpoint)
+    if runtime.rank == 0:
+        say = Console(folder).say
+        for line in damaged:
+            say(line)
+        if checkpoint is not None or damaged:
+            say(f"continues after {state.position} from {checkpoint}" if checkpoint else "starts at the beginning")
     return Training(
         config=config,
         folder=folder,
@@ -216,6 +203,8 @@ def train(training: Training) -> None:
 
     Raises:
         NonFiniteError: the loss or the gradient stopped being finite.
+        StorageError: a checkpoint cannot be written.
+        StoppedError: somebody asked for it; the state was saved.
     """
     config, state, runtime, splits = training.config, training.state, training.runtime, training.splits
     console = Console(training.folder) if runtime.rank == 0 else None
@@ -223,16 +212,18 @@ def train(training: Training) -> None:
     if console is not None:
         epochs, metric = config.train.num_epochs, state.best.metric
         trackers = default_trackers(training.folder, console, training.modalities, metric, state.epoch, epochs)
-        if state.epoch > 0:
-            console.say(f"continues after epoch {state.epoch} from {runtime.latest_checkpoint()}")
     while state.epoch < config.train.num_epochs and not _out_of_patience(config, state):
-        start = time.perf_counter()
+        start, seen = time.perf_counter(), state.within
         record = train_epoch(config, state, training.step, splits["train"], training.modalities, runtime, console)
         seconds = time.perf_counter() - start
         valid = evaluate(config, state.net, training.task, splits["valid"], runtime)
-        state.epoch += 1
+        state.end_epoch()
         state.schedule.after_epoch(valid["loss"])
-        improved = state.best.update(valid[state.best.metric], state.epoch)
+        # A network that overflows on validation is not the best one, whatever its metric says.
+        finite = math.isfinite(valid["loss"])
+        state.best.update(valid[state.best.metric] if finite else math.nan, state.epoch)
+        if not finite and console is not None:
+            console.say(f"epoch {state.epoch}: the validation loss is {valid['loss']}, which is never the best")
         record = numbers(
             {
                 "epoch": state.epoch,
@@ -240,12 +231,10 @@ def train(training: Training) -> None:
                 **record,
                 **{f"valid/{name}": value for name, value in valid.items()},
                 "best_epoch": state.best.epoch,
-                "best_value": float("nan") if state.best.value is None else state.best.value,
-                # Rises with every improvement and is 0 otherwise: the checkpoint of the best epoch has the largest.
-                "best_score": state.best.improvements if improved else 0,
+                "best_value": math.nan if state.best.value is None else state.best.value,
                 "lr": state.optimizer.param_groups[0]["lr"],
                 "seconds": seconds,
-                "samples_per_second": len(splits["train"]) / seconds,
+                "samples_per_second": (len(splits["train"]) - seen) / seconds,
             }
         )
         # Logged first: a search may end the run inside the report. A line whose checkpoint was not written is dropped when
@@ -253,6 +242,8 @@ def train(training: Training) -> None:
         for tracker in trackers:
             tracker.log(record)
         runtime.report(record, state.save)
+        if runtime.notice(now=True) is Notice.STOP:
+            raise stopped(runtime, state)
     for tracker in trackers:
         tracker.close()
 
@@ -286,21 +277,52 @@ def train_epoch(
     runtime: Runtime,
     console: Console | None,
 ) -> Record:
-    """One pass over the training split; returns the means of the step's quantities."""
+    """One pass over the training split, or what is left of it; returns the means of the step's quantities.
+
+    Raises:
+        StoppedError: see `train`.
+    """
     step.train()
-    averages = Averages()
-    order = epoch_order(len(split), config.train.seed, state.epoch)
-    plan = list(slices(order, config.train.batch_size, runtime.rank, runtime.world_size))
-    for number, (part, batch) in enumerate(zip(plan, split.batches(plan, state.epoch), strict=True), start=1):
-        torch.manual_seed(derive_seed(config.train.seed, "step", state.step, runtime.rank))
-        state.schedule.before_step(state.step, len(plan))
-        values = train_step(config, state, step, batch, runtime)
-        averages.add(values)
+    size, seed = config.train.batch_size, config.train.seed
+    order = epoch_order(len(split), seed, state.epoch)
+    plan = list(slices(order[state.within :], size, runtime.rank, runtime.world_size))
+    steps = -(-len(split) // size)
+    for part, batch in zip(plan, split.batches(plan, state.epoch), strict=True):
+        seed_all(derive_seed(seed, "step", state.step, runtime.rank))
+        state.schedule.before_step(state.step, steps)
+        take = partial(train_step, config, state, step, batch, runtime)
+        values = step_or_skip(config, state, step, console, take)
+        if values is not None:
+            state.averages.add(values)
         state.step += 1
         state.samples += part.samples
-        if console is not None and number % config.train.log_interval == 0:
-            console.say(f"epoch {state.epoch + 1}  step {number}/{len(plan)}  loss {float(values['loss']):.4f}")
-    return averages.read(modalities)
+        state.within += part.samples
+        number = state.position.steps
+        if values is not None and console is not None and number % config.train.log_interval == 0:
+            console.say(f"epoch {state.epoch + 1}  step {number}/{steps}  loss {float(values['loss']):.4f}")
+        between_steps(config, state, runtime)
+    return state.averages.read(modalities)
+
+
+def between_steps(config: Config, state: TrainState, runtime: Runtime) -> None:
+    """Saves where `--save_every` or a notice asks for it.
+
+    Raises:
+        StoppedError: after saving, where somebody asked the run to stop.
+    """
+    notice, every = runtime.notice(), config.train.save_every
+    if notice or (every is not None and state.step % every == 0):
+        runtime.save(state.position, state.save)
+    if notice is Notice.STOP:
+        raise stopped(runtime, state)
+
+
+def stopped(runtime: Runtime, state: TrainState) -> StoppedError:
+    """The line that says where a run stands and how it goes on."""
+    return StoppedError(
+        f"stopped after {state.position}; saved in {runtime.checkpoints.folder / state.position.name}; the same command "
+        "with the same --name goes on from there"
+    )
 
 
 def train_step(config: Config, state: TrainState, step: nn.Module, batch: Batch, runtime: Runtime) -> dict[str, Tensor]:
@@ -314,7 +336,7 @@ def train_step(config: Config, state: TrainState, step: nn.Module, batch: Batch,
     total, norms_M = clip_by_total_norm(state.net.parameters(), state.net.encoders.values(), config.optim.clip or None)
     # Loss and norm are those of the global batch, the same on every worker, so all of them stop or none does.
     if not bool(torch.isfinite(task_loss + extra + total)):
-        raise _non_finite(state, batch, task_loss, extra, total, runtime)
+        raise non_finite(state, batch, task_loss, extra, total, runtime)
     state.optimizer.step()
     state.strategy.step()
     return {"loss": task_loss, "gradient_norm": total, "grad_norm": norms_M, **state.strategy.diagnostics}
@@ -328,9 +350,15 @@ def finish(training: Training) -> Result:
     """
     config, state, runtime, folder = training.config, training.state, training.runtime, training.folder
     task, splits = training.task, training.splits
-    checkpoint = runtime.checkpoint_of(state.best.epoch)
+    if not state.best.epoch:
+        raise TrainingError(
+            f"{folder}: the validation loss or {state.best.metric} was not a number after each of {state.epoch} epochs, so "
+            "there is no best checkpoint to test; try a smaller --lr"
+        )
+    checkpoint = runtime.checkpoints.of(Position(state.best.epoch))
     if checkpoint is None:
         raise TrainingError(f"{folder}: the checkpoint of the best epoch, {state.best.epoch}, is gone")
+    check_checkpoint(checkpoint)
     load_weights(state.net, checkpoint)
     valid = evaluate(config, state.net, task, splits["valid"], runtime)
     collected = None if task.dense else Predictions.empty(len(splits["test"]), task.outputs)
@@ -349,20 +377,3 @@ def finish(training: Training) -> Result:
 def _out_of_patience(config: Config, state: TrainState) -> bool:
     patience = config.train.patience
     return patience is not None and state.epoch > 0 and state.epoch - state.best.epoch >= patience
-
-
-def _non_finite(
-    state: TrainState, batch: Batch, task_loss: Tensor, extra: Tensor, total: Tensor, runtime: Runtime
-) -> NonFiniteError:
-    """The error, with the ranks whose own batch is to blame. All workers call it."""
-    with torch.no_grad():
-        logits = state.net(batch.inputs, batch.masks)
-    bad = torch.zeros(runtime.world_size, dtype=torch.float64, device=runtime.device)
-    bad[runtime.rank] = float(not bool(torch.isfinite(logits).all()))
-    ranks = runtime.reduce()(bad).nonzero()[:, 0].tolist() or list(range(runtime.world_size))
-    checkpoint = runtime.latest_checkpoint()
-    return NonFiniteError(
-        f"step {state.step + 1} (epoch {state.epoch + 1}): not finite: task loss {float(task_loss):.4g}, strategy's term "
-        f"{float(extra):.4g}, gradient norm {float(total):.4g}; seen on rank {', '.join(map(str, ranks))}; no parameter "
-        f"was moved; samples on rank {runtime.rank}: {batch.index.tolist()}; last good checkpoint: {checkpoint or 'none yet'}"
-    )

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
+from safetensors.torch import load_file, save_file
 
 from cggm_ray.data.digests import FILE
 from cggm_ray.data.mosi import planted_imbalance
+from cggm_ray.files import copy_files, write_folder
 
 DATA = Path(os.environ.get("CGGM_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -33,6 +35,18 @@ settings.load_profile("tests")
 def small_set(seed: int = 3) -> dict[str, dict[str, Any]]:
     """22, 9 and 7 samples of 4 time steps, in the released layout. 22 makes a last batch of 2 at batch size 5."""
     return planted_imbalance(seed, samples={"train": 22, "valid": 9, "test": 7}, steps=4)
+
+
+def tamper(folder: Path, file: str, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Changes tensors of a checkpoint, and its checksums with them."""
+
+    def write(partial: Path) -> None:
+        copy_files(folder, partial)
+        tensors = load_file(partial / file)
+        change(tensors)
+        save_file(tensors, partial / file)
+
+    write_folder(folder, write)
 
 
 def sets(shards: Path) -> list[Path]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from cggm_ray.cli import main
 from cggm_ray.config import Config
+from cggm_ray.errors import NonFiniteError
+from cggm_ray.run import check_finite
 from cggm_ray.state import WEIGHTS
-from conftest import SMALL, small_set, write_pickle
+from cggm_ray.tracking import JsonLines, read_metrics
+from cggm_ray.train import read_summary
+from conftest import SMALL, small_set, tamper, write_pickle
 
 
 def test_the_message_names_step_rank_samples_and_checkpoint(
@@ -21,9 +25,7 @@ def test_the_message_names_step_rank_samples_and_checkpoint(
     argv = [*SMALL, "--local", "--data_path", str(small_pickle), "--storage_path", str(tmp_path), "--name", "run"]
     assert main(Config(), [*argv, "--num_epochs", "1"]) == 0
     checkpoint = tmp_path / "run" / "checkpoints" / "epoch-00001"
-    weights = load_file(checkpoint / WEIGHTS)
-    weights["head.weight"][0, 0] = torch.inf
-    save_file(weights, checkpoint / WEIGHTS)
+    tamper(checkpoint, WEIGHTS, lambda weights: weights["head.weight"][0, 0].fill_(torch.inf))
     capsys.readouterr()
     assert main(Config(), argv) == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -39,3 +41,56 @@ def test_overflow_in_the_first_step(tmp_path: Path, capsys: pytest.CaptureFixtur
     argv = [*SMALL, "--local", "--data_path", str(path), "--storage_path", str(tmp_path), "--name", "run"]
     assert main(Config(), argv) == 1
     assert "step 1 (epoch 1): not finite: task loss nan" in capsys.readouterr().err
+
+
+def run(tmp_path: Path, content: dict[str, dict[str, object]], *flags: str) -> int:
+    path = write_pickle(tmp_path / "set.pkl", content)
+    places = ["--data_path", str(path), "--storage_path", str(tmp_path), "--name", "run"]
+    return main(Config(), [*SMALL, "--local", *places, *flags])
+
+
+def test_a_bad_sample_is_skipped_and_leaves_no_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = small_set()
+    content["train"]["text"][3] = 3e38
+    assert run(tmp_path, content, "--on_nonfinite", "skip") == 0
+    skipped = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped step ")]
+    assert len(skipped) == 2
+    assert all(re.search(r"samples on rank 0: \[.*\b3\b.*\]", line) for line in skipped)
+    metrics = read_metrics(tmp_path / "run")
+    assert [line["skipped_steps"] for line in metrics] == [1, 1]
+    # The forward pass of a bad batch changes the strategy's averages; they are put back.
+    assert all(value is not None for line in metrics for value in line.values())
+
+
+def test_skipping_ends_where_it_is_not_a_bad_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = small_set()
+    content["train"]["text"] = np.full_like(content["train"]["text"], 3e38)
+    assert run(tmp_path, content, "--on_nonfinite", "skip", "--num_epochs", "4") == 1
+    assert "10 steps in a row were not finite; the last one: step 10 (epoch 2)" in capsys.readouterr().err
+    assert [line["train/loss"] for line in read_metrics(tmp_path / "run")] == [None]
+
+
+def test_a_validation_loss_that_is_not_finite_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = small_set()
+    content["valid"]["text"][2] = 3e38
+    assert run(tmp_path, content) == 1
+    told = capsys.readouterr()
+    assert told.out.count("the validation loss is nan, which is never the best") == 2
+    assert "was not a number after each of 2 epochs, so there is no best checkpoint" in told.err
+
+
+def test_a_run_that_diverged_at_its_end_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, small_set()) == 0
+    found = read_summary(tmp_path / "run")
+    check_finite(found)
+    lines = JsonLines(tmp_path / "run", 1)
+    lines.log({"epoch": 2, "valid/loss": float("nan")})
+    with pytest.raises(NonFiniteError, match="after epoch 2, the last one, was not finite"):
+        check_finite(found)
+
+
+def test_a_test_loss_that_is_not_finite_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = small_set()
+    content["test"]["text"][2] = 3e38
+    assert run(tmp_path, content) == 1
+    assert "the test loss of the best epoch" in capsys.readouterr().err

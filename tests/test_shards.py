@@ -131,3 +131,19 @@ def test_order_is_a_function_of_seed_and_epoch(workers: int) -> None:
         assert torch.equal(torch.cat(counted), batch)
         assert {p[number].samples for p in parts} == {len(batch)}
         assert all(len(p[number].index) >= 1 for p in parts)
+
+
+def test_a_damaged_shard_is_named_with_its_sources(small_pickle: Path, tmp_path: Path) -> None:
+    plain = config(small_pickle, tmp_path)
+    careful = plain.replace({"verify": True})
+    folder = prepare(careful, write_shards_here)
+    assert prepare(careful, write_shards_here) == folder
+    shard = folder / "valid-00000.parquet"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    assert prepare(plain, write_shards_here) == folder
+    with pytest.raises(DataError, match="damaged: sha256") as caught:
+        prepare(careful, write_shards_here)
+    assert str(shard) in str(caught.value)
+    assert f"made from {small_pickle}" in str(caught.value)

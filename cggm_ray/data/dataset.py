@@ -36,6 +36,7 @@ from cggm_ray.data.shards import (
     open_set,
     publish,
     staging_folder,
+    verify_set,
 )
 from cggm_ray.data.split import Split, load_split, set_bytes
 from cggm_ray.data.stream import StreamSplit
@@ -186,6 +187,8 @@ def prepare(config: Config, write: WriteShards) -> Path:
     )
     manifest = open_set(folder)
     if manifest is not None:
+        if config.data.verify:
+            verify_set(folder, manifest)
         dataset.accept(folder, manifest)
         check_configuration(dataset, manifest)
         return folder

@@ -41,7 +41,8 @@ def slices(order: Tensor, batch_size: int, rank: int, world_size: int) -> Iterat
     Parts differ by at most one sample. Where the last batch has fewer samples than there are workers, those left over get
     one sample of weight 0, so that every worker takes the same number of steps.
     """
-    for batch in order.split(batch_size):
+    # What is left of an epoch that was interrupted after its last step is nothing, which `split` makes an empty batch of.
+    for batch in order.split(batch_size) if len(order) else ():
         part = batch.tensor_split(world_size)[rank]
         if len(part):
             yield Slice(index=part, weight=None, samples=len(batch))

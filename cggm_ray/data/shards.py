@@ -34,6 +34,8 @@ VIEW, PRESENT, STEPS = "view/", "present/", "steps/"
 itself); bool, whether a sample has it; int64, its time steps before the padding."""
 SHARD_NAME = re.compile(r"(train|valid|test)-\d{5,}\.parquet")
 SHARD_BYTES = 16 * 2**20
+MOST_SOURCES = 3
+"""Raw files that a message names."""
 ROW_GROUP_BYTES = 2**18
 """What a streamed split reads at least, to get one row."""
 
@@ -250,6 +252,30 @@ def open_set(folder: Path) -> Manifest | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return manifest if whole else None
+
+
+def verify_set(folder: Path, manifest: Manifest) -> None:
+    """Compares every shard with its checksum in the manifest.
+
+    Raises:
+        DataError: a shard has other bytes, or cannot be read; it is named with the raw files that the set was made from.
+    """
+    sources = [source.path for source in manifest.sources]
+    made = ", ".join(sources[:MOST_SOURCES]) + f" and {len(sources) - MOST_SOURCES} more" * (
+        len(sources) > MOST_SOURCES
+    )
+    for shards in manifest.splits.values():
+        for shard in shards:
+            path = folder / shard.file
+            try:
+                digest = file_digest(path)
+            except OSError as error:
+                raise DataError(f"{path}: cannot be read: {error.strerror}; made from {made}") from None
+            if digest != shard.sha256:
+                raise DataError(
+                    f"{path}: damaged: sha256 {digest[:12]}..., expected {shard.sha256[:12]}... as in {MANIFEST}; made from "
+                    f"{made}; remove {folder} to make it again"
+                )
 
 
 def publish(staging: Path, folder: Path, manifest: Manifest) -> None:

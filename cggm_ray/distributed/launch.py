@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
-from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
+from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
+from cggm_ray.checkpoints import Checkpoints, storage_errors
 from cggm_ray.config import Config, RunConfig
 from cggm_ray.data.dataset import DATASETS, prepare
 from cggm_ray.distributed.cluster import connect, cpus_per_worker, joins, own_error
 from cggm_ray.distributed.failures import Failures
 from cggm_ray.distributed.ingest import write_shards_with_ray
-from cggm_ray.distributed.runtime import RayRuntime
+from cggm_ray.distributed.runtime import STOP, RayRuntime
 from cggm_ray.distributed.storage import check_shared
 from cggm_ray.errors import TrainingError
+from cggm_ray.guards import naming_missing
+from cggm_ray.provenance import note_start
 from cggm_ray.run import claim
+from cggm_ray.seeding import make_deterministic
 from cggm_ray.tracking import Console, following
 from cggm_ray.train import Result, finish, open_training, read_summary, train
 
@@ -36,12 +45,42 @@ def run_on_ray(config: Config, folder: Path) -> Result:
     connect()
     cpus = cpus_per_worker(config.run)
     claim(config, folder, shards)
+    fixed = config.run.min_workers == config.run.max_workers
+    note_start(folder, config, shards, config.run.max_workers if fixed else None, cpus)
     try:
-        with following(folder):
+        with following(folder), stopping_workers(folder), storage_errors(Checkpoints(folder)):
             trainer(config, shards, folder, cpus).fit()
     except Exception as error:
         raise own_error(error) or TrainingError(f"{folder}: the run failed: {error}") from error
     return read_summary(folder)
+
+
+@contextmanager
+def stopping_workers(folder: Path) -> Iterator[None]:
+    """On SIGTERM to this driver, such as `ray job stop` sends, has the workers save and stop; a second one ends it at once.
+
+    Args:
+        folder: of the run; the workers look for a file in it.
+    """
+    (folder / STOP).unlink(missing_ok=True)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def take(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, before)
+        os.write(2, b"the workers save and stop; the same signal once more ends at once\n")
+        with suppress(OSError):
+            (folder / STOP).touch()
+
+    signal.signal(signal.SIGTERM, take)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        with suppress(OSError):
+            (folder / STOP).unlink(missing_ok=True)
 
 
 def prepare_on_ray(config: Config) -> Path:
@@ -87,14 +126,12 @@ def trainer(
             "threads": cpus,
             "test": test,
         },
+        torch_config=TorchConfig(timeout_s=config.run.collective_timeout),
         scaling_config=scaling(config.run, cpus),
         run_config=RayRunConfig(
             name=folder.name,
             storage_path=str(folder.parent),
             failure_config=FailureConfig(max_failures=config.run.max_failures),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute="best_score", checkpoint_score_order="max"
-            ),
             callbacks=watching,
         ),
     )
@@ -118,10 +155,15 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
     torch.set_num_threads(arguments["threads"])
     config: Config = arguments["config"]
     DATASETS.adopt(config.data.dataset, arguments["dataset"])
-    runtime, folder = RayRuntime(), Path(arguments["folder"])
+    folder, seconds = Path(arguments["folder"]), config.run.collective_timeout
+    runtime = RayRuntime(folder)
+    if config.train.deterministic:
+        make_deterministic()
     if runtime.rank == 0 and config.run.min_workers < config.run.max_workers:
         Console(folder).say(f"{runtime.world_size} workers of {config.run.workers}")
-    training = open_training(config, Path(arguments["shards"]), runtime, folder)
-    train(training)
-    if arguments["test"]:
-        finish(training)
+    # A worker that is missing may be on a node that is gone: Ray Train starts the group again.
+    with storage_errors(runtime.checkpoints), naming_missing(runtime, seconds, RuntimeError):
+        training = open_training(config, Path(arguments["shards"]), runtime, folder)
+        train(training)
+        if arguments["test"]:
+            finish(training)

@@ -18,14 +18,16 @@ import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from cggm_ray.checkpoints import CHECKPOINTS, check_checkpoint, storage_errors
 from cggm_ray.config import Config, RunConfig
 from cggm_ray.data.dataset import DATASETS, Dataset
 from cggm_ray.distributed.cluster import own_error
 from cggm_ray.distributed.launch import trainer
-from cggm_ray.errors import CggmError, TrainingError
+from cggm_ray.errors import CggmError, StorageError, TrainingError
+from cggm_ray.files import write_folder
 from cggm_ray.run import claim
-from cggm_ray.runtime import CHECKPOINTS, LocalRuntime, Record, checkpoint_name
-from cggm_ray.state import copy_as_own, saved_values, write_folder
+from cggm_ray.runtime import LocalRuntime, Record
+from cggm_ray.state import Position, copy_as_own, saved_values
 from cggm_ray.studies.search import Resources
 from cggm_ray.studies.trials import (
     FAILED,
@@ -103,6 +105,9 @@ def train_trial(config: dict[str, Any], study: Study) -> None:
         claim(trial.config, trial.folder, trial.shards)
         (train_on_group if trial.config.run.max_workers > 1 else train_here)(study, trial)
         ended(trial, FINISHED)
+    except StorageError:
+        # Not the trial's fault: it is not over, and goes on when the storage is back.
+        raise
     except CggmError as error:
         ended(trial, FAILED, str(error))
 
@@ -110,11 +115,12 @@ def train_trial(config: dict[str, Any], study: Study) -> None:
 def train_here(study: Study, trial: Trial) -> None:
     """The loop in this process."""
     runtime = TrialRuntime(trial.folder, study)
-    training = open_training(trial.config, trial.shards, runtime, trial.folder)
-    started(trial, training.state.epoch)
-    train(training)
-    if study.test:
-        finish(training)
+    with storage_errors(runtime.checkpoints):
+        training = open_training(trial.config, trial.shards, runtime, trial.folder)
+        started(trial, training.state.epoch)
+        train(training)
+        if study.test:
+            finish(training)
 
 
 def train_on_group(study: Study, trial: Trial) -> None:
@@ -163,7 +169,7 @@ class TrialRuntime(LocalRuntime):
     def report(self, record: Record, write: Callable[[Path], None]) -> None:
         """See `Runtime`. Tune may end the process in here."""
         super().report(record, write)
-        checkpoint = tune.Checkpoint(str(self.latest_checkpoint())) if self._exchanges else None
+        checkpoint = tune.Checkpoint(str(self.checkpoints.newest())) if self._exchanges else None
         tune.report(record, checkpoint=checkpoint)
 
 
@@ -179,13 +185,14 @@ def take_over(trial: Trial) -> None:
     if given is None:
         return
     source = Path(given.path)
+    check_checkpoint(source)
     saved = saved_values(source)
     giver, epoch = saved["config"]["run"]["name"], saved["progress"]["epoch"]
     if giver == trial.name:
         return
     checkpoints = trial.folder / CHECKPOINTS
     shutil.rmtree(checkpoints, ignore_errors=True)
-    write_folder(checkpoints / checkpoint_name(epoch), lambda partial: copy_as_own(source, partial))
+    write_folder(checkpoints / Position(epoch).name, lambda partial: copy_as_own(source, partial))
     record = read_record(trial)
     record.values = dict(trial.values)
     record.exchanges.append({"after_epoch": epoch, "from": giver, "values": record.values})

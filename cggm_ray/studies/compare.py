@@ -25,16 +25,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-import yaml
 from scipy import stats
 
+from cggm_ray.checkpoints import storage_errors
 from cggm_ray.config import Config
 from cggm_ray.data.dataset import DATASETS, prepare
 from cggm_ray.data.shards import write_shards_here
-from cggm_ray.errors import CggmError, TrainingError, UsageError
-from cggm_ray.run import CONFIG, claim, named, run_folder
+from cggm_ray.errors import CggmError, StorageError, TrainingError
+from cggm_ray.files import write_text
+from cggm_ray.provenance import note_start
+from cggm_ray.run import claim, named, open_folder, run_folder
 from cggm_ray.runtime import LocalRuntime
-from cggm_ray.state import write_text
 from cggm_ray.studies.search import Resources
 from cggm_ray.studies.trials import FAILED, FINISHED, Outcome, Trial, ended, make_trial, outcomes, read_record, started
 from cggm_ray.train import check, finish, open_manifest, open_training, read_summary, train
@@ -135,11 +136,8 @@ def compare(config: Config, strategies: Sequence[str], seeds: Sequence[int]) -> 
     folder = run_folder(config)
     shown = tuple(strategies) or (config.modulation.modulation,)
     trials = plan_runs(config, folder, shown, tuple(seeds) or (config.train.seed,))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False))
-    except OSError as error:
-        raise UsageError(f"storage_path: {folder} cannot be written: {error.strerror}") from None
+    open_folder(config, folder)
+    note_start(folder, config, trials[0].shards)
     left = sum(not read_record(trial).over for trial in trials)
     print(f"{len(trials)} runs, {left} of them to do: {folder}")
     task = DATASETS.get(config.data.dataset)(config).task(open_manifest(trials[0].shards))
@@ -302,11 +300,15 @@ def _run_here(config: Config, folder: Path, trials: Sequence[Trial]) -> None:
         runtime = LocalRuntime(trial.folder, trial.config.run)
         try:
             claim(trial.config, trial.folder, trial.shards)
-            training = open_training(trial.config, trial.shards, runtime, trial.folder)
-            started(trial, training.state.epoch)
-            train(training)
-            finish(training)
+            with storage_errors(runtime.checkpoints):
+                training = open_training(trial.config, trial.shards, runtime, trial.folder)
+                started(trial, training.state.epoch)
+                train(training)
+                finish(training)
             ended(trial, FINISHED)
+        except StorageError:
+            # Not the run's fault: it goes on when the storage is back.
+            raise
         except CggmError as error:
             ended(trial, FAILED, str(error))
 

@@ -17,7 +17,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from cggm_ray.state import write_folder
+from cggm_ray.files import write_folder
 from cggm_ray.studies.search import Parameter, Search
 from cggm_ray.studies.trials import FINISHED, STOPPED, Outcome, ranked
 

@@ -26,8 +26,9 @@ import yaml
 from cggm_ray.config import Config
 from cggm_ray.data.dataset import DATASETS, PICTURES
 from cggm_ray.errors import TrainingError, UsageError
-from cggm_ray.run import CONFIG, named, run_folder, table
-from cggm_ray.state import copy_files, write_folder, write_text
+from cggm_ray.files import copy_files, write_folder, write_text
+from cggm_ray.provenance import note_start
+from cggm_ray.run import named, open_folder, run_folder, start_over, table
 from cggm_ray.studies.pictures import draw_search
 from cggm_ray.studies.search import Resources, Search, Values, draw_trials, read_search, try_values
 from cggm_ray.studies.trials import TRIALS, Outcome, Trial, make_trial, outcomes, ranked, read_record, trial_name
@@ -79,6 +80,7 @@ def sweep(config: Config, path: Path) -> None:
         TrainingError: no trial came to an end.
     """
     plan = plan_search(config, path)
+    plan = dataclasses.replace(plan, base=start_over(plan.base, plan.folder))
     trials = first_trials(plan)
     # Ray is imported here and not above: checking a search does without it.
     from cggm_ray.distributed.trial import Study, test_trial
@@ -136,7 +138,8 @@ def plan_search(config: Config, path: Path) -> Plan:
     if DATASETS.get(base.data.dataset)(base).folds():
         raise UsageError("tune: this configuration stands for several folds; choose one")
     folder = run_folder(base)
-    _check_same_search(search, base, folder)
+    if not base.run.fresh:
+        _check_same_search(search, base, folder)
     drawn = draw_trials(search, base, source)
 
     from cggm_ray.distributed.launch import prepare_on_ray
@@ -266,12 +269,12 @@ def _open_folder(plan: Plan) -> None:
     Raises:
         UsageError: it cannot be written.
     """
+    open_folder(plan.base, plan.folder)
     try:
-        plan.folder.mkdir(parents=True, exist_ok=True)
-        write_text(plan.folder / CONFIG, yaml.safe_dump(plan.base.to_dict(), sort_keys=False))
         write_text(plan.folder / SEARCH, yaml.safe_dump(plan.search.to_dict(), sort_keys=False))
     except OSError as error:
         raise UsageError(f"storage_path: {plan.folder} cannot be written: {error.strerror}") from None
+    note_start(plan.folder, plan.base, plan.shards)
 
 
 def _resources(search: Search, base: Config) -> Resources:

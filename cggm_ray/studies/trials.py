@@ -17,7 +17,7 @@ from typing import Any
 
 from cggm_ray.config import Config
 from cggm_ray.errors import UsageError
-from cggm_ray.state import write_text
+from cggm_ray.files import write_text
 from cggm_ray.tracking import read_metrics
 
 TRIALS = "trials"
@@ -91,7 +91,7 @@ def make_trial(base: Config, study: Path, number: int, name: str, values: dict[s
         config=dataclasses.replace(
             config,
             data=dataclasses.replace(config.data, shard_path=str(base.shard_root)),
-            run=dataclasses.replace(config.run, storage_path=str(study / TRIALS), name=name),
+            run=dataclasses.replace(config.run, storage_path=str(study / TRIALS), name=name, fresh=False),
         ),
         shards=shards,
     )

@@ -1,0 +1,114 @@
+"""Being asked to stop: signals, and how all workers agree on the step after which they save.
+
+A signal only sets a flag. The loop looks at it between two steps, so what is saved is a state that any other run could be
+in. Several workers compare their flags about once a second, all at the same step, by one small all-reduce.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from types import FrameType
+
+import torch
+from torch import Tensor
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Notice(IntEnum):
+    """What the loop is asked to do between two steps; the larger one counts."""
+
+    NONE = 0
+    SAVE = 1
+    STOP = 2
+
+
+class Asked:
+    """Whether this process is to stop: a signal came, or torchrun, which started it, was killed.
+
+    Attributes:
+        signal: number of the signal; 0 while none came.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+    def notice(self) -> Notice:
+        """What it means for the loop."""
+        # Processes without their torchrun would train on beside those of the next start.
+        orphan = self._parent is not None and os.getppid() != self._parent
+        return Notice.STOP if self.signal or orphan else Notice.NONE
+
+
+@contextmanager
+def listening(asked: Asked) -> Iterator[None]:
+    """Takes SIGTERM and the first Ctrl-C as the wish to save and stop; a second one ends the process as ever.
+
+    Only the main thread can take signals; it calls this.
+    """
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def take(number: int, frame: FrameType | None) -> None:
+        asked.signal = number
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"saving after this step; the same signal once more ends at once\n")
+
+    for number in SIGNALS:
+        signal.signal(number, take)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Agreement:
+    """The notice of all workers, at a step that is the same for all.
+
+    Args:
+        ask: the notice of this worker.
+        world_size: number of workers; one alone need not agree.
+        reduce: sums over workers.
+        device: of what is reduced.
+        period: seconds between two looks; 0 looks at every step. With several workers the number of steps follows from the
+            mean time of a step, which is agreed on too.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[], Notice],
+        world_size: int,
+        reduce: Callable[[Tensor], Tensor],
+        device: torch.device,
+        period: float = 1.0,
+    ) -> None:
+        self._ask, self._world_size, self._reduce, self._device = ask, world_size, reduce, device
+        self._period = period
+        self._last = time.monotonic()
+        self._interval = self._left = 1
+
+    def __call__(self, now: bool = False) -> Notice:
+        """What all workers do next. All of them call it, after every step and with `now` between two epochs."""
+        self._left -= 1
+        elapsed = time.monotonic() - self._last
+        if not now and (elapsed < self._period if self._world_size == 1 else self._left > 0):
+            return Notice.NONE
+        self._last = time.monotonic()
+        if self._world_size == 1:
+            return self._ask()
+        asked = torch.zeros(len(Notice), dtype=torch.float64, device=self._device)
+        asked[0] = elapsed / max(1, self._interval - self._left)
+        notice = self._ask()
+        if notice:
+            asked[notice] = 1
+        seconds, save, stop = self._reduce(asked).tolist()
+        self._interval = self._left = max(1, min(1000, int(self._period * self._world_size / max(seconds, 1e-6))))
+        return Notice.STOP if stop else Notice.SAVE if save else Notice.NONE
