@@ -39,7 +39,7 @@ def first_step(flags: list[str]) -> float:
         if FIRST in line:
             seconds = time.perf_counter() - start
             break
-    os.killpg(process.pid, signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     process.communicate()
     if seconds is None:
         raise SystemExit("".join(lines[-5:]))

@@ -190,7 +190,7 @@ def write_shard(transform: Transform, raw: RawShard, folder: Path) -> Shard:
         rows = max(1, ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes))
         # Dictionaries and statistics of features cost time and space and help nobody.
         pq.write_table(
-            table, path, compression="zstd", row_group_size=rows, use_dictionary=False, write_statistics=False
+            table, path, compression="lz4", row_group_size=rows, use_dictionary=False, write_statistics=False
         )
         return Shard(file=raw.file, rows=table.num_rows, bytes=path.stat().st_size, sha256=file_digest(path))
     except OSError as error:
