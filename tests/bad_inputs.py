@@ -13,6 +13,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import struct
 import tempfile
@@ -90,7 +91,8 @@ class Case:
         said = io.StringIO()
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
             code = main(self.recipe, ["--storage_path", str(folder / "runs"), "--name", "run", *flags])
-        return code, said.getvalue().replace(str(folder), PLACE)
+        # The state holds the folder's name, and so does its checksum.
+        return code, re.sub(r"[0-9a-f]{12}\.\.\.", "SHA256", said.getvalue().replace(str(folder), PLACE))
 
 
 RECIPES = {
@@ -167,11 +169,11 @@ def yaml_file(flag: str, text: str) -> Callable[[Path], list[str]]:
 
 
 def interrupted(harm: Callable[[Path], object], *flags: str) -> Callable[[Path], list[str]]:
-    """A run of one epoch, harmed, and the flags that continue it."""
+    """A run of two epochs, harmed, and the flags that continue it."""
 
     def prepare(folder: Path) -> list[str]:
         again = [*given(write_pickle(folder / "mosi.pkl", small_set())), *SMALL, "--storage_path", str(folder / "runs")]
-        assert main(RECIPES["mosi"], [*again, "--name", "run", "--num_epochs", "1"]) == 0
+        assert main(RECIPES["mosi"], [*again, "--name", "run", "--num_epochs", "2"]) == 0
         harm(folder / "runs" / "run")
         return [*again, *flags]
 
@@ -303,21 +305,23 @@ TAKEN = {
 }
 OTHER_MODEL = "--proj_dim", "16"
 CHECKPOINTS = {
-    "weights that are cut short": (
-        interrupted(lambda run: cut(newest(run) / "model.safetensors"), "--num_epochs", "2"),
+    "weights of all checkpoints that are cut short": (
+        interrupted(lambda run: [cut(saved / "model.safetensors") for saved in checkpoints(run)], "--num_epochs", "3"),
         1,
     ),
-    "state that is no JSON": (
-        interrupted(lambda run: (newest(run) / "training.json").write_text("{"), "--num_epochs", "2"),
+    "state of all checkpoints that is no JSON": (
+        interrupted(
+            lambda run: [(saved / "training.json").write_text("{") for saved in checkpoints(run)], "--num_epochs", "3"
+        ),
         1,
     ),
     "another configuration": (interrupted(lambda run: None, *OTHER_MODEL), 2),
 }
 
 
-def newest(run: Path) -> Path:
-    """The last checkpoint of a run."""
-    return max((run / "checkpoints").iterdir())
+def checkpoints(run: Path) -> list[Path]:
+    """All checkpoints of a run."""
+    return sorted((run / "checkpoints").iterdir())
 
 
 CASES = [
