@@ -43,6 +43,23 @@ def non_finite(
     )
 
 
+def look(state: TrainState, runtime: Runtime) -> None:
+    """Stops where a step since the last look was not finite; see `DeviceWatch`. All workers call it.
+
+    Raises:
+        NonFiniteError: on all workers alike.
+    """
+    bad = None if state.watch is None else state.watch.look()
+    if bad is None:
+        return
+    task_loss, extra, total = bad.values
+    raise NonFiniteError(
+        f"step {bad.step + 1} (epoch {state.epoch + 1}): not finite: task loss {task_loss:.4g}, strategy's term {extra:.4g}, "
+        f"gradient norm {total:.4g}; no parameter was moved; samples on rank {runtime.rank}: {bad.index}; last good "
+        f"checkpoint: {runtime.checkpoints.newest() or 'none yet'}"
+    )
+
+
 def step_or_skip(
     config: Config, state: TrainState, step: nn.Module, console: Console | None, take: Callable[[], StepValues]
 ) -> StepValues | None:

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from cggm_ray.averages import Averages
 from cggm_ray.errors import TrainingError
 from cggm_ray.files import copy_files
+from cggm_ray.finite import DeviceWatch
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.modulation.base import Strategy
 from cggm_ray.optim import Schedule, retune
@@ -79,6 +80,7 @@ class TrainState:
         within: of these, samples of the running epoch; 0 between two epochs.
         averages: of the running epoch.
         skips: steps in a row, up to the last one, that were skipped because they were not finite.
+        watch: tells later whether steps were finite; None where it is known at once.
     """
 
     net: MultimodalNet
@@ -93,6 +95,7 @@ class TrainState:
     averages: Averages = field(default_factory=Averages)
     skips: int = 0
     config: dict[str, Any] = field(default_factory=dict)
+    watch: DeviceWatch | None = None
 
     @property
     def position(self) -> Position:

@@ -27,7 +27,8 @@ from cggm_ray.data.split import Split
 from cggm_ray.errors import DataError, StoppedError, TrainingError
 from cggm_ray.evaluation import Predictions, evaluate, write_predictions
 from cggm_ray.files import copy_files, write_folder, write_text
-from cggm_ray.guards import non_finite, step_or_skip
+from cggm_ray.finite import DeviceWatch
+from cggm_ray.guards import look, non_finite, step_or_skip
 from cggm_ray.models.batchnorm import global_batch
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.modulation.base import STRATEGIES, Strategy, alone
@@ -41,6 +42,8 @@ from cggm_ray.tracking import Console, Tracker, default_trackers
 
 SUMMARY = "summary.json"
 BEST = "best"
+WORKING_AHEAD = ("cuda",)
+"""Devices on which a step is only begun when the next one is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,9 +261,12 @@ def new_state(
     strategy = STRATEGIES.get(config.modulation.modulation).build(config, net, guides, task, runtime.reduce())
     optimizer = model_optimizer(config.optim, net.parameters())
     metric = config.train.select or task.selection[0]
+    # A GPU works ahead of this process as long as nobody asks for a number. To skip a step, somebody must.
+    later = runtime.device.type in WORKING_AHEAD and config.train.on_nonfinite == "stop"
     return TrainState(
         net=net,
         strategy=strategy.to(runtime.device),
+        watch=DeviceWatch([optimizer, strategy.own_optimizer()], runtime.device) if later else None,
         optimizer=optimizer,
         schedule=build_schedule(config, optimizer),
         best=Best(metric=metric, mode=task.better(metric)),
@@ -298,6 +304,8 @@ def train_epoch(
         state.samples += part.samples
         state.within += part.samples
         number = state.position.steps
+        if number % config.train.log_interval == 0 or number == steps:
+            look(state, runtime)
         if values is not None and console is not None and number % config.train.log_interval == 0:
             console.say(f"epoch {state.epoch + 1}  step {number}/{steps}  loss {float(values['loss']):.4f}")
         between_steps(config, state, runtime)
@@ -312,6 +320,7 @@ def between_steps(config: Config, state: TrainState, runtime: Runtime) -> None:
     """
     notice, every = runtime.notice(), config.train.save_every
     if notice or (every is not None and state.step % every == 0):
+        look(state, runtime)
         runtime.save(state.position, state.save)
     if notice is Notice.STOP:
         raise stopped(runtime, state)
@@ -335,7 +344,9 @@ def train_step(config: Config, state: TrainState, step: nn.Module, batch: Batch,
     task_loss, extra = backward(step, batch, config.train.accumulate)
     total, norms_M = clip_by_total_norm(state.net.parameters(), state.net.encoders.values(), config.optim.clip or None)
     # Loss and norm are those of the global batch, the same on every worker, so all of them stop or none does.
-    if not bool(torch.isfinite(task_loss + extra + total)):
+    if state.watch is not None:
+        state.watch.note(state.step, batch.index, task_loss, extra, total)
+    elif not bool(torch.isfinite(task_loss + extra + total)):
         raise non_finite(state, batch, task_loss, extra, total, runtime)
     state.optimizer.step()
     state.strategy.step()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,9 @@ from cggm_ray.cli import main
 from cggm_ray.config import Config
 from cggm_ray.errors import NonFiniteError
 from cggm_ray.run import check_finite
-from cggm_ray.state import WEIGHTS
+from cggm_ray.state import WEIGHTS, TrainState
 from cggm_ray.tracking import JsonLines, read_metrics
-from cggm_ray.train import read_summary
+from cggm_ray.train import new_state, read_summary
 from conftest import SMALL, small_set, tamper, write_pickle
 
 
@@ -94,3 +95,32 @@ def test_a_test_loss_that_is_not_finite_is_no_success(tmp_path: Path, capsys: py
     content["test"]["text"][2] = 3e38
     assert run(tmp_path, content) == 1
     assert "the test loss of the best epoch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("modulation", ["none", "cggm"])
+def test_a_device_that_works_ahead_is_asked_later_and_moves_nothing_meanwhile(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, modulation: str
+) -> None:
+    content = small_set()
+    content["train"]["text"][3] = 3e38
+    said, weights = [], []
+    for devices in ((), ("cpu",)):
+        folder = tmp_path / f"{len(devices)}"
+        folder.mkdir()
+        seen = []
+
+        def kept(*arguments: Any, seen: list[Any] = seen, **options: Any) -> TrainState:
+            seen.append(new_state(*arguments, **options))
+            return seen[0]
+
+        monkeypatch.setattr("cggm_ray.train.WORKING_AHEAD", devices)
+        monkeypatch.setattr("cggm_ray.train.new_state", kept)
+        assert run(folder, content, "--modulation", modulation, "--log_interval", "100") == 1
+        said.append(re.sub(r"; seen on rank 0", "", capsys.readouterr().err))
+        weights.append({**seen[0].net.state_dict(), **dict(seen[0].strategy.named_parameters())})
+    assert "not finite" in said[0]
+    assert "samples on rank 0" in said[0]
+    # The same step is named, and the weights are those from before it.
+    assert said[0] == said[1]
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name

@@ -78,17 +78,18 @@ class TensorSplit:
         """See `Split`."""
         drawn = {name: drawn_views(len(self), len(values), self.seed, epoch) for name, values in self.views.items()}
         for part in plan:
-            rows = part.index.to(self.target.device)
+            # Without waiting: a GPU is still busy with the step before.
+            rows = part.index.to(self.target.device, non_blocking=True)
             masks = {name: mask[rows] for name, mask in self.masks.items()}
             inputs = {name: values[rows] for name, values in self.inputs.items()}
             for name, values in self.views.items():
-                inputs[name] = values[drawn[name][part.index].to(rows.device), rows]
+                inputs[name] = values[drawn[name][part.index].to(rows.device, non_blocking=True), rows]
             yield Batch(
                 inputs={name: full(values) for name, values in inputs.items()},
                 target=self.target[rows],
                 index=part.index,
                 present={name: mask.any(1) for name, mask in masks.items()} or None,
-                weight=None if part.weight is None else part.weight.to(self.target.device),
+                weight=None if part.weight is None else part.weight.to(self.target.device, non_blocking=True),
                 masks=masks or None,
             )
 

@@ -1,0 +1,70 @@
+"""Whether the steps of a run are finite, without waiting for a GPU in every one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class BadStep:
+    """The first step that was not finite.
+
+    Attributes:
+        step: of the run, counted from 0.
+        index: int64, the samples of this worker.
+        values: task loss, the strategy's term and gradient norm.
+    """
+
+    step: int
+    index: list[int]
+    values: list[float]
+
+
+class DeviceWatch:
+    """Keeps the answer on the device until somebody looks.
+
+    From the first bad step on the optimizers move nothing, so nothing is lost by looking later. They must be fused ones, which
+    take such a flag from mixed precision.
+
+    Args:
+        optimizers: of the model and of the strategy.
+        device: of the run.
+    """
+
+    def __init__(self, optimizers: Iterable[Optimizer | None], device: torch.device) -> None:
+        self._bad = torch.zeros((), device=device)
+        self._first = torch.zeros((), dtype=torch.int64, device=device)
+        self._values = torch.zeros(3, dtype=torch.float64, device=device)
+        self._recent: dict[int, Tensor] = {}
+        for optimizer in optimizers:
+            if optimizer is not None:
+                optimizer.found_inf = self._bad  # type: ignore[attr-defined]
+                optimizer.grad_scale = None  # type: ignore[attr-defined]
+
+    def note(self, step: int, index: Tensor, task_loss: Tensor, extra: Tensor, total: Tensor) -> None:
+        """Sees a step before its optimizers act.
+
+        Args:
+            step: of the run, counted from 0.
+            index: int64 on the CPU, the samples of this worker.
+            task_loss, extra, total: task loss, the strategy's term and gradient norm, scalars.
+        """
+        values = torch.stack([value.detach().double() for value in (task_loss, extra, total)])
+        is_first = (self._bad == 0) & ~torch.isfinite(values).all()
+        self._first.copy_(torch.where(is_first, step, self._first))
+        self._values.copy_(torch.where(is_first, values, self._values))
+        self._bad.add_(is_first)
+        self._recent[step] = index
+
+    def look(self) -> BadStep | None:
+        """The first bad step since the last look, if there was one. Waits for the device."""
+        recent, self._recent = self._recent, {}
+        if not bool(self._bad):
+            return None
+        step = int(self._first)
+        return BadStep(step, recent[step].tolist(), self._values.tolist())
