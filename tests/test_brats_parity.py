@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +18,9 @@ from cggm_ray.models.deeplab import DeepLab, DeepLabConfig, deeplab_guides
 from cggm_ray.models.released import convert_released, guide_name, net_name
 from cggm_ray.models.resnet import ResNetConfig
 from cggm_ray.optim import cosine_with_warmup
+from conftest import LARGE
 from golden import FOLDER, Recording, norms, recordings
 
-LARGE = pytest.mark.skipif("CGGM_LARGE" not in os.environ, reason="takes minutes and gigabytes (set CGGM_LARGE=1)")
 MODEL, GUIDES = 1, 2
 
 

@@ -10,12 +10,13 @@ import pytest
 from cggm_ray.cli import main
 from cggm_ray.config import Config
 from cggm_ray.tracking import LOG, read_metrics
-from conftest import SMALL, small_set, write_pickle
+from conftest import LARGE, SMALL, small_set, write_pickle
 from raylets import raylets, wait_for
 
 pytestmark = pytest.mark.ray
 
 
+@LARGE
 def test_one_worker_then_two_then_one(tmp_path: Path) -> None:
     pickle = write_pickle(tmp_path / "small.pkl", small_set())
     dropouts = [flag for name in ("attn", "relu", "embed", "res", "out") for flag in (f"--{name}_dropout", "0")]

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from cggm_ray.tracking import read_metrics
-from conftest import SMALL, small_set, write_pickle
+from conftest import LARGE, SMALL, small_set, write_pickle
 from raylets import Raylets, raylets, wait_for
 
 pytestmark = pytest.mark.ray
@@ -50,6 +50,7 @@ def trained(folder: Path) -> int:
     return sum(len(read_metrics(path.parent)) for path in folder.glob("trials/*/trial.json"))
 
 
+@LARGE
 def test_a_node_dies_under_a_search(cluster: Raylets, tmp_path: Path) -> None:
     folder, log = tmp_path / "search", tmp_path / "driver.log"
     driver = cluster.start(*argv(tmp_path, "search", 8), log=log)
