@@ -298,7 +298,7 @@ def made(group: str, count: int, number: int) -> list[Seed]:
             role, suffix, write = kind
             try:
                 found.append(Seed(group, role, suffix, write(value)))
-            except Exception:
+            except (TypeError, ValueError, OverflowError, NotImplementedError):
                 # The writer refuses what its format has no room for.
                 return
 

@@ -33,7 +33,7 @@ from cggm_ray.data.dataset import DATASETS
 from cggm_ray.data.food101 import Food101Options
 from cggm_ray.data.sampler import epoch_order, slices
 from cggm_ray.data.shards import open_set
-from cggm_ray.data.split import TensorSplit
+from cggm_ray.data.split import Split, TensorSplit
 from cggm_ray.runtime import LocalRuntime
 from cggm_ray.train import TrainingStep, new_state, train_step
 
@@ -84,12 +84,13 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
     assert manifest is not None
     config = Config.from_dict({"dataset": "food101", **PROBLEMS["food101"].settings}, Config(options=Food101Options()))
 
-    def opened(budget: int) -> TensorSplit:
+    def opened(budget: int) -> Split:
         limited = dataclasses.replace(config, data=dataclasses.replace(config.data, memory_budget=budget))
         dataset = DATASETS.get("food101")(limited)
-        return dataset.open_split(folder, manifest, "train", tuple(SHAPES), torch.device("cpu"))  # type: ignore[return-value]
+        return dataset.open_split(folder, manifest, "train", tuple(SHAPES), torch.device("cpu"))
 
     memory, streamed = opened(EVERYTHING), opened(arguments.budget)
+    assert isinstance(memory, TensorSplit)
     mapped = Mapped(folder, memory)
 
     def loader() -> Iterable[Batch]:
@@ -97,7 +98,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
         for inputs, target in found:
             yield Batch(inputs=inputs, target=target, index=torch.arange(len(target)))
 
-    def planned(split: TensorSplit) -> Callable[[], Iterable[Batch]]:
+    def planned(split: Split) -> Callable[[], Iterable[Batch]]:
         return lambda: split.batches(slices(epoch_order(len(split), 0, 0), arguments.batch_size, 0, 1), 0)
 
     sources = {"memory": planned(memory), "shards, streamed": planned(streamed), "DataLoader": loader}

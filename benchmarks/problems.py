@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from cggm_ray.batch import Batch
 from cggm_ray.config import Config
 from cggm_ray.models.deeplab import DeepLab, DeepLabConfig, deeplab_guides
-from cggm_ray.models.net import MultimodalNet
+from cggm_ray.models.net import MultimodalNet, compile_parts
 from cggm_ray.models.resnet import BACKBONES
 from cggm_ray.models.sequence import sequence_guides, sequence_net
 from cggm_ray.runtime import LocalRuntime
 from cggm_ray.tasks import Classification, Regression, Segmentation, Task
-from cggm_ray.train import TrainingStep, compile_parts, new_state, train_step
+from cggm_ray.train import TrainingStep, new_state, train_step
 
 NAIVE = "naive"
 
@@ -114,7 +114,7 @@ def product_step(
     config = Config.from_dict({"no_cuda": device == "cpu", **problem.settings, **settings})
     net, guides = problem.networks(config)
     if config.train.compile:
-        compile_parts(net, guides)
+        compile_parts(net, guides, torch.device(device))
     runtime = LocalRuntime(Path("unused"), config.run)
     state = new_state(config, net, guides, problem.task(), runtime)
     step = TrainingStep(net, state.strategy, config.train.precision).train()

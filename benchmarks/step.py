@@ -25,6 +25,8 @@ import torch
 from problems import NAIVE, PROBLEMS, STRATEGIES, Problem, naive_step, product_step
 
 from cggm_ray.config import Config
+from cggm_ray.modulation import base
+from cggm_ray.optim import clip_by_total_norm, model_optimizer
 
 
 def make(problem: Problem, variant: str) -> Callable[[], Any]:
@@ -103,12 +105,8 @@ def breakdown(name: str, rounds: int) -> dict[str, float]:
     problem = PROBLEMS[name]
     torch.manual_seed(0)
     config = Config.from_dict({**problem.settings, "modulation": "cggm"})
-    from cggm_ray.modulation.base import STRATEGIES as BUILDERS
-    from cggm_ray.modulation.base import alone
-    from cggm_ray.optim import clip_by_total_norm, model_optimizer
-
     net, guides = problem.networks(config)
-    strategy = BUILDERS.get("cggm").build(config, net, guides, problem.task(), alone)
+    strategy = base.STRATEGIES.get("cggm").build(config, net, guides, problem.task(), base.alone)
     optimizer, data = model_optimizer(config.optim, net.parameters()), problem.data()
     parts: dict[str, list[float]] = {}
     clock = time.perf_counter()

@@ -52,7 +52,6 @@ class DataConfig:
     memory_budget: int = option(
         4096, "MiB of samples that a worker may hold; a larger set is streamed from its shards", resume=True
     )
-
     verify: bool = option(False, "compare all shards with their checksums before training", resume=True)
 
     def __post_init__(self) -> None:

@@ -21,11 +21,11 @@ from cggm_ray.folds import fold_table, save_folds
 from cggm_ray.guards import naming_missing
 from cggm_ray.provenance import note_start
 from cggm_ray.runtime import LocalRuntime, Record
-from cggm_ray.seeding import make_deterministic
 from cggm_ray.state import PREDICTIONS
 from cggm_ray.stopping import Asked, listening
 from cggm_ray.tracking import METRICS, read_metrics
 from cggm_ray.train import BEST, Result, check, fit
+from cggm_ray.values import read_yaml
 
 CONFIG = "config.yaml"
 
@@ -91,8 +91,6 @@ def check_finite(result: Result) -> None:
 
 def run_locally(config: Config, folder: Path) -> Result | None:
     """The run in this process, or in the processes that torchrun started. SIGTERM and Ctrl-C save, then stop it."""
-    if config.train.deterministic:
-        make_deterministic()
     asked = Asked()
     runtime = LocalRuntime(folder, config.run, asked)
     seconds = config.run.collective_timeout
@@ -158,13 +156,9 @@ def run_folder(config: Config) -> Path:
     folder = config.run.storage / str(config.run.name)
     if config.run.fresh:
         return folder
-    try:
-        found = yaml.safe_load((folder / CONFIG).read_text())
-    except FileNotFoundError:
+    if not (folder / CONFIG).exists():
         return folder
-    except (OSError, yaml.YAMLError) as error:
-        raise UsageError(f"{folder / CONFIG} cannot be read: {error}") from None
-    differing = differences(config, found if isinstance(found, dict) else {})
+    differing = differences(config, read_yaml(folder / CONFIG, "name"))
     if differing and config.run.allow_config_change:
         if int(os.environ.get("RANK", 0)) == 0:
             print(f"{folder} goes on with another configuration: {'; '.join(differing)}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,11 +30,11 @@ from cggm_ray.files import copy_files, write_folder, write_text
 from cggm_ray.finite import DeviceWatch
 from cggm_ray.guards import look, non_finite, step_or_skip
 from cggm_ray.models.batchnorm import global_batch
-from cggm_ray.models.net import MultimodalNet
+from cggm_ray.models.net import MultimodalNet, compile_parts
 from cggm_ray.modulation.base import STRATEGIES, Strategy, alone
 from cggm_ray.optim import build_schedule, clip_by_total_norm, model_optimizer
 from cggm_ray.runtime import Record, Runtime, numbers
-from cggm_ray.seeding import derive_seed, seed_all
+from cggm_ray.seeding import derive_seed, make_deterministic, seed_all
 from cggm_ray.state import PREDICTIONS, Best, Position, TrainState, load_weights
 from cggm_ray.stopping import Notice
 from cggm_ray.tasks import Task
@@ -162,6 +162,8 @@ def open_training(config: Config, shards: Path, runtime: Runtime, folder: Path) 
         DataError: the shards are gone or damaged.
         TrainingError: the checkpoint cannot be used.
     """
+    if config.train.deterministic:
+        make_deterministic()
     manifest = open_manifest(shards)
     dataset = DATASETS.get(manifest.dataset)(config)
     modalities = selected_modalities(config, manifest)
@@ -171,7 +173,7 @@ def open_training(config: Config, shards: Path, runtime: Runtime, folder: Path) 
     torch.manual_seed(derive_seed(config.train.seed, "weights"))
     net, guides = dataset.network(manifest, modalities)
     if config.train.compile:
-        compile_parts(net, guides)
+        compile_parts(net, guides, runtime.device)
     state = new_state(config, net, guides, task, runtime)
     checkpoint, damaged = agree(runtime.checkpoints, runtime.rank, runtime.world_size, runtime.reduce(), runtime.device)
     if checkpoint is not None:
@@ -193,12 +195,6 @@ def open_training(config: Config, shards: Path, runtime: Runtime, folder: Path) 
         state=state,
         step=runtime.wrap(TrainingStep(net, state.strategy, config.train.precision)),
     )
-
-
-def compile_parts(net: MultimodalNet, guides: Mapping[str, nn.Module]) -> None:
-    """Has encoders, fusion and guides compiled at their first call; what lies between them is Python."""
-    for part in (*net.encoders.values(), net.fusion, *guides.values()):
-        part.compile()
 
 
 def train(training: Training) -> None:

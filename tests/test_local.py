@@ -128,3 +128,13 @@ def test_the_driver_prints_what_a_worker_writes(tmp_path: Path, capsys: pytest.C
     Console(tmp_path).say("three")
     assert capsys.readouterr().out == "three\n"
     assert (tmp_path / "train.log").read_text().endswith("two\nthree\n")
+
+
+def test_compiling_needs_a_compiler(
+    small_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    argv = [*SMALL, "--local", "--data_path", str(small_pickle), "--storage_path", str(tmp_path), "--compile"]
+    assert main(Config(), argv) == 2
+    assert "compile: found no C++ compiler" in capsys.readouterr().err

@@ -28,7 +28,6 @@ from cggm_ray.errors import TrainingError
 from cggm_ray.guards import naming_missing
 from cggm_ray.provenance import note_start
 from cggm_ray.run import claim
-from cggm_ray.seeding import make_deterministic
 from cggm_ray.tracking import Console, following
 from cggm_ray.train import Result, finish, open_training, read_summary, train
 
@@ -157,8 +156,6 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
     DATASETS.adopt(config.data.dataset, arguments["dataset"])
     folder, seconds = Path(arguments["folder"]), config.run.collective_timeout
     runtime = RayRuntime(folder)
-    if config.train.deterministic:
-        make_deterministic()
     if runtime.rank == 0 and config.run.min_workers < config.run.max_workers:
         Console(folder).say(f"{runtime.world_size} workers of {config.run.workers}")
     # A worker that is missing may be on a node that is gone: Ray Train starts the group again.

@@ -177,7 +177,9 @@ class Generations(PopulationBasedTraining):
         if chosen is None and live and all(trial.status == "PAUSED" for trial in live):
             # The last result of any of them, heard again, finds nobody to wait for.
             waiting = next(iter(live))
-            self.on_trial_result(tune_controller, waiting, dict(self._trial_state[waiting].last_result or {}))
+            heard = self._trial_state[waiting].last_result
+            assert heard is not None
+            self.on_trial_result(tune_controller, waiting, dict(heard))
             chosen = super().choose_trial_to_run(tune_controller)
         return chosen
 

@@ -2,8 +2,9 @@
 
 torch draws a Bernoulli number for every element and keeps a mask of floats: more than half of a training step of the
 released transformer on a CPU. Here one 64-bit random integer serves four elements, whose 16 bits are compared with the
-probability, and what the backward pass needs is kept in two bytes, or read from the output. The generator is torch's own,
-so `torch.manual_seed` decides the masks. A GPU draws in its kernels; there, and without dropout, torch's functions are used.
+probability, and what the backward pass needs is kept in two bytes, or read from the output. The generator is numpy's, seeded
+from torch's, so `torch.manual_seed` decides the masks. A GPU draws in its kernels; there, and without dropout, torch's own
+functions are used.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ class Bits:
         return torch.from_numpy(words.view(np.int16)[:count]).view(x.shape)
 
 
-class OneCallEach:
-    """The bits in a graph of torch.compile, which knows numpy's generator as an operator."""
+class CompiledBits:
+    """Random bits inside a graph of torch.compile, which cannot trace numpy's generator and calls it as an operator."""
 
     def like(self, x: Tensor) -> Tensor:
         """See `Bits`."""
@@ -72,9 +73,9 @@ def _(x: Tensor) -> Tensor:
     return x.new_empty(x.shape, dtype=torch.int16)
 
 
-def random_bits() -> Bits | OneCallEach:
+def random_bits() -> Bits | CompiledBits:
     """A source of random bits."""
-    return OneCallEach() if torch.compiler.is_compiling() else Bits()
+    return CompiledBits() if torch.compiler.is_compiling() else Bits()
 
 
 def drawn_here(x: Tensor, p: float, training: bool) -> bool:

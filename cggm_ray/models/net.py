@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from cggm_ray.batch import Feature, HeadOutput
+from cggm_ray.errors import UsageError
 
 Masks = Mapping[str, Tensor]
 """Modality name to bool [N, T] or [N, 1]; see `Batch.masks`."""
@@ -52,6 +56,18 @@ class MultimodalNet(nn.Module):
     def bodies(self) -> dict[str, nn.Module]:
         """Encoders without their input projections, the part that the released code modulates."""
         return {name: getattr(encoder, "body", encoder) for name, encoder in self.encoders.items()}
+
+
+def compile_parts(net: MultimodalNet, guides: Mapping[str, nn.Module], device: torch.device) -> None:
+    """Has encoders, fusion and guides compiled at their first call; what lies between them is Python.
+
+    Raises:
+        UsageError: the device is a CPU, and there is no compiler for it.
+    """
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise UsageError("compile: found no C++ compiler; expected g++, clang++ or the one that CXX names")
+    for part in (*net.encoders.values(), net.fusion, *guides.values()):
+        part.compile()
 
 
 def _zeroed(x: Tensor, mask: Tensor) -> Tensor:
