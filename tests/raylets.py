@@ -206,3 +206,8 @@ def descendants(pid: int) -> list[int]:
 def kill(pid: int, number: signal.Signals) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, number)
+
+
+def own_lines(log: Path) -> list[str]:
+    """What a driver wrote itself: lines that Ray relays from other processes come whenever they like."""
+    return [line for line in log.read_text().splitlines() if not line.startswith("\x1b[")]

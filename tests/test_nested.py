@@ -14,7 +14,7 @@ import yaml
 
 from cggm_ray.tracking import read_metrics
 from conftest import LARGE, SMALL, small_set, write_pickle
-from raylets import Raylets, raylets, wait_for
+from raylets import Raylets, own_lines, raylets, wait_for
 
 pytestmark = pytest.mark.ray
 
@@ -83,6 +83,6 @@ def test_ctrl_c_leaves_nothing_running(cluster: Raylets, tmp_path: Path) -> None
     except subprocess.TimeoutExpired:
         driver.kill()
         raise
-    assert log.read_text().splitlines()[-1] == "interrupted"
+    assert own_lines(log)[-1] == "interrupted", log.read_text()
     wait_for(lambda: not cluster.working(), 60, f"left: {cluster.working()}")
     wait_for(lambda: not placement_groups(cluster), 60, "placement groups are left")
