@@ -13,7 +13,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 
 from cggm_ray.data.digests import file_digest, file_digests
 from cggm_ray.errors import DataError, shown
+from cggm_ray.locks import holding
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -302,6 +304,38 @@ def publish(staging: Path, folder: Path, manifest: Manifest) -> None:
         if open_set(folder) is None:
             raise
         shutil.rmtree(staging)
+
+
+@contextmanager
+def sole_converter(folder: Path) -> Iterator[None]:
+    """Holds the set while it is made: another command that needs the same one waits, and finds it.
+
+    What killed conversions of the set left behind is removed.
+
+    Args:
+        folder: of the set.
+
+    Raises:
+        DataError: the folder of all sets cannot be written.
+    """
+    said = False
+
+    def busy(holder: str) -> None:
+        nonlocal said
+        if not said:
+            print(f"waits for {holder}, which converts the same data", flush=True)
+        said = True
+
+    with ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(holding(folder.with_name(f".{folder.name}.lock"), busy))
+        except OSError as error:
+            raise DataError(f"{folder.parent}: cannot make the folder for shards: {error.strerror}") from None
+        if held:
+            for left in folder.parent.glob(f".{folder.name}.*.part"):
+                shutil.rmtree(left, ignore_errors=True)
+        yield
 
 
 def staging_folder(folder: Path) -> Path:
