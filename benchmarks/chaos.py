@@ -1,13 +1,13 @@
 """Training runs under random harm: each must end with the metrics of the run that nobody disturbed.
 
-    python benchmarks/chaos.py [--runs 20] [--seed 0] [--only KIND,KIND] [--json FILE]
+    python benchmarks/chaos.py [--runs 22] [--seed 0] [--only KIND,KIND] [--json FILE]
 
 Each run is harmed once, after a random step, and the same command is given again until it ends with code 0. One worker is
 compared bit for bit: metrics of all epochs, summary, and weights of the best checkpoint. Two workers, and groups whose size
 changes, are compared with one worker, without dropout, to rounding. Ray runs on a cluster of two raylets of this machine.
 Prints a table; the exit code is 1 if any run differs.
 
-Needs the test tools (`make test` installs them), and root for the full disk, which is a small tmpfs.
+Needs the test tools (`make test` installs them), and root for the harm to storage, which is a small tmpfs.
 """
 
 from __future__ import annotations
@@ -87,9 +87,14 @@ KINDS = {
     "SIGTERM to the driver (Ray)": Kind("ray"),
     "raylet killed (Ray, 1:2)": Kind("ray", "1:2"),
     "node drained, then killed (Ray, 1:2)": Kind("ray", "1:2", latest=15),
+    "disk full (Ray)": Kind("ray"),
+    "storage read-only": Kind("local"),
+    "storage gone": Kind("local"),
 }
-PLAN = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0, 1, 2, 3, 6, 8, 3, 10)
-"""Kinds of the first 20 runs, by number; more runs start over."""
+PLAN = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 0, 1, 3, 6, 8, 10, 11)
+"""Kinds of the first runs, by number; more runs start over."""
+SMALL_DISK = ("disk", "storage")
+"""Kinds whose storage is a small file system of its own, by the beginning of their names."""
 
 
 @dataclass
@@ -298,7 +303,7 @@ def main() -> None:
                 row = Row(place, plan[number], kind.workers, rng.randint(kind.earliest, kind.latest or last))
                 with (
                     small_disk(folder / f"disk{place}")
-                    if plan[number] == "disk full"
+                    if plan[number].startswith(SMALL_DISK)
                     else nullcontext(folder) as storage
                 ):
                     run = Run(folder, storage, f"run-{place:02d}", kind, cluster if kind.where == "ray" else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import shutil
 import struct
 import sys
 from collections.abc import Callable
@@ -21,9 +22,10 @@ import yaml
 from fuzz_readers import READERS
 from PIL import Image
 
-from cggm_ray.config import Config
+from cggm_ray.config import Config, DataConfig, RunConfig
+from cggm_ray.data.dataset import prepare
 from cggm_ray.data.mosi import planted_imbalance
-from cggm_ray.data.shards import tensor_column
+from cggm_ray.data.shards import tensor_column, write_shards_here
 
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path.insert(0, str(TESTS))
@@ -71,6 +73,12 @@ def whole_folder(folder: Path) -> Path:
     (folder / "records").mkdir()
     for name in ("train", "test"):
         (folder / "records" / f"{name}.json").write_text(json.dumps(records))
+    content = planted_imbalance(1, samples={"train": 6, "valid": 3, "test": 3}, steps=3)
+    (folder / "mosi.pkl").write_bytes(pickle.dumps(content))
+    config = Config(data=DataConfig(data_path=str(folder / "mosi.pkl")), run=RunConfig(storage_path=str(folder)))
+    made = prepare(config, write_shards_here)
+    for role in ("set", "shard"):
+        shutil.copytree(made, folder / role)
     (folder / "manifest").mkdir()
     shard = {"file": "train-00000.parquet", "rows": 1, "bytes": 1, "sha256": "0"}
     spec = {"shape": [2], "dtype": "float32"}
@@ -111,6 +119,7 @@ def generated(whole: Path) -> list[Seed]:
         written = into(lambda file, c=columns, k=codec: pq.write_table(pa.table(c), file, compression=k))
         seeds.append(Seed("parquet", "features", ".parquet", written))
     for group, roles in {
+        "shards": ("set", "shard"),
         "h5": ("text", "audio", "statistics", "volume"),
         "npy": ("labels", "names"),
         "json": ("records", "bert", "vit", "manifest"),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from cggm_ray.cli import parse
 from cggm_ray.config import Config, DataConfig, RunConfig
@@ -29,10 +30,14 @@ from cggm_ray.data.food101_records import FILES, check_labels, read_records
 from cggm_ray.data.h5 import PROBE
 from cggm_ray.data.iemocap import Iemocap, IemocapOptions
 from cggm_ray.data.mosi import Mosi
-from cggm_ray.data.shards import MANIFEST, open_set
+from cggm_ray.data.sampler import slices
+from cggm_ray.data.shards import MANIFEST, Manifest, open_set
+from cggm_ray.data.split import load_split
+from cggm_ray.data.stream import StreamSplit
 from cggm_ray.data.volumes import read_nifti
 from cggm_ray.errors import LONGEST, CggmError
 from cggm_ray.studies.search import draw_trials, read_search
+from cggm_ray.train import open_manifest
 
 GIB = 2**30
 FINE, NAMED, CRASH, HANG, MEMORY, EXECUTED = "fine", "named error", "CRASH", "HANG", "MEMORY", "EXECUTED"
@@ -126,6 +131,26 @@ def nifti(path: Path) -> None:
     read_nifti(dict.fromkeys(("flair", "t1ce", "t1", "t2", "seg"), path))
 
 
+def read_set(folder: Path, manifest: Manifest) -> None:
+    """As the loop does: whole, and as a stream."""
+    names, device = tuple(manifest.modalities), torch.device("cpu")
+    for split in manifest.splits:
+        for opened in (
+            load_split(folder, manifest, split, names, device),
+            StreamSplit(folder, manifest, split, names, device, 0, GIB),
+        ):
+            for _ in opened.batches(list(slices(torch.arange(len(opened)), 2, 0, 1)), epoch=0):
+                pass
+
+
+def shard(folder: Path) -> None:
+    """A shard of another size makes a set incomplete; here every size is taken, so that its content is read."""
+    content = json.loads((folder / MANIFEST).read_text())
+    for described in content["splits"]["train"]:
+        described["bytes"] = (folder / described["file"]).stat().st_size
+    read_set(folder, Manifest.from_json(json.dumps(content)))
+
+
 def canary_execute(path: Path) -> None:
     """What the canary must notice."""
     import pickle
@@ -171,6 +196,8 @@ READERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "bert": (lambda folder: find_bert(str(folder), 4), "config.json"),
     "vit": (lambda folder: find_vit(str(folder)), "config.json"),
     "manifest": (open_set, MANIFEST),
+    "set": (lambda folder: read_set(folder, open_manifest(folder)), MANIFEST),
+    "shard": (shard, "train-00000.parquet"),
     "config": (lambda path: parse(Config(), ["--config", str(path)]), ""),
     "search": (search, ""),
     "image": (image, ""),

@@ -54,13 +54,25 @@ def harm(
         assert newest is not None
         victim = rng.choice(sorted(newest.iterdir()))
         os.truncate(victim, rng.randrange(victim.stat().st_size))
-    elif what == "disk full":
+    elif what.startswith("disk full"):
         filler = run.parent / "filler"
         with suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
         process.wait(PATIENCE)
         filler.unlink()
+    elif what == "storage read-only":
+        # The system refuses while a file is open for writing.
+        while subprocess.run(["mount", "-o", "remount,ro", str(run.parent)], stderr=subprocess.DEVNULL).returncode:
+            time.sleep(0.01)
+        process.wait(PATIENCE)
+        subprocess.run(["mount", "-o", "remount,rw", str(run.parent)], check=True)
+    elif what == "storage gone":
+        elsewhere = run.parent.with_name(f"{run.parent.name}-elsewhere")
+        elsewhere.mkdir()
+        subprocess.run(["mount", "--move", str(run.parent), str(elsewhere)], check=True)
+        process.wait(PATIENCE)
+        subprocess.run(["mount", "--move", str(elsewhere), str(run.parent)], check=True)
     elif cluster is not None and "worker" in what:
         kill(rng.choice(workers(cluster)), signal.SIGKILL)
     elif cluster is not None:

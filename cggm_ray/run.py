@@ -6,6 +6,8 @@ import dataclasses
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from cggm_ray.errors import CggmError, NonFiniteError, StoppedError, TrainingErr
 from cggm_ray.files import clear_partials, set_aside, write_text
 from cggm_ray.folds import fold_table, save_folds
 from cggm_ray.guards import naming_missing
+from cggm_ray.locks import holding
 from cggm_ray.provenance import note_start
 from cggm_ray.runtime import LocalRuntime, Record
 from cggm_ray.state import PREDICTIONS
@@ -97,9 +100,10 @@ def run_locally(config: Config, folder: Path) -> Result | None:
     try:
         if runtime.world_size > 1 and config.train.batch_size < runtime.world_size:
             raise UsageError(f"batch_size: found {config.train.batch_size} for {runtime.world_size} processes")
-        shards = _prepare_first(config, folder, runtime)
-        with listening(asked), naming_missing(runtime, seconds, TrainingError):
-            result = fit(config, shards, runtime, folder)
+        with ExitStack() as owned:
+            shards = _prepare_first(config, folder, runtime, owned)
+            with listening(asked), naming_missing(runtime, seconds, TrainingError):
+                result = fit(config, shards, runtime, folder)
         return result if runtime.rank == 0 else None
     except StoppedError as stop:
         # One line for all processes.
@@ -109,8 +113,8 @@ def run_locally(config: Config, folder: Path) -> Result | None:
         runtime.close()
 
 
-def _prepare_first(config: Config, folder: Path, runtime: LocalRuntime) -> Path:
-    """The shards, which rank 0 converts; the others find them when it is done. Claims the folder of the run.
+def _prepare_first(config: Config, folder: Path, runtime: LocalRuntime, owned: ExitStack) -> Path:
+    """The shards, which rank 0 converts; the others find them when it is done. Claims the folder of the run for `owned`.
 
     Raises:
         CggmError: rank 0's own error, and on the others one line.
@@ -119,6 +123,7 @@ def _prepare_first(config: Config, folder: Path, runtime: LocalRuntime) -> Path:
     if runtime.rank == 0:
         try:
             shards = prepare(config, write_shards_here)
+            owned.enter_context(sole_owner(folder))
             claim(config, folder, shards)
             note_start(folder, config, shards, runtime.world_size)
         except CggmError as error:
@@ -179,6 +184,26 @@ def differences(config: Config, found: dict[str, Any]) -> list[str]:
         if not key.metadata["resume"] and old != new:
             result.append(f"{key.name}: was {old!r}, now {new!r}")
     return result
+
+
+@contextmanager
+def sole_owner(folder: Path) -> Iterator[None]:
+    """Holds the folder of a run or a study while the block runs, so that no other command writes there.
+
+    Raises:
+        UsageError: another one does, or the folder of all runs cannot be written.
+    """
+
+    def busy(holder: str) -> None:
+        raise UsageError(f"name: {folder} belongs to {holder} while that runs; wait for it, or choose another --name")
+
+    with ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(holding(folder.with_name(f".{folder.name}.lock"), busy))
+        except OSError as error:
+            raise UsageError(f"storage_path: {folder} cannot be written: {error.strerror}") from None
+        yield
 
 
 def claim(config: Config, folder: Path, shards: Path) -> Path:

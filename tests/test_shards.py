@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +24,11 @@ from cggm_ray.data.shards import (
     Stage,
     column_values,
     open_set,
+    tensor_column,
     write_shards_here,
 )
 from cggm_ray.data.split import load_split
+from cggm_ray.data.stream import StreamSplit
 from cggm_ray.errors import DataError
 from conftest import sets, small_set, write_pickle
 
@@ -115,6 +117,44 @@ def test_a_changed_byte_in_a_shard_of_equal_length_is_an_error(tmp_path: Path) -
     assert manifest is not None
     with pytest.raises(DataError, match=r"train-00000\.parquet: not a readable shard"):
         load_split(folder, manifest, "train", ("text",), CPU)
+
+
+def without(table: pa.Table, column: str) -> pa.Table:
+    return table.drop_columns([column])
+
+
+def in_double(table: pa.Table, column: str) -> pa.Table:
+    values = column_values(table.column(column)).astype(np.float64)
+    return table.set_column(table.schema.get_field_index(column), column, tensor_column(values))
+
+
+def with_a_gap(table: pa.Table, column: str) -> pa.Table:
+    kind = table.schema.field(column).type
+    cells = pa.array([None, *table.column(column).to_pylist()[1:]], kind)
+    return table.set_column(table.schema.get_field_index(column), column, cells)
+
+
+@pytest.mark.parametrize("read", ["whole", "stream"])
+@pytest.mark.parametrize(
+    ("change", "column", "message"),
+    [
+        (without, "audio", "there is no column audio"),
+        (in_double, "audio", "column 'audio' holds .*double.* of shape .*; expected float32 of shape"),
+        (with_a_gap, "index", "a cell is empty"),
+    ],
+)
+def test_a_shard_that_is_not_what_its_manifest_says(
+    tmp_path: Path, change: Callable[[pa.Table, str], pa.Table], column: str, message: str, read: str
+) -> None:
+    folder = prepare(config(write_pickle(tmp_path / "small.pkl", small_set()), tmp_path), write_shards_here)
+    manifest, shard = open_set(folder), folder / "train-00000.parquet"
+    assert manifest is not None
+    pq.write_table(change(pq.read_table(shard), column), shard)
+    with pytest.raises(DataError, match=rf"train-00000\.parquet: not a readable shard: {message}"):
+        if read == "whole":
+            load_split(folder, manifest, "train", ("text", "audio"), CPU)
+        else:
+            StreamSplit(folder, manifest, "train", ("text", "audio"), CPU, 0, 2**20)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])

@@ -177,7 +177,7 @@ def test_a_short_fuzz_run_that_notices(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = json.loads((tmp_path / "fuzz.json").read_text())["counts"]
-    assert set(counts) == {"h5", "image", "json", "nifti", "npy", "npz", "parquet", "pickle", "yaml"}
+    assert set(counts) == {"h5", "image", "json", "nifti", "npy", "npz", "parquet", "pickle", "shards", "yaml"}
     assert all(one["fine"] and one["named error"] for one in counts.values())
     assert sum(sum(one.values()) for one in counts.values()) >= 180
     assert done.stdout.count("; expected ") == 5

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,6 +35,7 @@ from cggm_ray.data.shards import (
     is_modality,
     open_set,
     publish,
+    sole_converter,
     staging_folder,
     verify_set,
 )
@@ -186,23 +187,40 @@ def prepare(config: Config, write: WriteShards) -> Path:
         / f"{dataset.name}-{fingerprint(dataset.name, dataset.converter, dataset.shard_options(), sources)}"
     )
     manifest = open_set(folder)
-    if manifest is not None:
-        if config.data.verify:
-            verify_set(folder, manifest)
-        dataset.accept(folder, manifest)
-        check_configuration(dataset, manifest)
-        return folder
-    raw = list(dataset.read(paths))
-    draft = Manifest(
-        dataset=dataset.name,
-        converter=dataset.converter,
-        options=dataset.shard_options(),
-        sources=sources,
-        splits=dict.fromkeys(SPLITS, ()),
-        notes=dataset.notes(),
-        **described(dataset.specs(raw[0])),
-    )
-    check_configuration(dataset, draft)
+    if manifest is None:
+        raw = list(dataset.read(paths))
+        draft = Manifest(
+            dataset=dataset.name,
+            converter=dataset.converter,
+            options=dataset.shard_options(),
+            sources=sources,
+            splits=dict.fromkeys(SPLITS, ()),
+            notes=dataset.notes(),
+            **described(dataset.specs(raw[0])),
+        )
+        check_configuration(dataset, draft)
+        with sole_converter(folder):
+            manifest = open_set(folder)
+            if manifest is None:
+                convert(dataset, raw, draft, write, folder)
+                return folder
+    if config.data.verify:
+        verify_set(folder, manifest)
+    dataset.accept(folder, manifest)
+    check_configuration(dataset, manifest)
+    return folder
+
+
+def convert(dataset: Dataset, raw: Sequence[RawShard], draft: Manifest, write: WriteShards, folder: Path) -> None:
+    """Makes the set: all of it, or nothing.
+
+    Args:
+        dataset: after `read`.
+        raw: what it read.
+        draft: the manifest without shards.
+        write: runs the conversion.
+        folder: of the set.
+    """
     staging = staging_folder(folder)
     try:
         shards = write(dataset.stages(), raw, staging)
@@ -214,7 +232,6 @@ def prepare(config: Config, write: WriteShards) -> Path:
         publish(staging, folder, dataclasses.replace(draft, splits=splits, **made))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return folder
 
 
 def check_configuration(dataset: Dataset, manifest: Manifest) -> None:

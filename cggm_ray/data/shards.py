@@ -13,7 +13,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,15 @@ import pyarrow.parquet as pq
 
 from cggm_ray.data.digests import file_digest, file_digests
 from cggm_ray.errors import DataError, shown
+from cggm_ray.locks import holding
 
 FORMAT = 2
 MANIFEST = "manifest.json"
 INDEX, IDENTITY, TARGET = "index", "id", "target"
 RESERVED = (INDEX, IDENTITY, TARGET)
 VIEW, PRESENT, STEPS = "view/", "present/", "steps/"
+UNREADABLE = (OSError, ValueError, pa.ArrowException)
+"""What reading a damaged shard raises."""
 """Prefixes of columns about a modality: a further view of it, `view/1/image`, ... (view 0 is the column of the modality
 itself); bool, whether a sample has it; int64, its time steps before the padding."""
 SHARD_NAME = re.compile(r"(train|valid|test)-\d{5,}\.parquet")
@@ -94,6 +98,16 @@ class Manifest:
         """Text of `manifest.json`."""
         return json.dumps(asdict(self), indent=1)
 
+    def spec(self, column: str) -> TensorSpec:
+        """What a column of the shards holds of a sample."""
+        if column == TARGET:
+            return self.target
+        if column.startswith(PRESENT):
+            return TensorSpec(shape=(), dtype="bool")
+        if column == INDEX or column.startswith(STEPS):
+            return TensorSpec(shape=(), dtype="int64")
+        return self.modalities[column.split("/", 2)[2] if column.startswith(VIEW) else column]
+
     @classmethod
     def from_json(cls, text: str) -> Manifest:
         """Reads `manifest.json`; raises ValueError, KeyError or TypeError where it is not one."""
@@ -106,6 +120,8 @@ class Manifest:
                 raise ValueError(f"{shown(name)} is no name of a shard")
 
         def spec(value: Mapping[str, Any]) -> TensorSpec:
+            if str(np.dtype(value["dtype"])) != value["dtype"]:
+                raise ValueError(f"{shown(value['dtype'])} is no name of a type")
             return TensorSpec(shape=tuple(value["shape"]), dtype=value["dtype"])
 
         return cls(
@@ -167,8 +183,25 @@ def tensor_column(values: np.ndarray) -> pa.Array:
     return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
 
 
+def check_columns(schema: pa.Schema, manifest: Manifest, columns: Iterable[str]) -> None:
+    """Raises a ValueError where a shard lacks a column, or one holds something else than the manifest says."""
+    for name in columns:
+        if name not in schema.names:
+            raise ValueError(f"there is no column {name}")
+        kind, shape, wanted = schema.field(name).type, (), manifest.spec(name)
+        if isinstance(kind, pa.FixedShapeTensorType):
+            kind, shape = kind.value_type, tuple(kind.shape)
+        if kind != pa.from_numpy_dtype(wanted.dtype) or shape != wanted.shape:
+            raise ValueError(
+                f"column {shown(name)} holds {shown(str(kind))} of shape {shape}; expected {wanted.dtype} of shape "
+                f"{wanted.shape}"
+            )
+
+
 def column_values(column: pa.ChunkedArray) -> np.ndarray:
-    """A column as an array [N, ...]."""
+    """A column as an array [N, ...]; raises ValueError where a cell is empty."""
+    if column.null_count:
+        raise ValueError("a cell is empty")
     chunks = [
         chunk.to_numpy_ndarray()
         if isinstance(chunk, pa.FixedShapeTensorArray)
@@ -302,6 +335,38 @@ def publish(staging: Path, folder: Path, manifest: Manifest) -> None:
         if open_set(folder) is None:
             raise
         shutil.rmtree(staging)
+
+
+@contextmanager
+def sole_converter(folder: Path) -> Iterator[None]:
+    """Holds the set while it is made: another command that needs the same one waits, and finds it.
+
+    What killed conversions of the set left behind is removed.
+
+    Args:
+        folder: of the set.
+
+    Raises:
+        DataError: the folder of all sets cannot be written.
+    """
+    said = False
+
+    def busy(holder: str) -> None:
+        nonlocal said
+        if not said:
+            print(f"waits for {holder}, which converts the same data", flush=True)
+        said = True
+
+    with ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(holding(folder.with_name(f".{folder.name}.lock"), busy))
+        except OSError as error:
+            raise DataError(f"{folder.parent}: cannot make the folder for shards: {error.strerror}") from None
+        if held:
+            for left in folder.parent.glob(f".{folder.name}.*.part"):
+                shutil.rmtree(left, ignore_errors=True)
+        yield
 
 
 def staging_folder(folder: Path) -> Path:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cggm_ray.batch import Batch
 from cggm_ray.data.sampler import Slice
-from cggm_ray.data.shards import IDENTITY, INDEX, TARGET, Manifest, column_values, tensor_column
+from cggm_ray.data.shards import IDENTITY, INDEX, TARGET, UNREADABLE, Manifest, column_values, tensor_column
 from cggm_ray.data.split import unreadable
 from cggm_ray.data.stream import ahead
 from cggm_ray.errors import DataError
@@ -112,7 +112,7 @@ class SliceFiles:
         offsets = np.concatenate([[0], np.cumsum(sizes)])[place] + (np.asarray(rows) - starts[groups])
         try:
             table = file.read_row_groups(needed.tolist(), columns=[*self.modalities, TARGET])
-        except (OSError, ValueError) as error:
+        except UNREADABLE as error:
             raise unreadable(path.parent, path, error) from None
         image = np.stack([column_values(table.column(name))[offsets] for name in self.modalities], 1)
         return image, column_values(table.column(TARGET))[offsets]
@@ -285,7 +285,7 @@ def augmented(image: np.ndarray, label: np.ndarray, random: np.random.Generator)
 def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise unreadable(path.parent, path, error) from None
 
 

@@ -13,7 +13,18 @@ from torch import Tensor
 
 from cggm_ray.batch import Batch
 from cggm_ray.data.sampler import Slice
-from cggm_ray.data.shards import IDENTITY, INDEX, PRESENT, STEPS, TARGET, VIEW, Manifest, column_values
+from cggm_ray.data.shards import (
+    IDENTITY,
+    INDEX,
+    PRESENT,
+    STEPS,
+    TARGET,
+    UNREADABLE,
+    VIEW,
+    Manifest,
+    check_columns,
+    column_values,
+)
 from cggm_ray.errors import DataError
 from cggm_ray.seeding import generator
 
@@ -129,7 +140,7 @@ def shard_columns(folder: Path, path: Path) -> list[str]:
     """Names of the columns of a shard; raises DataError where it cannot be read."""
     try:
         return pq.read_schema(path).names
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise unreadable(folder, path, error) from None
 
 
@@ -156,11 +167,12 @@ def load_split(
     for shard in manifest.splits[split]:
         path = folder / shard.file
         try:
+            check_columns(pq.read_schema(path), manifest, wanted)
             table = pq.read_table(path)
-        except (OSError, ValueError) as error:
+            for name, values in columns.items():
+                values.append(column_values(table.column(name)))
+        except UNREADABLE as error:
             raise unreadable(folder, path, error) from None
-        for name, values in columns.items():
-            values.append(column_values(table.column(name)))
         if IDENTITY in table.column_names:
             names += table.column(IDENTITY).to_pylist()
     joined = {name: np.concatenate(values) for name, values in columns.items()}

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from cggm_ray.batch import Batch
 from cggm_ray.data.sampler import Slice
-from cggm_ray.data.shards import IDENTITY, INDEX, TARGET, Manifest, column_values
+from cggm_ray.data.shards import IDENTITY, INDEX, TARGET, UNREADABLE, Manifest, check_columns, column_values
 from cggm_ray.data.split import about_columns, check_presence, drawn_views, full, read_masks, unreadable, view_columns
 from cggm_ray.errors import DataError
 
@@ -80,7 +79,7 @@ class StreamSplit:
         self._budget = budget
         self._files = [folder / shard.file for shard in manifest.splits[split]]
         self._specs = {name: manifest.modalities[name] for name in modalities}
-        small, places, names, stored = _survey(folder, self._files, modalities)
+        small, places, names, stored = _survey(folder, manifest, self._files, modalities)
         rows = np.argsort(small[INDEX])
         if not np.array_equal(small[INDEX][rows], np.arange(manifest.rows(split))):
             raise DataError(f"{folder}: the rows of split {split} are not 0 to {manifest.rows(split) - 1}, each once")
@@ -127,8 +126,7 @@ class StreamSplit:
             by_group.setdefault((file, group), []).append(place)
         for (file, group), places in by_group.items():
             wanted = sorted({columns[name][place] for name in columns for place in places})
-            table = _row_group(self._folder, self._files[file], group, wanted)
-            values = {column: column_values(table.column(column)) for column in wanted}
+            values = _row_group(self._folder, self._files[file], group, wanted)
             for place in places:
                 offset = self._places[rows[place], 2]
                 for name, array in arrays.items():
@@ -145,7 +143,7 @@ class StreamSplit:
 
 
 def _survey(
-    folder: Path, files: Sequence[Path], modalities: Sequence[str]
+    folder: Path, manifest: Manifest, files: Sequence[Path], modalities: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], np.ndarray, list[str], list[str]]:
     """Of all shards: the small columns, place [rows, 3] (file, row group, offset in it), names, names of all columns."""
     small: dict[str, list[np.ndarray]] = {}
@@ -158,11 +156,13 @@ def _survey(
                 stored = file.schema_arrow.names
                 sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
                 wanted = [INDEX, TARGET, *about_columns(stored, modalities)]
+                views = [column for name in modalities for column in view_columns(stored, name)]
+                check_columns(file.schema_arrow, manifest, [*wanted, *views])
                 table = file.read([*wanted, *([IDENTITY] if IDENTITY in stored else [])])
-        except (OSError, ValueError) as error:
+            for name in wanted:
+                small.setdefault(name, []).append(column_values(table.column(name)))
+        except UNREADABLE as error:
             raise unreadable(folder, path, error) from None
-        for name in wanted:
-            small.setdefault(name, []).append(column_values(table.column(name)))
         if IDENTITY in stored:
             names += table.column(IDENTITY).to_pylist()
         places += [(number, group, offset) for group, size in enumerate(sizes) for offset in range(size)]
@@ -170,9 +170,10 @@ def _survey(
     return joined, np.array(places, dtype=np.int64), names, stored
 
 
-def _row_group(folder: Path, path: Path, group: int, columns: list[str]) -> pa.Table:
+def _row_group(folder: Path, path: Path, group: int, columns: list[str]) -> dict[str, np.ndarray]:
     try:
         with pq.ParquetFile(path) as file:
-            return file.read_row_group(group, columns=columns, use_threads=False)
-    except (OSError, ValueError) as error:
+            table = file.read_row_group(group, columns=columns, use_threads=False)
+        return {column: column_values(table.column(column)) for column in columns}
+    except UNREADABLE as error:
         raise unreadable(folder, path, error) from None

@@ -27,7 +27,7 @@ from cggm_ray.distributed.storage import check_shared
 from cggm_ray.errors import TrainingError
 from cggm_ray.guards import naming_missing
 from cggm_ray.provenance import note_start
-from cggm_ray.run import claim
+from cggm_ray.run import claim, sole_owner
 from cggm_ray.tracking import Console, following
 from cggm_ray.train import Result, finish, open_training, read_summary, train
 
@@ -43,15 +43,16 @@ def run_on_ray(config: Config, folder: Path) -> Result:
     shards = prepare_on_ray(config)
     connect()
     cpus = cpus_per_worker(config.run)
-    claim(config, folder, shards)
-    fixed = config.run.min_workers == config.run.max_workers
-    note_start(folder, config, shards, config.run.max_workers if fixed else None, cpus)
-    try:
-        with following(folder), stopping_workers(folder), storage_errors(Checkpoints(folder)):
-            trainer(config, shards, folder, cpus).fit()
-    except Exception as error:
-        raise own_error(error) or TrainingError(f"{folder}: the run failed: {error}") from error
-    return read_summary(folder)
+    with sole_owner(folder):
+        claim(config, folder, shards)
+        fixed = config.run.min_workers == config.run.max_workers
+        note_start(folder, config, shards, config.run.max_workers if fixed else None, cpus)
+        try:
+            with following(folder), stopping_workers(folder), storage_errors(Checkpoints(folder)):
+                trainer(config, shards, folder, cpus).fit()
+        except Exception as error:
+            raise own_error(error) or TrainingError(f"{folder}: the run failed: {error}") from error
+        return read_summary(folder)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from cggm_ray.data.shards import write_shards_here
 from cggm_ray.errors import CggmError, StorageError, TrainingError
 from cggm_ray.files import write_text
 from cggm_ray.provenance import note_start
-from cggm_ray.run import claim, named, open_folder, run_folder
+from cggm_ray.run import claim, named, open_folder, run_folder, sole_owner
 from cggm_ray.runtime import LocalRuntime
 from cggm_ray.studies.search import Resources
 from cggm_ray.studies.trials import FAILED, FINISHED, Outcome, Trial, ended, make_trial, outcomes, read_record, started
@@ -136,15 +136,21 @@ def compare(config: Config, strategies: Sequence[str], seeds: Sequence[int]) -> 
     folder = run_folder(config)
     shown = tuple(strategies) or (config.modulation.modulation,)
     trials = plan_runs(config, folder, shown, tuple(seeds) or (config.train.seed,))
-    open_folder(config, folder)
-    note_start(folder, config, trials[0].shards)
+    with sole_owner(folder):
+        open_folder(config, folder)
+        note_start(folder, config, trials[0].shards)
+        run_all(config, folder, trials, shown)
+
+
+def run_all(config: Config, folder: Path, trials: Sequence[Trial], strategies: Sequence[str]) -> None:
+    """What `compare` does in the folder that it owns."""
     left = sum(not read_record(trial).over for trial in trials)
     print(f"{len(trials)} runs, {left} of them to do: {folder}")
     task = DATASETS.get(config.data.dataset)(config).task(open_manifest(trials[0].shards))
     metric = config.train.select or task.selection[0]
     (_run_here if config.run.local else _run_on_ray)(config, folder, trials)
     found = outcomes(trials)
-    results = collect(found, shown, metric, task.better(metric))
+    results = collect(found, strategies, metric, task.better(metric))
     failed = [outcome for outcome in found if outcome.record.status != FINISHED]
     if results.metrics:
         text = markdown(results, config, failed)

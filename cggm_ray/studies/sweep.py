@@ -28,7 +28,7 @@ from cggm_ray.data.dataset import DATASETS, PICTURES
 from cggm_ray.errors import TrainingError, UsageError
 from cggm_ray.files import copy_files, write_folder, write_text
 from cggm_ray.provenance import note_start
-from cggm_ray.run import named, open_folder, run_folder, start_over, table
+from cggm_ray.run import named, open_folder, run_folder, sole_owner, start_over, table
 from cggm_ray.studies.pictures import draw_search
 from cggm_ray.studies.search import Resources, Search, Values, draw_trials, read_search, try_values
 from cggm_ray.studies.trials import TRIALS, Outcome, Trial, make_trial, outcomes, ranked, read_record, trial_name
@@ -80,7 +80,12 @@ def sweep(config: Config, path: Path) -> None:
         TrainingError: no trial came to an end.
     """
     plan = plan_search(config, path)
-    plan = dataclasses.replace(plan, base=start_over(plan.base, plan.folder))
+    with sole_owner(plan.folder):
+        run_search(dataclasses.replace(plan, base=start_over(plan.base, plan.folder)))
+
+
+def run_search(plan: Plan) -> None:
+    """What `sweep` does in the folder that it owns."""
     trials = first_trials(plan)
     # Ray is imported here and not above: checking a search does without it.
     from cggm_ray.distributed.trial import Study, test_trial
