@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -150,11 +151,9 @@ def test_a_shard_that_is_not_what_its_manifest_says(
     manifest, shard = open_set(folder), folder / "train-00000.parquet"
     assert manifest is not None
     pq.write_table(change(pq.read_table(shard), column), shard)
+    opened = {"whole": load_split, "stream": partial(StreamSplit, seed=0, budget=2**20)}[read]
     with pytest.raises(DataError, match=rf"train-00000\.parquet: not a readable shard: {message}"):
-        if read == "whole":
-            load_split(folder, manifest, "train", ("text", "audio"), CPU)
-        else:
-            StreamSplit(folder, manifest, "train", ("text", "audio"), CPU, 0, 2**20)
+        opened(folder, manifest, "train", ("text", "audio"), device=CPU)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
