@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from problems import PROBLEMS, STRATEGIES, Problem, product_step
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cggm_ray.batch import Batch
@@ -37,6 +37,8 @@ from cggm_ray.config import Config
 from cggm_ray.tracking import read_metrics
 
 PLAIN = "plain DDP, joint"
+SCORES = "all-reduce of the scores"
+REDUCES = 200
 SCRIPT = Path(__file__).parents[1] / "pipelines" / "mosi.py"
 
 
@@ -85,6 +87,8 @@ def worker(rank: int, workers: int, port: int, arguments: argparse.Namespace, fi
                 dist.barrier()
             if number:
                 seconds[name].append((time.perf_counter() - start) / arguments.steps)
+    if workers > 1:
+        seconds[SCORES] = [timed_reduce(strategy_sums(problem)) for _ in range(REDUCES)]
     if rank == 0:
         medians = {name: statistics.median(values) for name, values in seconds.items()}
         Path(file).write_text(json.dumps({"batch": len(parts[0]), "seconds": medians}))
@@ -92,8 +96,24 @@ def worker(rank: int, workers: int, port: int, arguments: argparse.Namespace, fi
         dist.destroy_process_group()
 
 
+def strategy_sums(problem: Problem) -> Tensor:
+    """A vector as long as the one that CGGM adds up over workers in a step of a sequence network."""
+    net, guides = problem.networks(Config.from_dict(dict(problem.settings)))
+    losses = problem.task().n_sums * (1 + len(guides))
+    utilities, direction = 2 * len(guides), net.head.weight.numel() * (1 + len(guides))
+    return torch.zeros(losses + utilities + direction + 1, dtype=torch.float64)
+
+
+def timed_reduce(vector: Tensor) -> float:
+    """Seconds of one all-reduce, all workers being ready for it."""
+    dist.barrier()
+    start = time.perf_counter()
+    dist.all_reduce(vector)
+    return time.perf_counter() - start
+
+
 def measure(workers: int, arguments: argparse.Namespace) -> dict[str, float]:
-    """Samples per second of every variant."""
+    """Samples per second of every variant; with several workers, beside them the milliseconds of a bare all-reduce."""
     with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -101,7 +121,9 @@ def measure(workers: int, arguments: argparse.Namespace) -> dict[str, float]:
         file = f"{folder}/result.json"
         mp.spawn(worker, args=(workers, port, arguments, file), nprocs=workers)
         found = json.loads(Path(file).read_text())
-    return {name: workers * found["batch"] / seconds for name, seconds in found["seconds"].items()}
+    reduce = found["seconds"].pop(SCORES, None)
+    speeds = {name: workers * found["batch"] / seconds for name, seconds in found["seconds"].items()}
+    return speeds if reduce is None else {**speeds, SCORES: 1e3 * reduce}
 
 
 def epoch_seconds(command: list[str], folder: Path, name: str, flags: list[str]) -> float:
@@ -142,6 +164,8 @@ def main() -> None:
         row = {"variant": name, "one": one, "two": two, "ratio": two / one, "of_plain": two / speeds[2][PLAIN]}
         print(json.dumps({"problem": arguments.problem, **row}))
         table.append(f"{name:<20}{one:>12.1f}{two:>12.1f}{two / one:>8.2f}{row['of_plain']:>22.2f}")
+    print(json.dumps({SCORES: speeds[2][SCORES], "unit": "ms"}))
+    table.append(f"{SCORES}, two workers: {speeds[2][SCORES]:.3f} ms a step")
     if arguments.ray:
         seconds = under_ray(arguments, flags)
         print(json.dumps(seconds))
