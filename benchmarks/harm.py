@@ -62,11 +62,12 @@ def harm(
         process.wait(PATIENCE)
         filler.unlink()
     elif what == "storage read-only":
-        # The system refuses while a file is open for writing.
-        while subprocess.run(["mount", "-o", "remount,ro", str(run.parent)], stderr=subprocess.DEVNULL).returncode:
-            time.sleep(0.01)
+        # A second mount over the first: the system refuses to change one through which files are open for writing.
+        disk = str(run.parent)
+        subprocess.run(["mount", "--bind", disk, disk], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", disk], check=True)
         process.wait(PATIENCE)
-        subprocess.run(["mount", "-o", "remount,rw", str(run.parent)], check=True)
+        subprocess.run(["umount", disk], check=True)
     elif what == "storage gone":
         elsewhere = run.parent.with_name(f"{run.parent.name}-elsewhere")
         elsewhere.mkdir()
