@@ -25,7 +25,7 @@ from PIL import Image
 from cggm_ray.config import Config, DataConfig, RunConfig
 from cggm_ray.data.dataset import prepare
 from cggm_ray.data.mosi import planted_imbalance
-from cggm_ray.data.shards import tensor_column, write_shards_here
+from cggm_ray.data.shards import FORMAT, tensor_column, write_shards_here
 
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path.insert(0, str(TESTS))
@@ -90,7 +90,7 @@ def whole_folder(folder: Path) -> Path:
         "modalities": {"text": spec},
         "target": spec,
     }
-    manifest |= {"splits": {"train": [shard], "valid": [], "test": []}, "notes": {}, "format": 2}
+    manifest |= {"splits": {"train": [shard], "valid": [], "test": []}, "notes": {}, "format": FORMAT}
     (folder / "manifest" / "manifest.json").write_text(json.dumps(manifest))
     (folder / "manifest" / "train-00000.parquet").write_bytes(b"x")
     return folder

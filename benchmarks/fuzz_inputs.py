@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cggm_ray.config import Config
+from cggm_ray.data.shards import FORMAT
 
 WEIGHTS = {"h5": 0.25}
 """Share of a format among the inputs: every h5 file is looked at by a process of its own first, which takes its time."""
@@ -252,7 +253,7 @@ MADE: dict[str, list[tuple[str, str, Any, Callable[[Any], bytes]]]] = {
     "json": [
         ("records", "", RECORDS | DOCUMENTS, lambda value: json.dumps(value).encode()),
         ("bert", "", DOCUMENTS, lambda value: json.dumps({"model_type": "bert", "hidden_size": value}).encode()),
-        ("manifest", "", DOCUMENTS, lambda value: json.dumps({"format": 2, "splits": value}).encode()),
+        ("manifest", "", DOCUMENTS, lambda value: json.dumps({"format": FORMAT, "splits": value}).encode()),
     ],
     "yaml": [
         ("config", ".yaml", SETTINGS | DOCUMENTS, lambda value: yaml.safe_dump(value).encode()),

@@ -17,6 +17,7 @@ from cggm_ray.config import Config
 from cggm_ray.data import mosi
 from cggm_ray.data.dataset import prepare
 from cggm_ray.data.digests import file_digest
+from cggm_ray.data.packed import pack, unpack
 from cggm_ray.data.sampler import epoch_order, slices
 from cggm_ray.data.shards import (
     MANIFEST,
@@ -65,7 +66,7 @@ def test_shards_hold_the_cleaned_arrays(tmp_path: Path, monkeypatch: pytest.Monk
             assert manifest.modalities[name].shape == want.shape[1:]
         assert np.array_equal(loaded.target, arrays["labels"].reshape(-1, 1))
         for shard in manifest.splits[split]:
-            table = pq.read_table(folder / shard.file)
+            table = unpack(pq.read_table(folder / shard.file))
             assert isinstance(table.schema.field("text").type, pa.FixedShapeTensorType)
             assert (table.num_rows, file_digest(folder / shard.file)) == (shard.rows, shard.sha256)
             assert column_values(table.column("text")).dtype == np.float32
@@ -150,7 +151,7 @@ def test_a_shard_that_is_not_what_its_manifest_says(
     folder = prepare(config(write_pickle(tmp_path / "small.pkl", small_set()), tmp_path), write_shards_here)
     manifest, shard = open_set(folder), folder / "train-00000.parquet"
     assert manifest is not None
-    pq.write_table(change(pq.read_table(shard), column), shard)
+    pq.write_table(pack(change(unpack(pq.read_table(shard)), column)), shard)
     opened = {"whole": load_split, "stream": partial(StreamSplit, seed=0, budget=2**20)}[read]
     with pytest.raises(DataError, match=rf"train-00000\.parquet: not a readable shard: {message}"):
         opened(folder, manifest, "train", ("text", "audio"), device=CPU)

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from cggm_ray.config import Config, DatasetOptions
+from cggm_ray.data.packed import unpack
 from cggm_ray.data.shards import (
     IDENTITY,
     TARGET,
@@ -228,7 +229,7 @@ def convert(dataset: Dataset, raw: Sequence[RawShard], draft: Manifest, write: W
             split: tuple(done for done, wanted in zip(shards, raw, strict=True) if wanted.split == split)
             for split in SPLITS
         }
-        made = described(table_specs(pq.read_table(staging / shards[0].file)))
+        made = described(table_specs(unpack(pq.read_table(staging / shards[0].file))))
         publish(staging, folder, dataclasses.replace(draft, splits=splits, **made))
     finally:
         shutil.rmtree(staging, ignore_errors=True)

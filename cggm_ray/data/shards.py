@@ -24,10 +24,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cggm_ray.data.digests import file_digest, file_digests
+from cggm_ray.data.packed import pack, tensor_type
 from cggm_ray.errors import DataError, shown
 from cggm_ray.locks import holding
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 INDEX, IDENTITY, TARGET = "index", "id", "target"
 RESERVED = (INDEX, IDENTITY, TARGET)
@@ -118,6 +119,9 @@ class Manifest:
             # A set is read, and replaced, by these names: none may lead out of its folder.
             if not SHARD_NAME.fullmatch(name):
                 raise ValueError(f"{shown(name)} is no name of a shard")
+        counts = [shard[what] for shards in raw["splits"].values() for shard in shards for what in ("rows", "bytes")]
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError("a shard without a number of rows or bytes")
 
         def spec(value: Mapping[str, Any]) -> TensorSpec:
             if str(np.dtype(value["dtype"])) != value["dtype"]:
@@ -188,9 +192,7 @@ def check_columns(schema: pa.Schema, manifest: Manifest, columns: Iterable[str])
     for name in columns:
         if name not in schema.names:
             raise ValueError(f"there is no column {name}")
-        kind, shape, wanted = schema.field(name).type, (), manifest.spec(name)
-        if isinstance(kind, pa.FixedShapeTensorType):
-            kind, shape = kind.value_type, tuple(kind.shape)
+        (kind, shape), wanted = tensor_type(schema.field(name)), manifest.spec(name)
         if kind != pa.from_numpy_dtype(wanted.dtype) or shape != wanted.shape:
             raise ValueError(
                 f"column {shown(name)} holds {shown(str(kind))} of shape {shape}; expected {wanted.dtype} of shape "
@@ -223,7 +225,7 @@ def write_shard(transform: Transform, raw: RawShard, folder: Path) -> Shard:
         rows = max(1, ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes))
         # Dictionaries and statistics of features cost time and space and help nobody.
         pq.write_table(
-            table, path, compression="lz4", row_group_size=rows, use_dictionary=False, write_statistics=False
+            pack(table), path, compression="lz4", row_group_size=rows, use_dictionary=False, write_statistics=False
         )
         return Shard(file=raw.file, rows=table.num_rows, bytes=path.stat().st_size, sha256=file_digest(path))
     except OSError as error:

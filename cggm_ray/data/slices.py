@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cggm_ray.batch import Batch
+from cggm_ray.data.packed import unpack
 from cggm_ray.data.sampler import Slice
 from cggm_ray.data.shards import IDENTITY, INDEX, TARGET, UNREADABLE, Manifest, column_values, tensor_column
 from cggm_ray.data.split import unreadable
@@ -111,7 +112,7 @@ class SliceFiles:
         sizes = (starts[1:] - starts[:-1])[needed]
         offsets = np.concatenate([[0], np.cumsum(sizes)])[place] + (np.asarray(rows) - starts[groups])
         try:
-            table = file.read_row_groups(needed.tolist(), columns=[*self.modalities, TARGET])
+            table = unpack(file.read_row_groups(needed.tolist(), columns=[*self.modalities, TARGET]))
         except UNREADABLE as error:
             raise unreadable(path.parent, path, error) from None
         image = np.stack([column_values(table.column(name))[offsets] for name in self.modalities], 1)

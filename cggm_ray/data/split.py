@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cggm_ray.batch import Batch
+from cggm_ray.data.packed import unpack
 from cggm_ray.data.sampler import Slice
 from cggm_ray.data.shards import (
     IDENTITY,
@@ -168,7 +169,7 @@ def load_split(
         path = folder / shard.file
         try:
             check_columns(pq.read_schema(path), manifest, wanted)
-            table = pq.read_table(path)
+            table = unpack(pq.read_table(path))
             for name, values in columns.items():
                 values.append(column_values(table.column(name)))
         except UNREADABLE as error:
@@ -176,9 +177,7 @@ def load_split(
         if IDENTITY in table.column_names:
             names += table.column(IDENTITY).to_pylist()
     joined = {name: np.concatenate(values) for name, values in columns.items()}
-    rows = np.argsort(joined[INDEX])
-    if not np.array_equal(joined[INDEX][rows], np.arange(manifest.rows(split))):
-        raise DataError(f"{folder}: the rows of split {split} are not 0 to {manifest.rows(split) - 1}, each once")
+    rows = rows_in_order(joined[INDEX], manifest, split, folder)
     tensors = {name: torch.from_numpy(values[rows]).to(device) for name, values in joined.items() if name != INDEX}
     identities = [names[row] for row in rows] if names else None
     masks = read_masks(tensors, modalities, {name: manifest.modalities[name].shape for name in modalities})
@@ -192,6 +191,18 @@ def load_split(
         several,
         seed,
     )
+
+
+def rows_in_order(index: np.ndarray, manifest: Manifest, split: str, folder: Path) -> np.ndarray:
+    """Places of the samples 0, 1, 2, ... among the rows of a split's shards.
+
+    Raises:
+        DataError: rows are missing or doubled.
+    """
+    rows, wanted = np.argsort(index), manifest.rows(split)
+    if len(rows) != wanted or not np.array_equal(index[rows], np.arange(wanted)):
+        raise DataError(f"{folder}: the rows of split {split} are not 0 to {wanted - 1}, each once")
+    return rows
 
 
 def about_columns(stored: Sequence[str], modalities: Sequence[str]) -> list[str]:

@@ -18,10 +18,19 @@ import torch
 from torch import Tensor
 
 from cggm_ray.batch import Batch
+from cggm_ray.data.packed import unpack
 from cggm_ray.data.sampler import Slice
 from cggm_ray.data.shards import IDENTITY, INDEX, TARGET, UNREADABLE, Manifest, check_columns, column_values
-from cggm_ray.data.split import about_columns, check_presence, drawn_views, full, read_masks, unreadable, view_columns
-from cggm_ray.errors import DataError
+from cggm_ray.data.split import (
+    about_columns,
+    check_presence,
+    drawn_views,
+    full,
+    read_masks,
+    rows_in_order,
+    unreadable,
+    view_columns,
+)
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -80,9 +89,7 @@ class StreamSplit:
         self._files = [folder / shard.file for shard in manifest.splits[split]]
         self._specs = {name: manifest.modalities[name] for name in modalities}
         small, places, names, stored = _survey(folder, manifest, self._files, modalities)
-        rows = np.argsort(small[INDEX])
-        if not np.array_equal(small[INDEX][rows], np.arange(manifest.rows(split))):
-            raise DataError(f"{folder}: the rows of split {split} are not 0 to {manifest.rows(split) - 1}, each once")
+        rows = rows_in_order(small[INDEX], manifest, split, folder)
         self._places = places[rows]
         columns = {name: torch.from_numpy(values[rows]) for name, values in small.items()}
         self._target = columns[TARGET]
@@ -158,7 +165,7 @@ def _survey(
                 wanted = [INDEX, TARGET, *about_columns(stored, modalities)]
                 views = [column for name in modalities for column in view_columns(stored, name)]
                 check_columns(file.schema_arrow, manifest, [*wanted, *views])
-                table = file.read([*wanted, *([IDENTITY] if IDENTITY in stored else [])])
+                table = unpack(file.read([*wanted, *([IDENTITY] if IDENTITY in stored else [])]))
             for name in wanted:
                 small.setdefault(name, []).append(column_values(table.column(name)))
         except UNREADABLE as error:
@@ -173,7 +180,7 @@ def _survey(
 def _row_group(folder: Path, path: Path, group: int, columns: list[str]) -> dict[str, np.ndarray]:
     try:
         with pq.ParquetFile(path) as file:
-            table = file.read_row_group(group, columns=columns, use_threads=False)
+            table = unpack(file.read_row_group(group, columns=columns, use_threads=False))
         return {column: column_values(table.column(column)) for column in columns}
     except UNREADABLE as error:
         raise unreadable(folder, path, error) from None
