@@ -11,6 +11,7 @@ All it computes from a batch is a vector of sums, so one all-reduce per step mak
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cggm_ray.batch import Feature, HeadOutput
+from cggm_ray.options import StrategyOptions
 from cggm_ray.registry import Registry
 from cggm_ray.tasks.base import Task
 
@@ -38,15 +40,25 @@ class StrategyInfo:
     Attributes:
         build: (configuration, net, guides by modality, task, reduce) to the strategy.
         parts: the parts that `--coefficients`, `--direction`, `--gate` can replace, with this strategy's own choice.
+        options: class of its own section of the configuration.
+        tasks: the tasks that it can serve; empty for all.
+        balances: needs at least two modalities.
     """
 
     build: Callable[[Config, MultimodalNet, Mapping[str, nn.Module], Task, Reduce], Strategy]
     parts: Mapping[str, str] = field(default_factory=dict)
+    options: type[StrategyOptions] = StrategyOptions
+    tasks: tuple[type[Task], ...] = ()
+    balances: bool = True
 
     @property
-    def guided(self) -> bool:
-        """Whether the strategy trains guide classifiers."""
-        return bool(self.parts)
+    def has_options(self) -> bool:
+        """Whether there is anything to set that is the strategy's alone."""
+        return bool(dataclasses.fields(self.options))
+
+    def serves(self, task: Task) -> bool:
+        """Whether the strategy is defined for this task."""
+        return not self.tasks or isinstance(task, self.tasks)
 
 
 STRATEGIES: Registry[StrategyInfo] = Registry("strategy", "cggm_ray.modulation")
@@ -203,4 +215,4 @@ def _joint(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], 
     return JointTraining(task=task, reduce=reduce)
 
 
-STRATEGIES.register("none")(StrategyInfo(build=_joint))
+STRATEGIES.register("none")(StrategyInfo(build=_joint, balances=False))
