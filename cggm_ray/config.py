@@ -22,7 +22,7 @@ from cggm_ray.options import DatasetOptions, StrategyOptions, at_least, check, o
 from cggm_ray.registry import nearest
 from cggm_ray.values import coerce
 
-GATES = ("feature", "body")
+GATES = ("feature", "body", "off")
 PRECISIONS = ("fp32", "bf16")
 ON_NONFINITE = ("stop", "skip")
 WORKERS = re.compile(r"([1-9]\d*)(?::([1-9]\d*))?")
@@ -77,13 +77,13 @@ class ModelConfig:
 class ModulationConfig:
     """The balancing strategy and its parts."""
 
-    modulation: str = option("cggm", "balancing strategy: none, cggm, cggm-paper, cggm-released")
+    modulation: str = option("cggm", "balancing strategy; docs/strategies.md describes them all")
     rho: float = option(1.3, "scale of the coefficients", "rou")
     lam: float = option(0.2, "weight of the direction term", "lambda", "lamda")
     coefficients: str | None = option(None, "coefficient rule instead of the strategy's: stable, paper, released")
     direction: str | None = option(None, "direction rule instead of the strategy's: gradient, released, off")
     gate: str | None = option(
-        None, "where gradients are scaled: feature (all of an encoder) or body (without projection)"
+        None, "where gradients are scaled: feature (all of an encoder), body (without projection), off (nowhere)"
     )
     utility: str | None = option(None, "utility of a guide, by task: mae, sign; accuracy, likelihood; dice")
     smoothing: float = option(0.9, "rule stable: decay of the moving average of the utilities")
@@ -265,8 +265,9 @@ class RunConfig:
 
 
 def default_strategies() -> dict[str, StrategyOptions]:
-    """The options of every strategy that has any, as they are by default."""
-    return {name: STRATEGIES.get(name).options() for name in STRATEGIES.names() if STRATEGIES.get(name).has_options}
+    """The options of every strategy that has its own, as they are by default."""
+    infos = {name: STRATEGIES.get(name) for name in STRATEGIES.names()}
+    return {name: info.options() for name, info in infos.items() if info.has_options and info.shares is None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,7 +304,12 @@ class Config:
     @property
     def strategy(self) -> StrategyOptions:
         """The options of the run's own strategy."""
-        return self.strategies[self.modulation.modulation]
+        return self.strategies[self._strategy_section]
+
+    @property
+    def _strategy_section(self) -> str:
+        name = self.modulation.modulation
+        return STRATEGIES.get(name).shares or name
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Section to field to plain value; the parts of the strategy are resolved, and other strategies left out."""
@@ -311,7 +317,7 @@ class Config:
         return {
             name: {key: list(v) if isinstance(v, tuple) else v for key, v in vars(part).items()}
             for name, part in resolved.sections().items()
-            if name not in self.strategies or name == self.modulation.modulation
+            if name not in self.strategies or name == self._strategy_section
         }
 
     @classmethod

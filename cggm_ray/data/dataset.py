@@ -241,6 +241,13 @@ def check_configuration(dataset: Dataset, manifest: Manifest) -> None:
             f"modulation: {name!r} balances at least two modalities, found {len(modalities)}: "
             f"{', '.join(modalities)}; use --modulation none"
         )
+    if info.whole_batch and config.train.accumulate > 1:
+        raise UsageError(
+            f"accumulate: found {config.train.accumulate}; the strategy {name!r} compares gradients of the whole batch, "
+            "expected 1"
+        )
+    if info.check is not None:
+        info.check(config, modalities)
     if config.modulation.utility is not None:
         task.utility(config.modulation.utility)
     names = task.metric_names()

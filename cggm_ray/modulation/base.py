@@ -2,9 +2,10 @@
 
 A strategy acts in three places of a training step:
 
-1. `modulate` sees the features of all modalities before fusion and may wrap them;
+1. `modulate` sees the features of all modalities before fusion and may wrap them (`see` shows it the inputs before that);
 2. `losses` sees the prediction and returns the task loss and the strategy's own term;
-3. `step` moves whatever the strategy trains by itself, after the backward pass.
+3. `adjust` may change the gradients of the global batch, and `step` moves whatever the strategy trains by itself, both after
+   the backward pass.
 
 All it computes from a batch is a vector of sums, so one all-reduce per step makes every worker see the global batch.
 """
@@ -43,6 +44,9 @@ class StrategyInfo:
         options: class of its own section of the configuration.
         tasks: the tasks that it can serve; empty for all.
         balances: needs at least two modalities.
+        whole_batch: needs the gradients of a worker's whole share at once, so `--accumulate` must be 1.
+        shares: the strategy whose section of the configuration it reads, where that is not its own.
+        check: (configuration, modalities) to a UsageError, before any long work starts.
     """
 
     build: Callable[[Config, MultimodalNet, Mapping[str, nn.Module], Task, Reduce], Strategy]
@@ -50,6 +54,9 @@ class StrategyInfo:
     options: type[StrategyOptions] = StrategyOptions
     tasks: tuple[type[Task], ...] = ()
     balances: bool = True
+    whole_batch: bool = False
+    shares: str | None = None
+    check: Callable[[Config, tuple[str, ...]], None] | None = None
 
     @property
     def has_options(self) -> bool:
@@ -128,6 +135,14 @@ class Strategy(nn.Module):
         self.reduce = reduce
         self.diagnostics: dict[str, Tensor] = {}
 
+    def see(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> None:
+        """Shows the inputs of a step, before they are encoded.
+
+        Args:
+            inputs: modality name to [N, ...].
+            masks: see `modulate`.
+        """
+
     def modulate(
         self,
         features: dict[str, Feature],
@@ -198,6 +213,12 @@ class Strategy(nn.Module):
             raw: the linear layer's own output, where `logits` is a resized version of it.
         """
         return self.losses(HeadOutput(logits, hidden, raw), target, weight)[1]
+
+    def adjust(self) -> None:
+        """Changes gradients of the global batch, between the backward pass and clipping.
+
+        All workers hold the same gradients then, and must hold the same ones afterwards.
+        """
 
     def step(self) -> None:
         """Moves what the strategy trains by itself. Call it after the backward pass."""

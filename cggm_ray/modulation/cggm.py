@@ -48,6 +48,7 @@ class CGGM(Strategy):
         lr: learning rate of the guides, if no `optimizer` is given.
         optimizer: makes the guides' optimizer from their parameters; default Adam.
         head: last linear layer (or 1x1 convolution) F of the model; only the direction 'released' needs it.
+        magnitude: whether gradients are scaled; False leaves the direction term alone.
         bodies: modules by modality whose parameters' gradients are scaled instead of the gradient at the feature. Only
             the exact reproduction of the released code needs it, which leaves the input projections alone.
         reduce: sums a vector over workers.
@@ -110,6 +111,7 @@ class CGGM(Strategy):
         lr: float = 5e-4,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         head: nn.Module | None = None,
+        magnitude: bool = True,
         bodies: Mapping[str, nn.Module] | None = None,
         reduce: Reduce = alone,
     ) -> None:
@@ -132,7 +134,7 @@ class CGGM(Strategy):
             guide_weights=[_weight(guide.head, "guide.head") for guide in guides.values() if hasattr(guide, "head")],
         )
         self.gates = Gates()
-        self._gate_features = bodies is None
+        self._gate_features = magnitude and bodies is None
         if bodies is not None:
             for index, name in enumerate(guides):
                 self.gates.hook(bodies[name].parameters(), index)
@@ -269,6 +271,7 @@ def _build(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], 
         floor=parts.floor,
         optimizer=lambda parameters: guide_optimizer(config.optim, parameters),
         head=net.head,
+        magnitude=parts.gate != "off",
         bodies=net.bodies() if parts.gate == "body" else None,
         reduce=reduce,
     )
@@ -282,4 +285,10 @@ STRATEGIES.register("cggm-paper")(
 )
 STRATEGIES.register("cggm-released")(
     StrategyInfo(build=_build, parts={"coefficients": "released", "direction": "released", "gate": "body"})
+)
+STRATEGIES.register("cggm-magnitude")(
+    StrategyInfo(build=_build, parts={"coefficients": "stable", "direction": "off", "gate": "feature"})
+)
+STRATEGIES.register("cggm-direction")(
+    StrategyInfo(build=_build, parts={"coefficients": "stable", "direction": "gradient", "gate": "off"})
 )
