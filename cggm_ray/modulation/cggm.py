@@ -23,6 +23,7 @@ from cggm_ray.errors import UsageError
 from cggm_ray.modulation.base import STRATEGIES, Reduce, Strategy, StrategyInfo, alone
 from cggm_ray.modulation.coefficients import COEFFICIENT_RULES, StableRule
 from cggm_ray.modulation.direction import DIRECTION_RULES
+from cggm_ray.modulation.features import both, detached
 from cggm_ray.modulation.gate import Gates
 from cggm_ray.optim import guide_optimizer
 from cggm_ray.registry import nearest
@@ -167,8 +168,8 @@ class CGGM(Strategy):
         self._guide_heads, self._guide_weight = [], []
         for name, guide in self.guides.items():
             mask = [] if masks is None or name not in masks else [masks[name]]
-            self._guide_heads.append(guide(_detach(features[name]), *mask))
-            self._guide_weight.append(_both(weight, None if present is None else present.get(name)))
+            self._guide_heads.append(guide(detached(features[name]), *mask))
+            self._guide_weight.append(both(weight, None if present is None else present.get(name)))
         if not self._gate_features:
             return features
         return {name: self.gates.place(features[name], index) for index, name in enumerate(self.guides)}
@@ -245,16 +246,6 @@ def _weight(layer: object, what: str) -> Tensor:
     if not isinstance(weight, Tensor):
         raise UsageError(f"{what}: expected a linear layer or 1x1 convolution, found {type(layer).__name__}")
     return weight
-
-
-def _detach(feature: Feature) -> Feature:
-    return tuple(part.detach() for part in feature) if isinstance(feature, tuple) else feature.detach()
-
-
-def _both(weight: Tensor | None, present: Tensor | None) -> Tensor | None:
-    if present is None:
-        return weight
-    return present.double() if weight is None else weight * present
 
 
 def _build(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, reduce: Reduce) -> Strategy:
