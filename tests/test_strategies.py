@@ -50,7 +50,7 @@ def test_two_and_two_epochs_are_four(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", serving(Classification))
 def test_classification_of_features(tmp_path: Path, name: str) -> None:
     data = as_npz(tmp_path, arrays(60))
-    recipe = config(tmp_path, data, "words,face,age", label="label", split="part")
+    recipe = config(tmp_path, data, "words,face,age", split="part")
     chosen = flags(name, data, recipe.run.storage, recipe, "words,face,age")
     assert main(recipe, [*chosen, "--num_epochs", "2", "--storage_path", str(recipe.run.storage)]) == 0
     assert all(math.isfinite(float(str(v))) for line in lines(recipe.run.storage / "r") for v in line.values())
