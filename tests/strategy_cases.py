@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.multiprocessing as mp
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cggm_ray.batch import Batch, HeadOutput
@@ -20,6 +22,7 @@ from cggm_ray.data.sampler import epoch_order, slices
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.sequence import sequence_guides, sequence_net
 from cggm_ray.runtime import LocalRuntime
+from cggm_ray.state import VALUES, WEIGHTS
 from cggm_ray.tasks import Classification, Regression, Task
 from cggm_ray.tracking import read_metrics
 from cggm_ray.train import TrainingStep, new_state, train_step
@@ -154,11 +157,21 @@ def lines(folder: Path) -> list[dict[str, float | None]]:
     return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(folder)]
 
 
-Flags = Callable[[Path, Path], list[str]]
-
-
 def umt_flags(pickle: Path, storage: Path, recipe: Config | None = None, names: str = "text,audio,vision") -> list[str]:
     """Trains a teacher for each modality."""
     for name in names.split(","):
         run(pickle, storage, f"teacher-{name}", "--modalities", name, "--modulation", "none", recipe=recipe)
     return ["--umt_teachers", ",".join(f"teacher-{name}" for name in names.split(","))]
+
+
+def drawn_teachers(folder: Path) -> dict[str, Any]:
+    """Folders that look like finished runs, with weights that nobody trained, for the network of `problem`."""
+    config = Config().replace({**DROPOUTS, **SIZE})
+    torch.manual_seed(77)
+    net = sequence_net(config.model, WIDTHS, 1).double()
+    for name in WIDTHS:
+        best = folder / f"teacher-{name}" / "best"
+        best.mkdir(parents=True)
+        save_file({k: v for k, v in net.state_dict().items() if k.startswith(f"encoders.{name}.")}, best / WEIGHTS)
+        (best / VALUES).write_text(json.dumps({"config": config.replace({"modalities": [name]}).to_dict()}))
+    return {"umt_teachers": [str(folder / f"teacher-{name}") for name in WIDTHS]}

@@ -16,13 +16,14 @@ from cggm_ray.runtime import LocalRuntime
 from cggm_ray.tasks import Classification, Regression
 from conftest import small_set, write_pickle
 from feature_sets import arrays, as_npz, config
-from strategy_cases import assert_same, in_processes, lines, run, steps, umt_flags
+from strategy_cases import assert_same, drawn_teachers, in_processes, lines, run, steps, umt_flags
 
 NAMES = STRATEGIES.names()
 NEEDED = {"umt": umt_flags}
 """Flags that a strategy cannot do without, made from (data, storage, recipe, modalities)."""
 DRAWS = {"modality-dropout": "draws what it drops on every worker, and for every part of a batch, as other dropouts do"}
-TEACHERS = {"umt": "needs teachers on the disk, see test_umt.py"}
+PREPARED = {"umt": drawn_teachers}
+"""The same for steps without a run, made from a folder."""
 
 
 def serving(task: type[Any], names: list[str] = NAMES) -> list[str]:
@@ -56,14 +57,14 @@ def test_classification_of_features(tmp_path: Path, name: str) -> None:
     assert all(math.isfinite(float(str(v))) for line in lines(recipe.run.storage / "r") for v in line.values())
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in NEEDED and not STRATEGIES.get(n).whole_batch])
+@pytest.mark.parametrize("name", [n for n in NAMES if not STRATEGIES.get(n).whole_batch])
 def test_a_batch_in_parts(tmp_path: Path, name: str) -> None:
     if name in DRAWS:
         pytest.skip(DRAWS[name])
+    values = {"modulation": name, **(PREPARED[name](tmp_path) if name in PREPARED else {})}
     for kind in kinds(name):
         runtime = LocalRuntime(tmp_path, Config().run)
-        one = steps(kind, {"modulation": name}, runtime)
-        assert_same(one, steps(kind, {"modulation": name, "accumulate": 2}, runtime))
+        assert_same(steps(kind, values, runtime), steps(kind, {**values, "accumulate": 2}, runtime))
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if STRATEGIES.get(n).whole_batch])
@@ -80,13 +81,15 @@ def kinds(name: str) -> list[str]:
     return [kind for kind, task in tasks.items() if STRATEGIES.get(name).serves(task)]
 
 
-CASES = [(kind, {"modulation": name}) for name in NAMES if name not in {**DRAWS, **TEACHERS} for kind in kinds(name)]
+CASES = [(kind, {"modulation": name}) for name in NAMES if name not in DRAWS for kind in kinds(name)]
 
 
 @pytest.fixture(scope="module")
 def by_workers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[list[dict[str, Any]]]]:
     folder = tmp_path_factory.mktemp("workers")
-    return {workers: in_processes(folder, CASES, workers) for workers in (1, 2)}
+    more = {name: prepare(folder) for name, prepare in PREPARED.items()}
+    cases = [(kind, {**values, **more.get(values["modulation"], {})}) for kind, values in CASES]
+    return {workers: in_processes(folder, cases, workers) for workers in (1, 2)}
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=[f"{c['modulation']}-{kind}" for kind, c in CASES])

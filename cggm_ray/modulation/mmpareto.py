@@ -12,8 +12,8 @@ Neither loss grows along -h: h.g >= 0 and h.u >= 0. Fusion, head and guides keep
 
 The rule is linear in g and u, so it is two coefficients for each encoder: one gate on the way to the fusion, one on the way
 to the guide. What they must be is known from |g|, |u| and g.u of the global batch: before the backward pass of the step two
-more run through the encoders, and one all-reduce adds up their results. The norm of |g + u| / |h| is that of a whole
-encoder, as the paper writes it; the released code takes it for every parameter by itself, which bends h.
+more run through the encoders, and one all-reduce adds up their results. The ratio |g + u| / |h| is that of a whole
+encoder, which keeps the direction of h; the released code takes it for every parameter by itself, which bends it.
 Where g and u cancel to one part in a million, their sum has no direction to speak of and is not enhanced.
 """
 
