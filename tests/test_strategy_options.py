@@ -63,4 +63,23 @@ def test_a_task_that_it_does_not_serve(tmp_path: Path, small_pickle: Path, capsy
     places = ["--data_path", str(small_pickle), "--storage_path", str(tmp_path), "--local"]
     assert main(Config(data=DataConfig(dataset="mosi")), [*places, "--modulation", "quiet"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: modulation: 'quiet' is not defined for regression; these are: cggm, ")
+    assert line.startswith("error: modulation: 'quiet' is not defined for regression; these are: ")
+    assert "cggm, " in line
+
+
+def test_two_strategies_may_share_a_section() -> None:
+    chosen = parse(Config(), ["--modulation", "ogm-ge", "--ogm_alpha", "0.7"]).config
+    assert vars(chosen.strategy) == {"ogm_alpha": 0.7}
+    assert chosen.to_dict()["ogm"] == {"ogm_alpha": 0.7}
+    assert "ogm-ge" not in chosen.to_dict()
+    assert Config.from_dict(chosen.to_dict()) == chosen
+    assert "ogm" not in Config().to_dict()
+
+
+def test_a_check_of_its_own_comes_before_the_conversion(
+    tmp_path: Path, small_pickle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = ["--data_path", str(small_pickle), "--storage_path", str(tmp_path), "--local"]
+    assert main(Config(), [*places, "--modulation", "umt"]) == 2
+    assert capsys.readouterr().err.startswith("error: umt_teachers: found none; expected a finished run for each of ")
+    assert not list((tmp_path / "shards").glob("mosi-*"))

@@ -62,7 +62,8 @@ class AGM(ResponseStrategy):
 
     Args:
         modalities: their names, in the order of the coefficients.
-        predict: the fused prediction from features, `net.fuse`.
+        predict: the fused prediction from features, `net.fuse`; `features.as_in_inference` wraps one with dropout or
+            batch normalisation.
         task: what is predicted.
         alpha: how strongly the gradient of a modality that is ahead is lowered.
         reduce: sums a vector over workers.
@@ -74,7 +75,7 @@ class AGM(ResponseStrategy):
         >>> import torch
         >>> from torch import nn
         >>> from cggm_ray import Classification
-        >>> from cggm_ray.modulation.agm import AGM
+        >>> from cggm_ray.modulation import AGM
         >>> encoders = nn.ModuleDict({"image": nn.Linear(5, 8), "sound": nn.Linear(7, 8)})
         >>> head, task = nn.Linear(16, 3), Classification(3)
         >>> def fuse(features):

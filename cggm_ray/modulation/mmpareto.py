@@ -98,7 +98,7 @@ class MMPareto(Strategy):
         >>> import torch
         >>> from torch import nn
         >>> from cggm_ray import Classification, HeadOutput
-        >>> from cggm_ray.modulation.mmpareto import MMPareto
+        >>> from cggm_ray.modulation import MMPareto
         >>> class Guide(nn.Module):
         ...     def __init__(self):
         ...         super().__init__()

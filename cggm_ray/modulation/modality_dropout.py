@@ -55,7 +55,7 @@ class ModalityDropout(Strategy):
     Example:
         >>> import torch
         >>> from cggm_ray import Classification
-        >>> from cggm_ray.modulation.modality_dropout import ModalityDropout
+        >>> from cggm_ray.modulation import ModalityDropout
         >>> balance = ModalityDropout(task=Classification(3), p=0.5)
         >>> features = {"image": torch.ones(100, 8), "sound": torch.ones(100, 8)}
         >>> dropped = balance.modulate(features, torch.zeros(100, dtype=torch.int64))

@@ -60,7 +60,8 @@ class OGM(ResponseStrategy):
 
     Args:
         modalities: their names, in the order of the coefficients.
-        predict: the fused prediction from features, `net.fuse`.
+        predict: the fused prediction from features, `net.fuse`; `features.as_in_inference` wraps one with dropout or
+            batch normalisation.
         task: what is predicted.
         alpha: how strongly a dominant modality's gradient is lowered.
         noisy: encoders by modality, for generalisation enhancement; without them there is no noise. With them gradients are
@@ -75,7 +76,7 @@ class OGM(ResponseStrategy):
         >>> import torch
         >>> from torch import nn
         >>> from cggm_ray import Classification
-        >>> from cggm_ray.modulation.ogm import OGM
+        >>> from cggm_ray.modulation import OGM
         >>> encoders = nn.ModuleDict({"image": nn.Linear(5, 8), "sound": nn.Linear(7, 8)})
         >>> head, task = nn.Linear(16, 3), Classification(3)
         >>> def fuse(features):

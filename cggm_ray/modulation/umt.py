@@ -56,7 +56,7 @@ class UMT(Strategy):
         >>> import copy, torch
         >>> from torch import nn
         >>> from cggm_ray import Classification
-        >>> from cggm_ray.modulation.umt import UMT
+        >>> from cggm_ray.modulation import UMT
         >>> encoders = nn.ModuleDict({"image": nn.Linear(5, 8), "sound": nn.Linear(7, 8)})
         >>> head, task = nn.Linear(16, 3), Classification(3)
         >>> trained = copy.deepcopy(encoders)  # elsewhere, each with a head of its own
