@@ -9,15 +9,14 @@ A step, with K modalities, Phi(S) the fused prediction when only the modalities 
     kappa_m = exp( -alpha (r_m - tau_m) )
     gradient of encoder m <- kappa_m * gradient of encoder m
 
-The responses of all modalities add up to the fused prediction. The quantities of the paper's section 3 keep their names;
-what was decided here:
+The responses of all modalities add up to the fused prediction. What was decided here:
 
 - A modality that is not there has zeros in place of its features, where the paper puts zeros in place of its input: the
   encoders need not run again, and it is how this package shows a network that a sample lacks a modality.
 - All K responses need 2^K - 1 passes of the fusion, in evaluation mode and without gradient.
 - tau includes the running step, so the first step has kappa = 1.
-- tau - r is bounded by 10 from above, as in the released code: on a single bad batch the exponential of an exponential
-  would end the training.
+- tau - r is bounded by 10 from above, as in published code: on a single bad batch the exponential of an exponential would
+  end the training.
 - s is the task's own loss of the response: for regression the mean absolute error, for segmentation its mixture with Dice.
 """
 

@@ -1,10 +1,9 @@
-"""Modality dropout (Neverova et al., ModDrop, TPAMI 2016, arXiv 1501.00102, section 4).
+"""Modality dropout (ModDrop: Neverova et al., TPAMI 2016, arXiv 1501.00102).
 
-In training every modality of every sample is dropped with probability p: its features are replaced by zeros, so that the
-fusion learns to do without it and its encoder gets no gradient from that sample. As in ModDrop, the draws of the modalities
-are independent, and what is kept is not scaled up. A sample never loses all it has: where every modality was drawn to be
-dropped, one of those that it has is kept, each with the same probability. ModDrop puts the zeros at the input of the fusion
-too. Nothing is dropped in evaluation.
+In training every modality of every sample is dropped with probability p, the draws are independent: its features are zeros
+at the input of the fusion, which learns to do without it, and its encoder gets no gradient from that sample. What is kept is
+not scaled up. A sample never loses all it has: where every modality was drawn to be dropped, one of those that it has is
+kept, each with the same probability. Nothing is dropped in evaluation.
 
 The draws come from torch's generator, like those of every other dropout: they differ between workers, and a batch that is
 taken in parts draws others than a whole one.
