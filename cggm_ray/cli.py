@@ -154,11 +154,12 @@ def build_parser(recipe: Config, description: str | None = None) -> argparse.Arg
         "--compare", metavar="a,b,...", help="strategies, each with every seed; prints their differences to the first"
     )
     groups: dict[str, Any] = {}
+    sections = recipe.sections()
     for section, key in recipe.fields():
         if section not in groups:
             groups[section] = parser.add_argument_group(section)
-        kind, _ = value_type(type(getattr(recipe, section)), key)
-        default = getattr(getattr(recipe, section), key.name)
+        kind, _ = value_type(type(sections[section]), key)
+        default = getattr(sections[section], key.name)
         shown = "" if default is None or kind is bool else f" [{','.join(default) if kind is tuple else default}]"
         switch = (
             {"nargs": "?", "const": "true", "metavar": "true|false"} if kind is bool else {"metavar": kind.__name__}

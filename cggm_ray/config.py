@@ -18,25 +18,14 @@ from cggm_ray.modulation.base import STRATEGIES
 from cggm_ray.modulation.coefficients import COEFFICIENT_RULES
 from cggm_ray.modulation.direction import DIRECTION_RULES
 from cggm_ray.optim import OPTIMIZERS, SCHEDULES
+from cggm_ray.options import DatasetOptions, StrategyOptions, at_least, check, one_of, option
 from cggm_ray.registry import nearest
 from cggm_ray.values import coerce
 
-GATES = ("feature", "body")
+GATES = ("feature", "body", "off")
 PRECISIONS = ("fp32", "bf16")
 ON_NONFINITE = ("stop", "skip")
 WORKERS = re.compile(r"([1-9]\d*)(?::([1-9]\d*))?")
-
-
-def option(default: Any, text: str, *aliases: str, resume: bool = False) -> Any:
-    """A field with its help text and further flag names.
-
-    Args:
-        default: value of the field.
-        text: help of the flag.
-        aliases: other names, such as the released code's.
-        resume: the field may differ when a run is continued.
-    """
-    return field(default=default, metadata={"help": text, "aliases": aliases, "resume": resume})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +44,7 @@ class DataConfig:
     verify: bool = option(False, "compare all shards with their checksums before training", resume=True)
 
     def __post_init__(self) -> None:
-        _at_least(self, "memory_budget", 1)
+        at_least(self, "memory_budget", 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +62,11 @@ class ModelConfig:
     out_dropout: float = option(0.1, "dropout before the output layer")
 
     def __post_init__(self) -> None:
-        _at_least(self, "nlevels", 3)
+        at_least(self, "nlevels", 3)
         for name in ("cls_layers", "num_heads", "proj_dim"):
-            _at_least(self, name, 1)
+            at_least(self, name, 1)
         for name in ("attn_dropout", "relu_dropout", "embed_dropout", "res_dropout", "out_dropout"):
-            _check(0 <= getattr(self, name) < 1, self, name, "a probability in [0, 1)")
+            check(0 <= getattr(self, name) < 1, self, name, "a probability in [0, 1)")
         if self.proj_dim % self.num_heads:
             raise UsageError(
                 f"num_heads: {self.num_heads} heads do not divide the width proj_dim {self.proj_dim}; expected a divisor"
@@ -88,13 +77,13 @@ class ModelConfig:
 class ModulationConfig:
     """The balancing strategy and its parts."""
 
-    modulation: str = option("cggm", "balancing strategy: none, cggm, cggm-paper, cggm-released")
+    modulation: str = option("cggm", "balancing strategy; docs/strategies.md describes them all")
     rho: float = option(1.3, "scale of the coefficients", "rou")
     lam: float = option(0.2, "weight of the direction term", "lambda", "lamda")
     coefficients: str | None = option(None, "coefficient rule instead of the strategy's: stable, paper, released")
     direction: str | None = option(None, "direction rule instead of the strategy's: gradient, released, off")
     gate: str | None = option(
-        None, "where gradients are scaled: feature (all of an encoder) or body (without projection)"
+        None, "where gradients are scaled: feature (all of an encoder), body (without projection), off (nowhere)"
     )
     utility: str | None = option(None, "utility of a guide, by task: mae, sign; accuracy, likelihood; dice")
     smoothing: float = option(0.9, "rule stable: decay of the moving average of the utilities")
@@ -109,11 +98,11 @@ class ModulationConfig:
                 continue
             if name not in info.parts:
                 raise UsageError(f"{name}: the strategy {self.modulation!r} has no such part; leave it out")
-            _one_of(self, name, names)
-        _check(self.rho > 0, self, "rho", "a positive number")
-        _check(self.lam >= 0, self, "lam", "zero or a positive number")
-        _check(0 <= self.smoothing < 1, self, "smoothing", "a number in [0, 1)")
-        _check(self.floor > 0, self, "floor", "a positive number")
+            one_of(self, name, names)
+        check(self.rho > 0, self, "rho", "a positive number")
+        check(self.lam >= 0, self, "lam", "zero or a positive number")
+        check(0 <= self.smoothing < 1, self, "smoothing", "a number in [0, 1)")
+        check(self.floor > 0, self, "floor", "a positive number")
 
     def resolved(self) -> ModulationConfig:
         """The same with the strategy's own choice in every part that was left open."""
@@ -139,14 +128,14 @@ class OptimConfig:
     clip: float = option(0.8, "largest L2 norm of the model's gradient; 0 switches clipping off")
 
     def __post_init__(self) -> None:
-        _one_of(self, "optim", OPTIMIZERS)
-        _one_of(self, "schedule", tuple(SCHEDULES))
+        one_of(self, "optim", OPTIMIZERS)
+        one_of(self, "schedule", tuple(SCHEDULES))
         for name in ("lr", "cls_lr"):
-            _check(getattr(self, name) > 0, self, name, "a positive number")
+            check(getattr(self, name) > 0, self, name, "a positive number")
         for name in ("weight_decay", "cls_weight_decay", "clip", "warmup_lr", "final_lr"):
-            _check(getattr(self, name) >= 0, self, name, "zero or a positive number")
+            check(getattr(self, name) >= 0, self, name, "zero or a positive number")
         for name in ("when", "warmup_epochs"):
-            _at_least(self, name, 0)
+            at_least(self, name, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,14 +171,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "num_epochs", "accumulate", "log_interval"):
-            _at_least(self, name, 1)
+            at_least(self, name, 1)
         if self.save_every is not None:
-            _at_least(self, "save_every", 1)
-        _one_of(self, "on_nonfinite", ON_NONFINITE)
-        _at_least(self, "seed", 0)
+            at_least(self, "save_every", 1)
+        one_of(self, "on_nonfinite", ON_NONFINITE)
+        at_least(self, "seed", 0)
         if self.patience is not None:
-            _at_least(self, "patience", 1)
-        _one_of(self, "precision", PRECISIONS)
+            at_least(self, "patience", 1)
+        one_of(self, "precision", PRECISIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,19 +221,19 @@ class RunConfig:
     )
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             WORKERS.fullmatch(self.workers) is not None and self.min_workers <= self.max_workers,
             self,
             "workers",
             "a whole number of at least 1, or the smallest and the largest such as 2:8",
         )
-        _at_least(self, "resize_interval", 1)
-        _at_least(self, "max_failures", 0)
-        _at_least(self, "collective_timeout", 1)
+        at_least(self, "resize_interval", 1)
+        at_least(self, "max_failures", 0)
+        at_least(self, "collective_timeout", 1)
         if self.fresh and self.allow_config_change:
             raise UsageError("fresh: given together with allow_config_change; expected one of them")
         if self.cpus_per_worker is not None:
-            _at_least(self, "cpus_per_worker", 1)
+            at_least(self, "cpus_per_worker", 1)
         if self.local and self.max_workers > 1:
             raise UsageError(
                 f"workers: found {self.workers} with --local, which is one process; leave out --local, or start the "
@@ -275,9 +264,10 @@ class RunConfig:
         return Path(self.storage_path).expanduser().absolute()
 
 
-@dataclass(frozen=True, kw_only=True)
-class DatasetOptions:
-    """Options of one dataset alone; a dataset that has any subclasses this, with `option` for every field."""
+def default_strategies() -> dict[str, StrategyOptions]:
+    """The options of every strategy that has its own, as they are by default."""
+    infos = {name: STRATEGIES.get(name) for name in STRATEGIES.names()}
+    return {name: info.options() for name, info in infos.items() if info.has_options and info.shares is None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +275,7 @@ class Config:
     """All of a run.
 
     The section `options` is of the class that the dataset names, so a pipeline has the flags of its own dataset only.
+    Every strategy's options are there, each a section of the strategy's name.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -294,6 +285,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
     options: DatasetOptions = field(default_factory=DatasetOptions)
+    strategies: Mapping[str, StrategyOptions] = field(default_factory=default_strategies)
 
     def __post_init__(self) -> None:
         if self.train.batch_size < self.run.max_workers:
@@ -309,12 +301,23 @@ class Config:
             Path(self.data.shard_path).expanduser().absolute() if self.data.shard_path else self.run.storage / "shards"
         )
 
+    @property
+    def strategy(self) -> StrategyOptions:
+        """The options of the run's own strategy."""
+        return self.strategies[self._strategy_section]
+
+    @property
+    def _strategy_section(self) -> str:
+        name = self.modulation.modulation
+        return STRATEGIES.get(name).shares or name
+
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Section to field to plain value; the parts of the strategy are resolved."""
+        """Section to field to plain value; the parts of the strategy are resolved, and other strategies left out."""
         resolved = dataclasses.replace(self, modulation=self.modulation.resolved())
         return {
-            section.name: {key: list(v) if isinstance(v, tuple) else v for key, v in vars(part).items()}
-            for section, part in resolved.sections()
+            name: {key: list(v) if isinstance(v, tuple) else v for key, v in vars(part).items()}
+            for name, part in resolved.sections().items()
+            if name not in self.strategies or name == self._strategy_section
         }
 
     @classmethod
@@ -330,7 +333,8 @@ class Config:
             UsageError: an unknown key (the nearest one is named) or a value of the wrong type.
         """
         flat: dict[str, Any] = {}
-        sections = {section.name for section in dataclasses.fields(cls)}
+        base = base or cls()
+        sections = base.sections()
         for key, value in values.items():
             if key in sections and isinstance(value, Mapping):
                 flat |= value
@@ -338,7 +342,7 @@ class Config:
                 raise UsageError(f"{source}: section {key} holds {shown(value)}; expected a mapping")
             else:
                 flat[key] = value
-        return (base or cls()).replace(flat, source=source)
+        return base.replace(flat, source=source)
 
     def replace(self, values: Mapping[str, Any], source: str = "config") -> Config:
         """The same with other values, by flat field name or alias.
@@ -346,6 +350,7 @@ class Config:
         Raises:
             UsageError: an unknown key or a value of the wrong type.
         """
+        sections = self.sections()
         owners = {
             name: (section, key) for section, key in self.fields() for name in (key.name, *key.metadata["aliases"])
         }
@@ -354,36 +359,23 @@ class Config:
             if name not in owners:
                 raise UsageError(f"{source}: unknown key {shown(name)}{nearest(str(name), owners)}")
             section, key = owners[name]
-            changes.setdefault(section, {})[key.name] = coerce(value, type(getattr(self, section)), key, source)
+            changes.setdefault(section, {})[key.name] = coerce(value, type(sections[section]), key, source)
         try:
-            parts = {name: dataclasses.replace(getattr(self, name), **change) for name, change in changes.items()}
-            return dataclasses.replace(self, **parts)
+            parts = {name: dataclasses.replace(sections[name], **change) for name, change in changes.items()}
+            strategies = {name: parts.pop(name, options) for name, options in self.strategies.items()}
+            return dataclasses.replace(self, **parts, strategies=strategies)
         except UsageError as error:
             # A flag is there to see; a file has to be named.
             raise error if source in ("config", "flag") else UsageError(f"{source}: {error}") from None
 
     def fields(self) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
         """(section, field) for every field of every section."""
-        for section, part in self.sections():
+        for name, part in self.sections().items():
             for key in dataclasses.fields(part):
-                yield section.name, key
+                yield name, key
 
-    def sections(self) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
-        """Each section's field with its value."""
-        for section in dataclasses.fields(self):
-            yield section, getattr(self, section.name)
-
-
-def _check(holds: bool, part: Any, name: str, expected: str) -> None:
-    if not holds:
-        raise UsageError(f"{name}: found {shown(getattr(part, name))}; expected {expected}")
-
-
-def _at_least(part: Any, name: str, least: int) -> None:
-    _check(getattr(part, name) >= least, part, name, f"a whole number of at least {least}")
-
-
-def _one_of(part: Any, name: str, names: tuple[str, ...]) -> None:
-    value = getattr(part, name)
-    if value not in names:
-        raise UsageError(f"{name}: unknown {shown(value)}{nearest(str(value), names)}; available: {', '.join(names)}")
+    def sections(self) -> dict[str, Any]:
+        """Each section by name."""
+        sections = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        strategies = sections.pop("strategies")
+        return {**sections, **strategies}

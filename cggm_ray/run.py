@@ -180,6 +180,8 @@ def differences(config: Config, found: dict[str, Any]) -> list[str]:
     now = config.to_dict()
     result = []
     for section, key in config.fields():
+        if section not in now:
+            continue
         old, new = (found.get(section) or {}).get(key.name), now[section][key.name]
         if not key.metadata["resume"] and old != new:
             result.append(f"{key.name}: was {old!r}, now {new!r}")

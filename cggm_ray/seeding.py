@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 # The place of a purpose is part of its stream: add new ones at the end.
-_PURPOSES = ("weights", "order", "step", "demonstration", "augment", "split", "view", "exchanges")
+_PURPOSES = ("weights", "order", "step", "demonstration", "augment", "split", "view", "exchanges", "noise")
 
 
 def derive_seed(seed: int, purpose: str, *parts: int) -> int:

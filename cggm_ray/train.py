@@ -95,6 +95,7 @@ class TrainingStep(nn.Module):
             torch.autocast(batch.target.device.type, torch.bfloat16, enabled=self._half),
             global_batch(reduce, batch.weight, alone=reduce is alone),
         ):
+            self.strategy.see(batch.inputs, batch.masks)
             features = self.net.encode(batch.inputs, batch.masks)
             features = self.strategy.modulate(features, batch.target, batch.present, batch.weight, batch.masks)
             return self.net.fuse(features, batch.masks)
@@ -338,6 +339,7 @@ def train_step(config: Config, state: TrainState, step: nn.Module, batch: Batch,
     """
     state.optimizer.zero_grad(set_to_none=True)
     task_loss, extra = backward(step, batch, config.train.accumulate)
+    state.strategy.adjust()
     total, norms_M = clip_by_total_norm(state.net.parameters(), state.net.encoders.values(), config.optim.clip or None)
     # Loss and norm are those of the global batch, the same on every worker, so all of them stop or none does.
     if state.watch is not None:

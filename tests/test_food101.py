@@ -142,7 +142,7 @@ def test_online_augments_anew_in_every_epoch_and_leaves_test_alone(source: Path,
 
 def test_recipe_has_the_hyper_parameters_of_the_released_code() -> None:
     config = runpy.run_path(str(Path(__file__).parents[1] / "pipelines" / "food101.py"))["RECIPE"]
-    flat = {key.name: getattr(getattr(config, section), key.name) for section, key in config.fields()}
+    flat = {key.name: getattr(config.sections()[section], key.name) for section, key in config.fields()}
     released = {
         "optim": "AdamW", "lr": 1e-3, "weight_decay": 6e-3, "cls_lr": 5e-4, "cls_weight_decay": 3e-3,
         "batch_size": 128, "num_epochs": 60, "clip": 0.8, "rho": 1.3, "lam": 0.05, "when": 10,

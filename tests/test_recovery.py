@@ -59,7 +59,7 @@ def when(log: Path, text: str, act: Callable[[], object]) -> threading.Thread:
     return thread
 
 
-@pytest.mark.parametrize("strategy", ["cggm", "cggm-released"])
+@pytest.mark.parametrize("strategy", ["cggm", "cggm-released", "agm", "ogm-ge", "modality-dropout"])
 def test_a_signal_saves_within_the_epoch(
     small_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], strategy: str
 ) -> None:

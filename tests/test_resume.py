@@ -59,6 +59,7 @@ def test_two_and_two_epochs_are_four(small_pickle: Path, tmp_path: Path, strateg
 MEMORY = {
     "cggm": ("coefficients.previous_M", "coefficients.average_M", "coefficients.steps_M"),
     "cggm-paper": ("coefficients.previous_M",),
+    "agm": ("average_M", "steps_M"),
     "cggm-released": ("coefficients.previous_M", "direction.pending_value", "direction.pending_gradient"),
 }
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from cggm_ray.config import Config, DatasetOptions, ModelConfig, option
+from cggm_ray.config import Config, ModelConfig
 from cggm_ray.data.dataset import DATASETS, PICTURES, SPLITS, Dataset
 from cggm_ray.data.h5 import probe
 from cggm_ray.data.overlay import draw_overlays
@@ -51,6 +51,7 @@ from cggm_ray.errors import DataError, UsageError
 from cggm_ray.models.deeplab import DeepLab, DeepLabConfig, deeplab_guides
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.resnet import BACKBONES
+from cggm_ray.options import DatasetOptions, option
 from cggm_ray.registry import nearest
 from cggm_ray.seeding import derive_seed, generator
 from cggm_ray.tasks import Segmentation, Task

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from cggm_ray.config import Config, DatasetOptions
+from cggm_ray.config import Config
 from cggm_ray.data.packed import unpack
 from cggm_ray.data.shards import (
     IDENTITY,
@@ -45,6 +45,7 @@ from cggm_ray.data.stream import StreamSplit
 from cggm_ray.errors import DataError, UsageError
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.modulation.base import STRATEGIES
+from cggm_ray.options import DatasetOptions
 from cggm_ray.registry import Registry, nearest
 from cggm_ray.tasks import Task
 
@@ -247,11 +248,24 @@ def check_configuration(dataset: Dataset, manifest: Manifest) -> None:
     """
     config, task = dataset.config, dataset.task(manifest)
     modalities = selected_modalities(config, manifest)
-    if STRATEGIES.get(config.modulation.modulation).guided and len(modalities) < 2:
+    name, info = config.modulation.modulation, STRATEGIES.get(config.modulation.modulation)
+    if not info.serves(task):
+        able = [other for other in STRATEGIES.names() if STRATEGIES.get(other).serves(task)]
         raise UsageError(
-            f"modulation: {config.modulation.modulation!r} balances at least two modalities, found {len(modalities)}: "
+            f"modulation: {name!r} is not defined for {type(task).__name__.lower()}; these are: {', '.join(able)}"
+        )
+    if info.balances and len(modalities) < 2:
+        raise UsageError(
+            f"modulation: {name!r} balances at least two modalities, found {len(modalities)}: "
             f"{', '.join(modalities)}; use --modulation none"
         )
+    if info.whole_batch and config.train.accumulate > 1:
+        raise UsageError(
+            f"accumulate: found {config.train.accumulate}; the strategy {name!r} compares gradients of the whole batch, "
+            "expected 1"
+        )
+    if info.check is not None:
+        info.check(config, modalities)
     if config.modulation.utility is not None:
         task.utility(config.modulation.utility)
     names = task.metric_names()

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from torch import nn
 
-from cggm_ray.config import Config, DatasetOptions, option
+from cggm_ray.config import Config
 from cggm_ray.confusion import save_confusion
 from cggm_ray.data.dataset import DATASETS, Dataset
 from cggm_ray.data.feature_demonstration import write_demonstration
@@ -47,6 +47,7 @@ from cggm_ray.errors import UsageError
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.sequence import sequence_guides
 from cggm_ray.models.shaped import KINDS, shaped_net
+from cggm_ray.options import DatasetOptions, option
 from cggm_ray.tasks import Classification, Regression, Task
 
 SPLIT = "split"

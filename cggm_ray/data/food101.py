@@ -21,7 +21,6 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from cggm_ray.config import DatasetOptions, option
 from cggm_ray.data.augment import image_problem, require_pillow
 from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset
 from cggm_ray.data.encoders import (
@@ -52,6 +51,7 @@ from cggm_ray.data.split import Split
 from cggm_ray.errors import DataError, UsageError
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.sequence import sequence_guides, sequence_net
+from cggm_ray.options import DatasetOptions, option
 from cggm_ray.tasks import Classification, Task
 
 IMAGE_FEATURES = ("cached", "online")

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from cggm_ray.batch import Batch
-from cggm_ray.config import Config, DatasetOptions, option
+from cggm_ray.config import Config
 from cggm_ray.confusion import save_confusion
 from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset, raw_path
 from cggm_ray.data.h5 import check_dataset, open_h5, probe
@@ -33,6 +33,7 @@ from cggm_ray.data.untrusted import decoded, finite, is_text, plain_array
 from cggm_ray.errors import DataError, UsageError, listed, shown
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.sequence import sequence_guides, sequence_net
+from cggm_ray.options import DatasetOptions, option
 from cggm_ray.tasks import Classification, Task
 
 FEATURES = {"text": "L/bert_large.h5", "audio": "A/comparE.h5", "vision": "V/denseface.h5"}

@@ -53,17 +53,21 @@ def recompute_contexts() -> tuple[AbstractContextManager[None], AbstractContextM
     The repetition comes in the backward pass, outside of `global_batch`. It sees the same global batch, and moves no running
     statistics.
     """
-    return nullcontext(), _again(_CURRENT.get())
+    return nullcontext(), _Again(_CURRENT.get())
 
 
-@contextmanager
-def _again(scope: _GlobalBatch | None) -> Iterator[None]:
-    tokens = _CURRENT.set(scope), _RECOMPUTING.set(True)
-    try:
-        yield
-    finally:
-        _CURRENT.reset(tokens[0])
-        _RECOMPUTING.reset(tokens[1])
+class _Again(AbstractContextManager[None]):
+    """Entered once for every backward pass; a strategy may take several through one graph."""
+
+    def __init__(self, scope: _GlobalBatch | None) -> None:
+        self._scope = scope
+
+    def __enter__(self) -> None:
+        self._tokens = _CURRENT.set(self._scope), _RECOMPUTING.set(True)
+
+    def __exit__(self, *_: object) -> None:
+        _CURRENT.reset(self._tokens[0])
+        _RECOMPUTING.reset(self._tokens[1])
 
 
 class BatchNorm2d(nn.BatchNorm2d):

@@ -2,15 +2,17 @@
 
 A strategy acts in three places of a training step:
 
-1. `modulate` sees the features of all modalities before fusion and may wrap them;
+1. `modulate` sees the features of all modalities before fusion and may wrap them (`see` shows it the inputs before that);
 2. `losses` sees the prediction and returns the task loss and the strategy's own term;
-3. `step` moves whatever the strategy trains by itself, after the backward pass.
+3. `adjust` may change the gradients of the global batch, and `step` moves whatever the strategy trains by itself, both after
+   the backward pass.
 
 All it computes from a batch is a vector of sums, so one all-reduce per step makes every worker see the global batch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cggm_ray.batch import Feature, HeadOutput
+from cggm_ray.options import StrategyOptions
 from cggm_ray.registry import Registry
 from cggm_ray.tasks.base import Task
 
@@ -38,15 +41,31 @@ class StrategyInfo:
     Attributes:
         build: (configuration, net, guides by modality, task, reduce) to the strategy.
         parts: the parts that `--coefficients`, `--direction`, `--gate` can replace, with this strategy's own choice.
+        options: class of its own section of the configuration.
+        tasks: the tasks that it can serve; empty for all.
+        balances: needs at least two modalities.
+        whole_batch: needs the gradients of a worker's whole share at once, so `--accumulate` must be 1.
+        shares: the strategy whose section of the configuration it reads, where that is not its own.
+        check: (configuration, modalities) to a UsageError, before any long work starts.
     """
 
     build: Callable[[Config, MultimodalNet, Mapping[str, nn.Module], Task, Reduce], Strategy]
     parts: Mapping[str, str] = field(default_factory=dict)
+    options: type[StrategyOptions] = StrategyOptions
+    tasks: tuple[type[Task], ...] = ()
+    balances: bool = True
+    whole_batch: bool = False
+    shares: str | None = None
+    check: Callable[[Config, tuple[str, ...]], None] | None = None
 
     @property
-    def guided(self) -> bool:
-        """Whether the strategy trains guide classifiers."""
-        return bool(self.parts)
+    def has_options(self) -> bool:
+        """Whether there is anything to set that is the strategy's alone."""
+        return bool(dataclasses.fields(self.options))
+
+    def serves(self, task: Task) -> bool:
+        """Whether the strategy is defined for this task."""
+        return not self.tasks or isinstance(task, self.tasks)
 
 
 STRATEGIES: Registry[StrategyInfo] = Registry("strategy", "cggm_ray.modulation")
@@ -115,6 +134,14 @@ class Strategy(nn.Module):
         self.task = task
         self.reduce = reduce
         self.diagnostics: dict[str, Tensor] = {}
+
+    def see(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> None:
+        """Shows the inputs of a step, before they are encoded.
+
+        Args:
+            inputs: modality name to [N, ...].
+            masks: see `modulate`.
+        """
 
     def modulate(
         self,
@@ -187,6 +214,12 @@ class Strategy(nn.Module):
         """
         return self.losses(HeadOutput(logits, hidden, raw), target, weight)[1]
 
+    def adjust(self) -> None:
+        """Changes gradients of the global batch, between the backward pass and clipping.
+
+        All workers hold the same gradients then, and must hold the same ones afterwards.
+        """
+
     def step(self) -> None:
         """Moves what the strategy trains by itself. Call it after the backward pass."""
 
@@ -203,4 +236,4 @@ def _joint(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], 
     return JointTraining(task=task, reduce=reduce)
 
 
-STRATEGIES.register("none")(StrategyInfo(build=_joint))
+STRATEGIES.register("none")(StrategyInfo(build=_joint, balances=False))

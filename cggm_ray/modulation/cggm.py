@@ -23,6 +23,7 @@ from cggm_ray.errors import UsageError
 from cggm_ray.modulation.base import STRATEGIES, Reduce, Strategy, StrategyInfo, alone
 from cggm_ray.modulation.coefficients import COEFFICIENT_RULES, StableRule
 from cggm_ray.modulation.direction import DIRECTION_RULES
+from cggm_ray.modulation.features import both, detached
 from cggm_ray.modulation.gate import Gates
 from cggm_ray.optim import guide_optimizer
 from cggm_ray.registry import nearest
@@ -48,6 +49,7 @@ class CGGM(Strategy):
         lr: learning rate of the guides, if no `optimizer` is given.
         optimizer: makes the guides' optimizer from their parameters; default Adam.
         head: last linear layer (or 1x1 convolution) F of the model; only the direction 'released' needs it.
+        magnitude: whether gradients are scaled; False leaves the direction term alone.
         bodies: modules by modality whose parameters' gradients are scaled instead of the gradient at the feature. Only
             the exact reproduction of the released code needs it, which leaves the input projections alone.
         reduce: sums a vector over workers.
@@ -110,6 +112,7 @@ class CGGM(Strategy):
         lr: float = 5e-4,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         head: nn.Module | None = None,
+        magnitude: bool = True,
         bodies: Mapping[str, nn.Module] | None = None,
         reduce: Reduce = alone,
     ) -> None:
@@ -132,7 +135,7 @@ class CGGM(Strategy):
             guide_weights=[_weight(guide.head, "guide.head") for guide in guides.values() if hasattr(guide, "head")],
         )
         self.gates = Gates()
-        self._gate_features = bodies is None
+        self._gate_features = magnitude and bodies is None
         if bodies is not None:
             for index, name in enumerate(guides):
                 self.gates.hook(bodies[name].parameters(), index)
@@ -165,8 +168,8 @@ class CGGM(Strategy):
         self._guide_heads, self._guide_weight = [], []
         for name, guide in self.guides.items():
             mask = [] if masks is None or name not in masks else [masks[name]]
-            self._guide_heads.append(guide(_detach(features[name]), *mask))
-            self._guide_weight.append(_both(weight, None if present is None else present.get(name)))
+            self._guide_heads.append(guide(detached(features[name]), *mask))
+            self._guide_weight.append(both(weight, None if present is None else present.get(name)))
         if not self._gate_features:
             return features
         return {name: self.gates.place(features[name], index) for index, name in enumerate(self.guides)}
@@ -245,16 +248,6 @@ def _weight(layer: object, what: str) -> Tensor:
     return weight
 
 
-def _detach(feature: Feature) -> Feature:
-    return tuple(part.detach() for part in feature) if isinstance(feature, tuple) else feature.detach()
-
-
-def _both(weight: Tensor | None, present: Tensor | None) -> Tensor | None:
-    if present is None:
-        return weight
-    return present.double() if weight is None else weight * present
-
-
 def _build(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, reduce: Reduce) -> Strategy:
     parts = config.modulation.resolved()
     return CGGM(
@@ -269,6 +262,7 @@ def _build(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], 
         floor=parts.floor,
         optimizer=lambda parameters: guide_optimizer(config.optim, parameters),
         head=net.head,
+        magnitude=parts.gate != "off",
         bodies=net.bodies() if parts.gate == "body" else None,
         reduce=reduce,
     )
@@ -282,4 +276,10 @@ STRATEGIES.register("cggm-paper")(
 )
 STRATEGIES.register("cggm-released")(
     StrategyInfo(build=_build, parts={"coefficients": "released", "direction": "released", "gate": "body"})
+)
+STRATEGIES.register("cggm-magnitude")(
+    StrategyInfo(build=_build, parts={"coefficients": "stable", "direction": "off", "gate": "feature"})
+)
+STRATEGIES.register("cggm-direction")(
+    StrategyInfo(build=_build, parts={"coefficients": "stable", "direction": "gradient", "gate": "off"})
 )

@@ -246,13 +246,13 @@ def _space(content: Any, base: Config, source: str) -> tuple[Parameter, ...]:
         if key not in keys:
             raise UsageError(f"{source}: space: unknown key {shown(name)}{nearest(str(name), [*keys, *aliases])}")
         section, spec = keys[key]
-        if section not in SECTIONS:
+        if section not in (*SECTIONS, *base.strategies):
             raise UsageError(f"{place}: a trial cannot change it; the section {section} is the same for all trials")
         if key in SETTLED:
             raise UsageError(f"{place}: leave it out; {SETTLED[key]}")
         if key in found:
             raise UsageError(f"{place}: the space has {key} twice")
-        found[key] = _parameter(key, described, place, type(getattr(base, section)), spec, aliases)
+        found[key] = _parameter(key, described, place, type(base.sections()[section]), spec, aliases)
     for parameter in found.values():
         for name, allowed in parameter.when.items():
             if name not in found:
