@@ -241,6 +241,8 @@ def check_configuration(dataset: Dataset, manifest: Manifest) -> None:
             f"modulation: {name!r} balances at least two modalities, found {len(modalities)}: "
             f"{', '.join(modalities)}; use --modulation none"
         )
+    if info.check is not None:
+        info.check(config, modalities)
     if config.modulation.utility is not None:
         task.utility(config.modulation.utility)
     names = task.metric_names()
@@ -249,6 +251,15 @@ def check_configuration(dataset: Dataset, manifest: Manifest) -> None:
             f"select: no validation metric {config.train.select!r}{nearest(config.train.select, names)}; available: "
             f"{', '.join(names)}"
         )
+
+
+def build_network(
+    dataset: Dataset, manifest: Manifest, modalities: tuple[str, ...]
+) -> tuple[MultimodalNet, dict[str, nn.Module]]:
+    """The network of a run and a guide per modality: the dataset's, or what the strategy makes of them."""
+    net, guides = dataset.network(manifest, modalities)
+    change = STRATEGIES.get(dataset.config.modulation.modulation).network
+    return net if change is None else change(dataset.config, net, guides), guides
 
 
 def raw_path(dataset: Dataset) -> Path:
