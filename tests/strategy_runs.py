@@ -135,7 +135,7 @@ def run_steps(changes: Mapping[str, Any], runtime: LocalRuntime, accumulate: int
         rescale(state.optimizer, strategy.rates())
     found = {**net.state_dict(), **{f"strategy.{k}": v for k, v in state.strategy.state_dict().items()}}
     return {
-        "parameters": {name: value for name, value in found.items() if isinstance(value, Tensor)},
+        "parameters": {name: value.double() for name, value in found.items() if isinstance(value, Tensor)},
         "logged": logged,
         "rates": dict(state.strategy.rates()),
     }

@@ -67,10 +67,7 @@ class Guided(Strategy):
 
     def guide_losses(self, sums_MK: Tensor) -> Tensor:
         """The guides' losses [M] from their sums; 0, without gradient, where no sample has the modality."""
-        # A count of 0 would make 0 / 0; ones in its place keep the gradients of the others finite.
-        seen_M = (sums_MK.detach() != 0).any(1)
-        safe_MK = torch.where(seen_M[:, None], sums_MK, 1.0)
-        return torch.where(seen_M, torch.stack([self.task.combine(sums) for sums in safe_MK]), 0.0)
+        return losses_of(self.task, sums_MK)
 
     def observe(
         self,
@@ -131,6 +128,14 @@ class Guided(Strategy):
             mask = [] if masks is None or name not in masks else [masks[name]]
             outputs.append((guide(feature, *mask), counted(weight, present, name)))
         return outputs
+
+
+def losses_of(task: Task, sums_MK: Tensor) -> Tensor:
+    """Losses [M] from their sums; 0, without gradient, where no sample has the modality."""
+    # A count of 0 would make 0 / 0; ones in its place keep the gradients of the others finite.
+    seen_M = (sums_MK.detach() != 0).any(1)
+    safe_MK = torch.where(seen_M[:, None], sums_MK, 1.0)
+    return torch.where(seen_M, torch.stack([task.combine(sums) for sums in safe_MK]), 0.0)
 
 
 def whole(logits: Tensor) -> Tensor:
