@@ -25,9 +25,21 @@ Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 def build_optimizer(name: str, parameters: Parameters, *, lr: float, weight_decay: float) -> Optimizer:
     """An optimizer of `OPTIMIZERS`, which moves all parameters in one call; SGD has momentum 0.9, as in the released code."""
     if name == "SGD":
-        return SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=0.9, fused=True)
+        optimizer = SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=0.9, fused=True)
+        optimizer.register_step_pre_hook(_start_momentum)
+        return optimizer
     kind = {"Adam": Adam, "AdamW": AdamW}[name]
     return kind(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+
+
+def _start_momentum(optimizer: Optimizer, *_: Any) -> None:
+    """Momentum 0 for parameters that get their first gradient later than others: fused SGD wants it for all or none."""
+    for group in optimizer.param_groups:
+        moving = [parameter for parameter in group["params"] if parameter.grad is not None]
+        new = [parameter for parameter in moving if "momentum_buffer" not in optimizer.state[parameter]]
+        if len(new) < len(moving):
+            for parameter in new:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def model_optimizer(
