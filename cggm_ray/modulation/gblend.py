@@ -10,7 +10,7 @@ with weights that minimise the overfitting-to-generalisation ratio (OGR). Betwee
     G_k = L*_k(N) - L*_k(N + n),                   the gain on validation, which stands for the true loss L*.
 
 The best weights are w_k = (1 / Z) G_k / O_k^2 with Z = sum_k G_k / O_k^2 (proposition 1 and algorithm 1): a loss by which
-the network generalises counts, one by which it overfits does not. Online G-Blend (algorithm 2) estimates them anew every
+the network generalises counts, one by which it overfits does not. Online G-Blend estimates them anew every
 `gblend_super_epoch` epochs.
 
 What is not the paper's:

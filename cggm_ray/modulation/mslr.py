@@ -9,6 +9,9 @@ learning rate, and it asks which of them the encoders get in the common training
   validation performance of modality m alone. What still improves is sped up, what gets worse is slowed down.
 
 Fusion and head have the global learning rate `--lr`. Schedules act on all of them alike, the ratios stay.
+
+The paper's text was not at hand: `smooth` follows a summary of it, the rule of `dynamic` a public reimplementation. The
+paper's models predict by the sum of uni-modal predictions, which give v_m; here a guide gives it.
 """
 
 from __future__ import annotations

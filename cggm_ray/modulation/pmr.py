@@ -1,5 +1,6 @@
 """PMR, prototypical modal rebalance: Fan, Xu, Wang, Wang and Guo, CVPR 2023 (arXiv 2211.07089).
 
+Written from the method as it is known and from the released code, without the paper's numbers of equations at hand.
 Every modality m has a prototype c_mk for each class k, the mean of the features z_m of that class, and with them a
 classifier without parameters, from Euclidean distances d:
 
@@ -17,7 +18,8 @@ For M modalities the factor of acceleration is clip(max_k s_k / s_m - 1, 0, 1), 
 clip(s_m / max_{k != m} s_k - 1, 0, 1): only the best one is held back. For two these are beta and gamma.
 
 What is not the paper's: it takes the prototypes in a pass of its own over a part of the training split, here they are the
-means of the features that training sees, which costs no pass. In the first epoch they are the means so far.
+means of the features that training sees, which costs no pass. In the first epoch they are the means so far. The released
+code has factors of 0 and 1 instead of beta and gamma, and no entropy.
 """
 
 from __future__ import annotations

@@ -137,8 +137,8 @@ class ReconBoost(Strategy):
 
     def combine(self, task_sums: Tensor, own_sums: Tensor) -> Tensor:
         """The loss of the moving learner without that of the sum; nothing where all move by the latter."""
-        turns = [float(name == self.moving or self.moving is None) for name in self._names]
-        self.diagnostics = {"moving": own_sums.new_tensor(turns)}
+        turns = [own_sums.new_full((), float(self.moving in (None, name))) for name in self._names]
+        self.diagnostics = {"moving": torch.stack(turns)}
         if self.moving is None:
             return own_sums.new_zeros(())
         boosting, samples, distance, both = own_sums

@@ -1,7 +1,7 @@
 """UME, uni-modal ensemble: Du et al., "On Uni-Modal Feature Learning in Supervised Multi-Modal Learning" (ICML 2023).
 
 The uni-modal models are trained each by its own loss, without anything in common, and the prediction is the mean of their
-logits (section 4): the baseline for data where modalities have little to say together. Here encoder and guide of a modality
+logits: the baseline for data where modalities have little to say together. Here encoder and guide of a modality
 are its model; all are trained side by side, by the sum of their losses, and fusion and head are left out.
 """
 
