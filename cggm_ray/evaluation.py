@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from cggm_ray.batch import Batch, Feature
 from cggm_ray.config import Config
 from cggm_ray.data.sampler import slices
 from cggm_ray.data.shards import IDENTITY, INDEX, TARGET, tensor_column
 from cggm_ray.data.split import Split
 from cggm_ray.models.net import MultimodalNet
-from cggm_ray.modulation.base import alone
+from cggm_ray.modulation.base import Strategy, alone
 from cggm_ray.runtime import Record, Runtime
 from cggm_ray.tasks import Task
 
@@ -40,6 +41,26 @@ class Predictions:
         return cls(torch.zeros(samples, outputs, dtype=torch.float64), torch.zeros(samples, 1, dtype=torch.float64))
 
 
+class Observer:
+    """What a strategy wants to know of a split.
+
+    Args:
+        strategy: whose `observe` is called for every batch.
+
+    Attributes:
+        sums: over the split and all workers, after `evaluate`; None before.
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+        self.sums: Tensor | None = None
+
+    def see(self, features: dict[str, Feature], batch: Batch) -> None:
+        """Adds a batch."""
+        seen = self.strategy.observe(features, batch.target, batch.present, batch.weight, batch.masks)
+        self.sums = seen if self.sums is None else self.sums + seen
+
+
 @torch.no_grad()
 def evaluate(
     config: Config,
@@ -48,6 +69,7 @@ def evaluate(
     split: Split,
     runtime: Runtime,
     collected: Predictions | None = None,
+    observer: Observer | None = None,
 ) -> Record:
     """Loss and metrics of a split, each worker taking its part.
 
@@ -58,14 +80,22 @@ def evaluate(
         split: to evaluate.
         runtime: where the loop runs.
         collected: filled with the predictions of all workers if given.
+        observer: filled with what its strategy observes if given.
     """
     net.eval()
+    if observer is not None:
+        observer.strategy.eval()
     metrics = task.metrics(runtime.device, split.groups)
     loss_sums = torch.zeros(task.n_sums, dtype=torch.float64, device=runtime.device)
     plan = list(slices(torch.arange(len(split)), config.train.batch_size, runtime.rank, runtime.world_size))
     for batch in split.batches(plan, epoch=0):
         with torch.autocast(runtime.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-            logits = net(batch.inputs, batch.masks)
+            if observer is None:
+                logits = net(batch.inputs, batch.masks)
+            else:
+                features = net.encode(batch.inputs, batch.masks)
+                logits = net.fuse(features, batch.masks).logits
+                observer.see(features, batch)
         logits = logits.float() if logits.dtype.itemsize < 4 else logits
         metrics.update(logits, batch.target, batch.weight, batch.group)
         loss_sums += task.sums(logits, batch.target, batch.weight)
@@ -73,7 +103,10 @@ def evaluate(
             collected.logits[batch.index] = logits.double().cpu()
             collected.target[batch.index] = batch.target.double().reshape(len(batch), -1).cpu()
     reduce = runtime.reduce()
-    total = reduce(torch.cat([loss_sums, metrics.sums]))
+    seen = [] if observer is None or observer.sums is None else [observer.sums]
+    total = reduce(torch.cat([loss_sums, metrics.sums, *seen]))
+    if observer is not None:
+        total, observer.sums = total.split([len(loss_sums) + len(metrics.sums), sum(map(len, seen))])
     if collected is not None and reduce is not alone:
         for part in (collected.logits, collected.target):
             part.copy_(reduce(part.to(runtime.device)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,19 +15,72 @@ if TYPE_CHECKING:
     from cggm_ray.config import Config, OptimConfig
 
 OPTIMIZERS = ("Adam", "AdamW", "SGD")
+MODALITY, FACTOR = "modality", "factor"
+"""Keys of a parameter group that holds the encoder of one modality, with a learning rate of its own."""
 
 
-def build_optimizer(name: str, parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float) -> Optimizer:
+Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
+
+
+def build_optimizer(name: str, parameters: Parameters, *, lr: float, weight_decay: float) -> Optimizer:
     """An optimizer of `OPTIMIZERS`, which moves all parameters in one call; SGD has momentum 0.9, as in the released code."""
     if name == "SGD":
-        return SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=0.9, fused=True)
+        optimizer = SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=0.9, fused=True)
+        optimizer.register_step_pre_hook(_start_momentum)
+        return optimizer
     kind = {"Adam": Adam, "AdamW": AdamW}[name]
     return kind(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
 
-def model_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """The optimizer of encoders, fusion and head."""
-    return build_optimizer(config.optim, parameters, lr=config.lr, weight_decay=config.weight_decay)
+def _start_momentum(optimizer: Optimizer, *_: Any) -> None:
+    """Momentum 0 for parameters that get their first gradient later than others: fused SGD wants it for all or none."""
+    for group in optimizer.param_groups:
+        moving = [parameter for parameter in group["params"] if parameter.grad is not None]
+        new = [parameter for parameter in moving if "momentum_buffer" not in optimizer.state[parameter]]
+        if len(new) < len(moving):
+            for parameter in new:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def model_optimizer(
+    config: OptimConfig,
+    parameters: Iterable[nn.Parameter],
+    encoders: Mapping[str, nn.Module] | None = None,
+    rates: Mapping[str, float] | None = None,
+) -> Optimizer:
+    """The optimizer of encoders, fusion and head.
+
+    Args:
+        config: its name, learning rate and weight decay.
+        parameters: all of the model.
+        encoders: by modality.
+        rates: modality to the factor of its encoder's learning rate. With any, the first group holds all that has none,
+            and each of these encoders is a group of its own; without, there is one group.
+    """
+    groups: Any = parameters
+    if encoders is not None and rates:
+        own = {name: list(encoders[name].parameters()) for name in rates}
+        apart = {id(parameter) for group in own.values() for parameter in group}
+        groups = [{"params": [parameter for parameter in parameters if id(parameter) not in apart]}]
+        groups += [
+            {"params": own[name], "lr": config.lr * factor, MODALITY: name, FACTOR: factor}
+            for name, factor in rates.items()
+        ]
+    return build_optimizer(config.optim, groups, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def rescale(optimizer: Optimizer, rates: Mapping[str, float]) -> None:
+    """Gives the encoders other factors; what a schedule made of their learning rates stays.
+
+    Args:
+        optimizer: of the model.
+        rates: modality to factor, with the names that the optimizer was made with.
+    """
+    for group in optimizer.param_groups:
+        new = rates.get(group.get(MODALITY, ""))
+        if new is not None and new != group[FACTOR]:
+            group["lr"] *= new / group[FACTOR]
+            group[FACTOR] = new
 
 
 def guide_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -101,7 +154,7 @@ class CosineSchedule(Schedule):
             step, total, warmup, peak=self._optim.lr, final=self._optim.final_lr, start=self._optim.warmup_lr
         )
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get(FACTOR, 1.0)
 
 
 def cosine_with_warmup(step: int, total: int, warmup: int, *, peak: float, final: float, start: float) -> float:
@@ -140,7 +193,13 @@ def clip_by_total_norm(
     groups = [list(encoder.parameters()) for encoder in encoders]
     in_encoder = {id(parameter) for group in groups for parameter in group}
     groups.append([parameter for parameter in parameters if id(parameter) not in in_encoder])
-    norms = torch.stack([nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]) for group in groups])
+    # A group without any gradient has the norm 0, which would lie on the CPU.
+    norms = torch.stack(
+        [
+            nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]).to(parameters[0].device)
+            for group in groups
+        ]
+    )
     total = torch.linalg.vector_norm(norms)
     if max_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, max_norm, total)

@@ -20,19 +20,19 @@ from cggm_ray.accumulate import backward
 from cggm_ray.batch import Batch, HeadOutput
 from cggm_ray.checkpoints import agree, check_checkpoint, storage_errors
 from cggm_ray.config import Config
-from cggm_ray.data.dataset import DATASETS, Dataset, check_configuration, selected_modalities
+from cggm_ray.data.dataset import DATASETS, Dataset, build_network, check_configuration, selected_modalities
 from cggm_ray.data.sampler import epoch_order, slices
 from cggm_ray.data.shards import Manifest, open_set
 from cggm_ray.data.split import Split
 from cggm_ray.errors import DataError, StoppedError, TrainingError
-from cggm_ray.evaluation import Predictions, evaluate, write_predictions
+from cggm_ray.evaluation import Observer, Predictions, evaluate, write_predictions
 from cggm_ray.files import copy_files, write_folder, write_text
 from cggm_ray.finite import DeviceWatch
 from cggm_ray.guards import look, non_finite, step_or_skip
 from cggm_ray.models.batchnorm import global_batch
 from cggm_ray.models.net import MultimodalNet, compile_parts
 from cggm_ray.modulation.base import STRATEGIES, Strategy, alone
-from cggm_ray.optim import build_schedule, clip_by_total_norm, model_optimizer
+from cggm_ray.optim import build_schedule, clip_by_total_norm, model_optimizer, rescale
 from cggm_ray.runtime import Record, Runtime, numbers
 from cggm_ray.seeding import derive_seed, make_deterministic, seed_all
 from cggm_ray.state import PREDICTIONS, Best, Position, TrainState, load_weights
@@ -172,7 +172,7 @@ def open_training(config: Config, shards: Path, runtime: Runtime, folder: Path) 
     task = dataset.task(manifest)
 
     torch.manual_seed(derive_seed(config.train.seed, "weights"))
-    net, guides = dataset.network(manifest, modalities)
+    net, guides = build_network(dataset, manifest, modalities)
     if config.train.compile:
         compile_parts(net, guides, runtime.device)
     state = new_state(config, net, guides, task, runtime)
@@ -216,8 +216,13 @@ def train(training: Training) -> None:
         start, seen = time.perf_counter(), state.within
         record = train_epoch(config, state, training.step, splits["train"], training.modalities, runtime, console)
         seconds = time.perf_counter() - start
-        valid = evaluate(config, state.net, training.task, splits["valid"], runtime)
+        observer = Observer(state.strategy) if state.strategy.observes else None
+        valid = evaluate(config, state.net, training.task, splits["valid"], runtime, observer=observer)
         state.end_epoch()
+        nothing = torch.zeros(0, dtype=torch.float64)
+        observed = nothing if observer is None or observer.sums is None else observer.sums
+        state.strategy.end_epoch(record, valid, observed)
+        rescale(state.optimizer, state.strategy.rates())
         state.schedule.after_epoch(valid["loss"])
         # A network that overflows on validation is not the best one, whatever its metric says.
         finite = math.isfinite(valid["loss"])
@@ -256,7 +261,7 @@ def new_state(
     for guide in guides.values():
         guide.to(runtime.device)
     strategy = STRATEGIES.get(config.modulation.modulation).build(config, net, guides, task, runtime.reduce())
-    optimizer = model_optimizer(config.optim, net.parameters())
+    optimizer = model_optimizer(config.optim, net.parameters(), dict(net.encoders.items()), strategy.rates())
     metric = config.train.select or task.selection[0]
     # A GPU works ahead of this process as long as nobody asks for a number. To skip a step, somebody must.
     later = runtime.device.type in WORKING_AHEAD and config.train.on_nonfinite == "stop"

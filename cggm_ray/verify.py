@@ -13,7 +13,7 @@ import torch
 
 from cggm_ray.checkpoints import check_checkpoint
 from cggm_ray.config import Config
-from cggm_ray.data.dataset import DATASETS, prepare, selected_modalities
+from cggm_ray.data.dataset import DATASETS, build_network, prepare, selected_modalities
 from cggm_ray.data.shards import write_shards_here
 from cggm_ray.errors import UsageError
 from cggm_ray.evaluation import evaluate
@@ -88,7 +88,7 @@ def verify(folder: Path) -> Verified:
     shards = prepare(config, write_shards_here)
     manifest = open_manifest(shards)
     dataset, modalities = DATASETS.get(manifest.dataset)(config), selected_modalities(config, manifest)
-    net, _ = dataset.network(manifest, modalities)
+    net, _ = build_network(dataset, manifest, modalities)
     load_weights(net.to(runtime.device), folder / BEST)
     task = dataset.task(manifest)
     now = {}

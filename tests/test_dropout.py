@@ -143,3 +143,11 @@ def test_a_module_without_dropout_and_one_with_hardly_any_agree() -> None:
         dropping.load_state_dict(plain.state_dict())
         for steps in (None, mask):
             torch.testing.assert_close(dropping(x, steps), plain(x, steps))
+
+
+def test_attention_leaves_its_input_alone_where_one_sample_has_one_step() -> None:
+    # Such a tensor is contiguous in every order of its axes.
+    qkv = torch.randn(1, 1, 12)
+    before = qkv.clone()
+    torch.testing.assert_close(dropped_attention(qkv, 2, None, 0.0), before[..., 8:])
+    assert torch.equal(qkv, before)

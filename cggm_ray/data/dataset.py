@@ -276,6 +276,15 @@ def check_configuration(dataset: Dataset, manifest: Manifest) -> None:
         )
 
 
+def build_network(
+    dataset: Dataset, manifest: Manifest, modalities: tuple[str, ...]
+) -> tuple[MultimodalNet, dict[str, nn.Module]]:
+    """The network of a run and a guide per modality: the dataset's, or what the strategy makes of them."""
+    net, guides = dataset.network(manifest, modalities)
+    change = STRATEGIES.get(dataset.config.modulation.modulation).network
+    return net if change is None else change(dataset.config, net, guides), guides
+
+
 def raw_path(dataset: Dataset) -> Path:
     """The raw data of a run: the path that the user gave, or the demonstration set, which is made if need be.
 

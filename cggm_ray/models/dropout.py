@@ -194,8 +194,14 @@ class _Attention(torch.autograd.Function):
         samples, steps, width = qkv.shape
         ctx.rate, ctx.heads, ctx.samples = rate(p), heads, samples
         ctx.scale = 1 / math.sqrt(width // (3 * heads))
-        # One copy [3, rows, d, T]; the factors go where the tensors are small.
-        q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 4, 1).contiguous().flatten(1, 2)
+        # One copy [3, rows, d, T], also where one sample of one step needs none to be contiguous: it is changed below. The
+        # factors go where the tensors are small.
+        q, k, v = (
+            qkv.unflatten(-1, (3, heads, -1))
+            .permute(2, 0, 3, 4, 1)
+            .clone(memory_format=torch.contiguous_format)
+            .flatten(1, 2)
+        )
         q.mul_(ctx.scale)
         v.mul_(ctx.rate.scale)
         if mask is not None:

@@ -1,6 +1,6 @@
 """The protocol of a balancing strategy, and joint training, the strategy that does nothing.
 
-A strategy acts in three places of a training step:
+A strategy acts in three places of a training step, and between epochs if it wants to (`observe`, `end_epoch`, `rates`):
 
 1. `modulate` sees the features of all modalities before fusion and may wrap them (`see` shows it the inputs before that);
 2. `losses` sees the prediction and returns the task loss and the strategy's own term;
@@ -46,7 +46,10 @@ class StrategyInfo:
         balances: needs at least two modalities.
         whole_batch: needs the gradients of a worker's whole share at once, so `--accumulate` must be 1.
         shares: the strategy whose section of the configuration it reads, where that is not its own.
-        check: (configuration, modalities) to a UsageError, before any long work starts.
+        check: (configuration, modalities) raises a UsageError for what the options alone cannot tell; called before any
+            long work.
+        network: (configuration, net, guides) to the network that is trained, validated, saved and tested; None for the
+            dataset's own. It is a function of its arguments alone, so that a checkpoint finds the same network again.
     """
 
     build: Callable[[Config, MultimodalNet, Mapping[str, nn.Module], Task, Reduce], Strategy]
@@ -57,6 +60,7 @@ class StrategyInfo:
     whole_batch: bool = False
     shares: str | None = None
     check: Callable[[Config, tuple[str, ...]], None] | None = None
+    network: Callable[[Config, MultimodalNet, Mapping[str, nn.Module]], MultimodalNet] | None = None
 
     @property
     def has_options(self) -> bool:
@@ -125,8 +129,11 @@ class Strategy(nn.Module):
     Attributes:
         diagnostics: quantities of the last step for the log, name to [M] (by modality) or a scalar; detached, on the
             device.
+        observes: whether `observe` is to be called; an evaluation costs nothing more where it is not.
         totals: the sums of the global batch, where they are known before `losses`; None where it finds them.
     """
+
+    observes = False
 
     def __init__(self, *, task: Task, reduce: Reduce = alone) -> None:
         super().__init__()
@@ -222,6 +229,33 @@ class Strategy(nn.Module):
 
     def step(self) -> None:
         """Moves what the strategy trains by itself. Call it after the backward pass."""
+
+    def observe(
+        self,
+        features: dict[str, Feature],
+        target: Tensor,
+        present: Mapping[str, Tensor] | None = None,
+        weight: Tensor | None = None,
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Additive sums of a validation batch, float64, 1-D; see `modulate` for the arguments. Without gradient."""
+        return torch.zeros(0, dtype=torch.float64, device=target.device)
+
+    def end_epoch(self, train: Mapping[str, float], valid: Mapping[str, float], observed: Tensor) -> None:
+        """Sees how an epoch went, after validation; all workers see the same.
+
+        Args:
+            train: means over the steps, by the names of the log ('train/loss', 'coefficient/text').
+            valid: validation loss and metrics.
+            observed: the sums of `observe` over the validation split and all workers; empty where it does not observe.
+        """
+
+    def rates(self) -> Mapping[str, float]:
+        """Modality to the factor, above 0, by which its encoder's learning rate differs from the model's.
+
+        Empty where there is one learning rate. The names stay the same over a run, the factors may change in `end_epoch`.
+        """
+        return {}
 
     def own_optimizer(self) -> Optimizer | None:
         """The optimizer of what the strategy trains by itself; None where it trains nothing."""
