@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cggm_ray.accumulate import backward
+from cggm_ray.balance import MOST_AT_THE_END, leave_contributions
 from cggm_ray.batch import Batch, HeadOutput
 from cggm_ray.checkpoints import agree, check_checkpoint, storage_errors
 from cggm_ray.config import Config
@@ -378,6 +379,10 @@ def finish(training: Training) -> Result:
         training.dataset.finish(folder, state.net, splits["test"])
         summary = {"best_epoch": result.best_epoch, "epochs": state.epoch, "valid": result.valid, "test": result.test}
         write_text(folder / SUMMARY, json.dumps(summary, indent=1))
+    if config.run.report and len(training.modalities) <= MOST_AT_THE_END:
+        leave_contributions(
+            config, state.net, task, splits["valid"], runtime, folder, metric=state.best.metric, epoch=state.best.epoch
+        )
     return result
 
 

@@ -18,10 +18,13 @@ class Coefficients(NamedTuple):
     Attributes:
         gate_M: scale of the gradient of each encoder.
         direction_M: weight of each modality in the direction term.
+        clipped_M: bool, whether a modality got worse and counted as unchanged; None for a rule that takes changes as they
+            are. The mean over the steps of an epoch is the share of steps.
     """
 
     gate_M: Tensor
     direction_M: Tensor
+    clipped_M: Tensor | None = None
 
 
 class CoefficientRule(nn.Module):
@@ -113,9 +116,10 @@ class StableRule(CoefficientRule):
         self.average_M.copy_(torch.where(seen_M, average_M, self.average_M))
         self.steps_M.add_(seen_M)
         corrected_M = self.average_M / (1 - self.smoothing**self.steps_M).clamp(min=1e-300)
-        progress_M = self._advance(corrected_M, seen_M).clamp(min=0) + self.floor
+        change_M = self._advance(corrected_M, seen_M)
+        progress_M = change_M.clamp(min=0) + self.floor
         scale_M = self.rho * (1 - progress_M / progress_M.sum())
-        return Coefficients(scale_M, scale_M)
+        return Coefficients(scale_M, scale_M, change_M < 0)
 
 
 COEFFICIENT_RULES: dict[str, type[CoefficientRule]] = {
