@@ -20,7 +20,7 @@ DPI = 110
 STYLES = (
     ("#12355b", "-", "o"),
     ("#d8702a", "--", "s"),
-    ("#3d9a5f", "-.", "^"),
+    ("#7fbf9a", "-.", "^"),
     ("#9b9b9b", ":", "D"),
     ("#7b2d6b", (0, (5, 1, 1, 1, 1, 1)), "v"),
     ("#b8a01f", (0, (8, 3)), "P"),
@@ -68,7 +68,7 @@ def curves(story: Story) -> tuple[Figure, str]:
         if best > 0:
             panel.axvline(best, color="#777777", linewidth=1, linestyle=(0, (1, 2)), label=f"best epoch, {best:.0f}")
         _epochs(panel)
-    _legend(figure, (left, right))
+    _legend(figure, (left,))
     text = (
         f"Line plots over {len(epochs)} epochs. Training loss ends at {_number(story.series('train/loss')[-1])}, "
         f"validation loss at {_number(story.series('valid/loss')[-1])}; {metric} ends at {_number(values[-1])}."
@@ -94,7 +94,7 @@ def balance(story: Story) -> tuple[Figure, str]:
     wanted = {
         "score": "score of the guide",
         "grad_norm": "gradient norm of the encoder",
-        "cosine": f"cosine of guide's and fused {'weights' if weights else 'gradient'}",
+        "cosine": f"cosine, guide's and fused {'weights' if weights else 'gradient'}",
     }
     shown = {quantity: label for quantity, label in wanted.items() if story.recorded(quantity)}
     figure, panels = _panels(max(1, len(shown)))
@@ -166,6 +166,9 @@ def _epochs(panel: Axes) -> None:
     panel.set_xlabel("epoch")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     panel.grid(alpha=0.25, linewidth=0.6)
+    panel.xaxis.label.set_size(9)
+    panel.yaxis.label.set_size(9)
+    panel.tick_params(labelsize=8)
 
 
 def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
