@@ -11,7 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cggm_ray.errors import CggmError
+from cggm_ray.errors import CggmError, UsageError
+
+SPLITS = ("train", "valid", "test")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +29,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     one.add_argument("runs", type=Path, nargs="+", metavar="run", help="folder of a run")
     one.add_argument("--out", type=Path, help="folder for the page; default report in the folder of the run")
     one.set_defaults(do=_report)
+    one = commands.add_parser("predict", help="write what the best checkpoint of a run predicts, and its metrics")
+    one.add_argument("run", type=Path, help="folder of the run")
+    one.add_argument("--data_path", type=Path, help="raw data with labels, as for training; default the run's own")
+    one.add_argument("--split", default="test", choices=SPLITS, help="of that data [test]")
+    one.add_argument(
+        "--out", type=Path, help="parquet; default predictions-SPLIT-NAME.parquet in the folder of the run"
+    )
+    one.add_argument("--ray", action="store_true", help="convert and predict with Ray Data, for large data")
+    one.add_argument(
+        "--workers", type=int, default=1, help="with --ray: so many predict at once; more than 1 implies it"
+    )
+    one.set_defaults(do=_predict)
+    one = commands.add_parser("export", help="write the network as a torch.export program, without guides")
+    one.add_argument("run", type=Path, help="folder of the run")
+    one.add_argument("--out", type=Path, help="file; default model.pt2 in the folder of the run")
+    one.set_defaults(do=_export)
     arguments = parser.parse_args(argv)
     try:
         code: int = arguments.do(arguments)
@@ -51,6 +69,30 @@ def _report(arguments: argparse.Namespace) -> int:
     from cggm_ray.report.page import report
 
     print(report(arguments.runs, arguments.out))
+    return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from cggm_ray.predict import predict
+
+    if arguments.workers < 1:
+        raise UsageError(f"workers: found {arguments.workers}; expected a whole number of at least 1")
+    workers = arguments.workers if arguments.ray or arguments.workers > 1 else None
+    done = predict(arguments.run, arguments.data_path, arguments.split, arguments.out, workers)
+    for name, value in done.metrics.items():
+        print(f"{name:<22}{value:>10.4f}")
+    print(done.path)
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from cggm_ray.export import export
+
+    done = export(arguments.run, arguments.out)
+    print(
+        f"{done.path}: equal to the network on {done.samples} validation samples, up to {done.difference:.1e} of the "
+        "largest output"
+    )
     return 0
 
 

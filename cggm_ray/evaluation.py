@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from cggm_ray.batch import Batch
 from cggm_ray.config import Config
 from cggm_ray.data.sampler import slices
 from cggm_ray.data.shards import IDENTITY, INDEX, TARGET, tensor_column
@@ -64,9 +65,7 @@ def evaluate(
     loss_sums = torch.zeros(task.n_sums, dtype=torch.float64, device=runtime.device)
     plan = list(slices(torch.arange(len(split)), config.train.batch_size, runtime.rank, runtime.world_size))
     for batch in split.batches(plan, epoch=0):
-        with torch.autocast(runtime.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-            logits = net(batch.inputs, batch.masks)
-        logits = logits.float() if logits.dtype.itemsize < 4 else logits
+        logits = predicted(config, net, batch)
         metrics.update(logits, batch.target, batch.weight, batch.group)
         loss_sums += task.sums(logits, batch.target, batch.weight)
         if collected is not None and batch.weight is None:
@@ -78,6 +77,13 @@ def evaluate(
         for part in (collected.logits, collected.target):
             part.copy_(reduce(part.to(runtime.device)))
     return {"loss": float(task.combine(total[: task.n_sums])), **metrics.compute(total[task.n_sums :])}
+
+
+def predicted(config: Config, net: MultimodalNet, batch: Batch) -> Tensor:
+    """Logits [N, C, ...] of a batch in the precision of the run, single at least."""
+    with torch.autocast(batch.target.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+        logits = net(batch.inputs, batch.masks)
+    return logits.float() if logits.dtype.itemsize < 4 else logits
 
 
 def write_predictions(path: Path, names: Sequence[str] | None, collected: Predictions) -> None:

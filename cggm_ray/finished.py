@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
 from cggm_ray.checkpoints import check_checkpoint
 from cggm_ray.config import Config
+from cggm_ray.confusion import CONFUSION
 from cggm_ray.data.dataset import DATASETS, Dataset, prepare, selected_modalities
-from cggm_ray.data.shards import Manifest, write_shards_here
+from cggm_ray.data.shards import Manifest, WriteShards, write_shards_here
 from cggm_ray.data.split import Split
-from cggm_ray.errors import UsageError
+from cggm_ray.errors import DataError, UsageError
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.run import CONFIG
 from cggm_ray.runtime import LocalRuntime
@@ -56,12 +59,16 @@ class Finished:
         return self.dataset.open_split(self.shards, self.manifest, name, self.modalities, self.runtime.device)
 
 
-def open_finished(folder: Path, data_path: Path | None = None) -> Finished:
+def open_finished(
+    folder: Path, data_path: Path | None = None, write: WriteShards = write_shards_here, *, gpu: bool = True
+) -> Finished:
     """Reads a finished run; its data is converted again if the shards are gone.
 
     Args:
         folder: of the run.
         data_path: other raw data of the same dataset, instead of the run's own.
+        write: converts it.
+        gpu: whether one may be used.
 
     Raises:
         UsageError: the folder holds no finished run.
@@ -73,9 +80,13 @@ def open_finished(folder: Path, data_path: Path | None = None) -> Finished:
     check_checkpoint(folder / BEST)
     if data_path is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, data_path=str(data_path)))
-    runtime = LocalRuntime(folder, dataclasses.replace(config.run, workers="1", use_gpu=False))
-    shards = prepare(config, write_shards_here)
+        config = with_classes(config, folder)
+    section = dataclasses.replace(config.run, workers="1", use_gpu=False, no_cuda=config.run.no_cuda or not gpu)
+    runtime = LocalRuntime(folder, section)
+    shards = prepare(config, write)
     manifest = open_manifest(shards)
+    if data_path is not None:
+        check_classes(manifest, folder, data_path)
     dataset, modalities = DATASETS.get(manifest.dataset)(config), selected_modalities(config, manifest)
     net, _ = dataset.network(manifest, modalities)
     load_weights(net.to(runtime.device), folder / BEST)
@@ -90,6 +101,41 @@ def open_finished(folder: Path, data_path: Path | None = None) -> Finished:
         net=net.eval(),
         runtime=runtime,
     )
+
+
+def with_classes(config: Config, folder: Path) -> Config:
+    """The configuration with the classes of the run, where its dataset would take those of the new data instead."""
+    names = class_names(folder)
+    if names and getattr(config.options, "classes", ()) is None:
+        return dataclasses.replace(
+            config, options=config.options.__class__(**{**vars(config.options), "classes": names})
+        )
+    return config
+
+
+def check_classes(manifest: Manifest, folder: Path, data_path: Path) -> None:
+    """Refuses data whose classes are others than those that a run was trained on.
+
+    Raises:
+        DataError: names the first that differs.
+    """
+    trained, found = class_names(folder), manifest.notes.get("classes")
+    if not trained or found is None:
+        return
+    for number, (ours, theirs) in enumerate(itertools.zip_longest(trained, map(str, found))):
+        if ours != theirs:
+            raise DataError(
+                f"{data_path}: class {number} is {theirs!r}; the run was trained with {ours!r} in its place"
+            )
+
+
+def class_names(folder: Path) -> tuple[str, ...]:
+    """Names of a run's classes, from the head of the `confusion.csv` that some datasets leave; empty where there is none."""
+    try:
+        with (folder / CONFUSION).open(newline="") as file:
+            return tuple(next(csv.reader(file), [])[1:])
+    except (OSError, ValueError, csv.Error):
+        return ()
 
 
 def read_config(folder: Path) -> Config:

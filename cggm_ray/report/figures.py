@@ -166,8 +166,8 @@ def _epochs(panel: Axes) -> None:
     panel.set_xlabel("epoch")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     panel.grid(alpha=0.25, linewidth=0.6)
-    panel.xaxis.label.set_size(9)
-    panel.yaxis.label.set_size(9)
+    panel.xaxis.label.set_fontsize(9)
+    panel.yaxis.label.set_fontsize(9)
     panel.tick_params(labelsize=8)
 
 

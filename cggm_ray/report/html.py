@@ -12,8 +12,9 @@ body{font:16px/1.45 system-ui,sans-serif;max-width:66rem;margin:1.5rem auto;padd
 h1{font-size:1.6rem}h2{font-size:1.3rem;border-bottom:2px solid #111;margin-top:2rem}h3{font-size:1.05rem}
 img{max-width:100%;height:auto}figure{margin:1rem 0}figcaption{font-size:.9rem;max-width:48rem}
 table{border-collapse:collapse;font-size:.9rem;margin:.6rem 0}caption{text-align:left;font-weight:600;padding:.2rem 0}
-th,td{border:1px solid #888;padding:.2rem .55rem;text-align:left;vertical-align:top;overflow-wrap:anywhere}
-td.n{text-align:right;font-variant-numeric:tabular-nums}thead th{background:#eee}tr.differs td:first-child,
+th,td{border:1px solid #888;padding:.2rem .55rem;text-align:left;vertical-align:top;max-width:26rem;
+overflow-wrap:break-word}
+td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}thead th{background:#eee}tr.differs td:first-child,
 tr.differs th:first-child{font-weight:700}tr.differs th:first-child::after{content:" \\2260"}
 .wide{overflow-x:auto}.notice{border:2px solid #111;padding:.5rem .8rem}button{font:inherit;padding:.35rem .9rem;
 border:2px solid #111;background:#fff;color:#111;cursor:pointer;margin:0 .3rem .3rem 0}

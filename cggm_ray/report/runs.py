@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,11 +14,10 @@ import pyarrow.parquet as pq
 from cggm_ray.balance import BALANCE, Contributions, contributions
 from cggm_ray.checkpoints import Checkpoints
 from cggm_ray.config import Config
-from cggm_ray.confusion import CONFUSION
 from cggm_ray.data.dataset import DATASETS, PICTURES
 from cggm_ray.data.shards import TARGET, column_values
 from cggm_ray.errors import CggmError, TrainingError, UsageError
-from cggm_ray.finished import open_finished, read_config, read_run
+from cggm_ray.finished import class_names, open_finished, read_config, read_run
 from cggm_ray.provenance import read_provenance
 from cggm_ray.state import PREDICTIONS, saved_values
 from cggm_ray.tracking import METRICS, read_metrics
@@ -164,18 +162,10 @@ def _with_predictions(story: Story) -> Story:
         raise UsageError(f"{path} cannot be read: {error}") from None
     if predicted.ndim == 1:
         return replace(story, truth=truth, predicted=predicted)
-    names = _class_names(story.folder / CONFUSION, predicted.shape[1])
+    names = class_names(story.folder)
+    if len(names) != predicted.shape[1]:
+        names = tuple(map(str, range(predicted.shape[1])))
     return replace(story, truth=truth.astype(int), predicted=predicted.argmax(1), classes=names)
-
-
-def _class_names(path: Path, count: int) -> tuple[str, ...]:
-    """Names of the classes from the head of `confusion.csv`; their numbers where it has others or is not there."""
-    try:
-        with path.open(newline="") as file:
-            names = tuple(next(csv.reader(file), [])[1:])
-    except (OSError, ValueError, csv.Error):
-        names = ()
-    return names if len(names) == count else tuple(str(number) for number in range(count))
 
 
 def _selecting(folder: Path) -> tuple[str, str]:
