@@ -23,7 +23,7 @@ from cggm_ray.provenance import note_start
 from cggm_ray.runtime import LocalRuntime, Record
 from cggm_ray.state import PREDICTIONS
 from cggm_ray.stopping import Asked, listening
-from cggm_ray.tracking import METRICS, read_metrics
+from cggm_ray.tracking import METRICS, check_trackers, read_metrics
 from cggm_ray.train import BEST, Result, check, fit
 from cggm_ray.values import read_yaml
 
@@ -44,6 +44,7 @@ def run(config: Config) -> Result | None:
     Raises:
         CggmError: with one line that says what to do.
     """
+    check_trackers(config.run.trackers)
     config = named(config)
     folds = DATASETS.get(config.data.dataset)(config).folds()
     if not folds:

@@ -39,7 +39,7 @@ from cggm_ray.seeding import derive_seed, make_deterministic, seed_all
 from cggm_ray.state import PREDICTIONS, Best, Position, TrainState, load_weights
 from cggm_ray.stopping import Notice
 from cggm_ray.tasks import Task
-from cggm_ray.tracking import Console, Tracker, default_trackers
+from cggm_ray.tracking import Console, Tracker, check_trackers, default_trackers
 
 SUMMARY = "summary.json"
 BEST = "best"
@@ -106,8 +106,9 @@ def check(config: Config, shards: Path) -> None:
 
     Raises:
         DataError: the shards are gone.
-        UsageError: modalities, strategy, utility or selection metric do not fit the dataset.
+        UsageError: modalities, strategy, utility or selection metric do not fit the dataset; a tracker is not installed.
     """
+    check_trackers(config.run.trackers)
     manifest = open_manifest(shards)
     check_configuration(DATASETS.get(manifest.dataset)(config), manifest)
 
@@ -210,8 +211,8 @@ def train(training: Training) -> None:
     console = Console(training.folder) if runtime.rank == 0 else None
     trackers: list[Tracker] = []
     if console is not None:
-        epochs, metric = config.train.num_epochs, state.best.metric
-        trackers = default_trackers(training.folder, console, training.modalities, metric, state.epoch, epochs)
+        metric = state.best.metric
+        trackers = default_trackers(config, training.folder, console, training.modalities, metric, state.epoch)
     while state.epoch < config.train.num_epochs and not _out_of_patience(config, state):
         start, seen = time.perf_counter(), state.within
         record = train_epoch(config, state, training.step, splits["train"], training.modalities, runtime, console)
