@@ -97,7 +97,7 @@ class Contributions:
         """
         try:
             found = json.loads(path.read_text())
-            return cls(
+            read = cls(
                 metric=str(found["metric"]),
                 better="min" if found["better"] == "min" else "max",
                 split=str(found["split"]),
@@ -108,6 +108,9 @@ class Contributions:
                     for line in found["scores"]
                 },
             )
+            if set(read.scores) != set(subsets(read.modalities)):
+                raise ValueError("its scores are not those of all subsets")
+            return read
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{path} cannot be read: {error}") from None
 

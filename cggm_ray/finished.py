@@ -164,6 +164,9 @@ def read_run(folder: Path) -> tuple[Config, Result]:
             raise UsageError(f"{folder / name} does not exist; expected the folder of a finished run")
     config = read_config(folder)
     try:
-        return config, read_summary(folder)
+        result = read_summary(folder)
+        if not all(isinstance(record, dict) for record in (result.valid, result.test)):
+            raise ValueError("'valid' and 'test' are no mappings")
+        return config, result
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{folder / SUMMARY} cannot be read: {error}") from None

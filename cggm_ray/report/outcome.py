@@ -53,7 +53,8 @@ def predictions(story: Story) -> tuple[Figure, str] | None:
     if story.truth is None or story.predicted is None:
         return _cases(story.pictures[:MOST_CASES]) if story.pictures else None
     if not story.classes:
-        return _scatter(story.truth, story.predicted)
+        finite = np.isfinite(story.truth) & np.isfinite(story.predicted)
+        return _scatter(story.truth[finite], story.predicted[finite]) if finite.any() else None
     return _confusion(story.truth, story.predicted, story.classes)
 
 

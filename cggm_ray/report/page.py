@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from cggm_ray.errors import StorageError, UsageError
 from cggm_ray.report import figures, html, outcome
-from cggm_ray.report.runs import Story, flat, read_story, with_contributions
+from cggm_ray.report.runs import Story, flat, part, read_story, with_contributions
 
 PAGE = "report.html"
 FOLDER = "report"
@@ -191,8 +191,8 @@ def _configuration(stories: Sequence[Story]) -> str:
     """All fields; those that differ between the runs, or from the defaults of a single one, are marked."""
     values = [story.defaults() for story in stories[:1]] + [flat(story.config) for story in stories]
     compared = values if len(stories) == 1 else values[1:]
-    keys = list(dict.fromkeys(key for part in values for key in part))
-    differing = [any(part.get(key) != compared[0].get(key) for part in compared) for key in keys]
+    keys = list(dict.fromkeys(key for each in values for key in each))
+    differing = [any(each.get(key) != compared[0].get(key) for each in compared) for key in keys]
     what = "from the default" if len(stories) == 1 else "between the runs"
     return (
         '<h2>Configuration</h2><p><label class="switch"><input type="checkbox" id="only-differing" checked> only fields that '
@@ -200,7 +200,7 @@ def _configuration(stories: Sequence[Story]) -> str:
         + html.table(
             f"Fields of the configuration; {sum(differing)} of {len(keys)} differ {what}",
             ["field", "default", *(story.label for story in stories)],
-            [[key, *(part.get(key) for part in values)] for key in keys],
+            [[key, *(_plain(each.get(key)) for each in values)] for key in keys],
             marked=differing,
             name="configuration",
         )
@@ -210,20 +210,20 @@ def _configuration(stories: Sequence[Story]) -> str:
 def _versions(stories: Sequence[Story]) -> str:
     """What made the last start of every run."""
     last = [story.provenance[-1] if story.provenance else {} for story in stories]
-    packages = list(dict.fromkeys(name for entry in last for name in (entry.get("versions") or {})))
-    rows: list[list[object]] = [[name, *((e.get("versions") or {}).get(name) for e in last)] for name in packages]
+    packages = list(dict.fromkeys(name for entry in last for name in part(entry, "versions")))
+    rows: list[list[object]] = [[name, *(_plain(part(e, "versions").get(name)) for e in last)] for name in packages]
     plain = ("time", "device", "workers", "threads", "seed", "deterministic")
     rows += [[key, *(_plain(entry.get(key)) for entry in last)] for key in plain]
-    rows.append(["commit", *((entry.get("git") or {}).get("commit") for entry in last)])
-    rows.append(["files changed since", *((entry.get("git") or {}).get("changed") for entry in last)])
-    rows.append(["set", *((entry.get("data") or {}).get("set") for entry in last)])
+    rows.append(["commit", *(_plain(part(entry, "git").get("commit")) for entry in last)])
+    rows.append(["files changed since", *(_plain(part(entry, "git").get("changed")) for entry in last)])
+    rows.append(["set", *(_plain(part(entry, "data").get("set")) for entry in last)])
     rows.append(["starts", *(len(story.provenance) for story in stories)])
     table = html.table("Versions and surroundings of the last start", ["", *(s.label for s in stories)], rows)
     return f'<h2 id="versions">Versions</h2>{table}'
 
 
 def _plain(value: object) -> object:
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+    return value if isinstance(value, str | int | float | bool | list | None) else str(value)
 
 
 def _draw(

@@ -103,6 +103,8 @@ def read_story(folder: Path, label: str | None = None) -> Story:
     for number, line in enumerate(lines, start=1):
         if not isinstance(line, dict) or not isinstance(line.get("epoch"), int | float):
             raise UsageError(f"{folder / METRICS}, line {number}: expected an object with the number 'epoch'")
+        if not all(value is None or isinstance(value, int | float) for value in line.values()):
+            raise UsageError(f"{folder / METRICS}, line {number}: expected numbers or null as values")
     metric, better = _selecting(folder)
     story = Story(
         label=label or folder.name,
@@ -149,6 +151,12 @@ def with_contributions(story: Story) -> Story:
     with suppress(OSError):
         found.save(story.folder / BALANCE)
     return replace(story, contributions=found)
+
+
+def part(entry: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A mapping in a line of provenance; empty where there is none."""
+    found = entry.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def _with_predictions(story: Story) -> Story:
