@@ -182,7 +182,7 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
             list(found.values()),
             list(found),
             loc="outside upper center",
-            ncols=min(4, len(found)),
+            ncols=min(5 if len(panels[0].figure.axes) > 1 else 3, len(found)),
             fontsize=8,
             frameon=False,
             handlelength=3.5,

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 
 from cggm_ray.balance import Contributions, Subset
 from cggm_ray.report.figures import STYLES
@@ -27,7 +29,7 @@ def subset_bars(found: Contributions) -> tuple[Figure, str]:
     shown = [subset for subset in found.scores if _has_bar(found, subset)]
     shown.sort(key=len)
     height = max(2.6, 0.24 * len(shown) + 1.1)
-    figure = Figure(figsize=(8.2, height), layout="constrained")
+    figure = _figure(8.4, height)
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     scores = np.array([found.scores[subset] for subset in shown])
     _bars(left, scores, [_name(found, subset) for subset in shown], ["" if len(s) % 2 else "///" for s in shown])
@@ -37,7 +39,7 @@ def subset_bars(found: Contributions) -> tuple[Figure, str]:
     numbers = np.array([values[name] for name in found.modalities])
     _bars(right, numbers, [_short(name) for name in found.modalities], ["..."] * len(values))
     right.axvline(0, color="black", linewidth=0.8)
-    right.set_xlabel(f"Shapley value (part of the gain in {found.metric})")
+    right.set_xlabel(f"Shapley value ({found.metric})")
     ranked = sorted(values, key=lambda name: -values[name])
     text = (
         f"Bar charts of the {_split(found)} {found.metric} of {len(shown)} subsets of modalities, from "
@@ -59,7 +61,7 @@ def predictions(story: Story) -> tuple[Figure, str] | None:
 
 
 def _scatter(truth: np.ndarray, predicted: np.ndarray) -> tuple[Figure, str]:
-    figure = Figure(figsize=(4.4, 4.0), layout="constrained")
+    figure = _figure(4.6, 4.2)
     panel = figure.subplots()
     low, high = float(min(truth.min(), predicted.min())), float(max(truth.max(), predicted.max()))
     margin = 0.05 * (high - low) or 0.5
@@ -84,7 +86,7 @@ def _confusion(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -
     totals = counts.sum(1, keepdims=True)
     shares = counts / np.maximum(totals, 1)
     size = min(8.0, 2.6 + 0.42 * classes)
-    figure = Figure(figsize=(size + 0.8, size), layout="constrained")
+    figure = _figure(size + 1.6, size)
     panel = figure.subplots()
     shades = panel.imshow(100 * shares, cmap="Greys", vmin=0, vmax=100)
     figure.colorbar(shades, label="share of the true class (%)", shrink=0.8)
@@ -105,7 +107,7 @@ def _confusion(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -
 def _cases(pictures: Sequence[Path]) -> tuple[Figure, str]:
     from PIL import Image
 
-    figure = Figure(figsize=(7.2, 2.5 * len(pictures) + 0.2), layout="constrained")
+    figure = _figure(7.2, 2.5 * len(pictures) + 0.2)
     panels = figure.subplots(len(pictures), 1, squeeze=False).flatten()
     for panel, path in zip(panels, pictures, strict=True):
         with Image.open(path) as picture:
@@ -118,6 +120,10 @@ def _cases(pictures: Sequence[Path]) -> tuple[Figure, str]:
     return figure, f"Image, truth and prediction beside each other for {len(pictures)} test cases."
 
 
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06))
+
+
 def _bars(panel: Axes, values: np.ndarray, names: Sequence[str], hatches: Sequence[str]) -> None:
     """Horizontal bars from the top, each with its value."""
     finite = np.where(np.isfinite(values), values, 0.0)
@@ -127,8 +133,13 @@ def _bars(panel: Axes, values: np.ndarray, names: Sequence[str], hatches: Sequen
     panel.bar_label(bars, [f"{v:.3g}" if np.isfinite(v) else "not defined" for v in values], padding=3, fontsize=8)
     panel.set_yticks(range(len(names)), names, fontsize=8)
     panel.invert_yaxis()
-    # Room for the numbers at the ends of the bars.
-    panel.margins(x=0.22)
+    # Room for the numbers at the ends of the bars, on both sides where there are negative ones.
+    low, high = min(0.0, float(finite.min())), max(0.0, float(finite.max()))
+    room = 0.35 * (high - low) or 1.0
+    panel.set_xlim(low - 1.3 * room if low < 0 else 0.0, high + room if high > 0 or low == 0 else 0.0)
+    panel.xaxis.set_major_locator(MaxNLocator(5))
+    panel.xaxis.label.set_fontsize(9)
+    panel.tick_params(axis="x", labelsize=8)
 
 
 def _has_bar(found: Contributions, subset: Subset) -> bool:
