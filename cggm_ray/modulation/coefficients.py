@@ -18,13 +18,10 @@ class Coefficients(NamedTuple):
     Attributes:
         gate_M: scale of the gradient of each encoder.
         direction_M: weight of each modality in the direction term.
-        clipped_M: bool, whether a modality got worse and counted as unchanged; None for a rule that takes changes as they
-            are. The mean over the steps of an epoch is the share of steps.
     """
 
     gate_M: Tensor
     direction_M: Tensor
-    clipped_M: Tensor | None = None
 
 
 class CoefficientRule(nn.Module):
@@ -33,7 +30,13 @@ class CoefficientRule(nn.Module):
     Args:
         modalities: M.
         rho: scale of the coefficients.
+
+    Attributes:
+        clipped_M: bool, whether a modality got worse in the last step and counted as unchanged; None for a rule that takes
+            changes as they are.
     """
+
+    clipped_M: Tensor | None = None
 
     def __init__(self, modalities: int, *, rho: float) -> None:
         super().__init__()
@@ -117,9 +120,10 @@ class StableRule(CoefficientRule):
         self.steps_M.add_(seen_M)
         corrected_M = self.average_M / (1 - self.smoothing**self.steps_M).clamp(min=1e-300)
         change_M = self._advance(corrected_M, seen_M)
+        self.clipped_M = change_M < 0
         progress_M = change_M.clamp(min=0) + self.floor
         scale_M = self.rho * (1 - progress_M / progress_M.sum())
-        return Coefficients(scale_M, scale_M, change_M < 0)
+        return Coefficients(scale_M, scale_M)
 
 
 COEFFICIENT_RULES: dict[str, type[CoefficientRule]] = {
