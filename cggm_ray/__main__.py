@@ -1,4 +1,8 @@
-"""`python -m cggm_ray verify RUN`: evaluates the saved checkpoint of a run again and compares with what it recorded."""
+"""Commands about runs that are there: `verify`, `report`, `predict`, `export`.
+
+python -m cggm_ray verify RUN                     # does the checkpoint still have the recorded metrics
+python -m cggm_ray report RUN [RUN ...]           # a page with pictures
+"""
 
 from __future__ import annotations
 
@@ -7,24 +11,89 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cggm_ray.errors import CggmError
-from cggm_ray.verify import verify
+from cggm_ray.errors import CggmError, UsageError
+
+SPLITS = ("train", "valid", "test")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0 where all values are equal, 1 where one differs, 2 where the command cannot be run."""
-    parser = argparse.ArgumentParser(prog="python -m cggm_ray", description=__doc__)
+    """Runs the command; returns 0 where it did, 1 where it failed or values differ, 2 where it cannot be run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cggm_ray", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("verify", help="evaluate the best checkpoint of a run again")
+    one = commands.add_parser("verify", help="evaluate the best checkpoint of a run again, and compare")
     one.add_argument("run", type=Path, help="folder of the run")
+    one.set_defaults(do=_verify)
+    one = commands.add_parser("report", help="write a page about one run, or several beside each other")
+    one.add_argument("runs", type=Path, nargs="+", metavar="run", help="folder of a run")
+    one.add_argument("--out", type=Path, help="folder for the page; default report in the folder of the run")
+    one.set_defaults(do=_report)
+    one = commands.add_parser("predict", help="write what the best checkpoint of a run predicts, and its metrics")
+    one.add_argument("run", type=Path, help="folder of the run")
+    one.add_argument("--data_path", type=Path, help="raw data with labels, as for training; default the run's own")
+    one.add_argument("--split", default="test", choices=SPLITS, help="of that data [test]")
+    one.add_argument(
+        "--out", type=Path, help="parquet; default predictions-SPLIT-NAME.parquet in the folder of the run"
+    )
+    one.add_argument("--ray", action="store_true", help="convert and predict with Ray Data, for large data")
+    one.add_argument(
+        "--workers", type=int, default=1, help="with --ray: so many predict at once; more than 1 implies it"
+    )
+    one.set_defaults(do=_predict)
+    one = commands.add_parser("export", help="write the network as a torch.export program, without guides")
+    one.add_argument("run", type=Path, help="folder of the run")
+    one.add_argument("--out", type=Path, help="file; default model.pt2 in the folder of the run")
+    one.set_defaults(do=_export)
     arguments = parser.parse_args(argv)
     try:
-        found = verify(arguments.run)
+        code: int = arguments.do(arguments)
     except CggmError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    return code
+
+
+# What a command needs is imported by it: pictures and networks take longer than the other commands.
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from cggm_ray.verify import verify
+
+    found = verify(arguments.run)
     print(found.table())
     return 0 if found.equal else 1
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from cggm_ray.report.page import report
+
+    print(report(arguments.runs, arguments.out))
+    return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from cggm_ray.predict import predict
+
+    if arguments.workers < 1:
+        raise UsageError(f"workers: found {arguments.workers}; expected a whole number of at least 1")
+    workers = arguments.workers if arguments.ray or arguments.workers > 1 else None
+    done = predict(arguments.run, arguments.data_path, arguments.split, arguments.out, workers)
+    for name, value in done.metrics.items():
+        print(f"{name:<22}{value:>10.4f}")
+    print(done.path)
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from cggm_ray.export import export
+
+    done = export(arguments.run, arguments.out)
+    print(
+        f"{done.path}: equal to the network on {done.samples} validation samples, up to {done.difference:.1e} of the "
+        "largest output"
+    )
+    return 0
 
 
 if __name__ == "__main__":

@@ -213,6 +213,12 @@ class RunConfig:
     cpus_per_worker: int | None = option(
         None, "CPUs and torch threads of a worker; default its share, at most 4 under Ray", resume=True
     )
+    report: bool = option(
+        True, "at the end, score every subset of modalities and draw the page report/report.html", resume=True
+    )
+    trackers: tuple[str, ...] | None = option(
+        None, "beside metrics.jsonl: tensorboard, mlflow, wandb; default tensorboard where it is installed", resume=True
+    )
     storage_path: str = option(
         "~/cggm_runs", "folder of all runs; on several nodes one that all of them mount", resume=True
     )

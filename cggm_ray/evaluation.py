@@ -89,14 +89,7 @@ def evaluate(
     loss_sums = torch.zeros(task.n_sums, dtype=torch.float64, device=runtime.device)
     plan = list(slices(torch.arange(len(split)), config.train.batch_size, runtime.rank, runtime.world_size))
     for batch in split.batches(plan, epoch=0):
-        with torch.autocast(runtime.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-            if observer is None:
-                logits = net(batch.inputs, batch.masks)
-            else:
-                features = net.encode(batch.inputs, batch.masks)
-                logits = net.fuse(features, batch.masks).logits
-                observer.see(features, batch)
-        logits = logits.float() if logits.dtype.itemsize < 4 else logits
+        logits = predicted(config, net, batch, observer)
         metrics.update(logits, batch.target, batch.weight, batch.group)
         loss_sums += task.sums(logits, batch.target, batch.weight)
         if collected is not None and batch.weight is None:
@@ -111,6 +104,16 @@ def evaluate(
         for part in (collected.logits, collected.target):
             part.copy_(reduce(part.to(runtime.device)))
     return {"loss": float(task.combine(total[: task.n_sums])), **metrics.compute(total[task.n_sums :])}
+
+
+def predicted(config: Config, net: MultimodalNet, batch: Batch, observer: Observer | None = None) -> Tensor:
+    """Logits [N, C, ...] of a batch in the precision of the run, single at least; an observer sees its features."""
+    with torch.autocast(batch.target.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+        features = net.encode(batch.inputs, batch.masks)
+        logits = net.fuse(features, batch.masks).logits
+        if observer is not None:
+            observer.see(features, batch)
+    return logits.float() if logits.dtype.itemsize < 4 else logits
 
 
 def write_predictions(path: Path, names: Sequence[str] | None, collected: Predictions) -> None:

@@ -17,7 +17,7 @@ import yaml
 from cggm_ray.config import Config
 from cggm_ray.data.dataset import DATASETS, PICTURES, prepare
 from cggm_ray.data.shards import write_shards_here
-from cggm_ray.errors import CggmError, NonFiniteError, StoppedError, TrainingError, UsageError
+from cggm_ray.errors import CggmError, NonFiniteError, StoppedError, TrainingError, UsageError, one_line
 from cggm_ray.files import clear_partials, set_aside, write_text
 from cggm_ray.folds import fold_table, save_folds
 from cggm_ray.guards import naming_missing
@@ -26,11 +26,12 @@ from cggm_ray.provenance import note_start
 from cggm_ray.runtime import LocalRuntime, Record
 from cggm_ray.state import PREDICTIONS
 from cggm_ray.stopping import Asked, listening
-from cggm_ray.tracking import METRICS, read_metrics
+from cggm_ray.tracking import METRICS, check_trackers, read_metrics
 from cggm_ray.train import BEST, Result, check, fit
 from cggm_ray.values import read_yaml
 
 CONFIG = "config.yaml"
+REPORT = "report/report.html"
 
 
 def run(config: Config) -> Result | None:
@@ -46,6 +47,7 @@ def run(config: Config) -> Result | None:
     Raises:
         CggmError: with one line that says what to do.
     """
+    check_trackers(config.run.trackers)
     config = named(config)
     folds = DATASETS.get(config.data.dataset)(config).folds()
     if not folds:
@@ -72,9 +74,23 @@ def run_one(config: Config) -> Result | None:
 
         result = run_on_ray(config, folder)
     if result is not None:
+        if config.run.report:
+            leave_report(result.folder)
         print(table(result))
         check_finite(result)
     return result
+
+
+def leave_report(folder: Path) -> None:
+    """Draws the page of a run that is over. A page is worth less than a run: what goes wrong is said, whatever it is."""
+    try:
+        # Imported here: a run without a page does without matplotlib.
+        from cggm_ray.report.page import FOLDER, write_page
+        from cggm_ray.report.runs import read_story
+
+        write_page([read_story(folder)], folder / FOLDER)
+    except Exception as error:
+        print(f"{folder}: the report was not drawn: {one_line(f'{type(error).__name__}: {error}')}", flush=True)
 
 
 def check_finite(result: Result) -> None:
@@ -270,6 +286,7 @@ def table(result: Result) -> str:
         "best checkpoint": BEST,
         "test predictions": PREDICTIONS,
         "pictures": PICTURES,
+        "report": REPORT,
     }
     lines += [
         f"{what + ':':<18} {result.folder / where}"

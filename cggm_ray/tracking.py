@@ -1,4 +1,4 @@
-"""Where the metrics of a run go: JSON lines always, TensorBoard if it is installed, and the lines of progress.
+"""Where the metrics of a run go: JSON lines always, the lines of progress, and TensorBoard, MLflow and W&B if asked for.
 
 Lines of progress are printed and kept in `train.log`; under Ray they are printed by the driver, which follows that file.
 """
@@ -12,13 +12,19 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from cggm_ray.config import Config
+from cggm_ray.errors import UsageError
 from cggm_ray.files import write_text
+from cggm_ray.registry import nearest
 
 METRICS = "metrics.jsonl"
 LOG = "train.log"
+TRACKERS: Mapping[str, str | None] = {"jsonl": None, "tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
+"""What `--trackers` takes, and the module that each needs; the metrics file is there in any case."""
 
 
 class Tracker(Protocol):
@@ -159,14 +165,50 @@ class Progress:
         """See `Tracker`."""
 
 
+def check_trackers(names: Sequence[str] | None) -> None:
+    """Whether what `--trackers` names exists and is installed here.
+
+    Raises:
+        UsageError: it is not; the message says what to install.
+    """
+    for name in names or ():
+        if name not in TRACKERS:
+            raise UsageError(f"trackers: unknown {name!r}{nearest(name, TRACKERS)}; available: {', '.join(TRACKERS)}")
+        if TRACKERS[name] is not None and not _installed(name):
+            raise UsageError(f"trackers: {name} is not installed; pip install 'cggm-ray[{name}]'")
+
+
 def default_trackers(
-    folder: Path, console: Console, modalities: Sequence[str], metric: str, finished: int, epochs: int
+    config: Config, folder: Path, console: Console, modalities: Sequence[str], metric: str, finished: int
 ) -> list[Tracker]:
-    """All trackers that can run here."""
-    trackers: list[Tracker] = [JsonLines(folder, finished), Progress(console, modalities, metric, finished, epochs)]
-    if importlib.util.find_spec("tensorboard") is not None:
-        trackers.append(TensorBoard(folder, finished))
+    """The metrics file, the lines of progress, and what `--trackers` names; by default TensorBoard if it is installed.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        console: for lines of progress, and for what goes wrong with a service.
+        modalities: names, in order.
+        metric: the validation metric that selects.
+        finished: epochs that the run continues from.
+    """
+    progress = Progress(console, modalities, metric, finished, config.train.num_epochs)
+    trackers: list[Tracker] = [JsonLines(folder, finished), progress]
+    wanted = config.run.trackers
+    for name in ("tensorboard",) if wanted is None else wanted:
+        if name == "tensorboard" and _installed(name):
+            trackers.append(TensorBoard(folder, finished))
+        elif name in ("mlflow", "wandb"):
+            # Imported where they are wanted: both take a second and more.
+            from cggm_ray.services import Careful, MLflow, WandB
+
+            service = MLflow if name == "mlflow" else WandB
+            trackers.append(Careful(name, partial(service, folder, config, finished), console.say))
     return trackers
+
+
+def _installed(name: str) -> bool:
+    module = TRACKERS[name]
+    return module is not None and importlib.util.find_spec(module) is not None
 
 
 def read_metrics(folder: Path) -> list[dict[str, float | None]]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cggm_ray.accumulate import backward
+from cggm_ray.balance import MOST_AT_THE_END, leave_contributions
 from cggm_ray.batch import Batch, HeadOutput
 from cggm_ray.checkpoints import agree, check_checkpoint, storage_errors
 from cggm_ray.config import Config
@@ -38,7 +39,7 @@ from cggm_ray.seeding import derive_seed, make_deterministic, seed_all
 from cggm_ray.state import PREDICTIONS, Best, Position, TrainState, load_weights
 from cggm_ray.stopping import Notice
 from cggm_ray.tasks import Task
-from cggm_ray.tracking import Console, Tracker, default_trackers
+from cggm_ray.tracking import Console, Tracker, check_trackers, default_trackers
 
 SUMMARY = "summary.json"
 BEST = "best"
@@ -106,8 +107,9 @@ def check(config: Config, shards: Path) -> None:
 
     Raises:
         DataError: the shards are gone.
-        UsageError: modalities, strategy, utility or selection metric do not fit the dataset.
+        UsageError: modalities, strategy, utility or selection metric do not fit the dataset; a tracker is not installed.
     """
+    check_trackers(config.run.trackers)
     manifest = open_manifest(shards)
     check_configuration(DATASETS.get(manifest.dataset)(config), manifest)
 
@@ -210,8 +212,8 @@ def train(training: Training) -> None:
     console = Console(training.folder) if runtime.rank == 0 else None
     trackers: list[Tracker] = []
     if console is not None:
-        epochs, metric = config.train.num_epochs, state.best.metric
-        trackers = default_trackers(training.folder, console, training.modalities, metric, state.epoch, epochs)
+        metric = state.best.metric
+        trackers = default_trackers(config, training.folder, console, training.modalities, metric, state.epoch)
     while state.epoch < config.train.num_epochs and not _out_of_patience(config, state):
         start, seen = time.perf_counter(), state.within
         record = train_epoch(config, state, training.step, splits["train"], training.modalities, runtime, console)
@@ -385,6 +387,10 @@ def finish(training: Training) -> Result:
         training.dataset.finish(folder, state.net, splits["test"])
         summary = {"best_epoch": result.best_epoch, "epochs": state.epoch, "valid": result.valid, "test": result.test}
         write_text(folder / SUMMARY, json.dumps(summary, indent=1))
+    if config.run.report and len(training.modalities) <= MOST_AT_THE_END:
+        leave_contributions(
+            config, state.net, task, splits["valid"], runtime, folder, metric=state.best.metric, epoch=state.best.epoch
+        )
     return result
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,19 +10,11 @@ from typing import Any
 
 import torch
 
-from cggm_ray.checkpoints import check_checkpoint
-from cggm_ray.config import Config
-from cggm_ray.data.dataset import DATASETS, build_network, prepare, selected_modalities
-from cggm_ray.data.shards import write_shards_here
-from cggm_ray.errors import UsageError
 from cggm_ray.evaluation import evaluate
+from cggm_ray.finished import open_finished
 from cggm_ray.provenance import read_provenance, versions
-from cggm_ray.run import CONFIG
-from cggm_ray.runtime import LocalRuntime, Record
+from cggm_ray.runtime import Record
 from cggm_ray.seeding import make_deterministic
-from cggm_ray.state import load_weights
-from cggm_ray.train import BEST, SUMMARY, Result, open_manifest, read_summary
-from cggm_ray.values import read_yaml
 
 TOLERANCE = 1e-4
 """Largest relative difference of a metric where versions, threads or the number of workers are others: sums are added in
@@ -76,49 +67,19 @@ def verify(folder: Path) -> Verified:
         TrainingError: the checkpoint is damaged.
     """
     folder = folder.absolute()
-    config, summary = read_run(folder)
-    check_checkpoint(folder / BEST)
     entries = read_provenance(folder)
     entry = entries[-1] if entries else {}
-    if config.train.deterministic:
+    run = open_finished(folder)
+    if run.config.train.deterministic:
         make_deterministic()
-    runtime = LocalRuntime(folder, dataclasses.replace(config.run, workers="1", use_gpu=False))
     if entry.get("threads"):
         torch.set_num_threads(entry["threads"])
-    shards = prepare(config, write_shards_here)
-    manifest = open_manifest(shards)
-    dataset, modalities = DATASETS.get(manifest.dataset)(config), selected_modalities(config, manifest)
-    net, _ = build_network(dataset, manifest, modalities)
-    load_weights(net.to(runtime.device), folder / BEST)
-    task = dataset.task(manifest)
-    now = {}
-    for name in ("valid", "test"):
-        split = dataset.open_split(shards, manifest, name, modalities, runtime.device)
-        now[name] = evaluate(config, net, task, split, runtime)
+    now = {name: evaluate(run.config, run.net, run.task, run.split(name), run.runtime) for name in ("valid", "test")}
     return Verified(
-        recorded={"valid": summary.valid, "test": summary.test},
+        recorded={"valid": run.result.valid, "test": run.result.test},
         now=now,
-        changed=_changes(entry, runtime.device.type, shards.name),
+        changed=_changes(entry, run.runtime.device.type, run.shards.name),
     )
-
-
-def read_run(folder: Path) -> tuple[Config, Result]:
-    """Configuration and summary of a finished run.
-
-    Raises:
-        UsageError: a file is missing or cannot be read.
-    """
-    for name in (CONFIG, SUMMARY):
-        if not (folder / name).exists():
-            raise UsageError(f"{folder / name} does not exist; expected the folder of a finished run")
-    values = read_yaml(folder / CONFIG, "run")
-    # The class of the dataset's own options follows from its name.
-    name = (values.get("data") or {}).get("dataset", "mosi")
-    config = Config.from_dict(values, Config(options=DATASETS.get(name).Options()), source=str(folder / CONFIG))
-    try:
-        return config, read_summary(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{folder / SUMMARY} cannot be read: {error}") from None
 
 
 def _changes(entry: Mapping[str, Any], device: str, shards: str) -> tuple[str, ...]:

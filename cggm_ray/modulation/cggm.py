@@ -210,6 +210,8 @@ class CGGM(Strategy):
             "guide_loss": losses_M.detach(),
             "direction_loss": term.loss.detach(),
         }
+        if self.coefficients.clipped_M is not None:
+            self.diagnostics["clipped"] = self.coefficients.clipped_M.double()
         if term.cosine_M is not None:
             self.diagnostics["cosine"] = term.cosine_M
         return self.lam * term.loss + losses_M.sum()

@@ -30,7 +30,13 @@ class CoefficientRule(nn.Module):
     Args:
         modalities: M.
         rho: scale of the coefficients.
+
+    Attributes:
+        clipped_M: bool, whether a modality got worse in the last step and counted as unchanged; None for a rule that takes
+            changes as they are.
     """
+
+    clipped_M: Tensor | None = None
 
     def __init__(self, modalities: int, *, rho: float) -> None:
         super().__init__()
@@ -113,7 +119,9 @@ class StableRule(CoefficientRule):
         self.average_M.copy_(torch.where(seen_M, average_M, self.average_M))
         self.steps_M.add_(seen_M)
         corrected_M = self.average_M / (1 - self.smoothing**self.steps_M).clamp(min=1e-300)
-        progress_M = self._advance(corrected_M, seen_M).clamp(min=0) + self.floor
+        change_M = self._advance(corrected_M, seen_M)
+        self.clipped_M = change_M < 0
+        progress_M = change_M.clamp(min=0) + self.floor
         scale_M = self.rho * (1 - progress_M / progress_M.sum())
         return Coefficients(scale_M, scale_M)
 

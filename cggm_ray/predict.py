@@ -1,0 +1,95 @@
+"""Predictions of a finished run for other data, in this process or with Ray Data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cggm_ray.data.shards import WriteShards, write_shards_here
+from cggm_ray.errors import StorageError, UsageError
+from cggm_ray.evaluation import Predictions, evaluate, write_predictions
+from cggm_ray.finished import Finished, open_finished, read_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """What `predict` left.
+
+    Attributes:
+        path: of the predictions.
+        metrics: loss and metrics of these samples.
+    """
+
+    path: Path
+    metrics: Mapping[str, float]
+
+
+def predict(
+    folder: Path,
+    data_path: Path | None = None,
+    split: str = "test",
+    out: Path | None = None,
+    workers: int | None = None,
+) -> Predicted:
+    """Writes what the best checkpoint of a run predicts: index, id, target and prediction of every sample, as parquet.
+
+    The data is read, checked and converted as for training.
+
+    Args:
+        folder: of the run.
+        data_path: raw data with labels; default the run's own.
+        split: of it.
+        out: the file; default `predictions-<split>-<name of the data>.parquet` in the folder of the run.
+        workers: so many predict at once on Ray; None for this process.
+
+    Raises:
+        UsageError: the folder holds no finished run, or the run predicts maps.
+        DataError: the data is not there, bad, or of other classes.
+        TrainingError: the checkpoint is damaged, or the data has other features than it was trained on.
+        StorageError: the file cannot be written.
+    """
+    # What needs no data is checked before the data is converted.
+    config, _ = read_run(folder.absolute())
+    if out is None:
+        name = Path(data_path or config.data.data_path or "demonstration").stem
+        out = folder.absolute() / f"predictions-{split}-{name}.parquet"
+    write: WriteShards = write_shards_here
+    if workers is not None:
+        # Ray is imported here and not above: a local prediction does without it.
+        from cggm_ray.distributed.ingest import write_shards_with_ray
+
+        write = write_shards_with_ray
+    run = open_finished(folder, data_path, write)
+    if run.task.dense:
+        raise UsageError(f"{folder}: this run predicts maps, which are not written; its pictures show some")
+    if workers is None:
+        collected = Predictions.empty(len(run.split(split)), run.task.outputs)
+        evaluate(run.config, run.net, run.task, run.split(split), run.runtime, collected)
+    else:
+        from cggm_ray.distributed.predict import predict_on_ray
+
+        collected = predict_on_ray(run, folder.absolute(), split, workers)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = out.with_name(f".{out.name}.{os.getpid()}.part")
+        write_predictions(partial, run.split(split).names, collected)
+        partial.replace(out)
+    except OSError as error:
+        raise StorageError(f"{out} cannot be written: {error.strerror}") from None
+    return Predicted(path=out, metrics=metrics_of(run, collected))
+
+
+def metrics_of(run: Finished, collected: Predictions) -> dict[str, float]:
+    """Loss and metrics of predictions [samples, C], from the predictions alone."""
+    target = collected.target[:, 0]
+    target = target.long() if run.task.outputs > 1 else target.float()
+    logits = collected.logits.float()
+    state = run.task.metrics()
+    state.update(logits, target, None, None)
+    with torch.no_grad():
+        loss = float(run.task.loss(logits, target))
+    return {"loss": loss, **state.compute(state.sums)}

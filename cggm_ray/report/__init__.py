@@ -1,0 +1,1 @@
+"""The page of a run, or of several beside each other: pictures, tables, configuration, versions."""
