@@ -21,6 +21,7 @@ from cggm_ray.errors import UsageError
 from cggm_ray.report import html
 from cggm_ray.report.page import labels, report, write_page
 from cggm_ray.report.runs import read_story
+from cggm_ray.studies.trials import make_trial
 from conftest import SMALL, small_set, write_pickle
 
 VOID = {"meta", "img", "input", "br", "link"}
@@ -271,3 +272,8 @@ def test_the_page_can_be_clicked(storage: Path, tmp_path: Path, browser: Browser
     assert browser.value("document.querySelector('#run-1 details').open") is True
     assert not browser.errors
     assert [url for url in browser.requests if not url.startswith(("file:", "data:"))] == []
+
+
+def test_trials_make_no_page(tmp_path: Path) -> None:
+    assert Config().run.report
+    assert not make_trial(Config(), tmp_path, 0, "trial-000", {"rho": 1.1}, tmp_path).config.run.report
