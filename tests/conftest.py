@@ -36,13 +36,6 @@ settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `--dist loadgroup`: a file's tests share its fixtures, and all that start a Ray cluster run one after another."""
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 def small_set(seed: int = 3) -> dict[str, dict[str, Any]]:
     """22, 9 and 7 samples of 4 time steps, in the released layout. 22 makes a last batch of 2 at batch size 5."""
     return planted_imbalance(seed, samples={"train": 22, "valid": 9, "test": 7}, steps=4)

@@ -21,6 +21,7 @@ from cggm_ray.config import Config, RunConfig
 from cggm_ray.data.sampler import epoch_order, slices
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.sequence import sequence_guides, sequence_net
+from cggm_ray.modulation.base import STRATEGIES
 from cggm_ray.runtime import LocalRuntime
 from cggm_ray.state import VALUES, WEIGHTS
 from cggm_ray.tasks import Classification, Regression, Task
@@ -94,6 +95,8 @@ def steps(kind: str, values: dict[str, Any], runtime: LocalRuntime, number: int 
     present = {name: torch.ones(SAMPLES, dtype=torch.bool) for name in WIDTHS}
     present["text"][::5] = present["audio"][1::7] = False
     masks = {name: present[name][:, None].expand(-1, 4).clone() for name in WIDTHS}
+    change = STRATEGIES.get(config.modulation.modulation).network
+    net = net if change is None else change(config, net, guides)
     state = new_state(config, net, guides, task, runtime)
     step = runtime.wrap(TrainingStep(net, state.strategy, "fp32"))
     seen = []
@@ -134,11 +137,13 @@ def in_processes(folder: Path, cases: list[tuple[str, dict[str, Any]]], workers:
 
 def assert_same(one: dict[str, Any], other: dict[str, Any], rtol: float = 1e-8) -> None:
     """Parameters and quantities are equal within rounding."""
-    off = {
-        name: float((other["parameters"][name] - want).norm() / want.norm().clamp(min=1e-30))
-        for name, want in one["parameters"].items()
-        if not torch.allclose(other["parameters"][name], want, rtol=rtol, atol=rtol * float(want.abs().max()))
-    }
+    off = {}
+    for name, want in one["parameters"].items():
+        # What was never measured is NaN.
+        left, right = want.double(), other["parameters"][name].double()
+        most = float(left.nan_to_num().abs().max())
+        if not torch.allclose(right, left, rtol=rtol, atol=rtol * most, equal_nan=True):
+            off[name] = float((right - left).norm() / left.norm().clamp(min=1e-30))
     assert not off, f"parameters that differ, with their relative distance: {off}"
     for number, (left, right) in enumerate(zip(one["quantities"], other["quantities"], strict=True)):
         for name, want in left.items():
@@ -162,6 +167,18 @@ def umt_flags(pickle: Path, storage: Path, recipe: Config | None = None, names: 
     for name in names.split(","):
         run(pickle, storage, f"teacher-{name}", "--modalities", name, "--modulation", "none", recipe=recipe)
     return ["--umt_teachers", ",".join(f"teacher-{name}" for name in names.split(","))]
+
+
+def mslr_flags(
+    pickle: Path, storage: Path, recipe: Config | None = None, names: str = "text,audio,vision"
+) -> list[str]:
+    """A learning rate for each modality."""
+    return ["--mslr_lrs", ",".join(f"{name}={1e-3 / (number + 1)}" for number, name in enumerate(names.split(",")))]
+
+
+def own_rates(folder: Path) -> dict[str, Any]:
+    """The same for the network of `problem`."""
+    return {"mslr_lrs": [f"{name}={1e-3 / (number + 1)}" for number, name in enumerate(WIDTHS)]}
 
 
 def drawn_teachers(folder: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from cggm_ray.data.shards import Manifest, open_set, write_shards_here
 from cggm_ray.data.split import TensorSplit
 from cggm_ray.models.shaped import shaped_net
 from cggm_ray.run import run
+from conftest import LARGE
 from feature_sets import TINY, arrays, as_npz, as_parquet, as_pickle, config
 
 DATA = Path(os.environ.get("CGGM_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -169,6 +170,7 @@ def test_run_does_not_depend_on_what_is_missing(tmp_path: Path) -> None:
     assert predicted[0] == predicted[1] == predicted[2]
 
 
+@LARGE
 @pytest.mark.ray
 def test_two_workers_follow_one_where_samples_lack_modalities(tmp_path: Path) -> None:
     """The workers' batches lack different samples; scores and losses are those of the global batch all the same."""

@@ -10,7 +10,7 @@ import pytest
 from cggm_ray.cli import main
 from cggm_ray.config import Config, RunConfig
 from cggm_ray.errors import UsageError
-from conftest import SMALL
+from conftest import LARGE, SMALL
 from raylets import raylets
 
 pytestmark = pytest.mark.ray
@@ -77,6 +77,7 @@ def test_what_never_fits_is_said_at_once(grown: None, config: RunConfig, expecte
     assert expected in str(error.value)
 
 
+@LARGE
 def test_an_autoscaler_brings_the_nodes(small_pickle: Path, tmp_path: Path) -> None:
     flags = [*SMALL, "--data_path", str(small_pickle), "--storage_path", str(tmp_path)]
     # Without shards to convert, nothing else asks for nodes.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import SMALL
+from conftest import LARGE, SMALL
 from raylets import ROOT, Raylets, raylets, wait_for
 
 pytestmark = pytest.mark.ray
@@ -60,6 +60,7 @@ def search_file(folder: Path, epochs: int) -> list[str]:
     return ["--tune", str(file)]
 
 
+@LARGE
 def test_a_search_and_a_comparison_are_jobs_too(
     cluster: Raylets, submit: list[str], small_pickle: Path, tmp_path: Path
 ) -> None:

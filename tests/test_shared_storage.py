@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import SMALL
+from conftest import LARGE, SMALL
 from raylets import Raylets, raylets
 
 pytestmark = pytest.mark.ray
@@ -46,6 +46,7 @@ def test_a_folder_of_one_node_is_refused(cluster: Raylets, storage: Path, small_
     assert list((storage / "apart").iterdir()) == []
 
 
+@LARGE
 def test_a_shared_one_trains(cluster: Raylets, storage: Path, small_pickle: Path) -> None:
     flags = [*SMALL, "--data_path", str(small_pickle), "--storage_path", str(storage / "runs"), "--name", "run"]
     done = cluster.run("python", "pipelines/mosi.py", *flags, "--workers", "2", "--num_epochs", "1")

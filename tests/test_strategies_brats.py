@@ -32,7 +32,7 @@ def with_teachers(config: Config) -> Config:
     return config.replace({"umt_teachers": ["teacher-flair", "teacher-t1ce"]})
 
 
-NEEDED = {"umt": with_teachers}
+NEEDED = {"umt": with_teachers, "mslr": lambda config: config.replace({"mslr_lrs": ["1e-2", "2e-2"]})}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -21,7 +21,7 @@ from cggm_ray.cli import main
 from cggm_ray.config import Config
 from cggm_ray.state import WEIGHTS
 from cggm_ray.tracking import read_metrics
-from conftest import SMALL, small_set, write_pickle
+from conftest import LARGE, SMALL, small_set, write_pickle
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[1]
@@ -147,6 +147,7 @@ def when(condition: Callable[[], Any], seconds: float = 90) -> Any:
     raise AssertionError("waited in vain")
 
 
+@LARGE
 def test_a_trial_whose_process_is_killed_goes_on(raw: Path, undisturbed: Path, tmp_path: Path) -> None:
     killed: list[str] = []
 
