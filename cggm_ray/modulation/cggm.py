@@ -12,7 +12,7 @@ A step, one function each:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,8 @@ from cggm_ray.errors import UsageError
 from cggm_ray.modulation.base import STRATEGIES, Reduce, Strategy, StrategyInfo, alone
 from cggm_ray.modulation.coefficients import COEFFICIENT_RULES, StableRule
 from cggm_ray.modulation.direction import DIRECTION_RULES
-from cggm_ray.modulation.features import both, detached
 from cggm_ray.modulation.gate import Gates
+from cggm_ray.modulation.unimodal import Guided
 from cggm_ray.optim import guide_optimizer
 from cggm_ray.registry import nearest
 from cggm_ray.tasks.base import Task
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cggm_ray.models.net import MultimodalNet
 
 
-class CGGM(Strategy):
+class CGGM(Guided):
     """CGGM for a model and a loop of any kind.
 
     Args:
@@ -116,14 +116,14 @@ class CGGM(Strategy):
         bodies: Mapping[str, nn.Module] | None = None,
         reduce: Reduce = alone,
     ) -> None:
-        super().__init__(task=task, reduce=reduce)
         if len(guides) < 2:
             raise UsageError(
                 f"modulation: CGGM balances at least two modalities, found {len(guides)}; use the strategy 'none'"
             )
         _check_name("coefficients", coefficients, COEFFICIENT_RULES)
         _check_name("direction", direction, DIRECTION_RULES)
-        self.guides = nn.ModuleDict(guides)
+        make = optimizer or (lambda parameters: Adam(parameters, lr=lr))
+        super().__init__(guides, task=task, optimizer=make, detach=True, reduce=reduce)
         self.lam = lam
         default = task.released_utility if coefficients == "released" else task.default_utility
         self._utility = task.utility(utility or default)
@@ -139,10 +139,6 @@ class CGGM(Strategy):
         if bodies is not None:
             for index, name in enumerate(guides):
                 self.gates.hook(bodies[name].parameters(), index)
-        make = optimizer or (lambda parameters: Adam(parameters, lr=lr))
-        self.optimizer = make(self.guides.parameters())
-        self._guide_heads: list[HeadOutput] = []
-        self._guide_weight: list[Tensor | None] = []
 
     def modulate(
         self,
@@ -165,27 +161,21 @@ class CGGM(Strategy):
             The features for the fusion, equal in value.
         """
         self.gates.close()
-        self._guide_heads, self._guide_weight = [], []
-        for name, guide in self.guides.items():
-            mask = [] if masks is None or name not in masks else [masks[name]]
-            self._guide_heads.append(guide(detached(features[name]), *mask))
-            self._guide_weight.append(both(weight, None if present is None else present.get(name)))
+        features = super().modulate(features, target, present, weight, masks)
         if not self._gate_features:
             return features
         return {name: self.gates.place(features[name], index) for index, name in enumerate(self.guides)}
 
     def sums(self, head: HeadOutput, target: Tensor, weight: Tensor | None) -> Tensor:
         """[guide losses M K | utilities M 2 | direction]."""
-        if not self._guide_heads:
-            raise RuntimeError("balance.loss(...) before balance.modulate(...)")
-        guides = list(zip(self._guide_heads, self._guide_weight, strict=True))
-        losses = [self.task.sums(guide.logits, target, w) for guide, w in guides]
+        outputs = self._outputs
+        losses = super().sums(head, target, weight)
         with torch.no_grad():
             ones = torch.ones(len(target), dtype=torch.float64, device=target.device)
-            utilities = [self._utility(g.logits, target, ones if w is None else w.double()) for g, w in guides]
-        direction = self.direction.sums(head, self._guide_heads, target, weight, self._guide_weight)
-        self._guide_heads, self._guide_weight = [], []
-        return torch.cat([*losses, *utilities, direction])
+            utilities = [self._utility(g.logits, target, ones if w is None else w.double()) for g, w in outputs]
+        heads, weights = [guide for guide, _ in outputs], [w for _, w in outputs]
+        direction = self.direction.sums(head, heads, target, weight, weights)
+        return torch.cat([losses, *utilities, direction])
 
     def combine(self, task_sums: Tensor, own_sums: Tensor) -> Tensor:
         """Opens the gates with this step's coefficients; returns lambda * L_gm + the sum of the guides' losses."""
@@ -219,23 +209,6 @@ class CGGM(Strategy):
     def memory(self) -> list[Tensor]:
         """What the coefficient rule and the direction rule remember."""
         return [*self.coefficients.buffers(), *self.direction.buffers()]
-
-    def step(self) -> None:
-        """Moves the guides and clears their gradients."""
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def own_optimizer(self) -> Optimizer:
-        """The guides' optimizer."""
-        return self.optimizer
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """State of the guides' optimizer; with it, `state_dict` is all that a resume needs."""
-        return self.optimizer.state_dict()
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Puts the guides' optimizer back."""
-        self.optimizer.load_state_dict(state)
 
 
 def _check_name(field: str, name: str, names: Mapping[str, object]) -> None:

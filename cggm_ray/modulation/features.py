@@ -28,11 +28,12 @@ def detached(feature: Feature) -> Feature:
     return each(feature, torch.Tensor.detach)
 
 
-def both(weight: Tensor | None, present: Tensor | None) -> Tensor | None:
-    """Weight [N] of samples that count and have the modality; None when all do."""
-    if present is None:
+def counted(weight: Tensor | None, present: Mapping[str, Tensor] | None, name: str) -> Tensor | None:
+    """Weights [N] of the samples that count and have a modality; None when all do."""
+    has = None if present is None else present.get(name)
+    if has is None:
         return weight
-    return present.double() if weight is None else weight * present
+    return has.double() if weight is None else weight * has
 
 
 def keep_only(features: Mapping[str, Feature], kept: Container[str]) -> dict[str, Feature]:

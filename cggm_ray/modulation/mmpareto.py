@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +30,8 @@ from torch.optim import Adam, Optimizer
 from cggm_ray.batch import Feature, HeadOutput
 from cggm_ray.errors import UsageError
 from cggm_ray.modulation.base import STRATEGIES, Reduce, Strategy, StrategyInfo, alone
-from cggm_ray.modulation.features import both
 from cggm_ray.modulation.gate import Gates
+from cggm_ray.modulation.unimodal import Guided
 from cggm_ray.optim import guide_optimizer
 from cggm_ray.options import StrategyOptions, check, option
 from cggm_ray.tasks.base import Task
@@ -79,7 +79,7 @@ def pareto_weights(products: Products, gamma: float) -> Weights:
     return Weights(2 * scale * a, 2 * scale * b)
 
 
-class MMPareto(Strategy):
+class MMPareto(Guided):
     """MMPareto for a model and a loop of any kind.
 
     Args:
@@ -127,22 +127,18 @@ class MMPareto(Strategy):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         reduce: Reduce = alone,
     ) -> None:
-        super().__init__(task=task, reduce=reduce)
         if len(guides) < 2:
             raise UsageError(
                 f"modulation: at least two modalities can be balanced, found {len(guides)}; use the strategy 'none'"
             )
-        self.guides = nn.ModuleDict(guides)
+        make = optimizer or (lambda parameters: Adam(parameters, lr=lr))
+        super().__init__(guides, task=task, optimizer=make, detach=False, reduce=reduce)
         self.gamma = gamma
         # Lists of parameters that belong to others: nn.Module does not register what is in a list.
         self._parameters_by_encoder = [
             [parameter for parameter in encoders[name].parameters() if parameter.requires_grad] for name in guides
         ]
         self.to_fusion, self.to_guide = Gates(), Gates()
-        make = optimizer or (lambda parameters: Adam(parameters, lr=lr))
-        self.optimizer = make(self.guides.parameters())
-        self._guide_heads: list[HeadOutput] = []
-        self._guide_weight: list[Tensor | None] = []
 
     def modulate(
         self,
@@ -155,22 +151,15 @@ class MMPareto(Strategy):
         """Runs the guides and places two gates on every feature; see `Strategy.modulate`."""
         self.to_fusion.close()
         self.to_guide.close()
-        self._guide_heads, self._guide_weight = [], []
-        for index, (name, guide) in enumerate(self.guides.items()):
-            mask = [] if masks is None or name not in masks else [masks[name]]
-            self._guide_heads.append(guide(self.to_guide.place(features[name], index), *mask))
-            self._guide_weight.append(both(weight, None if present is None else present.get(name)))
+        for_guides = {name: self.to_guide.place(features[name], index) for index, name in enumerate(self.guides)}
+        self._outputs = self._run(for_guides, present, weight, masks)
         return {name: self.to_fusion.place(features[name], index) for index, name in enumerate(self.guides)}
 
     def sums(self, head: HeadOutput, target: Tensor, weight: Tensor | None) -> Tensor:
         """[guide losses M K | samples that have the modality M]."""
-        if not self._guide_heads:
-            raise RuntimeError("balance.loss(...) before balance.modulate(...)")
-        guides = list(zip(self._guide_heads, self._guide_weight, strict=True))
         everyone = torch.full((), len(target), dtype=torch.float64, device=target.device)
-        counts = torch.stack([everyone if w is None else w.double().sum() for _, w in guides])
-        self._guide_heads, self._guide_weight = [], []
-        return torch.cat([*(self.task.sums(guide.logits, target, w) for guide, w in guides), counts])
+        counts = torch.stack([everyone if w is None else w.double().sum() for _, w in self._outputs])
+        return torch.cat([super().sums(head, target, weight), counts])
 
     def combine(self, task_sums: Tensor, own_sums: Tensor) -> Tensor:
         """Compares the two gradients of every encoder and opens the gates; returns the sum of the guides' losses."""
@@ -214,23 +203,6 @@ class MMPareto(Strategy):
             torch.stack([u_m @ u_m for _, u_m in pairs]),
             torch.stack([g_m @ u_m for g_m, u_m in pairs]),
         )
-
-    def step(self) -> None:
-        """Moves the guides and clears their gradients."""
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def own_optimizer(self) -> Optimizer:
-        """The guides' optimizer."""
-        return self.optimizer
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """State of the guides' optimizer."""
-        return self.optimizer.state_dict()
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Puts the guides' optimizer back."""
-        self.optimizer.load_state_dict(state)
 
 
 def _build(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, reduce: Reduce) -> Strategy:

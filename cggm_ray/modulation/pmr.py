@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from cggm_ray.batch import Feature, HeadOutput
 from cggm_ray.modulation.base import STRATEGIES, Reduce, Strategy, StrategyInfo, alone
-from cggm_ray.modulation.unimodal import counted, whole
+from cggm_ray.modulation.features import counted, in_precision
 from cggm_ray.options import StrategyOptions, at_least, check, option
 from cggm_ray.tasks import Classification
 from cggm_ray.tasks.base import Task, sample_weight
@@ -241,7 +241,7 @@ def pooled(feature: Feature, mask: Tensor | None = None) -> Tensor:
     """
     if isinstance(feature, tuple):
         return torch.cat([pooled(part) for part in feature], 1)
-    x = whole(feature)
+    x = in_precision(feature)
     if x.ndim == 2:
         return x
     if x.ndim == 3:

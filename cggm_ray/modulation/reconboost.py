@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from cggm_ray.batch import Feature, HeadOutput
 from cggm_ray.models.ensemble import Ensemble, ensemble_net, ensemble_of
 from cggm_ray.modulation.base import STRATEGIES, Reduce, Strategy, StrategyInfo, alone
-from cggm_ray.modulation.unimodal import counted, whole
+from cggm_ray.modulation.features import counted, in_precision
 from cggm_ray.options import StrategyOptions, at_least, check, option
 from cggm_ray.tasks import Classification
 from cggm_ray.tasks.base import Task, sample_weight
@@ -120,7 +120,7 @@ class ReconBoost(Strategy):
         if name is None:
             return super().sums(head, target, weight)
         weight1, weight2, _ = self._weights
-        logits = {other: whole(values) for other, values in self._parts[0].logits.items()}
+        logits = {other: in_precision(values) for other, values in self._parts[0].logits.items()}
         others = torch.stack([values.detach() for other, values in logits.items() if other != name]).sum(0)
         # In the first stage the others have learned nothing that could be subtracted.
         q = others.softmax(1) if before is not None else torch.zeros_like(others)

@@ -14,7 +14,7 @@ from torch import Tensor
 from cggm_ray.batch import Feature, HeadOutput
 from cggm_ray.errors import UsageError
 from cggm_ray.modulation.base import Reduce, Strategy, alone
-from cggm_ray.modulation.features import Predict, both
+from cggm_ray.modulation.features import Predict, counted
 from cggm_ray.modulation.gate import Gates
 from cggm_ray.tasks.base import Task
 
@@ -81,7 +81,7 @@ class ResponseStrategy(Strategy):
         """Asks the modalities, and places the gates; see `Strategy.modulate`."""
         self.gates.close()
         self._answers = self.answers(features, masks)
-        self._weights = [both(weight, None if present is None else present.get(name)) for name in self.modalities]
+        self._weights = [counted(weight, present, name) for name in self.modalities]
         if not self.gated:
             return features
         return {name: self.gates.place(features[name], index) for index, name in enumerate(self.modalities)}

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from cggm_ray.batch import Feature, HeadOutput
 from cggm_ray.models.ensemble import Ensemble, ensemble_net, ensemble_of
 from cggm_ray.modulation.base import STRATEGIES, Reduce, Strategy, StrategyInfo, alone
-from cggm_ray.modulation.unimodal import counted, losses_of
+from cggm_ray.modulation.features import counted
+from cggm_ray.modulation.unimodal import losses_of
 from cggm_ray.tasks.base import Task
 
 if TYPE_CHECKING:

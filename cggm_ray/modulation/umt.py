@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from cggm_ray.batch import Feature, HeadOutput
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.modulation.base import STRATEGIES, Reduce, Strategy, StrategyInfo, alone
-from cggm_ray.modulation.features import both, in_precision
+from cggm_ray.modulation.features import counted, in_precision
 from cggm_ray.options import StrategyOptions, check, option
 from cggm_ray.tasks.base import Task, sample_weight
 
@@ -109,7 +109,7 @@ class UMT(Strategy):
         if not self._taught:
             raise RuntimeError("call balance.see(inputs) before balance.modulate(...) in every step")
         self._distances = [_distances(features[name], self._taught[name]) for name in self.teachers.encoders]
-        self._weights = [both(weight, None if present is None else present.get(n)) for n in self.teachers.encoders]
+        self._weights = [counted(weight, present, n) for n in self.teachers.encoders]
         self._taught = {}
         return features
 

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from cggm_ray.batch import Feature, HeadOutput
 from cggm_ray.modulation.base import Reduce, Strategy, alone
+from cggm_ray.modulation.features import counted, detached, in_precision
 from cggm_ray.tasks.base import Task
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -78,7 +79,7 @@ class Guided(Strategy):
         masks: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """[guide losses M K | utilities M 2] of a validation batch."""
-        outputs = [(whole(guide.logits), w) for guide, w in self._run(features, present, weight, masks)]
+        outputs = [(in_precision(guide.logits), w) for guide, w in self._run(features, present, weight, masks)]
         utility = self.task.utility(self.task.default_utility)
         ones = torch.ones(len(target), dtype=torch.float64, device=target.device)
         losses = [self.task.sums(logits, target, w) for logits, w in outputs]
@@ -136,21 +137,3 @@ def losses_of(task: Task, sums_MK: Tensor) -> Tensor:
     seen_M = (sums_MK.detach() != 0).any(1)
     safe_MK = torch.where(seen_M[:, None], sums_MK, 1.0)
     return torch.where(seen_M, torch.stack([task.combine(sums) for sums in safe_MK]), 0.0)
-
-
-def whole(logits: Tensor) -> Tensor:
-    """Logits in at least single precision."""
-    return logits.float() if logits.dtype.itemsize < 4 else logits
-
-
-def detached(feature: Feature) -> Feature:
-    """The same feature, without its graph."""
-    return tuple(part.detach() for part in feature) if isinstance(feature, tuple) else feature.detach()
-
-
-def counted(weight: Tensor | None, present: Mapping[str, Tensor] | None, name: str) -> Tensor | None:
-    """The weights [N] of the samples that have a modality; None where all count fully."""
-    has = None if present is None else present.get(name)
-    if has is None:
-        return weight
-    return has.double() if weight is None else weight * has
