@@ -154,7 +154,7 @@ def follow(recording: Slices, mode: str, check: Check, one_ulp_off: bool = False
             group["lr"] = float(recording[f"{mode}.lr"][step])
         optimizer.zero_grad(set_to_none=True)
         features = strategy.modulate(net.encode(recording.inputs(prefix)), recording.target(prefix))
-        guide_heads = list(getattr(strategy, "_guide_heads", []))
+        guide_heads = [head for head, _ in getattr(strategy, "_outputs", [])]
         head = net.fuse(features)
         task_loss, extra = strategy.losses(head, recording.target(prefix))
         check("loss_task", task_loss, step)

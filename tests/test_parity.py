@@ -87,7 +87,7 @@ def test_trajectory(recording: Recording, mode: str) -> None:
         assert optimizer.param_groups[0]["lr"] == pytest.approx(float(recording[f"{mode}.lr"][step]), rel=1e-6)
         optimizer.zero_grad(set_to_none=True)
         features = strategy.modulate(net.encode(inputs), target)
-        guide_logits = [head.logits for head in getattr(strategy, "_guide_heads", [])]
+        guide_logits = [head.logits for head, _ in getattr(strategy, "_outputs", [])]
         head = net.fuse(features)
         task_loss, extra = strategy.losses(head, target)
         loss = task_loss + extra
