@@ -18,9 +18,9 @@ from cggm_ray.errors import DataError, UsageError
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.run import CONFIG
 from cggm_ray.runtime import LocalRuntime
-from cggm_ray.state import load_weights
+from cggm_ray.state import BEST, load_weights
 from cggm_ray.tasks import Task
-from cggm_ray.train import BEST, SUMMARY, Result, open_manifest, read_summary
+from cggm_ray.train import SUMMARY, Result, open_manifest, read_summary
 from cggm_ray.values import read_yaml
 
 

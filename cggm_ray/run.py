@@ -24,10 +24,10 @@ from cggm_ray.guards import naming_missing
 from cggm_ray.locks import holding
 from cggm_ray.provenance import note_start
 from cggm_ray.runtime import LocalRuntime, Record
-from cggm_ray.state import PREDICTIONS
+from cggm_ray.state import BEST, PREDICTIONS
 from cggm_ray.stopping import Asked, listening
 from cggm_ray.tracking import METRICS, check_trackers, read_metrics
-from cggm_ray.train import BEST, Result, check, fit
+from cggm_ray.train import Result, check, fit
 from cggm_ray.values import read_yaml
 
 CONFIG = "config.yaml"

@@ -21,6 +21,8 @@ from cggm_ray.models.net import MultimodalNet
 from cggm_ray.modulation.base import Strategy
 from cggm_ray.optim import Schedule, retune
 
+BEST = "best"
+"""Folder of the checkpoint that was tested, in that of a run."""
 WEIGHTS = "model.safetensors"
 TENSORS = "training.safetensors"
 VALUES = "training.json"

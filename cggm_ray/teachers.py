@@ -14,9 +14,9 @@ from torch import nn
 
 from cggm_ray.config import Config
 from cggm_ray.errors import UsageError, shown
+from cggm_ray.state import BEST, VALUES, WEIGHTS
 
 FLAG = "umt_teachers"
-BEST, WEIGHTS, VALUES = "best", "model.safetensors", "training.json"
 
 
 def find_teachers(config: Config, runs: Sequence[str] | None, modalities: Sequence[str]) -> dict[str, Path]:

@@ -36,13 +36,12 @@ from cggm_ray.modulation.base import STRATEGIES, Strategy, alone
 from cggm_ray.optim import build_schedule, clip_by_total_norm, model_optimizer, rescale
 from cggm_ray.runtime import Record, Runtime, numbers
 from cggm_ray.seeding import derive_seed, make_deterministic, seed_all
-from cggm_ray.state import PREDICTIONS, Best, Position, TrainState, load_weights
+from cggm_ray.state import BEST, PREDICTIONS, Best, Position, TrainState, load_weights
 from cggm_ray.stopping import Notice
 from cggm_ray.tasks import Task
 from cggm_ray.tracking import Console, Tracker, check_trackers, default_trackers
 
 SUMMARY = "summary.json"
-BEST = "best"
 WORKING_AHEAD = ("cuda",)
 """Devices on which a step is only begun when the next one is."""
 

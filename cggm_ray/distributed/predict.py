@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +18,8 @@ from cggm_ray.distributed.cluster import connect, own_error
 from cggm_ray.errors import TrainingError
 from cggm_ray.evaluation import Predictions, predicted
 from cggm_ray.finished import Finished
-from cggm_ray.state import load_weights
-from cggm_ray.train import BEST, open_manifest
+from cggm_ray.state import BEST, load_weights
+from cggm_ray.train import open_manifest
 
 START, PREDICTION = "start", "prediction"
 
@@ -117,5 +116,5 @@ def predict_on_ray(run: Finished, folder: Path, split: str, workers: int) -> Pre
     except Exception as error:
         raise own_error(error) or TrainingError(f"{folder}: the prediction failed: {error}") from error
     if seen != samples:
-        raise TrainingError(f"{folder}: {seen} of {samples} samples were predicted in {math.ceil(len(starts))} ranges")
+        raise TrainingError(f"{folder}: {seen} of {samples} samples were predicted in {len(starts)} ranges")
     return collected

@@ -1,4 +1,4 @@
-"""Balancing strategies: tensors in, tensors out. This package knows no file, no dataset and no Ray."""
+"""Balancing strategies: tensors in, tensors out. They know no dataset and no Ray; `cggm_ray.teachers` reads UMT's files."""
 
 from cggm_ray.modulation.agm import AGM
 from cggm_ray.modulation.base import JointTraining, Strategy

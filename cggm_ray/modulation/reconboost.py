@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cggm_ray.batch import Feature, HeadOutput
+from cggm_ray.batch import HeadOutput
 from cggm_ray.models.ensemble import Ensemble, ensemble_net, ensemble_of
 from cggm_ray.modulation.base import STRATEGIES, Reduce, Strategy, StrategyInfo, alone
 from cggm_ray.modulation.features import counted, in_precision
+from cggm_ray.modulation.unimodal import OfEnsemble
 from cggm_ray.options import StrategyOptions, at_least, check, option
 from cggm_ray.tasks import Classification
 from cggm_ray.tasks.base import Task, sample_weight
@@ -55,7 +56,7 @@ class ReconBoostOptions(StrategyOptions):
             check(getattr(self, name) >= 0, self, name, "zero or a positive number")
 
 
-class ReconBoost(Strategy):
+class ReconBoost(OfEnsemble):
     """See the module.
 
     Args:
@@ -80,15 +81,14 @@ class ReconBoost(Strategy):
         alpha: float = 0.5,
         reduce: Reduce = alone,
     ) -> None:
-        super().__init__(task=task, reduce=reduce)
+        super().__init__(ensemble, task=task, reduce=reduce)
         self._classes = task.outputs
         self._boosting, self._stage = epochs, epochs + rectify
         self._weights = (weight1, weight2, alpha)
         self._names = tuple(ensemble.members)
-        # In a tuple: their parameters are the network's, and not registered a second time.
-        self._parts = (ensemble, {name: (encoders[name], ensemble.members[name]) for name in self._names})
+        # In tuples: their parameters are the network's, and not registered a second time.
+        self._learners = {name: (encoders[name], ensemble.members[name]) for name in self._names}
         self._epoch = 0
-        self._present: Mapping[str, Tensor] | None = None
 
     @property
     def moving(self) -> str | None:
@@ -102,25 +102,13 @@ class ReconBoost(Strategy):
         stage = self._epoch // self._stage
         return self._names[(stage - 1) % len(self._names)] if stage else None
 
-    def modulate(
-        self,
-        features: dict[str, Feature],
-        target: Tensor,
-        present: Mapping[str, Tensor] | None = None,
-        weight: Tensor | None = None,
-        masks: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Feature]:
-        """Keeps what is present; the features stay as they are."""
-        self._present = present
-        return features
-
     def sums(self, head: HeadOutput, target: Tensor, weight: Tensor | None) -> Tensor:
         """Of the moving learner: [boosting term, samples, squared distances, samples that have both modalities]."""
         name, before = self.moving, self.moved_before
         if name is None:
             return super().sums(head, target, weight)
         weight1, weight2, _ = self._weights
-        logits = {other: in_precision(values) for other, values in self._parts[0].logits.items()}
+        logits = {other: in_precision(values) for other, values in self.ensemble.logits.items()}
         others = torch.stack([values.detach() for other, values in logits.items() if other != name]).sum(0)
         # In the first stage the others have learned nothing that could be subtracted.
         q = others.softmax(1) if before is not None else torch.zeros_like(others)
@@ -147,7 +135,7 @@ class ReconBoost(Strategy):
 
     def adjust(self) -> None:
         """Takes the gradients from the frozen learners, so that the optimizer passes over them with all its memory."""
-        for name, modules in self._parts[1].items():
+        for name, modules in self._learners.items():
             if self.moving not in (None, name):
                 for module in modules:
                     module.zero_grad(set_to_none=True)

@@ -35,8 +35,6 @@ class ResponseStrategy(Strategy):
         UsageError: fewer than two modalities.
     """
 
-    width: int
-
     def __init__(
         self, modalities: Sequence[str], predict: Predict, *, task: Task, gated: bool = True, reduce: Reduce = alone
     ) -> None:
@@ -64,7 +62,7 @@ class ResponseStrategy(Strategy):
 
     @abstractmethod
     def score_sums(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-        """What the score of a modality is made of, additive, float64 [width]."""
+        """What the score of a modality is made of, additive, float64 [K]."""
 
     @abstractmethod
     def decide(self, sums_MK: Tensor, seen_M: Tensor) -> Tensor:
@@ -88,7 +86,7 @@ class ResponseStrategy(Strategy):
 
     @torch.no_grad()
     def sums(self, head: HeadOutput, target: Tensor, weight: Tensor | None) -> Tensor:
-        """[score sums M width | samples that have the modality M]."""
+        """[score sums M K | samples that have the modality M]."""
         if not self._answers:
             raise RuntimeError("balance.loss(...) before balance.modulate(...)")
         answers = list(zip(self._answers, self._weights, strict=True))

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from cggm_ray.batch import Feature, HeadOutput
-from cggm_ray.models.ensemble import Ensemble, ensemble_net, ensemble_of
-from cggm_ray.modulation.base import STRATEGIES, Reduce, Strategy, StrategyInfo, alone
+from cggm_ray.batch import HeadOutput
+from cggm_ray.models.ensemble import ensemble_net, ensemble_of
+from cggm_ray.modulation.base import STRATEGIES, Reduce, Strategy, StrategyInfo
 from cggm_ray.modulation.features import counted
-from cggm_ray.modulation.unimodal import losses_of
+from cggm_ray.modulation.unimodal import OfEnsemble, losses_of
 from cggm_ray.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -25,37 +25,8 @@ if TYPE_CHECKING:
     from cggm_ray.models.net import MultimodalNet
 
 
-class UME(Strategy):
-    """See the module.
-
-    Args:
-        ensemble: which the network has in the place of its fusion.
-        task: what is predicted.
-        reduce: sums a vector over workers.
-    """
-
-    def __init__(self, ensemble: Ensemble, *, task: Task, reduce: Reduce = alone) -> None:
-        super().__init__(task=task, reduce=reduce)
-        # In a tuple: its parameters are the network's, and not registered a second time.
-        self._ensemble = (ensemble,)
-        self._present: Mapping[str, Tensor] | None = None
-
-    @property
-    def ensemble(self) -> Ensemble:
-        """The members and their last predictions."""
-        return self._ensemble[0]
-
-    def modulate(
-        self,
-        features: dict[str, Feature],
-        target: Tensor,
-        present: Mapping[str, Tensor] | None = None,
-        weight: Tensor | None = None,
-        masks: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Feature]:
-        """Keeps what is present; the features stay as they are."""
-        self._present = present
-        return features
+class UME(OfEnsemble):
+    """See the module."""
 
     def sums(self, head: HeadOutput, target: Tensor, weight: Tensor | None) -> Tensor:
         """The members' losses, [M K]."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cggm_ray.batch import Feature, HeadOutput
+from cggm_ray.models.ensemble import Ensemble
 from cggm_ray.modulation.base import Reduce, Strategy, alone
 from cggm_ray.modulation.features import counted, detached, in_precision
 from cggm_ray.tasks.base import Task
@@ -129,6 +130,39 @@ class Guided(Strategy):
             mask = [] if masks is None or name not in masks else [masks[name]]
             outputs.append((guide(feature, *mask), counted(weight, present, name)))
         return outputs
+
+
+class OfEnsemble(Strategy):
+    """A strategy whose network predicts by an ensemble of uni-modal members instead of a fusion.
+
+    Args:
+        ensemble: which the network has in the place of its fusion.
+        task: what is predicted.
+        reduce: sums a vector over workers.
+    """
+
+    def __init__(self, ensemble: Ensemble, *, task: Task, reduce: Reduce = alone) -> None:
+        super().__init__(task=task, reduce=reduce)
+        # In a tuple: its parameters are the network's, and not registered a second time.
+        self._ensemble = (ensemble,)
+        self._present: Mapping[str, Tensor] | None = None
+
+    @property
+    def ensemble(self) -> Ensemble:
+        """The members and their last predictions."""
+        return self._ensemble[0]
+
+    def modulate(
+        self,
+        features: dict[str, Feature],
+        target: Tensor,
+        present: Mapping[str, Tensor] | None = None,
+        weight: Tensor | None = None,
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Feature]:
+        """Keeps what is present; the features stay as they are."""
+        self._present = present
+        return features
 
 
 def losses_of(task: Task, sums_MK: Tensor) -> Tensor:

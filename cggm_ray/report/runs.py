@@ -19,9 +19,9 @@ from cggm_ray.data.shards import TARGET, column_values
 from cggm_ray.errors import CggmError, TrainingError, UsageError
 from cggm_ray.finished import class_names, open_finished, read_config, read_run
 from cggm_ray.provenance import read_provenance
-from cggm_ray.state import PREDICTIONS, saved_values
+from cggm_ray.state import BEST, PREDICTIONS, saved_values
 from cggm_ray.tracking import METRICS, read_metrics
-from cggm_ray.train import BEST, SUMMARY, Result
+from cggm_ray.train import SUMMARY, Result
 
 STUDY = "trials"
 Line = Mapping[str, float | None]

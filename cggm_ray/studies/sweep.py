@@ -29,10 +29,11 @@ from cggm_ray.errors import TrainingError, UsageError
 from cggm_ray.files import copy_files, write_folder, write_text
 from cggm_ray.provenance import note_start
 from cggm_ray.run import named, open_folder, run_folder, sole_owner, start_over, table
+from cggm_ray.state import BEST
 from cggm_ray.studies.pictures import draw_search
 from cggm_ray.studies.search import Resources, Search, Values, draw_trials, read_search, try_values
 from cggm_ray.studies.trials import TRIALS, Outcome, Trial, make_trial, outcomes, ranked, read_record, trial_name
-from cggm_ray.train import BEST, SUMMARY, Result, check, open_manifest
+from cggm_ray.train import SUMMARY, Result, check, open_manifest
 
 SEARCH = "search.yaml"
 TABLE = "trials"
