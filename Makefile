@@ -1,5 +1,5 @@
 # make run    installs into .venv, trains on the demonstration set through Ray Data and Ray Train, prints the table
-# make test   installs the test tools as well, then lint, types and tests, two files at a time
+# make test   installs the test tools as well, then lint, types and tests; those that start a cluster come last, one by one
 # make bench  the short set of benchmarks, on a machine that does nothing else
 
 PYTHON ?= python3
@@ -15,7 +15,8 @@ run: $(VENV)/.run
 	$(BIN)/python pipelines/mosi.py --num_epochs 8
 
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations=5
+	$(BIN)/python -m pytest -m "not ray" --numprocesses 2 --dist loadfile --durations=5
+	$(BIN)/python -m pytest -m ray --durations=5
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -89,7 +89,8 @@ def test_a_search_that_is_stopped_leaves_no_trial_running(
     try:
         lines = tmp_path / "search" / "trials" / "trial-001" / "metrics.jsonl"
         wait_for(lambda: lines.exists() and lines.read_text(), WAIT, "the trials do not start")
-        assert cluster.working() == ["ray::ImplicitFunc"] * 2
+        both = ["ray::ImplicitFunc"] * 2
+        wait_for(lambda: cluster.working() == both, WAIT, f"found {cluster.working()}, expected {both}")
         stopped = cluster.run("ray", "job", "stop", "--address", cluster.jobs, "search")
         assert stopped.returncode == 0, stopped.stdout + stopped.stderr
         wait_for(lambda: not cluster.working(), WAIT, "trials are left")
