@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -124,6 +125,8 @@ def run_locally(config: Config, folder: Path) -> Result | None:
     except StoppedError as stop:
         # One line for all processes.
         text = str(stop) if runtime.rank == 0 else ""
+        # Its frames hold the model, which must be gone when the runtime closes.
+        traceback.clear_frames(stop.__traceback__)
         raise StoppedError(text, 128 + asked.signal if asked.signal else stop.exit_code) from None
     finally:
         runtime.close()

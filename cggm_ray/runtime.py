@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -167,8 +168,13 @@ class LocalRuntime:
         return self._agreement(now)
 
     def close(self) -> None:
-        """Leaves the process group."""
+        """Leaves the process group, whose threads end here.
+
+        DistributedDataParallel holds the group and is part of reference cycles. A thread of gloo that outlives this call may
+        still have to let go of the last all-reduce's tensors when the interpreter ends, which aborts the process.
+        """
         if self.world_size > 1 and dist.is_initialized():
+            gc.collect()
             dist.destroy_process_group()
 
 
