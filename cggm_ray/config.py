@@ -22,7 +22,7 @@ from cggm_ray.options import DatasetOptions, StrategyOptions, at_least, check, o
 from cggm_ray.registry import nearest
 from cggm_ray.values import coerce
 
-GATES = ("feature", "body", "off")
+GATES = ("feature", "body", "update", "off")
 PRECISIONS = ("fp32", "bf16")
 ON_NONFINITE = ("stop", "skip")
 WORKERS = re.compile(r"([1-9]\d*)(?::([1-9]\d*))?")
@@ -83,7 +83,9 @@ class ModulationConfig:
     coefficients: str | None = option(None, "coefficient rule instead of the strategy's: stable, paper, released")
     direction: str | None = option(None, "direction rule instead of the strategy's: gradient, released, off")
     gate: str | None = option(
-        None, "where gradients are scaled: feature (all of an encoder), body (without projection), off (nowhere)"
+        None,
+        "what is scaled: feature (gradients of a whole encoder), body (without its projection), update (its learning rate), "
+        "off (nothing)",
     )
     utility: str | None = option(None, "utility of a guide, by task: mae, sign; accuracy, likelihood; dice")
     smoothing: float = option(0.9, "rule stable: decay of the moving average of the utilities")

@@ -352,6 +352,8 @@ def train_step(config: Config, state: TrainState, step: nn.Module, batch: Batch,
         state.watch.note(state.step, batch.index, task_loss, extra, total)
     elif not bool(torch.isfinite(task_loss + extra + total)):
         raise non_finite(state, batch, task_loss, extra, total, runtime)
+    if state.strategy.rates_by_step:
+        rescale(state.optimizer, state.strategy.rates())
     state.optimizer.step()
     state.strategy.step()
     return {"loss": task_loss, "gradient_norm": total, "grad_norm": norms_M, **state.strategy.diagnostics}

@@ -130,10 +130,12 @@ class Strategy(nn.Module):
         diagnostics: quantities of the last step for the log, name to [M] (by modality) or a scalar; detached, on the
             device.
         observes: whether `observe` is to be called; an evaluation costs nothing more where it is not.
+        rates_by_step: whether `rates` change with every step; they are read before the optimizer moves.
         totals: the sums of the global batch, where they are known before `losses`; None where it finds them.
     """
 
     observes = False
+    rates_by_step = False
 
     def __init__(self, *, task: Task, reduce: Reduce = alone) -> None:
         super().__init__()
@@ -253,7 +255,8 @@ class Strategy(nn.Module):
     def rates(self) -> Mapping[str, float]:
         """Modality to the factor, above 0, by which its encoder's learning rate differs from the model's.
 
-        Empty where there is one learning rate. The names stay the same over a run, the factors may change in `end_epoch`.
+        Empty where there is one learning rate. The names stay the same over a run, the factors may change in `end_epoch`,
+        and in every step where `rates_by_step` says so.
         """
         return {}
 

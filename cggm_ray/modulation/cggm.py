@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from cggm_ray.config import Config
     from cggm_ray.models.net import MultimodalNet
 
+LEAST_RATE = 1e-6
+
 
 class CGGM(Guided):
     """CGGM for a model and a loop of any kind.
@@ -50,6 +52,8 @@ class CGGM(Guided):
         optimizer: makes the guides' optimizer from their parameters; default Adam.
         head: last linear layer (or 1x1 convolution) F of the model; only the direction 'released' needs it.
         magnitude: whether gradients are scaled; False leaves the direction term alone.
+        update: whether the coefficient is a factor of the encoder's learning rate (`rates`) in place of a factor of its
+            gradient. An optimizer such as Adam divides a gradient by its own running size, and with it most of a factor.
         bodies: modules by modality whose parameters' gradients are scaled instead of the gradient at the feature. Only
             the exact reproduction of the released code needs it, which leaves the input projections alone.
         reduce: sums a vector over workers.
@@ -113,6 +117,7 @@ class CGGM(Guided):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         head: nn.Module | None = None,
         magnitude: bool = True,
+        update: bool = False,
         bodies: Mapping[str, nn.Module] | None = None,
         reduce: Reduce = alone,
     ) -> None:
@@ -135,10 +140,15 @@ class CGGM(Guided):
             guide_weights=[_weight(guide.head, "guide.head") for guide in guides.values() if hasattr(guide, "head")],
         )
         self.gates = Gates()
-        self._gate_features = magnitude and bodies is None
+        self._gate_features = magnitude and bodies is None and not update
+        self.rates_by_step = update
+        if update:
+            self.register_buffer("scale_M", torch.ones(len(guides), dtype=torch.float64))
         if bodies is not None:
             for index, name in enumerate(guides):
                 self.gates.hook(bodies[name].parameters(), index)
+
+    scale_M: Tensor
 
     def modulate(
         self,
@@ -188,6 +198,8 @@ class CGGM(Guided):
         with torch.no_grad():
             scale = self.coefficients(utility_M, seen_M)
         self.gates.open(scale.gate_M)
+        if self.rates_by_step:
+            self.scale_M.copy_(scale.gate_M)
 
         # A modality that no sample has gives 0 / 0; ones in its place keep the gradients of the others finite.
         guide_sums_MK = torch.where(seen_M[:, None], guide_sums_MK, 1.0)
@@ -206,9 +218,17 @@ class CGGM(Guided):
             self.diagnostics["cosine"] = term.cosine_M
         return self.lam * term.loss + losses_M.sum()
 
+    def rates(self) -> dict[str, float]:
+        """The coefficients of this step by modality, where they scale learning rates: on a GPU, this waits for them."""
+        if not self.rates_by_step:
+            return {}
+        # A learning rate is positive; the rules 'paper' and 'released' know coefficients that are not.
+        return dict(zip(self.guides, self.scale_M.clamp(min=LEAST_RATE).tolist(), strict=True))
+
     def memory(self) -> list[Tensor]:
         """What the coefficient rule and the direction rule remember."""
-        return [*self.coefficients.buffers(), *self.direction.buffers()]
+        own = [self.scale_M] if self.rates_by_step else []
+        return [*self.coefficients.buffers(), *self.direction.buffers(), *own]
 
 
 def _check_name(field: str, name: str, names: Mapping[str, object]) -> None:
@@ -238,6 +258,7 @@ def _build(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], 
         optimizer=lambda parameters: guide_optimizer(config.optim, parameters),
         head=net.head,
         magnitude=parts.gate != "off",
+        update=parts.gate == "update",
         bodies=net.bodies() if parts.gate == "body" else None,
         reduce=reduce,
     )

@@ -210,10 +210,7 @@ def markdown(results: Results, config: Config, failed: Sequence[Outcome] = ()) -
         "",
     ]
     several = len(results.values) > 1
-    head = ["strategy", "runs", results.metric]
-    if several:
-        head += [f"difference to {results.baseline}", f"{LEVEL:.0%} interval", "p"]
-    lines += _table(head, [_row(results, strategy, several) for strategy in results.values])
+    lines += comparison_table(results)
     lines += ["", "All test metrics:", ""]
     others = [
         [metric, *(_spread(results.of(strategy, metric)) for strategy in results.values)] for metric in results.metrics
@@ -229,6 +226,15 @@ def markdown(results: Results, config: Config, failed: Sequence[Outcome] = ()) -
     command = shlex.join(["python", *sys.argv])
     lines += ["", f"    {command}", "", f"{config.data.dataset}, {config.train.num_epochs} epochs. {versions()}."]
     return "\n".join(lines) + "\n"
+
+
+def comparison_table(results: Results) -> list[str]:
+    """A row a strategy: the selecting metric, and how it differs from the baseline where there are several."""
+    several = len(results.values) > 1
+    head = ["strategy", "runs", results.metric]
+    if several:
+        head += [f"difference to {results.baseline}", f"{LEVEL:.0%} interval", "p"]
+    return _table(head, [_row(results, strategy, several) for strategy in results.values])
 
 
 def write_tables(folder: Path, results: Results) -> None:
