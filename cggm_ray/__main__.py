@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     one.add_argument("--data_path", type=Path, help="raw data with labels, as for training; default the run's own")
     one.add_argument("--split", default="test", choices=SPLITS, help="of that data [test]")
     one.add_argument(
-        "--out", type=Path, help="parquet; default predictions-SPLIT-NAME.parquet in the folder of the run"
+        "--out", type=Path, help="file, or folder of maps; default predictions-SPLIT-NAME in the folder of the run"
     )
     one.add_argument("--ray", action="store_true", help="convert and predict with Ray Data, for large data")
     one.add_argument(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +19,21 @@ from cggm_ray.data.sampler import slices
 from cggm_ray.data.shards import IDENTITY, INDEX, TARGET, tensor_column
 from cggm_ray.data.split import Split
 from cggm_ray.models.net import MultimodalNet
-from cggm_ray.modulation.base import Strategy, alone
+from cggm_ray.modulation.base import Reduce, Strategy, alone
 from cggm_ray.runtime import Record, Runtime
 from cggm_ray.tasks import Task
+
+
+class Collector(Protocol):
+    """Takes the predictions of a split while it is evaluated."""
+
+    def take(self, batch: Batch, logits: Tensor) -> None:
+        """The logits [N, C, ...] of a batch. Batches come in the order of the split."""
+        ...
+
+    def share(self, reduce: Reduce, device: torch.device) -> None:
+        """Adds up what the workers took; called once, after the last batch, where there are several."""
+        ...
 
 
 @dataclass
@@ -39,6 +52,16 @@ class Predictions:
     def empty(cls, samples: int, outputs: int) -> Predictions:
         """Zeros, to be filled; a target is one value."""
         return cls(torch.zeros(samples, outputs, dtype=torch.float64), torch.zeros(samples, 1, dtype=torch.float64))
+
+    def take(self, batch: Batch, logits: Tensor) -> None:
+        """See `Collector`."""
+        self.logits[batch.index] = logits.double().cpu()
+        self.target[batch.index] = batch.target.double().reshape(len(batch), -1).cpu()
+
+    def share(self, reduce: Reduce, device: torch.device) -> None:
+        """See `Collector`."""
+        for part in (self.logits, self.target):
+            part.copy_(reduce(part.to(device)))
 
 
 class Observer:
@@ -68,7 +91,7 @@ def evaluate(
     task: Task,
     split: Split,
     runtime: Runtime,
-    collected: Predictions | None = None,
+    collected: Collector | None = None,
     observer: Observer | None = None,
 ) -> Record:
     """Loss and metrics of a split, each worker taking its part.
@@ -79,7 +102,7 @@ def evaluate(
         task: what is predicted.
         split: to evaluate.
         runtime: where the loop runs.
-        collected: filled with the predictions of all workers if given.
+        collected: given the predictions of all workers.
         observer: filled with what its strategy observes if given.
     """
     net.eval()
@@ -93,16 +116,14 @@ def evaluate(
         metrics.update(logits, batch.target, batch.weight, batch.group)
         loss_sums += task.sums(logits, batch.target, batch.weight)
         if collected is not None and batch.weight is None:
-            collected.logits[batch.index] = logits.double().cpu()
-            collected.target[batch.index] = batch.target.double().reshape(len(batch), -1).cpu()
+            collected.take(batch, logits)
     reduce = runtime.reduce()
     seen = [] if observer is None or observer.sums is None else [observer.sums]
     total = reduce(torch.cat([loss_sums, metrics.sums, *seen]))
     if observer is not None:
         total, observer.sums = total.split([len(loss_sums) + len(metrics.sums), sum(map(len, seen))])
     if collected is not None and reduce is not alone:
-        for part in (collected.logits, collected.target):
-            part.copy_(reduce(part.to(runtime.device)))
+        collected.share(reduce, runtime.device)
     return {"loss": float(task.combine(total[: task.n_sums])), **metrics.compute(total[task.n_sums :])}
 
 

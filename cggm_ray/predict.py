@@ -12,7 +12,9 @@ import torch
 from cggm_ray.data.shards import WriteShards, write_shards_here
 from cggm_ray.errors import StorageError, UsageError
 from cggm_ray.evaluation import Predictions, evaluate, write_predictions
+from cggm_ray.files import write_folder
 from cggm_ray.finished import Finished, open_finished, read_run
+from cggm_ray.runtime import Record, numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,9 @@ def predict(
     out: Path | None = None,
     workers: int | None = None,
 ) -> Predicted:
-    """Writes what the best checkpoint of a run predicts: index, id, target and prediction of every sample, as parquet.
+    """Writes what the best checkpoint of a run predicts.
+
+    Index, id, target and prediction of every sample go into a parquet file, maps of a segmentation into a folder.
 
     The data is read, checked and converted as for training.
 
@@ -43,20 +47,18 @@ def predict(
         folder: of the run.
         data_path: raw data with labels; default the run's own.
         split: of it.
-        out: the file; default `predictions-<split>-<name of the data>.parquet` in the folder of the run.
-        workers: so many predict at once on Ray; None for this process.
+        out: the file, or for a segmentation the folder of maps; default `predictions-<split>-<name of the data>` in the
+            folder of the run, with .parquet for a file.
+        workers: so many predict at once on Ray; None for this process. Maps are always written by this process.
 
     Raises:
-        UsageError: the folder holds no finished run, or the run predicts maps.
+        UsageError: the folder holds no finished run, or `out` is to hold maps and is there already.
         DataError: the data is not there, bad, or of other classes.
         TrainingError: the checkpoint is damaged, or the data has other features than it was trained on.
         StorageError: the file cannot be written.
     """
     # What needs no data is checked before the data is converted.
     config, _ = read_run(folder.absolute())
-    if out is None:
-        name = Path(data_path or config.data.data_path or "demonstration").stem
-        out = folder.absolute() / f"predictions-{split}-{name}.parquet"
     write: WriteShards = write_shards_here
     if workers is not None:
         # Ray is imported here and not above: a local prediction does without it.
@@ -64,23 +66,50 @@ def predict(
 
         write = write_shards_with_ray
     run = open_finished(folder, data_path, write)
-    if run.task.dense:
-        raise UsageError(f"{folder}: this run predicts maps, which are not written; its pictures show some")
+    name = f"predictions-{split}-{Path(data_path or config.data.data_path or 'demonstration').stem}"
+    if not run.task.dense:
+        return predict_values(run, folder.absolute(), split, out or folder.absolute() / f"{name}.parquet", workers)
+    if out is not None and out.exists():
+        raise UsageError(f"out: {out} is there already; expected a new folder for the maps")
+    return predict_maps(run, split, out or folder.absolute() / name)
+
+
+def predict_values(run: Finished, folder: Path, split: str, out: Path, workers: int | None) -> Predicted:
+    """Writes the file of a run whose prediction for a sample is a vector; see `predict`."""
     if workers is None:
         collected = Predictions.empty(len(run.split(split)), run.task.outputs)
         evaluate(run.config, run.net, run.task, run.split(split), run.runtime, collected)
     else:
         from cggm_ray.distributed.predict import predict_on_ray
 
-        collected = predict_on_ray(run, folder.absolute(), split, workers)
+        collected = predict_on_ray(run, folder, split, workers)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.with_name(f".{out.name}.{os.getpid()}.part")
         write_predictions(partial, run.split(split).names, collected)
         partial.replace(out)
     except OSError as error:
         raise StorageError(f"{out} cannot be written: {error.strerror}") from None
+    finally:
+        partial.unlink(missing_ok=True)
     return Predicted(path=out, metrics=metrics_of(run, collected))
+
+
+def predict_maps(run: Finished, split: str, out: Path) -> Predicted:
+    """Writes the folder of a segmentation, replacing one that is there, in this process; see `predict`."""
+    metrics: Record = {}
+
+    def write(partial: Path) -> None:
+        modalities, device = run.modalities, run.runtime.device
+        whole, maps = run.dataset.open_maps(run.shards, run.manifest, split, modalities, device, partial)
+        metrics.update(evaluate(run.config, run.net, run.task, whole, run.runtime, maps))
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_folder(out, write)
+    except OSError as error:
+        raise StorageError(f"{out} cannot be written: {error.strerror}") from None
+    return Predicted(path=out, metrics=numbers(metrics))
 
 
 def metrics_of(run: Finished, collected: Predictions) -> dict[str, float]:

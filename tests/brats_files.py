@@ -13,6 +13,7 @@ from cggm_ray.data.brats import BratsOptions
 from cggm_ray.data.volumes import SEQUENCES
 
 SHAPE = (12, 20, 6)
+PLACE = np.array([[-1.0, 0, 0, 5], [0, -1, 0, 239], [0, 0, 1.5, 0], [0, 0, 0, 1]])
 
 
 def configured(tmp_path: Path, data: Path | None, **options: object) -> Config:
@@ -57,5 +58,5 @@ def write_challenge(folder: Path) -> Path:
         image[:, :3] = 0
         (folder / case).mkdir(parents=True)
         for name, values in (*zip(SEQUENCES, image, strict=True), ("seg", label)):
-            nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), folder / case / f"{case}_{name}.nii.gz")
+            nibabel.save(nibabel.Nifti1Image(values, PLACE), folder / case / f"{case}_{name}.nii.gz")
     return folder

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import h5py
+import nibabel
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
+from brats_files import configured, write_challenge, write_released
 from cggm_ray.__main__ import main as command
 from cggm_ray.cli import main
 from cggm_ray.config import Config, DataConfig
-from cggm_ray.data.brats import BratsOptions
+from cggm_ray.data.brats import Brats, BratsOptions
+from cggm_ray.data.dataset import prepare
 from cggm_ray.data.features import FeatureOptions
-from cggm_ray.data.shards import column_values
+from cggm_ray.data.sampler import slices
+from cggm_ray.data.shards import column_values, write_shards_here
 from cggm_ray.export import Inference, exported
 from cggm_ray.finished import open_finished
+from cggm_ray.train import open_manifest
 from conftest import SMALL, small_set, tamper, write_pickle
 
 
@@ -163,16 +171,50 @@ def test_masks_are_part_of_the_program(classes: Path) -> None:
         assert not torch.allclose(program(batch.inputs, absent), wanted)
 
 
-def test_segmentation_is_exported_and_its_maps_are_not_predicted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_segmentation_is_exported_and_predicts_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = Config(data=DataConfig(dataset="brats"), options=BratsOptions(backbone="resnet18", overlays=1))
     argv = ["--local", "--storage_path", str(tmp_path), "--name", "run", "--num_epochs", "1", "--crop", "32"]
     assert main(recipe, [*argv, "--batch_size", "8", "--cpus_per_worker", "1", "--report", "false"]) == 0
     assert command(["export", str(tmp_path / "run")]) == 0
     capsys.readouterr()
-    assert command(["predict", str(tmp_path / "run")]) == 2
-    assert "this run predicts maps" in capsys.readouterr().err
+    assert command(["predict", str(tmp_path / "run")]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert f"{summary['test']['dice_mean']:.4f}" in capsys.readouterr().out
+    folder = tmp_path / "run" / "predictions-test-demonstration"
+    raw = {path.stem: path for path in (tmp_path / "demonstration").rglob("test/*.h5")}
+    assert {path.name for path in folder.glob("*.nii.gz")} == {f"{case}_seg.nii.gz" for case in raw}
+    assert command(["predict", str(tmp_path / "run"), "--out", str(tmp_path / "run" / "best")]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", ["released", "challenge"])
+def test_a_perfect_prediction_is_the_raw_segmentation(layout: str, tmp_path: Path) -> None:
+    """The truth as logits goes through slices, frame and file, and comes out as it was, in its place."""
+    raw = (write_released if layout == "released" else write_challenge)(tmp_path / "data")
+    config = configured(tmp_path, raw)
+    shards = prepare(config, write_shards_here)
+    dataset = Brats(config)
+    out = tmp_path / "maps"
+    out.mkdir()
+    whole, maps = dataset.open_maps(
+        shards, open_manifest(shards), "test", ("flair", "t1ce", "t1", "t2"), torch.device("cpu"), out
+    )
+    for batch in whole.batches(list(slices(torch.arange(len(whole)), 3, 0, 1)), epoch=0):
+        maps.take(batch, nn.functional.one_hot(batch.target, 4).movedim(-1, 1).float())
+    written = sorted(out.iterdir())
+    assert written
+    for path in written:
+        case, image = path.name.removesuffix("_seg.nii.gz"), nibabel.load(path)
+        labels = np.asarray(image.dataobj)
+        assert labels.dtype == np.uint8
+        if layout == "challenge":
+            truth = nibabel.load(next(raw.rglob(f"{case}_seg.nii.gz")))
+            assert np.array_equal(labels, np.asarray(truth.dataobj))
+            assert np.array_equal(image.affine, truth.affine)
+        else:
+            with h5py.File(next(raw.rglob(f"test/{case}.h5"))) as file:
+                assert np.array_equal(labels, file["label"][()])
+        assert set(np.unique(labels)) >= {0, 1, 2}
 
 
 def test_a_program_with_other_numbers_is_refused(

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +20,9 @@ import torch
 from torch import nn
 
 from cggm_ray.config import Config, ModelConfig
-from cggm_ray.data.dataset import DATASETS, PICTURES, SPLITS, Dataset
+from cggm_ray.data.dataset import DATASETS, PICTURES, SPLITS, Dataset, raw_path
 from cggm_ray.data.h5 import probe
+from cggm_ray.data.maps import MapWriter
 from cggm_ray.data.overlay import draw_overlays
 from cggm_ray.data.shards import Manifest, RawShard
 from cggm_ray.data.slices import (
@@ -55,6 +56,9 @@ from cggm_ray.options import DatasetOptions, option
 from cggm_ray.registry import nearest
 from cggm_ray.seeding import derive_seed, generator
 from cggm_ray.tasks import Segmentation, Task
+
+if TYPE_CHECKING:
+    from cggm_ray.evaluation import Collector
 
 SCORES = ("volume", "slice")
 
@@ -242,6 +246,15 @@ class Brats(Dataset):
             seed = self.config.train.seed
             return TumourSlices(files, seed=seed, crop=options.crop, draws=options.draws, device=device)
         return VolumeSlices(files, crop=options.crop if options.score == "slice" else None, device=device)
+
+    def open_maps(
+        self, folder: Path, manifest: Manifest, split: str, modalities: tuple[str, ...], device: torch.device, out: Path
+    ) -> tuple[Split, Collector]:
+        """Whole volumes, and a NIfTI file for each."""
+        whole = VolumeSlices(SliceFiles(folder, manifest, split, modalities), crop=None, device=device)
+        files = self.locate(raw_path(self))
+        sources = {path.stem if path.suffix == ".h5" else path.parent.name: path for path in files}
+        return whole, MapWriter(out, whole, sources)
 
     def finish(self, folder: Path, net: MultimodalNet, test: Split) -> None:
         """Pictures of prediction and truth for the first test cases."""

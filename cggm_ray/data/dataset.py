@@ -12,7 +12,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -48,6 +48,9 @@ from cggm_ray.modulation.base import STRATEGIES
 from cggm_ray.options import DatasetOptions
 from cggm_ray.registry import Registry, nearest
 from cggm_ray.tasks import Task
+
+if TYPE_CHECKING:
+    from cggm_ray.evaluation import Collector
 
 SPLITS = ("train", "valid", "test")
 PICTURES = "pictures"
@@ -158,6 +161,20 @@ class Dataset(ABC):
         if set_bytes(folder, manifest, modalities) <= budget:
             return load_split(folder, manifest, split, modalities, device, self.config.train.seed)
         return StreamSplit(folder, manifest, split, modalities, device, self.config.train.seed, budget)
+
+    def open_maps(
+        self, folder: Path, manifest: Manifest, split: str, modalities: tuple[str, ...], device: torch.device, out: Path
+    ) -> tuple[Split, Collector]:
+        """For a dense task: whole samples of a split, and what writes the map that is predicted for each into a folder.
+
+        Args:
+            folder, manifest, split, modalities, device: see `open_split`.
+            out: an empty folder.
+
+        Raises:
+            UsageError: the dataset does not say how its maps are written.
+        """
+        raise UsageError(f"predictions: the dataset {self.name} does not say how its maps are written")
 
     def finish(self, folder: Path, net: MultimodalNet, test: Split) -> None:  # noqa: B027 (most datasets leave nothing)
         """Leaves what only this dataset has in the folder of a finished run, such as pictures. Rank 0 calls it."""

@@ -23,6 +23,8 @@ SEQUENCES = ("flair", "t1ce", "t1", "t2")
 """The image sequences, in the order of the released code."""
 SEGMENTATION = "seg"
 CLASSES = 4
+LABELS = np.array([0, 1, 2, 4], dtype=np.uint8)
+"""Of the classes, as the challenge writes them."""
 SUFFIXES = (".nii.gz", ".nii")
 
 T = TypeVar("T")
@@ -153,6 +155,13 @@ def read_nifti(files: Mapping[str, Path]) -> Volume:
 
 def _nifti_label(path: Path) -> np.ndarray:
     return _classes(_nifti_values(path), str(path))
+
+
+def geometry(path: Path) -> np.ndarray:
+    """The matrix [4, 4] from voxels to millimetres of a NIfTI file; that of an h5 file, which has none, is the identity."""
+    if path.suffix == ".h5":
+        return np.eye(4)
+    return _with_nifti(path, lambda image: np.asarray(image.affine))
 
 
 def has_tumour(files: Sequence[Path]) -> bool:
