@@ -15,8 +15,8 @@ run: $(VENV)/.run
 	$(BIN)/python pipelines/mosi.py --num_epochs 8
 
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest -m "not ray" --numprocesses 2 --dist loadfile --durations=5
-	$(BIN)/python -m pytest -m ray --durations=5
+	$(BIN)/python -m pytest -m "not ray" --numprocesses 2 --dist loadfile --durations=40
+	$(BIN)/python -m pytest -m ray --durations=40
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

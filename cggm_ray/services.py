@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -150,8 +151,9 @@ class Careful:
 
 
 def _identity(folder: Path) -> str:
-    """The same for every start of a run, and another for every folder."""
-    return f"{folder.name[:40]}-{hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:12]}"
+    """The same for every start of a run, and another for every folder; without quotes, which end a text in a search."""
+    name = re.sub(r"[^\w.-]", "_", folder.name[:40])
+    return f"{name}-{hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:12]}"
 
 
 def _flat(config: Config) -> dict[str, object]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from cggm_ray import CGGM, Classification, HeadOutput
+from cggm_ray.batch import Batch
 from cggm_ray.config import Config, ModulationConfig
+from cggm_ray.runtime import LocalRuntime
+from cggm_ray.train import TrainingStep, new_state, train_step
+from strategy_cases import LinearGuide, linear_inputs, linear_net
+from strategy_runs import assert_resumes, assert_workers_follow_one
 
 NAMES = ("a", "b", "c")
 
@@ -70,3 +77,42 @@ def test_their_parts(name: str, direction: str, gate: str) -> None:
     parts = ModulationConfig(modulation=name).resolved()
     assert (parts.direction, parts.gate) == (direction, gate)
     assert Config().replace({"modulation": name}).to_dict()["modulation"]["gate"] == gate
+
+
+def moved(gate: str) -> tuple[dict[str, Tensor], Tensor]:
+    """How far one step of SGD moves each parameter of a network of linear encoders; and the coefficients."""
+    net = linear_net(3)
+    inputs, target = linear_inputs(net)
+    torch.manual_seed(5)
+    guides: dict[str, nn.Module] = {name: LinearGuide(4, 3).double() for name in net.encoders}
+    config = Config().replace({"modulation": "cggm", "gate": gate, "optim": "SGD", "clip": 0, "direction": "off"})
+    runtime = LocalRuntime(Path(), config.run)
+    state = new_state(config, net, guides, Classification(3), runtime)
+    before = {name: value.detach().clone() for name, value in net.named_parameters()}
+    batch = Batch(inputs=inputs, target=target, index=torch.arange(len(target)))
+    values = train_step(config, state, TrainingStep(net, state.strategy, "fp32"), batch, runtime)
+    return {name: value.detach() - before[name] for name, value in net.named_parameters()}, values["coefficient"]
+
+
+def test_the_update_is_scaled_where_the_gradient_is_not() -> None:
+    plain, _ = moved("off")
+    scaled, coefficient_M = moved("update")
+    assert len(set(coefficient_M.tolist())) == 3
+    for name, change in plain.items():
+        parts = name.split(".")
+        factor = coefficient_M["abc".index(parts[1])] if parts[0] == "encoders" else 1.0
+        assert torch.allclose(scaled[name], factor * change, rtol=1e-10), name
+
+
+def test_a_coefficient_that_is_no_learning_rate_is_nearly_zero() -> None:
+    net = linear_net(3)
+    guides = {name: LinearGuide(4, 3).double() for name in net.encoders}
+    balance = CGGM(guides, task=Classification(3), update=True, coefficients="paper")
+    balance.scale_M.copy_(torch.tensor([-3.0, 0.0, 2.0]))
+    assert balance.rates() == {"a": 1e-6, "b": 1e-6, "c": 2.0}
+
+
+def test_scaled_updates_follow_on_two_workers_and_after_a_stop(tmp_path: Path) -> None:
+    one = assert_workers_follow_one(tmp_path, {"modulation": "cggm", "gate": "update"})
+    assert len(set(one["rates"].values())) == 3
+    assert_resumes(tmp_path, "--modulation", "cggm", "--gate", "update")
