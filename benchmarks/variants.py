@@ -31,20 +31,18 @@ VARIANTS = {
     "update": UPDATE,
     "update, floor 0.001": f"{UPDATE} --floor 0.001",
     "update, smoothing 0.99": f"{UPDATE} --floor 0.001 --smoothing 0.99",
-    "update, other utility": f"{UPDATE} --floor 0.001 --smoothing 0.99",
+    "update, other utility": f"{UPDATE} --floor 0.001 --smoothing 0.99 --utility {{other}}",
+    "update, mean 1": f"{UPDATE} --floor 0.001 --rho {{even}}",
     "update, direction": "--modulation cggm --gate update --floor 0.001",
 }
-"""Flags by variant."""
+"""Flags by variant. `even` is the rho with which the mean coefficient is 1, `other` the utility that is not the default."""
 OTHER_UTILITY = {"mosi": "sign", "avdigits": "likelihood", "titles": "likelihood"}
-"""The utility that is not the default of the set's task."""
 
 
 def flags_of(variant: str, name: str) -> list[str]:
     """The flags of a variant on a set."""
-    return [
-        *VARIANTS[variant].split(),
-        *(("--utility", OTHER_UTILITY[name]) if "other utility" in variant else ()),
-    ]
+    modalities = len(SETS[name].modalities)
+    return VARIANTS[variant].format(even=modalities / (modalities - 1), other=OTHER_UTILITY[name]).split()
 
 
 def run_name(variant: str, seed: int) -> str:
