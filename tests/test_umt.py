@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -138,6 +139,14 @@ def test_features_come_nearer_and_the_state_holds_the_teachers(taught: tuple[Pat
     teacher = load_file(folder / "teacher-text" / "best" / WEIGHTS)
     kept = "/strategy/teachers.encoders.text.proj.weight"
     assert torch.equal(weights[kept], teacher["encoders.text.proj.weight"])
+
+
+def test_a_comparison_finds_teachers_by_their_names(taught: tuple[Path, Path, list[str]]) -> None:
+    """Its runs have another `storage_path` than the one in which the names are."""
+    pickle, folder, flags = taught
+    run(pickle, folder, "pair", *flags, "--compare", "none,umt", "--num_epochs", "1")
+    config = yaml.safe_load((folder / "pair" / "trials" / "umt-seed-666" / "config.yaml").read_text())
+    assert config["umt"]["umt_teachers"] == [str(folder / f"teacher-{name}") for name in ("text", "audio", "vision")]
 
 
 def test_its_example() -> None:

@@ -12,9 +12,11 @@ weight depends on the scale of the features and is to be tuned.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +43,13 @@ class UMTOptions(StrategyOptions):
 
     def __post_init__(self) -> None:
         check(self.umt_alpha >= 0, self, "umt_alpha", "zero or a positive number")
+
+    def settled(self, storage: Path) -> Self:
+        """See `StrategyOptions`."""
+        runs = (
+            None if self.umt_teachers is None else tuple(str(storage / Path(r).expanduser()) for r in self.umt_teachers)
+        )
+        return dataclasses.replace(self, umt_teachers=runs)
 
 
 class UMT(Strategy):
