@@ -28,7 +28,7 @@ from cggm_ray.models.resnet import BACKBONES, ResNetConfig
 from cggm_ray.optim import cosine_with_warmup
 from cggm_ray.run import run
 from cggm_ray.runtime import LocalRuntime
-from conftest import sets
+from conftest import LARGE, sets
 
 CPU = torch.device("cpu")
 
@@ -226,6 +226,7 @@ def test_recipe_is_that_of_the_released_code() -> None:
     assert (recipe.optim.cls_lr, recipe.optim.weight_decay, recipe.optim.clip) == (6e-3, 3e-4, 0)
 
 
+@LARGE
 @pytest.mark.ray
 def test_on_two_ray_workers(tmp_path: Path, cases: Path) -> None:
     config = configured(tmp_path, cases, num_epochs=1, workers="2", cpus_per_worker=1, batch_size=3, local=False)

@@ -72,6 +72,7 @@ def test_a_node_dies_under_a_search(cluster: Raylets, tmp_path: Path) -> None:
     wait_for(lambda: not placement_groups(cluster), 60, "placement groups are left")
 
 
+@LARGE
 def test_ctrl_c_leaves_nothing_running(cluster: Raylets, tmp_path: Path) -> None:
     folder, log = tmp_path / "search", tmp_path / "driver.log"
     driver = cluster.start(*argv(tmp_path, "search", 6), log=log)
