@@ -52,13 +52,15 @@ def predict(
         workers: so many predict at once on Ray; None for this process. Maps are always written by this process.
 
     Raises:
-        UsageError: the folder holds no finished run, or `out` is to hold maps and is there already.
+        UsageError: the folder holds no finished run, or or `out` is in the way.
         DataError: the data is not there, bad, or of other classes.
         TrainingError: the checkpoint is damaged, or the data has other features than it was trained on.
         StorageError: the file cannot be written.
     """
     # What needs no data is checked before the data is converted.
     config, _ = read_run(folder.absolute())
+    if out is not None and out.is_dir():
+        raise UsageError(f"out: {out} is a folder that is there already; expected a file, or a new folder for maps")
     write: WriteShards = write_shards_here
     if workers is not None:
         # Ray is imported here and not above: a local prediction does without it.
@@ -70,7 +72,7 @@ def predict(
     if not run.task.dense:
         return predict_values(run, folder.absolute(), split, out or folder.absolute() / f"{name}.parquet", workers)
     if out is not None and out.exists():
-        raise UsageError(f"out: {out} is there already; expected a new folder for the maps")
+        raise UsageError(f"out: {out} is a file; expected a new folder for the maps")
     return predict_maps(run, split, out or folder.absolute() / name)
 
 

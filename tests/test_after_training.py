@@ -184,7 +184,9 @@ def test_segmentation_is_exported_and_predicts_maps(tmp_path: Path, capsys: pyte
     raw = {path.stem: path for path in (tmp_path / "demonstration").rglob("test/*.h5")}
     assert {path.name for path in folder.glob("*.nii.gz")} == {f"{case}_seg.nii.gz" for case in raw}
     assert command(["predict", str(tmp_path / "run"), "--out", str(tmp_path / "run" / "best")]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "is a folder that is there already" in capsys.readouterr().err
+    assert command(["predict", str(tmp_path / "run"), "--out", str(tmp_path / "run" / "summary.json")]) == 2
+    assert "is a file; expected a new folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("layout", ["released", "challenge"])
