@@ -10,7 +10,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from cggm_ray.tasks import Classification, Regression
@@ -33,21 +33,21 @@ class RealSet:
 
     pipeline: str
     modalities: tuple[str, ...]
-    task: type[Task]
-    flags: tuple[str, ...] = field(default=())
+    task: Task
+    flags: tuple[str, ...]
 
 
 SETS = {
     "mosi": RealSet(
         pipeline="mosi.py",
         modalities=("text", "audio", "vision"),
-        task=Regression,
+        task=Regression(),
         flags=("--num_epochs", "10"),
     ),
     "avdigits": RealSet(
         pipeline="features.py",
         modalities=("image", "audio_u8"),
-        task=Classification,
+        task=Classification(10),
         flags=(
             *("--target", "label", "--split", "split", "--modalities", "image,audio_u8"),
             *("--nlevels", "3", "--cls_layers", "1", "--num_epochs", "6"),
@@ -56,7 +56,7 @@ SETS = {
     "titles": RealSet(
         pipeline="food101.py",
         modalities=("image", "text"),
-        task=Classification,
+        task=Classification(24),
         flags=("--nlevels", "3", "--num_epochs", "8"),
     ),
 }
@@ -100,7 +100,7 @@ def save_random_vit(folder: Path) -> Path:
     return folder
 
 
-def call(name: str, flags: Sequence[str]) -> None:
-    """Runs the pipeline of a set; what it says is shown."""
-    command = [sys.executable, str(PIPELINES / SETS[name].pipeline), *map(str, flags)]
-    subprocess.run(command, check=True)
+def call(name: str, storage: Path, flags: Sequence[str]) -> None:
+    """Runs the pipeline of a set, which keeps its runs in a folder, without pages; what it says is shown."""
+    kept = ("--storage_path", str(storage), "--report", "false", "--trackers", "jsonl")
+    subprocess.run([sys.executable, str(PIPELINES / SETS[name].pipeline), *flags, *kept], check=True)

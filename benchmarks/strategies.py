@@ -22,28 +22,21 @@ from cggm_ray.tasks.base import Task
 FIRST = ("none", "cggm")
 
 
-def serving(task: type[Task]) -> list[str]:
-    """Names of the strategies for a kind of task, joint training and CGGM first."""
-    names = [name for name in STRATEGIES.names() if _serves(name, task)]
-    return sorted(names, key=lambda name: (name not in FIRST, FIRST.index(name) if name in FIRST else 0, name))
+def serving(task: Task) -> list[str]:
+    """Names of the strategies for a task, joint training and CGGM first."""
+    names = [name for name in STRATEGIES.names() if STRATEGIES.get(name).serves(task)]
+    return [*FIRST, *(name for name in names if name not in FIRST)]
 
 
 def compare(name: str, flags: Sequence[str], storage: Path, seeds: str) -> Path:
     """Runs what is left to run on a set; returns its page."""
-    flags = [*flags, "--storage_path", str(storage), "--report", "false", "--trackers", "jsonl"]
-    teachers = []
-    for modality in SETS[name].modalities:
-        teachers.append(f"teacher-{modality}")
-        alone = ("--modalities", modality, "--modulation", "none", "--local", "--name", teachers[-1])
-        call(name, [*flags, *alone])
-    together = ["--umt_teachers", ",".join(teachers), "--mslr_strategy", "dynamic", "--seeds", seeds]
-    call(name, [*flags, "--compare", ",".join(serving(SETS[name].task)), *together, "--name", "strategies"])
+    teachers = {modality: f"teacher-{modality}" for modality in SETS[name].modalities}
+    for modality, run in teachers.items():
+        call(name, storage, [*flags, "--modalities", modality, "--modulation", "none", "--local", "--name", run])
+    own = ("--umt_teachers", ",".join(teachers.values()), "--mslr_strategy", "dynamic")
+    names = ",".join(serving(SETS[name].task))
+    call(name, storage, [*flags, *own, "--compare", names, "--seeds", seeds, "--name", "strategies"])
     return storage / "strategies" / MARKDOWN
-
-
-def _serves(name: str, task: type[Task]) -> bool:
-    tasks = STRATEGIES.get(name).tasks
-    return not tasks or issubclass(task, tasks)
 
 
 def main() -> None:

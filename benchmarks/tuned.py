@@ -19,7 +19,7 @@ import pyarrow.csv
 import yaml
 from real_sets import SETS, add_sets, call, given_sets
 
-from cggm_ray.studies.compare import RUNS, Results, comparison_table
+from cggm_ray.studies.compare import BASELINE, RUNS, Results, comparison_table
 
 BOTH: dict[str, Any] = {
     "lr": {"loguniform": [1.0e-3, 1.0e-2]},
@@ -32,7 +32,6 @@ OWN: dict[str, Any] = {
     "cls_lr": {"loguniform": [3.0e-4, 3.0e-3]},
     "smoothing": {"choice": [0.5, 0.9, 0.99]},
 }
-JOINT = "none"
 
 
 def tuned(name: str, flags: Sequence[str], label: str, space: dict[str, Any], plan: argparse.Namespace) -> Path:
@@ -42,10 +41,9 @@ def tuned(name: str, flags: Sequence[str], label: str, space: dict[str, Any], pl
     file = storage / f"{label}.yaml"
     search = {"trials": plan.trials, "seed": 0, "scheduler": {"name": "none"}, "space": space}
     file.write_text(yaml.safe_dump(search, sort_keys=False))
-    kept = ("--storage_path", str(storage), "--report", "false", "--trackers", "jsonl")
-    call(name, [*flags, *kept, "--seed", "1", "--tune", str(file), "--name", f"search-{label}"])
+    call(name, storage, [*flags, "--seed", "1", "--tune", str(file), "--name", f"search-{label}"])
     best = storage / f"search-{label}" / "best.yaml"
-    call(name, ["--config", str(best), *kept, "--seeds", plan.seeds, "--name", f"tuned-{label}"])
+    call(name, storage, ["--config", str(best), "--seeds", plan.seeds, "--name", f"tuned-{label}"])
     return storage / f"tuned-{label}" / RUNS
 
 
@@ -74,7 +72,7 @@ def main() -> None:
     for name, flags in given_sets(arguments, parser).items():
         strategy = [*flags, "--modulation", arguments.strategy, *own]
         files = {
-            JOINT: tuned(name, [*flags, "--modulation", JOINT], JOINT, BOTH, arguments),
+            BASELINE: tuned(name, [*flags, "--modulation", BASELINE], BASELINE, BOTH, arguments),
             label: tuned(name, strategy, label, BOTH | OWN, arguments),
         }
         tables[name] = table(name, files)

@@ -54,8 +54,8 @@ def train(name: str, flags: Sequence[str], storage: Path, variant: str, seed: in
     """One run, unless it is over."""
     folder = storage / run_name(variant, seed)
     if not (folder / SUMMARY).exists():
-        kept = ("--storage_path", str(storage), "--report", "false", "--trackers", "jsonl")
-        call(name, [*flags, *flags_of(variant, name), *kept, "--local", "--seed", str(seed), "--name", folder.name])
+        own = ("--local", "--seed", str(seed), "--name", folder.name)
+        call(name, storage, [*flags, *flags_of(variant, name), *own])
 
 
 def table(name: str, storage: Path, variants: Sequence[str], seeds: Sequence[int]) -> list[str]:

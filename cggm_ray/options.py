@@ -52,8 +52,8 @@ class StrategyOptions:
     All strategies' flags exist side by side, so that one command compares several: field names begin with the strategy's.
     """
 
-    def settled(self, storage: Path) -> Self:
-        """The same with whole paths in place of names in `storage_path`, so that they hold for a trial, which has another.
+    def with_whole_paths(self, storage: Path) -> Self:
+        """The same with names of runs made whole paths, for a trial, whose `storage_path` is another.
 
         Args:
             storage: where the names are.

@@ -52,7 +52,7 @@ def predict(
         workers: so many predict at once on Ray; None for this process. Maps are always written by this process.
 
     Raises:
-        UsageError: the folder holds no finished run, or or `out` is in the way.
+        UsageError: the folder holds no finished run, or `out` is in the way.
         DataError: the data is not there, bad, or of other classes.
         TrainingError: the checkpoint is damaged, or the data has other features than it was trained on.
         StorageError: the file cannot be written.

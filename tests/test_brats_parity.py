@@ -19,7 +19,7 @@ from cggm_ray.models.released import convert_released, guide_name, net_name
 from cggm_ray.models.resnet import ResNetConfig
 from cggm_ray.optim import cosine_with_warmup
 from conftest import LARGE
-from golden import FOLDER, Recording, norms, recordings
+from golden import Recording, arrays_of, norms, recordings
 
 MODEL, GUIDES = 1, 2
 
@@ -220,9 +220,7 @@ def test_trajectory(path: Path, dtype: torch.dtype, mode: str) -> None:
 
 @pytest.fixture
 def aux() -> dict[str, np.ndarray]:
-    if not (FOLDER / "aux.npz").exists():
-        pytest.skip(f"no aux.npz in {FOLDER} (set CGGM_GOLDEN)")
-    return dict(np.load(FOLDER / "aux.npz"))
+    return arrays_of("aux.npz")
 
 
 @pytest.mark.parametrize("case", [0, 1])

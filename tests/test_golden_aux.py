@@ -11,17 +11,14 @@ from cggm_ray import Classification, Regression
 from cggm_ray.metrics import ClassificationMetrics, SentimentMetrics, confusion_counts, weighted_f1
 from cggm_ray.models.transformer import SinusoidalPositions, position_table
 from cggm_ray.modulation.direction import ReleasedDirection
-from golden import FOLDER
+from golden import arrays_of
 
 
 @pytest.fixture(scope="module")
 def aux() -> dict[str, Tensor]:
-    path = FOLDER / "aux.npz"
-    if not path.exists():
-        pytest.skip(f"no {path} (set CGGM_GOLDEN)")
-    arrays = np.load(path, allow_pickle=False)
+    arrays = arrays_of("aux.npz")
     wanted = ("senti.", "iemo.", "food.", "cos.", "pe.")
-    return {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays.files if name.startswith(wanted)}
+    return {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays if name.startswith(wanted)}
 
 
 @pytest.mark.parametrize("name", ["iemo", "food"])

@@ -76,8 +76,8 @@ def test_gradient_of_every_encoder(modalities: int) -> None:
             guide = torch.cat([p.grad.flatten() for p in balance.guides[name].parameters()]).numpy()
             assert np.allclose(guide, own[name], rtol=1e-12)
         assert np.allclose(torch.cat([p.grad.flatten() for p in net.head.parameters()]).numpy(), of_head, rtol=1e-12)
-    assert True in conflicts
-    assert False in conflicts
+    # Without both kinds of encoder, only half of the rule was compared with the oracle.
+    assert 0 < sum(conflicts) < len(conflicts)
 
 
 def test_never_against_either_loss() -> None:

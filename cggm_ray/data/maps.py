@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cggm_ray.batch import Batch
-from cggm_ray.data.slices import VolumeSlices, centred
+from cggm_ray.data.slices import Facts, VolumeSlices, centred
 from cggm_ray.data.volumes import LABELS, geometry
 from cggm_ray.modulation.base import Reduce
 
@@ -23,12 +23,11 @@ class MapWriter:
     Args:
         folder: where they go.
         split: whole volumes; only one of them is held.
-        sources: case to the files that it was read from.
+        sources: case to a raw file of it.
     """
 
     def __init__(self, folder: Path, split: VolumeSlices, sources: Mapping[str, Path]) -> None:
         self._folder, self._split, self._sources = folder, split, sources
-        self._volume: int | None = None
         self._slices: list[np.ndarray] = []
 
     def take(self, batch: Batch, logits: Tensor) -> None:
@@ -36,21 +35,19 @@ class MapWriter:
         assert batch.group is not None
         classes_NHW = logits.argmax(1).to(torch.uint8).cpu().numpy()
         for volume, classes_HW in zip(batch.group.tolist(), classes_NHW, strict=True):
-            self._volume = volume
             self._slices.append(classes_HW)
-            if len(self._slices) == self._split.depth(volume):
-                self._write()
+            facts = self._split.facts(volume)
+            if len(self._slices) == len(facts.tumour):
+                self._write(facts)
+                self._slices = []
 
     def share(self, reduce: Reduce, device: torch.device) -> None:
         """Nothing: files are on disk."""
 
-    def _write(self) -> None:
+    def _write(self, facts: Facts) -> None:
         import nibabel
 
-        assert self._volume is not None
-        facts = self._split.facts(self._volume)
         classes_DHW = centred(np.stack(self._slices), (facts.height, facts.width))
         affine = geometry(self._sources[facts.case])
         image = nibabel.Nifti1Image(LABELS[np.moveaxis(classes_DHW, 0, 2)], affine)
         nibabel.save(image, self._folder / f"{facts.case}_seg.nii.gz")
-        self._slices = []

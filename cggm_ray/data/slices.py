@@ -233,12 +233,8 @@ class VolumeSlices:
             yield batch.to(self._device)
 
     def facts(self, volume: int) -> Facts:
-        """Those of a volume."""
+        """What is known of a volume."""
         return self._files.facts[volume]
-
-    def depth(self, volume: int) -> int:
-        """Number of its slices here."""
-        return int((self._volume == volume).sum())
 
     def largest(self, most: int) -> list[tuple[str, int]]:
         """The case and the index of the slice with most tumour, for the first volumes that have slices."""

@@ -54,6 +54,7 @@ class CGGM(Guided):
         magnitude: whether gradients are scaled; False leaves the direction term alone.
         update: whether the coefficient is a factor of the encoder's learning rate (`rates`) in place of a factor of its
             gradient. An optimizer such as Adam divides a gradient by its own running size, and with it most of a factor.
+            The loop then has a parameter group for each encoder, whose rate it sets from `rates` in every step.
         bodies: modules by modality whose parameters' gradients are scaled instead of the gradient at the feature. Only
             the exact reproduction of the released code needs it, which leaves the input projections alone.
         reduce: sums a vector over workers.
@@ -141,8 +142,8 @@ class CGGM(Guided):
         )
         self.gates = Gates()
         self._gate_features = magnitude and bodies is None and not update
-        self.rates_by_step = update
-        if update:
+        self.rates_by_step = magnitude and update
+        if self.rates_by_step:
             self.register_buffer("scale_M", torch.ones(len(guides), dtype=torch.float64))
         if bodies is not None:
             for index, name in enumerate(guides):
@@ -226,7 +227,7 @@ class CGGM(Guided):
         return dict(zip(self.guides, self.scale_M.clamp(min=LEAST_RATE).tolist(), strict=True))
 
     def memory(self) -> list[Tensor]:
-        """What the coefficient rule and the direction rule remember."""
+        """What the coefficient rule and the direction rule remember, and the coefficients where they are rates."""
         own = [self.scale_M] if self.rates_by_step else []
         return [*self.coefficients.buffers(), *self.direction.buffers(), *own]
 

@@ -44,11 +44,11 @@ class UMTOptions(StrategyOptions):
     def __post_init__(self) -> None:
         check(self.umt_alpha >= 0, self, "umt_alpha", "zero or a positive number")
 
-    def settled(self, storage: Path) -> Self:
+    def with_whole_paths(self, storage: Path) -> Self:
         """See `StrategyOptions`."""
-        runs = (
-            None if self.umt_teachers is None else tuple(str(storage / Path(r).expanduser()) for r in self.umt_teachers)
-        )
+        if self.umt_teachers is None:
+            return self
+        runs = tuple(str(storage / Path(run).expanduser()) for run in self.umt_teachers)
         return dataclasses.replace(self, umt_teachers=runs)
 
 

@@ -91,8 +91,8 @@ def make_trial(base: Config, study: Path, number: int, name: str, values: dict[s
         config=dataclasses.replace(
             config,
             data=dataclasses.replace(config.data, shard_path=str(base.shard_root)),
+            strategies={name: part.with_whole_paths(base.run.storage) for name, part in config.strategies.items()},
             # A page a trial would be many that nobody opens; `python -m cggm_ray report` makes one of those that matter.
-            strategies={name: part.settled(base.run.storage) for name, part in config.strategies.items()},
             run=dataclasses.replace(config.run, storage_path=str(study / TRIALS), name=name, fresh=False, report=False),
         ),
         shards=shards,
