@@ -41,6 +41,7 @@ from cggm_ray.data.shards import (
     verify_set,
 )
 from cggm_ray.data.split import Split, load_split, set_bytes
+from cggm_ray.data.split_names import SPLITS as SPLITS
 from cggm_ray.data.stream import StreamSplit
 from cggm_ray.errors import DataError, UsageError
 from cggm_ray.models.net import MultimodalNet
@@ -52,7 +53,6 @@ from cggm_ray.tasks import Task
 if TYPE_CHECKING:
     from cggm_ray.evaluation import Collector
 
-SPLITS = ("train", "valid", "test")
 PICTURES = "pictures"
 """Folder for `Dataset.finish`, which the table at the end of a run names."""
 

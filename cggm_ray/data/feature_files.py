@@ -18,15 +18,10 @@ from numpy.lib import format as npy
 
 from cggm_ray.data.parquet import read_parquet, tensor_shape
 from cggm_ray.data.safe_pickle import check_npy, load_pickle, npy_header
+from cggm_ray.data.split_names import find_splits, split_of
 from cggm_ray.data.untrusted import check_size, decoded, plain_array, reading
 from cggm_ray.errors import DataError, listed
 
-SPLIT_NAMES = {
-    "train": "train", "trn": "train", "training": "train",
-    "valid": "valid", "val": "valid", "dev": "valid", "validation": "valid",
-    "test": "test", "tst": "test",
-}  # fmt: skip
-"""Names of splits as people write them."""
 WHOLE = ""
 """Name of a table that is not split."""
 PRESENT_SUFFIX = "_present"
@@ -103,7 +98,8 @@ def read_tables(files: Sequence[Path], root: Path, wanted: Callable[[str], bool]
     content = load_pickle(path)
     if not isinstance(content, Mapping):
         raise DataError(f"{path}: found a {type(content).__name__}; expected a dict of arrays, or of splits of them")
-    splits = {SPLIT_NAMES[str(key)]: value for key, value in content.items() if str(key) in SPLIT_NAMES}
+    names = {str(key): value for key, value in content.items()}
+    splits = {split: names[name] for split, name in find_splits(names, str(path)).items()}
     if splits and all(isinstance(value, Mapping) for value in splits.values()):
         return {split: _table(fields, fields, f"{path}: split {split}", wanted) for split, fields in splits.items()}
     return {WHOLE: _table(content, content, str(path), wanted)}
@@ -180,9 +176,9 @@ def _split_of(file: Path, root: Path) -> str:
     """The split that a folder below the root, or the beginning of the name, says: train/x.parquet, train-00.parquet."""
     places = [*file.relative_to(root).parts[:-1], file.stem] if root.is_dir() else [file.stem]
     for place in places:
-        name = place.replace("_", "-").split("-")[0].lower()
-        if name in SPLIT_NAMES and root.is_dir():
-            return SPLIT_NAMES[name]
+        split = split_of(place.replace("_", "-").split("-")[0])
+        if split is not None and root.is_dir():
+            return split
     return WHOLE
 
 

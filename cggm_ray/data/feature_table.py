@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cggm_ray.data.dataset import SPLITS
-from cggm_ray.data.feature_files import SPLIT_NAMES, WHOLE, FeatureTable
+from cggm_ray.data.feature_files import WHOLE, FeatureTable
+from cggm_ray.data.split_names import SPLITS, split_of
 from cggm_ray.data.untrusted import finite
 from cggm_ray.errors import DataError, listed, shown
 from cggm_ray.models.shaped import KINDS, SEQUENCE, fits, kind_of
@@ -288,11 +288,12 @@ def rows_by_split(tables: Mapping[str, FeatureTable], column: str, target: str) 
         )
     names = []
     for row, value in enumerate(values.tolist()):
-        if str(value).lower() not in SPLIT_NAMES:
+        name = split_of(str(value))
+        if name is None:
             raise DataError(
                 f"{table.where}, split {column}, row {row}: found {shown(value)}; expected train, valid or test"
             )
-        names.append(SPLIT_NAMES[str(value).lower()])
+        names.append(name)
     return {split: np.flatnonzero(np.array(names) == split) for split in SPLITS}
 
 

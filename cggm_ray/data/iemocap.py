@@ -4,6 +4,8 @@ A/comparE.h5, V/denseface.h5, L/bert_large.h5     utterance -> [steps, features]
 A/comparE_mean_std.h5                             fold -> mean, std [features] of the audio of its training split
 target/<fold>/<trn|val|tst>_label.npy             one-hot [N, 4]
 target/<fold>/<trn|val|tst>_int2name.npy          utterances [N, 1], byte strings
+
+The target files may have other names of the splits, such as train, dev and test.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from cggm_ray.data.safe_pickle import load_npy
 from cggm_ray.data.sampler import Slice
 from cggm_ray.data.shards import IDENTITY, INDEX, SHARD_BYTES, STEPS, TARGET, Manifest, RawShard, tensor_column
 from cggm_ray.data.split import Split
+from cggm_ray.data.split_names import find_splits
 from cggm_ray.data.untrusted import decoded, finite, is_text, plain_array
 from cggm_ray.errors import DataError, UsageError, listed, shown
 from cggm_ray.models.net import MultimodalNet
@@ -38,7 +41,7 @@ from cggm_ray.tasks import Classification, Task
 
 FEATURES = {"text": "L/bert_large.h5", "audio": "A/comparE.h5", "vision": "V/denseface.h5"}
 MEAN_STD = "A/comparE_mean_std.h5"
-SPLIT_FILES = dict(zip(SPLITS, ("trn", "val", "tst"), strict=True))
+RELEASED_NAMES = dict(zip(SPLITS, ("trn", "val", "tst"), strict=True))
 CLASSES = 4
 NORMALISATIONS = ("trn", "utt")
 ALL = "all"
@@ -184,7 +187,10 @@ class Iemocap(Dataset):
         save_confusion(folder, [str(number) for number in range(CLASSES)])
 
     def _target_file(self, split: str, what: str) -> Path:
-        return self._root / "target" / self.options.cv / f"{SPLIT_FILES[split]}_{what}.npy"
+        folder = self._root / "target" / self.options.cv
+        names = sorted(file.name.removesuffix(f"_{what}.npy") for file in folder.glob(f"*_{what}.npy"))
+        name = find_splits(names, f"{folder}: *_{what}.npy").get(split, RELEASED_NAMES[split])
+        return folder / f"{name}_{what}.npy"
 
     def _target(self, split: str) -> tuple[list[str], np.ndarray]:
         """Utterances and class numbers of a split."""

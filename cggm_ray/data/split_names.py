@@ -1,0 +1,44 @@
+"""What the splits of a set are called in files and folders, for every reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cggm_ray.errors import DataError
+
+SPLITS = ("train", "valid", "test")
+"""The splits of a set, in order."""
+_NAMES = {
+    "train": ("train", "trn", "training"),
+    "valid": ("valid", "val", "dev", "validation", "development"),
+    "test": ("test", "tst", "testing"),
+}
+_SPLIT_OF = {name: split for split, names in _NAMES.items() for name in names}
+
+
+def split_of(text: str) -> str | None:
+    """The split that a name means, in any case; None where it is no name of a split."""
+    return _SPLIT_OF.get(text.strip().lower())
+
+
+def find_splits(names: Iterable[str], where: str) -> dict[str, str]:
+    """Split to the name that means it, in the order of `SPLITS`; names that mean no split are left out.
+
+    Args:
+        names: such as the keys of a dict or the stems of files.
+        where: they are, for messages.
+
+    Raises:
+        DataError: two names mean the same split.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        split = split_of(name)
+        if split in found:
+            raise DataError(
+                f"{where}: {found[split]} and {name} both mean the split {split}; expected one of them, so that no samples "
+                "are left out"
+            )
+        if split is not None:
+            found[split] = name
+    return {split: found[split] for split in SPLITS if split in found}
