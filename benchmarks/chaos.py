@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from harm import PATIENCE, harm, small_disk, youngest  # noqa: E402
 
-from cggm_ray.tracking import LOG, read_metrics  # noqa: E402
+from cggm_ray.engine.tracking import LOG, read_metrics
 from raylets import Raylets, raylets  # noqa: E402
 
 BATCH, SAMPLES = 16, 960

@@ -34,9 +34,9 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from cggm_ray.checkpoints import Checkpoints, position_of  # noqa: E402
-from cggm_ray.data.mosi import planted_imbalance  # noqa: E402
-from cggm_ray.data.shards import open_set, verify_set  # noqa: E402
+from cggm_ray.data.datasets.mosi import planted_imbalance
+from cggm_ray.data.shards.shards import open_set, verify_set
+from cggm_ray.engine.checkpoints import Checkpoints, position_of
 from raylets import Raylets, raylets  # noqa: E402
 
 SMALL = ["--nlevels", "3", "--cls_layers", "1", "--num_heads", "2", "--proj_dim", "8", "--cpus_per_worker", "1"]

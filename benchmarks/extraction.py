@@ -26,12 +26,12 @@ import pyarrow as pa
 import transformers
 from PIL import Image
 
-from cggm_ray.config import Config
-from cggm_ray.data.dataset import prepare
-from cggm_ray.data.food101 import Food101Options
-from cggm_ray.data.shards import RawShard, Shard, Stage, Transform
+from cggm_ray.data.datasets.food101.food101 import Food101Options
+from cggm_ray.data.prepare import prepare
+from cggm_ray.data.shards.shards import RawShard, Shard, Stage, Transform
 from cggm_ray.distributed.cluster import connect
-from cggm_ray.distributed.ingest import write_shards_with_ray
+from cggm_ray.distributed.data.ingest import write_shards_with_ray
+from cggm_ray.engine.configuration import Config
 
 
 class Noting:

@@ -29,7 +29,7 @@ from fuzz_files import Seed, generated, whole_folder
 from fuzz_inputs import inputs
 from fuzz_readers import BAD, CRASH, EXECUTED, HANG, MEMORY, OUTCOMES
 
-from cggm_ray.errors import listed
+from cggm_ray.core.errors import listed
 
 MOST_PATIENCE = 60.0
 """Seconds that may pass meanwhile, on a machine that is busy with other things."""

@@ -22,10 +22,12 @@ import yaml
 from fuzz_readers import READERS
 from PIL import Image
 
-from cggm_ray.config import Config, DataConfig, RunConfig
-from cggm_ray.data.dataset import prepare
-from cggm_ray.data.mosi import planted_imbalance
-from cggm_ray.data.shards import FORMAT, tensor_column, write_shards_here
+from cggm_ray.data.datasets.mosi import planted_imbalance
+from cggm_ray.data.prepare import prepare
+from cggm_ray.data.settings import DataConfig
+from cggm_ray.data.shards.shards import FORMAT, tensor_column, write_shards_here
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.runtime import RunConfig
 
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path.insert(0, str(TESTS))

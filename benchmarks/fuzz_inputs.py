@@ -28,8 +28,8 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cggm_ray.config import Config
-from cggm_ray.data.shards import FORMAT
+from cggm_ray.data.shards.shards import FORMAT
+from cggm_ray.engine.configuration import Config
 
 WEIGHTS = {"h5": 0.25}
 """Share of a format among the inputs: every h5 file is looked at by a process of its own first, which takes its time."""

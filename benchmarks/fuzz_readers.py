@@ -19,25 +19,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from cggm_ray.cli import parse
-from cggm_ray.config import Config, DataConfig, RunConfig
-from cggm_ray.data.augment import image_problem, resized
-from cggm_ray.data.brats import Brats, BratsOptions
+from cggm_ray.commands.cli import parse
+from cggm_ray.core.errors import LONGEST, CggmError
 from cggm_ray.data.dataset import Dataset
-from cggm_ray.data.encoders import find_bert, find_vit
-from cggm_ray.data.features import FeatureOptions, Features
-from cggm_ray.data.food101_records import FILES, check_labels, read_records
-from cggm_ray.data.h5 import PROBE
-from cggm_ray.data.iemocap import Iemocap, IemocapOptions
-from cggm_ray.data.mosi import Mosi
-from cggm_ray.data.sampler import slices
-from cggm_ray.data.shards import MANIFEST, Manifest, open_set
-from cggm_ray.data.split import load_split
-from cggm_ray.data.stream import StreamSplit
-from cggm_ray.data.volumes import read_nifti
-from cggm_ray.errors import LONGEST, CggmError
-from cggm_ray.studies.search import draw_trials, read_search
-from cggm_ray.train import open_manifest
+from cggm_ray.data.datasets.brats.brats import Brats, BratsOptions
+from cggm_ray.data.datasets.brats.volumes import read_nifti
+from cggm_ray.data.datasets.features import FeatureOptions, Features
+from cggm_ray.data.datasets.food101.augment import image_problem, resized
+from cggm_ray.data.datasets.food101.encoders import find_bert, find_vit
+from cggm_ray.data.datasets.food101.food101_records import FILES, check_labels, read_records
+from cggm_ray.data.datasets.iemocap import Iemocap, IemocapOptions
+from cggm_ray.data.datasets.mosi import Mosi
+from cggm_ray.data.formats.h5 import PROBE
+from cggm_ray.data.loading.sampler import slices
+from cggm_ray.data.loading.split import load_split
+from cggm_ray.data.loading.stream import StreamSplit
+from cggm_ray.data.settings import DataConfig
+from cggm_ray.data.shards.opening import open_manifest
+from cggm_ray.data.shards.shards import MANIFEST, Manifest, open_set
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.runtime import RunConfig
+from cggm_ray.studies.space import draw_trials, read_search
 
 GIB = 2**30
 FINE, NAMED, CRASH, HANG, MEMORY, EXECUTED = "fine", "named error", "CRASH", "HANG", "MEMORY", "EXECUTED"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from cggm_ray.checkpoints import Checkpoints
+from cggm_ray.engine.checkpoints import Checkpoints
 from raylets import Raylets, descendants, kill
 
 PATIENCE = 300.0

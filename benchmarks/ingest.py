@@ -27,15 +27,16 @@ from stream_food101 import CLASSES, SHAPES, write_features
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cggm_ray.batch import Batch
-from cggm_ray.config import Config
+from cggm_ray.core.batch import Batch
 from cggm_ray.data.dataset import DATASETS
-from cggm_ray.data.food101 import Food101Options
-from cggm_ray.data.sampler import epoch_order, slices
-from cggm_ray.data.shards import open_set
-from cggm_ray.data.split import Split, TensorSplit
-from cggm_ray.runtime import LocalRuntime
-from cggm_ray.train import TrainingStep, new_state, train_step
+from cggm_ray.data.datasets.food101.food101 import Food101Options
+from cggm_ray.data.loading.sampler import epoch_order, slices
+from cggm_ray.data.loading.split import Split, TensorSplit
+from cggm_ray.data.shards.shards import open_set
+from cggm_ray.engine.assembly import new_state
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.runtime import LocalRuntime
+from cggm_ray.engine.step import TrainingStep, train_step
 
 EVERYTHING = 2**20
 """MiB: a budget that any set fits."""

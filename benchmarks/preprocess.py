@@ -19,12 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cggm_ray.cli import parse
-from cggm_ray.config import Config
-from cggm_ray.data.dataset import prepare
-from cggm_ray.data.shards import open_set, write_shards_here
+from cggm_ray.commands.cli import parse
+from cggm_ray.data.prepare import prepare
+from cggm_ray.data.shards.shards import open_set, write_shards_here
 from cggm_ray.distributed.cluster import connect
-from cggm_ray.distributed.ingest import write_shards_with_ray
+from cggm_ray.distributed.data.ingest import write_shards_with_ray
+from cggm_ray.engine.configuration import Config
 
 
 def seconds(config: Config, writer: Callable[..., Any]) -> tuple[float, int]:

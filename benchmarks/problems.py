@@ -11,15 +11,16 @@ import torch
 from naive import NaiveConfig, NaiveStep
 from torch import Tensor, nn
 
-from cggm_ray.batch import Batch
-from cggm_ray.config import Config
+from cggm_ray.core.batch import Batch
+from cggm_ray.engine.assembly import new_state
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.runtime import LocalRuntime
+from cggm_ray.engine.step import TrainingStep, train_step
 from cggm_ray.models.deeplab import DeepLab, DeepLabConfig, deeplab_guides
 from cggm_ray.models.net import MultimodalNet, compile_parts
 from cggm_ray.models.resnet import BACKBONES
 from cggm_ray.models.sequence import sequence_guides, sequence_net
-from cggm_ray.runtime import LocalRuntime
 from cggm_ray.tasks import Classification, Regression, Segmentation, Task
-from cggm_ray.train import TrainingStep, new_state, train_step
 
 NAIVE = "naive"
 
@@ -109,7 +110,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 def product_step(
     problem: Problem, settings: Mapping[str, Any], batch: Batch | None = None, device: str = "cpu"
 ) -> Callable[[], Mapping[str, Tensor]]:
-    """The package's own step, `cggm_ray.train.train_step`, on one batch that lies on the device."""
+    """The package's own step, `cggm_ray.engine.step.train_step`, on one batch that lies on the device."""
     torch.manual_seed(0)
     config = Config.from_dict({"no_cuda": device == "cpu", **problem.settings, **settings})
     net, guides = problem.networks(config)

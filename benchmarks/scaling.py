@@ -32,9 +32,9 @@ from problems import PROBLEMS, STRATEGIES, Problem, product_step
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cggm_ray.batch import Batch
-from cggm_ray.config import Config
-from cggm_ray.tracking import read_metrics
+from cggm_ray.core.batch import Batch
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.tracking import read_metrics
 
 PLAIN = "plain DDP, joint"
 SCORES = "all-reduce of the scores"

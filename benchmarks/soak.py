@@ -23,7 +23,7 @@ from statistics import mean
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from cggm_ray.tracking import read_metrics  # noqa: E402
+from cggm_ray.engine.tracking import read_metrics
 from raylets import Raylets, descendants, raylets  # noqa: E402
 
 SMALL = [

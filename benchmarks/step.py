@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from problems import NAIVE, PROBLEMS, STRATEGIES, Problem, naive_step, product_step
 
-from cggm_ray.config import Config
-from cggm_ray.modulation import base
-from cggm_ray.optim import clip_by_total_norm, model_optimizer
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.optim import clip_by_total_norm, model_optimizer
+from cggm_ray.strategies import base
 
 
 def make(problem: Problem, variant: str) -> Callable[[], Any]:

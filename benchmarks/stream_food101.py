@@ -30,11 +30,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from cggm_ray.config import Config, ModelConfig
+from cggm_ray.core.reduction import alone
 from cggm_ray.data.dataset import DATASETS
-from cggm_ray.data.food101 import Food101Options
-from cggm_ray.data.sampler import epoch_order, slices
-from cggm_ray.data.shards import (
+from cggm_ray.data.datasets.food101.food101 import Food101Options
+from cggm_ray.data.loading.sampler import epoch_order, slices
+from cggm_ray.data.loading.split import set_bytes
+from cggm_ray.data.shards.shards import (
     INDEX,
     MANIFEST,
     SHARD_BYTES,
@@ -46,9 +47,10 @@ from cggm_ray.data.shards import (
     tensor_column,
     write_shard,
 )
-from cggm_ray.data.split import set_bytes
-from cggm_ray.modulation.base import STRATEGIES, alone
-from cggm_ray.optim import model_optimizer
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.optim import model_optimizer
+from cggm_ray.models.settings import ModelConfig
+from cggm_ray.strategies.registry import STRATEGIES
 
 SHAPES = {"image": (197, 768), "text": (50, 768)}
 CLASSES = 101

@@ -32,17 +32,22 @@ import torch
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address  # what `ray memory` asks
 from torch import nn
 
-from cggm_ray.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
-from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset, prepare
-from cggm_ray.data.shards import INDEX, SHARD_BYTES, TARGET, Manifest, RawShard, open_set, tensor_column
-from cggm_ray.data.split import Split, set_bytes
-from cggm_ray.distributed.ingest import write_shards_with_ray
+from cggm_ray.commands.train import run
+from cggm_ray.config.fields import option
+from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset
+from cggm_ray.data.loading.split import Split, set_bytes
+from cggm_ray.data.prepare import prepare
+from cggm_ray.data.settings import DataConfig, DatasetOptions
+from cggm_ray.data.shards.shards import INDEX, SHARD_BYTES, TARGET, Manifest, RawShard, open_set, tensor_column
+from cggm_ray.distributed.data.ingest import write_shards_with_ray
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.runtime import RunConfig
+from cggm_ray.engine.settings import TrainConfig
+from cggm_ray.engine.tracking import read_metrics
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.sequence import sequence_guides, sequence_net
-from cggm_ray.options import DatasetOptions, option
-from cggm_ray.run import run
+from cggm_ray.models.settings import ModelConfig
 from cggm_ray.tasks import Classification, Task
-from cggm_ray.tracking import read_metrics
 
 SHAPES = {"image": (197, 768), "text": (50, 768)}
 CLASSES = 101

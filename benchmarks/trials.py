@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from cggm_ray.tracking import read_metrics
+from cggm_ray.engine.tracking import read_metrics
 
 SCRIPT = Path(__file__).parents[1] / "pipelines" / "mosi.py"
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from real_sets import SETS, add_sets, call, given_sets
 
-from cggm_ray.studies.compare import Results, comparison_table
-from cggm_ray.train import SUMMARY, read_summary
+from cggm_ray.commands.compare import Results, comparison_table
+from cggm_ray.runs.result import SUMMARY, read_summary
 
 UPDATE = "--modulation cggm --gate update --direction off"
 VARIANTS = {

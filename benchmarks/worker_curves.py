@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cggm_ray.tracking import read_metrics
+from cggm_ray.engine.tracking import read_metrics
 
 SCRIPT = Path(__file__).parents[1] / "pipelines" / "mosi.py"
 CURVES = ("train/loss", "valid/loss", "coefficient/text")

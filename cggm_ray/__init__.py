@@ -3,9 +3,9 @@
 The names below are the library: a balancing strategy for a model and a loop of your own. They need torch and nothing else.
 """
 
-from cggm_ray.batch import Batch, HeadOutput
-from cggm_ray.errors import CggmError, DataError, UsageError
-from cggm_ray.modulation import CGGM, JointTraining, Strategy
+from cggm_ray.core.batch import Batch, HeadOutput
+from cggm_ray.core.errors import CggmError, DataError, UsageError
+from cggm_ray.strategies import CGGM, JointTraining, Strategy
 from cggm_ray.tasks import Classification, Regression, Segmentation, Task
 
 __version__ = "0.1.0"

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cggm_ray.errors import CggmError, UsageError
+from cggm_ray.core.errors import CggmError, UsageError
 
 SPLITS = ("train", "valid", "test")
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from cggm_ray.verify import verify
+    from cggm_ray.commands.verify import verify
 
     found = verify(arguments.run)
     print(found.table())
@@ -73,7 +73,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from cggm_ray.predict import predict
+    from cggm_ray.commands.predict import predict
 
     if arguments.workers < 1:
         raise UsageError(f"workers: found {arguments.workers}; expected a whole number of at least 1")
@@ -86,7 +86,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from cggm_ray.export import export
+    from cggm_ray.commands.export import export
 
     done = export(arguments.run, arguments.out)
     print(

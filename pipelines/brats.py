@@ -14,9 +14,13 @@ folders, <case>/<case>_<flair|t1ce|t1|t2|seg>.nii.gz, which are z-scored and spl
 
 import sys
 
-from cggm_ray.cli import main
-from cggm_ray.config import Config, DataConfig, ModulationConfig, OptimConfig, TrainConfig
-from cggm_ray.data.brats import BratsOptions
+from cggm_ray.commands.cli import main
+from cggm_ray.data.datasets.brats.brats import BratsOptions
+from cggm_ray.data.settings import DataConfig
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.optim import OptimConfig
+from cggm_ray.engine.settings import TrainConfig
+from cggm_ray.strategies.settings import ModulationConfig
 
 # The hyper-parameters of the released code. It declares clipping at 0.8 and never clips.
 RECIPE = Config(

@@ -15,9 +15,12 @@ parquet, or a False in the array <modality>_present.
 
 import sys
 
-from cggm_ray.cli import main
-from cggm_ray.config import Config, DataConfig, ModelConfig, TrainConfig
-from cggm_ray.data.features import FeatureOptions
+from cggm_ray.commands.cli import main
+from cggm_ray.data.datasets.features import FeatureOptions
+from cggm_ray.data.settings import DataConfig
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.settings import TrainConfig
+from cggm_ray.models.settings import ModelConfig
 
 RECIPE = Config(
     data=DataConfig(dataset="features"),

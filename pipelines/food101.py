@@ -13,9 +13,14 @@ Data: train.json, test.json and maybe dev.json, lists of {id, text_tokens, img_p
 
 import sys
 
-from cggm_ray.cli import main
-from cggm_ray.config import Config, DataConfig, ModelConfig, ModulationConfig, OptimConfig, TrainConfig
-from cggm_ray.data.food101 import Food101Options
+from cggm_ray.commands.cli import main
+from cggm_ray.data.datasets.food101.food101 import Food101Options
+from cggm_ray.data.settings import DataConfig
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.optim import OptimConfig
+from cggm_ray.engine.settings import TrainConfig
+from cggm_ray.models.settings import ModelConfig
+from cggm_ray.strategies.settings import ModulationConfig
 
 RECIPE = Config(
     data=DataConfig(dataset="food101"),

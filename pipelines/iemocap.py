@@ -14,9 +14,11 @@ target/<fold>/<trn|val|tst>_{label,int2name}.npy. The run leaves the confusion m
 
 import sys
 
-from cggm_ray.cli import main
-from cggm_ray.config import Config, DataConfig, ModelConfig
-from cggm_ray.data.iemocap import IemocapOptions
+from cggm_ray.commands.cli import main
+from cggm_ray.data.datasets.iemocap import IemocapOptions
+from cggm_ray.data.settings import DataConfig
+from cggm_ray.engine.configuration import Config
+from cggm_ray.models.settings import ModelConfig
 
 # The hyper-parameters of the released code where they differ from the defaults, which are those for MOSI.
 RECIPE = Config(

@@ -12,8 +12,9 @@ Data: the released pickle, {'train' | 'valid' | 'test': {'text', 'audio', 'visio
 
 import sys
 
-from cggm_ray.cli import main
-from cggm_ray.config import Config, DataConfig
+from cggm_ray.commands.cli import main
+from cggm_ray.data.settings import DataConfig
+from cggm_ray.engine.configuration import Config
 
 # The defaults of the configuration are the hyper-parameters of the released code for MOSI.
 RECIPE = Config(data=DataConfig(dataset="mosi"))

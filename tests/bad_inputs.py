@@ -35,12 +35,13 @@ import test_food101
 import test_iemocap
 import test_search
 from brats_files import write_challenge, write_released
-from cggm_ray.cli import main
-from cggm_ray.config import Config, ModelConfig
-from cggm_ray.data.brats import BratsOptions
-from cggm_ray.data.features import FeatureOptions
-from cggm_ray.data.food101 import Food101Options
-from cggm_ray.data.iemocap import IemocapOptions
+from cggm_ray.commands.cli import main
+from cggm_ray.data.datasets.brats.brats import BratsOptions
+from cggm_ray.data.datasets.features import FeatureOptions
+from cggm_ray.data.datasets.food101.food101 import Food101Options
+from cggm_ray.data.datasets.iemocap import IemocapOptions
+from cggm_ray.engine.configuration import Config
+from cggm_ray.models.settings import ModelConfig
 from conftest import SMALL, small_set, write_pickle
 from feature_sets import arrays, as_npz, as_parquet
 from food101_files import edit, write_set

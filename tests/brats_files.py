@@ -8,9 +8,11 @@ import h5py
 import nibabel
 import numpy as np
 
-from cggm_ray.config import Config, DataConfig, RunConfig
-from cggm_ray.data.brats import BratsOptions
-from cggm_ray.data.volumes import SEQUENCES
+from cggm_ray.data.datasets.brats.brats import BratsOptions
+from cggm_ray.data.datasets.brats.volumes import SEQUENCES
+from cggm_ray.data.settings import DataConfig
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.runtime import RunConfig
 
 SHAPE = (12, 20, 6)
 PLACE = np.array([[-1.0, 0, 0, 5], [0, -1, 0, 239], [0, 0, 1.5, 0], [0, 0, 0, 1]])

@@ -14,9 +14,9 @@ import torch
 from hypothesis import settings
 from safetensors.torch import load_file, save_file
 
-from cggm_ray.data.digests import FILE
-from cggm_ray.data.mosi import planted_imbalance
-from cggm_ray.files import copy_files, write_folder
+from cggm_ray.data.datasets.mosi import planted_imbalance
+from cggm_ray.storage.digests import FILE
+from cggm_ray.storage.files import copy_files, write_folder
 
 DATA = Path(os.environ.get("CGGM_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -9,9 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cggm_ray.config import Config, DataConfig, ModelConfig, ModulationConfig, RunConfig, TrainConfig
-from cggm_ray.data.features import FeatureOptions
-from cggm_ray.data.shards import tensor_column
+from cggm_ray.data.datasets.features import FeatureOptions
+from cggm_ray.data.settings import DataConfig
+from cggm_ray.data.shards.shards import tensor_column
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.runtime import RunConfig
+from cggm_ray.engine.settings import TrainConfig
+from cggm_ray.models.settings import ModelConfig
+from cggm_ray.strategies.settings import ModulationConfig
 
 TINY = ModelConfig(nlevels=3, cls_layers=1, proj_dim=8, num_heads=2)
 

@@ -11,8 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cggm_ray.config import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
-from cggm_ray.data.food101 import Food101Options
+from cggm_ray.data.datasets.food101.food101 import Food101Options
+from cggm_ray.data.settings import DataConfig
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.runtime import RunConfig
+from cggm_ray.engine.settings import TrainConfig
+from cggm_ray.models.settings import ModelConfig
 
 pytest.importorskip("transformers")
 Image = pytest.importorskip("PIL.Image")

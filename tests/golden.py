@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from cggm_ray import Classification, Regression, Task
-from cggm_ray.config import ModelConfig
+from cggm_ray.engine.optim import build_optimizer
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.released import convert_released, net_name
 from cggm_ray.models.sequence import sequence_guides, sequence_net
-from cggm_ray.optim import build_optimizer
+from cggm_ray.models.settings import ModelConfig
 
 FOLDER = Path(os.environ.get("CGGM_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
 

@@ -15,18 +15,19 @@ import torch.multiprocessing as mp
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cggm_ray.batch import Batch, HeadOutput
-from cggm_ray.cli import main
-from cggm_ray.config import Config, RunConfig
-from cggm_ray.data.sampler import epoch_order, slices
+from cggm_ray.commands.cli import main
+from cggm_ray.core.batch import Batch, HeadOutput
+from cggm_ray.data.loading.sampler import epoch_order, slices
+from cggm_ray.engine.assembly import new_state
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.runtime import LocalRuntime, RunConfig
+from cggm_ray.engine.state import VALUES, WEIGHTS
+from cggm_ray.engine.step import TrainingStep, train_step
+from cggm_ray.engine.tracking import read_metrics
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.sequence import sequence_guides, sequence_net
-from cggm_ray.modulation.base import STRATEGIES
-from cggm_ray.runtime import LocalRuntime
-from cggm_ray.state import VALUES, WEIGHTS
+from cggm_ray.strategies.registry import STRATEGIES
 from cggm_ray.tasks import Classification, Regression, Task
-from cggm_ray.tracking import read_metrics
-from cggm_ray.train import TrainingStep, new_state, train_step
 from conftest import SMALL
 
 WIDTHS = {"text": 6, "audio": 4, "vision": 3}

@@ -14,21 +14,23 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from cggm_ray.batch import Batch
-from cggm_ray.checkpoints import Checkpoints
-from cggm_ray.cli import main
-from cggm_ray.config import Config, DataConfig, RunConfig
-from cggm_ray.data.features import FeatureOptions
-from cggm_ray.data.sampler import epoch_order, slices
+from cggm_ray.commands.cli import main
+from cggm_ray.commands.verify import verify
+from cggm_ray.core.batch import Batch
+from cggm_ray.data.datasets.features import FeatureOptions
+from cggm_ray.data.loading.sampler import epoch_order, slices
+from cggm_ray.data.settings import DataConfig
+from cggm_ray.engine.assembly import new_state
+from cggm_ray.engine.checkpoints import Checkpoints
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.optim import rescale
+from cggm_ray.engine.runtime import LocalRuntime, RunConfig
+from cggm_ray.engine.state import Position
+from cggm_ray.engine.step import TrainingStep, train_step
+from cggm_ray.engine.tracking import read_metrics
 from cggm_ray.models.sequence import sequence_guides, sequence_net
-from cggm_ray.modulation.base import STRATEGIES
-from cggm_ray.optim import rescale
-from cggm_ray.runtime import LocalRuntime
-from cggm_ray.state import Position
+from cggm_ray.strategies.registry import STRATEGIES
 from cggm_ray.tasks import Classification, Regression
-from cggm_ray.tracking import read_metrics
-from cggm_ray.train import TrainingStep, new_state, train_step
-from cggm_ray.verify import verify
 from conftest import SMALL
 from feature_sets import arrays, as_npz
 from test_resume import TIMES, same_state

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from cggm_ray import CGGM, Classification, HeadOutput
-from cggm_ray.batch import Batch
-from cggm_ray.config import Config, ModulationConfig
-from cggm_ray.runtime import LocalRuntime
-from cggm_ray.train import TrainingStep, new_state, train_step
+from cggm_ray.core.batch import Batch
+from cggm_ray.engine.assembly import new_state
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.runtime import LocalRuntime
+from cggm_ray.engine.step import TrainingStep, train_step
+from cggm_ray.strategies.settings import ModulationConfig
 from strategy_cases import LinearGuide, linear_inputs, linear_net
 from strategy_runs import assert_resumes, assert_workers_follow_one
 

@@ -20,16 +20,17 @@ from torch import nn
 
 from brats_files import configured, write_challenge, write_released
 from cggm_ray.__main__ import main as command
-from cggm_ray.cli import main
-from cggm_ray.config import Config, DataConfig
-from cggm_ray.data.brats import Brats, BratsOptions
-from cggm_ray.data.dataset import prepare
-from cggm_ray.data.features import FeatureOptions
-from cggm_ray.data.sampler import slices
-from cggm_ray.data.shards import column_values, write_shards_here
-from cggm_ray.export import Inference, exported
-from cggm_ray.finished import open_finished
-from cggm_ray.train import open_manifest
+from cggm_ray.commands.cli import main
+from cggm_ray.commands.export import Inference, exported
+from cggm_ray.data.datasets.brats.brats import Brats, BratsOptions
+from cggm_ray.data.datasets.features import FeatureOptions
+from cggm_ray.data.loading.sampler import slices
+from cggm_ray.data.prepare import prepare
+from cggm_ray.data.settings import DataConfig
+from cggm_ray.data.shards.opening import open_manifest
+from cggm_ray.data.shards.shards import column_values, write_shards_here
+from cggm_ray.engine.configuration import Config
+from cggm_ray.runs.finished import open_finished
 from conftest import SMALL, small_set, tamper, write_pickle
 
 
@@ -231,7 +232,9 @@ def test_a_program_with_other_numbers_is_refused(
 
     copied = tmp_path / "run"
     shutil.copytree(run, copied)
-    monkeypatch.setattr("cggm_ray.export.exported", lambda net, batch: other(pickle.loads(pickle.dumps(net)), batch))
+    monkeypatch.setattr(
+        "cggm_ray.commands.export.exported", lambda net, batch: other(pickle.loads(pickle.dumps(net)), batch)
+    )
     assert command(["export", str(copied)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "differs from the network by" in line
@@ -247,6 +250,6 @@ def test_a_damaged_checkpoint_is_not_exported(run: Path, tmp_path: Path, capsys:
 
 
 def _all(samples: int) -> object:
-    from cggm_ray.data.sampler import Slice
+    from cggm_ray.data.loading.sampler import Slice
 
     return Slice(index=torch.arange(samples), weight=None, samples=samples)

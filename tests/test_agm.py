@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import cggm_ray.modulation.agm
+import cggm_ray.strategies.agm
 from cggm_ray import Classification, Regression
 from cggm_ray.models.net import MultimodalNet
-from cggm_ray.modulation.agm import AGM, MOST
+from cggm_ray.strategies.agm import AGM, MOST
 from strategy_cases import linear_inputs, linear_net, softmax
 
 ALPHA = 0.7
@@ -112,6 +112,6 @@ def test_a_modality_that_no_sample_has() -> None:
 
 
 def test_its_example() -> None:
-    result = doctest.testmod(cggm_ray.modulation.agm)
+    result = doctest.testmod(cggm_ray.strategies.agm)
     assert result.attempted > 10
     assert result.failed == 0

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cggm_ray.data import augment
-from cggm_ray.data.augment import augmented, blurred, image_problem, resized
+from cggm_ray.data.datasets.food101 import augment
+from cggm_ray.data.datasets.food101.augment import augmented, blurred, image_problem, resized
 
 Image = pytest.importorskip("PIL.Image")
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cggm_ray.cli import main
-from cggm_ray.config import Config
+from cggm_ray.commands.cli import main
+from cggm_ray.engine.configuration import Config
 from conftest import SMALL, sets, small_set, write_pickle
 
 Content = dict[str, dict[str, Any]]

@@ -13,7 +13,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cggm_ray.balance import (
+from cggm_ray.commands.cli import main
+from cggm_ray.core.errors import TrainingError, UsageError
+from cggm_ray.data.datasets.mosi import planted_imbalance
+from cggm_ray.data.loading.split import TensorSplit
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.runtime import LocalRuntime, RunConfig
+from cggm_ray.engine.settings import TrainConfig
+from cggm_ray.engine.tracking import read_metrics
+from cggm_ray.models.deeplab import DeepLab, DeepLabConfig
+from cggm_ray.models.resnet import ResNetConfig
+from cggm_ray.models.sequence import sequence_net
+from cggm_ray.models.settings import ModelConfig
+from cggm_ray.runs.contributions import (
     BALANCE,
     MOST_MODALITIES,
     Contributions,
@@ -23,18 +35,8 @@ from cggm_ray.balance import (
     shapley_values,
     subsets,
 )
-from cggm_ray.cli import main
-from cggm_ray.config import Config, ModelConfig, RunConfig, TrainConfig
-from cggm_ray.data.mosi import planted_imbalance
-from cggm_ray.data.split import TensorSplit
-from cggm_ray.errors import TrainingError, UsageError
-from cggm_ray.models.deeplab import DeepLab, DeepLabConfig
-from cggm_ray.models.resnet import ResNetConfig
-from cggm_ray.models.sequence import sequence_net
-from cggm_ray.modulation.coefficients import COEFFICIENT_RULES
-from cggm_ray.runtime import LocalRuntime
+from cggm_ray.strategies.coefficients import COEFFICIENT_RULES
 from cggm_ray.tasks import Classification, Segmentation
-from cggm_ray.tracking import read_metrics
 from conftest import SMALL, small_set, write_pickle
 
 NAMES = ("a", "b", "c", "d")

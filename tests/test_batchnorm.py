@@ -11,13 +11,13 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from cggm_ray import CGGM, Batch, Segmentation
-from cggm_ray.data.sampler import slices
+from cggm_ray.core.reduction import alone
+from cggm_ray.data.loading.sampler import slices
+from cggm_ray.engine.runtime import all_reduce, data_parallel
+from cggm_ray.engine.step import TrainingStep
 from cggm_ray.models.batchnorm import BatchNorm2d, global_batch
 from cggm_ray.models.deeplab import DeepLab, DeepLabConfig, deeplab_guides
 from cggm_ray.models.resnet import ResNetConfig
-from cggm_ray.modulation.base import alone
-from cggm_ray.runtime import all_reduce, data_parallel
-from cggm_ray.train import TrainingStep
 
 SMALL = DeepLabConfig(
     backbone=ResNetConfig(blocks=(1, 1, 1, 2), bottleneck=False, width=4), channels=8, low_channels=4, rates=(1, 2)

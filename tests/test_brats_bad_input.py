@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from brats_files import SHAPE, configured, volume, write_challenge, write_h5, write_released
-from cggm_ray.cli import main
-from cggm_ray.config import Config
-from cggm_ray.data.brats import Brats, BratsOptions
-from cggm_ray.data.dataset import prepare
-from cggm_ray.data.shards import open_set, write_shards_here
-from cggm_ray.data.split import Split
-from cggm_ray.data.volumes import SEQUENCES, has_tumour
-from cggm_ray.errors import DataError, UsageError
+from cggm_ray.commands.cli import main
+from cggm_ray.core.errors import DataError, UsageError
+from cggm_ray.data.datasets.brats.brats import Brats, BratsOptions
+from cggm_ray.data.datasets.brats.volumes import SEQUENCES, has_tumour
+from cggm_ray.data.loading.split import Split
+from cggm_ray.data.prepare import prepare
+from cggm_ray.data.shards.shards import open_set, write_shards_here
+from cggm_ray.engine.configuration import Config
 from conftest import sets
 
 
@@ -119,7 +119,7 @@ def test_no_tumour_in_any_training_case(
     if there:
         # As an older version left it, which let the worker find out.
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("cggm_ray.data.brats.require_tumour", lambda *_: None)
+            patch.setattr("cggm_ray.data.datasets.brats.brats.require_tumour", lambda *_: None)
             prepare(config, write_shards_here)
     assert main(config, ["--name", "run", "--local", str(local)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -141,7 +141,7 @@ def test_labels_are_read_up_to_the_first_tumour(
         asked.append(files[0].name)
         return has_tumour(files)
 
-    monkeypatch.setattr("cggm_ray.data.brats.has_tumour", asking)
+    monkeypatch.setattr("cggm_ray.data.datasets.brats.brats.has_tumour", asking)
     list(Brats(configured(tmp_path, released)).read(sorted(released.rglob("*.h5"))))
     assert asked == ["case0.h5", "case1.h5"]
 
@@ -214,7 +214,7 @@ def test_a_full_disk_is_named(tmp_path: Path, released: Path, monkeypatch: pytes
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cggm_ray.data.shards.pq.write_table", full)
+    monkeypatch.setattr("cggm_ray.data.shards.shards.pq.write_table", full)
     with pytest.raises(DataError, match=r"train-00000.parquet: cannot write the shard: No space left on device"):
         prepare(configured(tmp_path, released), write_shards_here)
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from brats_files import SHAPE, configured, volume, write_challenge, write_h5, write_released
-from cggm_ray.config import Config
-from cggm_ray.data.brats import Brats, BratsOptions
-from cggm_ray.data.dataset import prepare
-from cggm_ray.data.sampler import slices
-from cggm_ray.data.shards import Manifest, open_set, write_shards_here
-from cggm_ray.data.slices import SliceFiles, TumourSlices, VolumeSlices, augmented, centred
-from cggm_ray.data.volumes import SEQUENCES
+from cggm_ray.data.datasets.brats.brats import Brats, BratsOptions
+from cggm_ray.data.datasets.brats.volumes import SEQUENCES
+from cggm_ray.data.loading.sampler import slices
+from cggm_ray.data.loading.slices import SliceFiles, TumourSlices, VolumeSlices, augmented, centred
+from cggm_ray.data.prepare import prepare
+from cggm_ray.data.shards.shards import Manifest, open_set, write_shards_here
+from cggm_ray.engine.configuration import Config
 
 CPU = torch.device("cpu")
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from cggm_ray import CGGM, JointTraining, Segmentation
-from cggm_ray.metrics import region_dice
+from cggm_ray.engine.schedules import cosine_with_warmup
 from cggm_ray.models.deeplab import DeepLab, DeepLabConfig, deeplab_guides
 from cggm_ray.models.released import convert_released, guide_name, net_name
 from cggm_ray.models.resnet import ResNetConfig
-from cggm_ray.optim import cosine_with_warmup
+from cggm_ray.tasks.metrics import region_dice
 from conftest import LARGE
 from golden import Recording, arrays_of, norms, recordings
 

@@ -14,20 +14,24 @@ import torch
 from PIL import Image
 
 from brats_files import write_challenge
-from cggm_ray.cli import main
-from cggm_ray.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
-from cggm_ray.data.brats import DEMONSTRATION_CASES, DEMONSTRATION_SHAPE, Brats, BratsOptions
-from cggm_ray.data.dataset import prepare
-from cggm_ray.data.overlay import COLOURS, coloured
-from cggm_ray.data.shards import Manifest, open_set, write_shards_here
-from cggm_ray.data.volumes import SEQUENCES
-from cggm_ray.errors import DataError, UsageError
-from cggm_ray.evaluation import evaluate
-from cggm_ray.metrics import TUMOUR_REGIONS
+from cggm_ray.commands.cli import main
+from cggm_ray.commands.train import run
+from cggm_ray.core.errors import DataError, UsageError
+from cggm_ray.data.datasets.brats.brats import DEMONSTRATION_CASES, DEMONSTRATION_SHAPE, Brats, BratsOptions
+from cggm_ray.data.datasets.brats.overlay import COLOURS, coloured
+from cggm_ray.data.datasets.brats.volumes import SEQUENCES
+from cggm_ray.data.prepare import prepare
+from cggm_ray.data.settings import DataConfig
+from cggm_ray.data.shards.shards import Manifest, open_set, write_shards_here
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.evaluation import evaluate
+from cggm_ray.engine.optim import OptimConfig
+from cggm_ray.engine.runtime import LocalRuntime, RunConfig
+from cggm_ray.engine.schedules import cosine_with_warmup
+from cggm_ray.engine.settings import TrainConfig
 from cggm_ray.models.resnet import BACKBONES, ResNetConfig
-from cggm_ray.optim import cosine_with_warmup
-from cggm_ray.run import run
-from cggm_ray.runtime import LocalRuntime
+from cggm_ray.models.settings import ModelConfig
+from cggm_ray.tasks.metrics import TUMOUR_REGIONS
 from conftest import LARGE, sets
 
 CPU = torch.device("cpu")

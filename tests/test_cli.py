@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cggm_ray.cli import build_parser, main, parse
-from cggm_ray.config import Config, TrainConfig
-from cggm_ray.errors import UsageError
+from cggm_ray.commands.cli import build_parser, main, parse
+from cggm_ray.core.errors import UsageError
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.settings import TrainConfig
 
 RELEASED = {
     "--modulation cggm": ("modulation", "modulation", "cggm"),

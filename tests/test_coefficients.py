@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cggm_ray.modulation.coefficients import CoefficientRule, PaperRule, ReleasedRule, StableRule
+from cggm_ray.strategies.coefficients import CoefficientRule, PaperRule, ReleasedRule, StableRule
 
 utility = st.floats(-3, 3, allow_nan=False, width=32)
 histories = st.integers(2, 5).flatmap(

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cggm_ray.cli import main
-from cggm_ray.config import Config
-from cggm_ray.studies.compare import Results, markdown, paired_difference
+from cggm_ray.commands.cli import main
+from cggm_ray.commands.compare import Results, markdown, paired_difference
+from cggm_ray.engine.configuration import Config
 from conftest import SMALL, small_set, write_pickle
 
 
@@ -120,8 +120,8 @@ def test_a_run_that_fails_is_named_and_the_others_are_told(
 
 
 def test_folds_are_pairs_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from cggm_ray.config import DataConfig
-    from cggm_ray.data.iemocap import IemocapOptions
+    from cggm_ray.data.datasets.iemocap import IemocapOptions
+    from cggm_ray.data.settings import DataConfig
 
     recipe = Config(data=DataConfig(dataset="iemocap"), options=IemocapOptions())
     argv = [*SMALL, "--storage_path", str(tmp_path), "--name", "table", "--local", "--num_epochs", "1", "--cv", "all"]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cggm_ray.cli import main
-from cggm_ray.config import Config
+from cggm_ray.commands.cli import main
+from cggm_ray.engine.configuration import Config
 from conftest import SMALL
 from raylets import free_ports
 

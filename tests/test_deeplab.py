@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from cggm_ray import CGGM, DataError, Segmentation
-from cggm_ray.metrics import DiceMetrics, SliceDiceMetrics, VolumeDiceMetrics
+from cggm_ray.core.reduction import alone
 from cggm_ray.models.batchnorm import global_batch
 from cggm_ray.models.deeplab import DeepLab, DeepLabConfig, deeplab_guides
 from cggm_ray.models.released import guide_name, net_name
 from cggm_ray.models.resnet import BACKBONES, ResNetConfig
-from cggm_ray.modulation.base import alone
-from cggm_ray.modulation.direction import weight_gradient_sums
+from cggm_ray.strategies.direction import weight_gradient_sums
+from cggm_ray.tasks.metrics import DiceMetrics, SliceDiceMetrics, VolumeDiceMetrics
 
 SMALL = DeepLabConfig(
     backbone=ResNetConfig(blocks=(1, 1, 1, 2), bottleneck=False, width=4), channels=8, low_channels=4, rates=(1, 2)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cggm_ray.config import Config
-from cggm_ray.data import digests
-from cggm_ray.data.dataset import prepare
-from cggm_ray.data.digests import FILE, file_digest, file_digests, keep_digests, load_digests, look
-from cggm_ray.data.shards import write_shards_here
+from cggm_ray.data.prepare import prepare
+from cggm_ray.data.shards.shards import write_shards_here
+from cggm_ray.engine.configuration import Config
+from cggm_ray.storage import digests
+from cggm_ray.storage.digests import FILE, file_digest, file_digests, keep_digests, load_digests, look
 from conftest import small_set, write_pickle
 
 DAY = 86400 * 10**9

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cggm_ray.cli import build_parser, main, parse
-from cggm_ray.tracking import read_metrics
+from cggm_ray.commands.cli import build_parser, main, parse
+from cggm_ray.engine.tracking import read_metrics
 from conftest import SMALL
 
 ROOT = Path(__file__).parents[1]

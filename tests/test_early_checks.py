@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 
 from brats_files import write_released
-from cggm_ray.cli import main
-from cggm_ray.config import Config, ModelConfig
-from cggm_ray.data.brats import BratsOptions
-from cggm_ray.data.dataset import DATASETS, prepare, raw_path
-from cggm_ray.data.features import FeatureOptions
-from cggm_ray.data.food101 import Food101Options
-from cggm_ray.data.iemocap import IemocapOptions
-from cggm_ray.data.shards import RawShard, Shard, Stage, open_set, write_shards_here
+from cggm_ray.commands.cli import main
+from cggm_ray.data.dataset import DATASETS
+from cggm_ray.data.datasets.brats.brats import BratsOptions
+from cggm_ray.data.datasets.features import FeatureOptions
+from cggm_ray.data.datasets.food101.food101 import Food101Options
+from cggm_ray.data.datasets.iemocap import IemocapOptions
+from cggm_ray.data.prepare import prepare, raw_path
+from cggm_ray.data.shards.shards import RawShard, Shard, Stage, open_set, write_shards_here
+from cggm_ray.engine.configuration import Config
+from cggm_ray.models.settings import ModelConfig
 from conftest import sets, small_set, write_pickle
 from feature_sets import arrays, as_npz
 from food101_files import write_set
@@ -71,9 +73,9 @@ def refused(config: Config, flags: str, capsys: pytest.CaptureFixture[str]) -> s
 def test_before_the_conversion(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, flags: str
 ) -> None:
-    from cggm_ray.distributed import launch
+    from cggm_ray.distributed.train import launch
 
-    monkeypatch.setattr("cggm_ray.run.write_shards_here", never)
+    monkeypatch.setattr("cggm_ray.commands.train.write_shards_here", never)
     monkeypatch.setattr(launch, "write_shards_with_ray", never)
     config = recipe(name, tmp_path)
     names = {"name": name, "task": TASKS.get(name, "Classification"), "first": FIRST.get(name, "text")}

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cggm_ray.cli import main
-from cggm_ray.config import Config
-from cggm_ray.tracking import LOG, read_metrics
+from cggm_ray.commands.cli import main
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.tracking import LOG, read_metrics
 from conftest import LARGE, SMALL, small_set, write_pickle
 from raylets import raylets, wait_for
 

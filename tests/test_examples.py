@@ -15,8 +15,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from cggm_ray.cli import parse
-from cggm_ray.config import Config
+from cggm_ray.commands.cli import parse
+from cggm_ray.engine.configuration import Config
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "docs" / "examples"

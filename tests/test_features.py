@@ -16,13 +16,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cggm_ray.config import Config, ModelConfig, RunConfig, TrainConfig
-from cggm_ray.data.dataset import DATASETS, prepare
-from cggm_ray.data.features import FeatureOptions
-from cggm_ray.data.shards import Manifest, open_set, write_shards_here
-from cggm_ray.data.split import TensorSplit
+from cggm_ray.commands.train import run
+from cggm_ray.data.dataset import DATASETS
+from cggm_ray.data.datasets.features import FeatureOptions
+from cggm_ray.data.loading.split import TensorSplit
+from cggm_ray.data.prepare import prepare
+from cggm_ray.data.shards.shards import Manifest, open_set, write_shards_here
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.runtime import RunConfig
+from cggm_ray.engine.settings import TrainConfig
+from cggm_ray.models.settings import ModelConfig
 from cggm_ray.models.shaped import shaped_net
-from cggm_ray.run import run
 from conftest import LARGE
 from feature_sets import TINY, arrays, as_npz, as_parquet, as_pickle, config
 

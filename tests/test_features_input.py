@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cggm_ray.data.dataset import prepare
-from cggm_ray.data.features import FeatureOptions
-from cggm_ray.data.shards import write_shards_here
-from cggm_ray.errors import DataError, UsageError
+from cggm_ray.core.errors import DataError, UsageError
+from cggm_ray.data.datasets.features import FeatureOptions
+from cggm_ray.data.prepare import prepare
+from cggm_ray.data.shards.shards import write_shards_here
 from feature_sets import arrays, config
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cggm_ray.cli import main
-from cggm_ray.config import Config, RunConfig
-from cggm_ray.errors import UsageError
+from cggm_ray.commands.cli import main
+from cggm_ray.core.errors import UsageError
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.runtime import RunConfig
 from conftest import LARGE, SMALL
 from raylets import raylets
 

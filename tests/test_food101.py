@@ -18,12 +18,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from cggm_ray.data.dataset import DATASETS, prepare
-from cggm_ray.data.sampler import epoch_order, slices
-from cggm_ray.data.shards import open_set, write_shards_here
-from cggm_ray.errors import DataError, UsageError
-from cggm_ray.run import run
-from cggm_ray.state import WEIGHTS
+from cggm_ray.commands.train import run
+from cggm_ray.core.errors import DataError, UsageError
+from cggm_ray.data.dataset import DATASETS
+from cggm_ray.data.loading.sampler import epoch_order, slices
+from cggm_ray.data.prepare import prepare
+from cggm_ray.data.shards.shards import open_set, write_shards_here
+from cggm_ray.engine.state import WEIGHTS
 from conftest import sets
 from food101_files import CLASSES, configuration, edit, reference_features, save_vit, with_options, write_set
 
@@ -153,7 +154,7 @@ def test_recipe_has_the_hyper_parameters_of_the_released_code() -> None:
 
 
 def test_demonstration(tmp_path: Path) -> None:
-    from cggm_ray.data import food101_demo
+    from cggm_ray.data.datasets.food101 import food101_demo
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(food101_demo, "SAMPLES", {"train": 60, "test": 12})
@@ -288,7 +289,7 @@ def test_two_ray_workers_extract_and_train_as_one_process(source: Path, tmp_path
 
 @pytest.mark.ray
 def test_error_of_an_actor_reaches_the_driver_as_one_line(raw: Path, tmp_path: Path) -> None:
-    from cggm_ray.distributed.ingest import write_shards_with_ray
+    from cggm_ray.distributed.data.ingest import write_shards_with_ray
 
     edit(raw / "vit" / "config.json", lambda content: content.__setitem__("num_hidden_layers", 2))
     with pytest.raises(DataError, match=r"vit: the weights in .* lack 16 parameters") as caught:

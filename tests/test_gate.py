@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cggm_ray.modulation.gate import Gates
+from cggm_ray.strategies.gate import Gates
 
 
 class TwoOutputs(nn.Module):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cggm_ray import Classification, HeadOutput
-from cggm_ray.modulation.gblend import GBlending, blend
+from cggm_ray.strategies.gblend import GBlending, blend
 from strategy_runs import assert_resumes, assert_workers_follow_one, lines, pipeline
 
 

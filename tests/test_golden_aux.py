@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from cggm_ray import Classification, Regression
-from cggm_ray.metrics import ClassificationMetrics, SentimentMetrics, confusion_counts, weighted_f1
 from cggm_ray.models.transformer import SinusoidalPositions, position_table
-from cggm_ray.modulation.direction import ReleasedDirection
+from cggm_ray.strategies.direction import ReleasedDirection
+from cggm_ray.tasks.metrics import ClassificationMetrics, SentimentMetrics, confusion_counts, weighted_f1
 from golden import arrays_of
 
 

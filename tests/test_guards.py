@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from cggm_ray.cli import main
-from cggm_ray.config import Config
-from cggm_ray.errors import NonFiniteError
-from cggm_ray.run import check_finite
-from cggm_ray.state import WEIGHTS, TrainState
-from cggm_ray.tracking import JsonLines, read_metrics
-from cggm_ray.train import new_state, read_summary
+from cggm_ray.commands.cli import main
+from cggm_ray.commands.train import check_finite
+from cggm_ray.core.errors import NonFiniteError
+from cggm_ray.engine.assembly import new_state
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.state import WEIGHTS, TrainState
+from cggm_ray.engine.tracking import JsonLines, read_metrics
+from cggm_ray.runs.result import read_summary
 from conftest import SMALL, small_set, tamper, write_pickle
 
 
@@ -113,8 +114,8 @@ def test_a_device_that_works_ahead_is_asked_later_and_moves_nothing_meanwhile(
             seen.append(new_state(*arguments, **options))
             return seen[0]
 
-        monkeypatch.setattr("cggm_ray.train.WORKING_AHEAD", devices)
-        monkeypatch.setattr("cggm_ray.train.new_state", kept)
+        monkeypatch.setattr("cggm_ray.engine.assembly.WORKING_AHEAD", devices)
+        monkeypatch.setattr("cggm_ray.engine.assembly.new_state", kept)
         assert run(folder, content, "--modulation", modulation, "--log_interval", "100") == 1
         said.append(re.sub(r"; seen on rank 0", "", capsys.readouterr().err))
         weights.append({**seen[0].net.state_dict(), **dict(seen[0].strategy.named_parameters())})

@@ -14,16 +14,22 @@ import numpy as np
 import pytest
 import torch
 
-from cggm_ray.batch import Batch
-from cggm_ray.config import Config, DataConfig, ModelConfig, ModulationConfig, RunConfig, TrainConfig
-from cggm_ray.data.dataset import DATASETS, prepare
-from cggm_ray.data.iemocap import Iemocap, IemocapOptions
-from cggm_ray.data.safe_pickle import load_npy, load_pickle
-from cggm_ray.data.sampler import slices
-from cggm_ray.data.shards import open_set, write_shards_here
-from cggm_ray.data.split import load_split
-from cggm_ray.errors import DataError, UsageError
-from cggm_ray.run import run
+from cggm_ray.commands.train import run
+from cggm_ray.core.batch import Batch
+from cggm_ray.core.errors import DataError, UsageError
+from cggm_ray.data.dataset import DATASETS
+from cggm_ray.data.datasets.iemocap import Iemocap, IemocapOptions
+from cggm_ray.data.formats.safe_pickle import load_npy, load_pickle
+from cggm_ray.data.loading.sampler import slices
+from cggm_ray.data.loading.split import load_split
+from cggm_ray.data.prepare import prepare
+from cggm_ray.data.settings import DataConfig
+from cggm_ray.data.shards.shards import open_set, write_shards_here
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.runtime import RunConfig
+from cggm_ray.engine.settings import TrainConfig
+from cggm_ray.models.settings import ModelConfig
+from cggm_ray.strategies.settings import ModulationConfig
 from conftest import sets
 from iemocap_layout import PLACES, small_layout, write_layout
 

@@ -18,7 +18,9 @@ def modules_after(code: str) -> set[str]:
     return set(json.loads(output.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("module", ["cggm_ray", "cggm_ray.train", "cggm_ray.cli", "cggm_ray.run"])
+@pytest.mark.parametrize(
+    "module", ["cggm_ray", "cggm_ray.engine.loop", "cggm_ray.commands.cli", "cggm_ray.commands.train"]
+)
 def test_importing_brings_in_neither_ray_nor_transformers(module: str) -> None:
     assert not modules_after(f"import {module}").intersection(HEAVY)
 
@@ -27,7 +29,7 @@ def test_local_training_brings_in_neither(small_pickle: object, tmp_path: object
     from conftest import SMALL
 
     argv = ["--local", "--data_path", str(small_pickle), "--storage_path", str(tmp_path), *SMALL, "--num_epochs", "1"]
-    code = f"from cggm_ray.cli import main\nfrom cggm_ray.config import Config\nassert main(Config(), {argv!r}) == 0"
+    code = f"from cggm_ray.commands.cli import main\nfrom cggm_ray.engine.configuration import Config\nassert main(Config(), {argv!r}) == 0"
     assert not modules_after(code).intersection(HEAVY)
 
 

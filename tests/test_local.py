@@ -15,10 +15,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from cggm_ray.cli import main
-from cggm_ray.config import Config
-from cggm_ray.data.mosi import planted_imbalance
-from cggm_ray.tracking import Console, JsonLines, following, read_metrics
+from cggm_ray.commands.cli import main
+from cggm_ray.data.datasets.mosi import planted_imbalance
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.tracking import Console, JsonLines, following, read_metrics
 from conftest import SMALL, small_set, write_pickle
 
 ROOT = Path(__file__).parents[1]

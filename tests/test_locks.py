@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from cggm_ray.cli import main
-from cggm_ray.config import Config
-from cggm_ray.locks import holding
+from cggm_ray.commands.cli import main
+from cggm_ray.engine.configuration import Config
+from cggm_ray.storage.locks import holding
 from conftest import SMALL, sets
 
 COUNT = """
 import sys
 from pathlib import Path
-from cggm_ray import locks
+from cggm_ray.storage import locks
 locks.PERIOD = 0.001
 counter = Path(sys.argv[1])
 for _ in range(50):
@@ -31,7 +31,7 @@ for _ in range(50):
 HOLD = """
 import sys, time
 from pathlib import Path
-from cggm_ray.locks import holding
+from cggm_ray.storage.locks import holding
 with holding(Path(sys.argv[1]), lambda holder: None):
     print("held", flush=True)
     time.sleep(600)

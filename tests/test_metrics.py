@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from cggm_ray.metrics import ClassificationMetrics, DiceMetrics, Metrics, SentimentMetrics
+from cggm_ray.tasks.metrics import ClassificationMetrics, DiceMetrics, Metrics, SentimentMetrics
 from cggm_ray.tasks.regression import sign_accuracy
 from golden import FOLDER
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from cggm_ray import CGGM, Classification
-from cggm_ray.config import ModelConfig
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.sequence import sequence_guides, sequence_net
+from cggm_ray.models.settings import ModelConfig
 
 WIDTHS = {"text": 5, "audio": 3}
 SMALL = ModelConfig(

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
-import cggm_ray.modulation.mmpareto
+import cggm_ray.strategies.mmpareto
 from cggm_ray import Classification, UsageError
 from cggm_ray.models.net import MultimodalNet
-from cggm_ray.modulation.mmpareto import MMPareto, Products, pareto_weights
+from cggm_ray.strategies.mmpareto import MMPareto, Products, pareto_weights
 from strategy_cases import LinearGuide, linear_inputs, linear_net
 
 GAMMA = 1.5
@@ -131,6 +131,6 @@ def test_one_modality_is_refused() -> None:
 
 
 def test_its_example() -> None:
-    result = doctest.testmod(cggm_ray.modulation.mmpareto)
+    result = doctest.testmod(cggm_ray.strategies.mmpareto)
     assert result.attempted > 10
     assert result.failed == 0

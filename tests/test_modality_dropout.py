@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import cggm_ray.modulation.modality_dropout
+import cggm_ray.strategies.modality_dropout
 from cggm_ray import Classification, UsageError
-from cggm_ray.modulation.modality_dropout import ModalityDropout
+from cggm_ray.strategies.modality_dropout import ModalityDropout
 
 N = 20000
 TARGET = torch.zeros(N, dtype=torch.int64)
@@ -75,6 +75,6 @@ def test_not_a_probability() -> None:
 
 
 def test_its_example() -> None:
-    result = doctest.testmod(cggm_ray.modulation.modality_dropout)
+    result = doctest.testmod(cggm_ray.strategies.modality_dropout)
     assert result.attempted > 5
     assert result.failed == 0

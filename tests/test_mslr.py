@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from cggm_ray import Classification, Regression
-from cggm_ray.config import Config
-from cggm_ray.errors import UsageError
-from cggm_ray.modulation.mslr import MSLR, MSLROptions, learning_rates
-from cggm_ray.optim import CosineSchedule, PlateauSchedule, model_optimizer, rescale, retune
+from cggm_ray.core.errors import UsageError
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.optim import model_optimizer, rescale, retune
+from cggm_ray.engine.schedules import CosineSchedule, PlateauSchedule
+from cggm_ray.strategies.mslr import MSLR, MSLROptions, learning_rates
 from strategy_runs import assert_resumes, assert_workers_follow_one, last, lines, pipeline
 
 RATES = ("--modulation", "mslr", "--mslr_lrs", "words=1e-3,age=4e-3,face=1e-2", "--lr", "2e-3")

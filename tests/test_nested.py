@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cggm_ray.tracking import read_metrics
+from cggm_ray.engine.tracking import read_metrics
 from conftest import LARGE, SMALL, small_set, write_pickle
 from raylets import Raylets, own_lines, raylets, wait_for
 

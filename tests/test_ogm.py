@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import cggm_ray.modulation.ogm
+import cggm_ray.strategies.ogm
 from cggm_ray import Classification, Regression, UsageError
-from cggm_ray.batch import HeadOutput
+from cggm_ray.core.batch import HeadOutput
 from cggm_ray.models.net import MultimodalNet
-from cggm_ray.modulation.ogm import OGM
+from cggm_ray.strategies.ogm import OGM
 from strategy_cases import linear_inputs, linear_net, softmax
 
 ALPHA = 0.4
@@ -156,6 +156,6 @@ def test_one_modality_is_refused() -> None:
 
 
 def test_its_example() -> None:
-    result = doctest.testmod(cggm_ray.modulation.ogm)
+    result = doctest.testmod(cggm_ray.strategies.ogm)
     assert result.attempted > 10
     assert result.failed == 0

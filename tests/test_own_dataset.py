@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cggm_ray.folds import save_folds
-from cggm_ray.train import Result
+from cggm_ray.runs.folds import save_folds
+from cggm_ray.runs.result import Result
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cggm_ray.data.packed import SPEC, pack, tensor_type, unpack
-from cggm_ray.data.shards import column_values, tensor_column
+from cggm_ray.data.shards.packed import SPEC, pack, tensor_type, unpack
+from cggm_ray.data.shards.shards import column_values, tensor_column
 
 RNG = np.random.default_rng(0)
 

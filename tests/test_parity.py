@@ -10,8 +10,8 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cggm_ray import CGGM, JointTraining, Task
+from cggm_ray.engine.optim import clip_by_total_norm
 from cggm_ray.models.released import guide_name
-from cggm_ray.optim import clip_by_total_norm
 from golden import FoodRecording, Recording, norms, recordings
 
 

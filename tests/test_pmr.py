@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from cggm_ray import Classification, HeadOutput
-from cggm_ray.cli import main
-from cggm_ray.config import Config, DataConfig
-from cggm_ray.modulation.pmr import PMR, coefficients, pooled
+from cggm_ray.commands.cli import main
+from cggm_ray.data.settings import DataConfig
+from cggm_ray.engine.configuration import Config
+from cggm_ray.strategies.pmr import PMR, coefficients, pooled
 from strategy_runs import assert_resumes, assert_workers_follow_one, lines, pipeline
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cggm_ray.checkpoints import Checkpoints
-from cggm_ray.cli import main
-from cggm_ray.config import Config
-from cggm_ray.tracking import LOG, read_metrics
+from cggm_ray.commands.cli import main
+from cggm_ray.engine.checkpoints import Checkpoints
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.tracking import LOG, read_metrics
 from conftest import SMALL
 from raylets import descendants, wait_for
 

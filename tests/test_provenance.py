@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from cggm_ray.__main__ import main as command
-from cggm_ray.cli import main
-from cggm_ray.config import Config
-from cggm_ray.provenance import PROVENANCE, git_commit, read_provenance
-from cggm_ray.seeding import make_deterministic, seed_all
-from cggm_ray.state import WEIGHTS
+from cggm_ray.commands.cli import main
+from cggm_ray.core.seeding import make_deterministic, seed_all
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.state import WEIGHTS
+from cggm_ray.runs.provenance import PROVENANCE, git_commit, read_provenance
 from conftest import SMALL, tamper
 
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cggm_ray.cli import main
-from cggm_ray.config import Config
-from cggm_ray.state import WEIGHTS
-from cggm_ray.tracking import LOG, read_metrics
+from cggm_ray.commands.cli import main
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.state import WEIGHTS
+from cggm_ray.engine.tracking import LOG, read_metrics
 from conftest import SMALL, small_set, write_pickle
 
 pytestmark = pytest.mark.ray

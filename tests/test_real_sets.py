@@ -11,9 +11,9 @@ from types import ModuleType
 import pytest
 import yaml
 
-from cggm_ray.cli import Command, parse
-from cggm_ray.modulation.base import STRATEGIES
-from cggm_ray.studies.search import read_search
+from cggm_ray.commands.cli import Command, parse
+from cggm_ray.strategies.registry import STRATEGIES
+from cggm_ray.studies.space import read_search
 from cggm_ray.tasks import Classification, Regression
 
 ROOT = Path(__file__).parents[1]

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cggm_ray import Classification, HeadOutput
-from cggm_ray.config import Config, RunConfig
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.runtime import LocalRuntime, RunConfig
 from cggm_ray.models.ensemble import Ensemble, ensemble_net
 from cggm_ray.models.net import MultimodalNet
-from cggm_ray.modulation.base import STRATEGIES
-from cggm_ray.modulation.reconboost import ReconBoost
-from cggm_ray.modulation.ume import UME
-from cggm_ray.runtime import LocalRuntime
+from cggm_ray.strategies.reconboost import ReconBoost
+from cggm_ray.strategies.registry import STRATEGIES
+from cggm_ray.strategies.ume import UME
 from strategy_runs import assert_resumes, assert_workers_follow_one, last, lines, pipeline, run_steps
 
 NAMES = ("a", "b", "c")

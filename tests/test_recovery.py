@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cggm_ray.checkpoints import Checkpoints
-from cggm_ray.cli import main
-from cggm_ray.config import Config
-from cggm_ray.data.sampler import epoch_order, slices
-from cggm_ray.errors import StorageError
-from cggm_ray.files import copy_files, write_folder
-from cggm_ray.state import VALUES, WEIGHTS, Position
-from cggm_ray.tracking import LOG, read_metrics
+from cggm_ray.commands.cli import main
+from cggm_ray.core.errors import StorageError
+from cggm_ray.data.loading.sampler import epoch_order, slices
+from cggm_ray.engine.checkpoints import Checkpoints
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.state import VALUES, WEIGHTS, Position
+from cggm_ray.engine.tracking import LOG, read_metrics
+from cggm_ray.storage.files import copy_files, write_folder
 from conftest import SMALL
 
 TIMES = {"seconds", "samples_per_second"}

@@ -14,14 +14,14 @@ import pytest
 
 from browser import Browser
 from cggm_ray.__main__ import main as command
-from cggm_ray.cli import main
-from cggm_ray.config import Config
-from cggm_ray.data.shards import column_values
-from cggm_ray.errors import UsageError
+from cggm_ray.commands.cli import main
+from cggm_ray.core.errors import UsageError
+from cggm_ray.data.shards.shards import column_values
+from cggm_ray.engine.configuration import Config
 from cggm_ray.report import html
 from cggm_ray.report.page import labels, report, write_page
-from cggm_ray.report.runs import read_story
-from cggm_ray.studies.trials import make_trial
+from cggm_ray.report.run_record import read_story
+from cggm_ray.studies.store import make_trial
 from conftest import SMALL, small_set, write_pickle
 
 VOID = {"meta", "img", "input", "br", "link"}
@@ -157,8 +157,8 @@ def test_texts_from_files_are_escaped(storage: Path, tmp_path: Path) -> None:
 
 def test_classes_get_a_confusion_matrix(storage: Path, tmp_path: Path) -> None:
     argv = ["--local", "--storage_path", str(tmp_path), "--name", "classes", *SMALL, "--report", "true"]
-    from cggm_ray.config import DataConfig
-    from cggm_ray.data.features import FeatureOptions
+    from cggm_ray.data.datasets.features import FeatureOptions
+    from cggm_ray.data.settings import DataConfig
 
     assert (
         main(Config(data=DataConfig(dataset="features"), options=FeatureOptions()), [*argv, "--num_epochs", "1"]) == 0

@@ -9,16 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cggm_ray.cli import main, parse
-from cggm_ray.config import Config, RunConfig
-from cggm_ray.data.dataset import DATASETS, prepare
-from cggm_ray.data.shards import write_shards_here
-from cggm_ray.errors import TrainingError
-from cggm_ray.run import named
-from cggm_ray.runtime import LocalRuntime
-from cggm_ray.state import TENSORS, VALUES, WEIGHTS
-from cggm_ray.tracking import read_metrics
-from cggm_ray.train import new_state, open_manifest
+from cggm_ray.commands.cli import main, parse
+from cggm_ray.core.errors import TrainingError
+from cggm_ray.data.dataset import DATASETS
+from cggm_ray.data.prepare import prepare
+from cggm_ray.data.shards.opening import open_manifest
+from cggm_ray.data.shards.shards import write_shards_here
+from cggm_ray.engine.assembly import new_state
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.runtime import LocalRuntime, RunConfig
+from cggm_ray.engine.state import TENSORS, VALUES, WEIGHTS
+from cggm_ray.engine.tracking import read_metrics
+from cggm_ray.runs.folder import named
 from conftest import SMALL, tamper
 
 TIMES = {"seconds", "samples_per_second"}

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cggm_ray.data.safe_pickle import load_pickle
-from cggm_ray.errors import DataError
+from cggm_ray.core.errors import DataError
+from cggm_ray.data.formats.safe_pickle import load_pickle
 from conftest import write_pickle
 
 CONTENT = {

@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cggm_ray.config import Config
-from cggm_ray.data import mosi
-from cggm_ray.data.dataset import prepare
-from cggm_ray.data.digests import file_digest
-from cggm_ray.data.packed import pack, unpack
-from cggm_ray.data.sampler import epoch_order, slices
-from cggm_ray.data.shards import (
+from cggm_ray.core.errors import DataError
+from cggm_ray.data.datasets import mosi
+from cggm_ray.data.loading.sampler import epoch_order, slices
+from cggm_ray.data.loading.split import load_split
+from cggm_ray.data.loading.stream import StreamSplit
+from cggm_ray.data.prepare import prepare
+from cggm_ray.data.shards.packed import pack, unpack
+from cggm_ray.data.shards.shards import (
     MANIFEST,
     RawShard,
     Shard,
@@ -29,9 +30,8 @@ from cggm_ray.data.shards import (
     tensor_column,
     write_shards_here,
 )
-from cggm_ray.data.split import load_split
-from cggm_ray.data.stream import StreamSplit
-from cggm_ray.errors import DataError
+from cggm_ray.engine.configuration import Config
+from cggm_ray.storage.digests import file_digest
 from conftest import sets, small_set, write_pickle
 
 CPU = torch.device("cpu")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from cggm_ray.core.errors import DataError
 from cggm_ray.data.split_names import SPLITS, find_splits, split_of
-from cggm_ray.errors import DataError
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from cggm_ray.cli import main
-from cggm_ray.config import Config
-from cggm_ray.modulation.base import STRATEGIES
-from cggm_ray.runtime import LocalRuntime
+from cggm_ray.commands.cli import main
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.runtime import LocalRuntime
+from cggm_ray.strategies.registry import STRATEGIES
 from cggm_ray.tasks import Classification, Regression
 from conftest import small_set, write_pickle
 from feature_sets import arrays, as_npz, config

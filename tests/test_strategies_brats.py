@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cggm_ray.batch import HeadOutput
-from cggm_ray.config import Config
+from cggm_ray.commands.train import run
+from cggm_ray.core.batch import HeadOutput
+from cggm_ray.engine.configuration import Config
 from cggm_ray.models.net import MultimodalNet
-from cggm_ray.modulation.base import STRATEGIES
-from cggm_ray.modulation.features import as_in_inference
-from cggm_ray.run import run
+from cggm_ray.strategies.features import as_in_inference
+from cggm_ray.strategies.registry import STRATEGIES
 from cggm_ray.tasks import Segmentation
 from strategy_cases import Concatenation
 from test_brats_run import cases, configured, epochs, small_backbone

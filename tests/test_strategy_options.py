@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from cggm_ray.cli import build_parser, main, parse
-from cggm_ray.config import Config, DataConfig
-from cggm_ray.errors import UsageError
-from cggm_ray.modulation.base import STRATEGIES, JointTraining, StrategyInfo
-from cggm_ray.options import StrategyOptions, check, option
-from cggm_ray.run import differences
+from cggm_ray.commands.cli import build_parser, main, parse
+from cggm_ray.config.fields import check, option
+from cggm_ray.core.errors import UsageError
+from cggm_ray.data.settings import DataConfig
+from cggm_ray.engine.configuration import Config
+from cggm_ray.runs.folder import differences
+from cggm_ray.strategies.base import JointTraining
+from cggm_ray.strategies.registry import STRATEGIES, StrategyInfo, StrategyOptions
 from cggm_ray.tasks import Classification
 
 

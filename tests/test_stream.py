@@ -10,8 +10,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cggm_ray.data.sampler import epoch_order, slices
-from cggm_ray.data.shards import (
+from cggm_ray.core.errors import DataError
+from cggm_ray.data.loading.sampler import epoch_order, slices
+from cggm_ray.data.loading.split import TensorSplit, load_split, set_bytes
+from cggm_ray.data.loading.stream import StreamSplit, ahead
+from cggm_ray.data.shards.shards import (
     IDENTITY,
     INDEX,
     TARGET,
@@ -22,9 +25,6 @@ from cggm_ray.data.shards import (
     tensor_column,
     write_shard,
 )
-from cggm_ray.data.split import TensorSplit, load_split, set_bytes
-from cggm_ray.data.stream import StreamSplit, ahead
-from cggm_ray.errors import DataError
 
 SAMPLES, VIEWS = 23, 3
 SHAPES = {"image": (7, 5), "text": (4, 3)}
@@ -53,7 +53,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
         raw = RawShard(split="train", number=number, table=pa.table(columns))
         with pytest.MonkeyPatch.context() as patch:
             # Row groups of several samples, and a last one that is shorter.
-            patch.setattr("cggm_ray.data.shards.ROW_GROUP_BYTES", 3 * raw.table.nbytes // raw.table.num_rows)
+            patch.setattr("cggm_ray.data.shards.shards.ROW_GROUP_BYTES", 3 * raw.table.nbytes // raw.table.num_rows)
             written.append(write_shard(lambda table: table, raw, folder))
     manifest = Manifest(
         dataset="test",

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import yaml
 
-from cggm_ray.cli import main
-from cggm_ray.config import Config
-from cggm_ray.state import WEIGHTS
-from cggm_ray.tracking import read_metrics
+from cggm_ray.commands.cli import main
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.state import WEIGHTS
+from cggm_ray.engine.tracking import read_metrics
 from conftest import LARGE, SMALL, small_set, write_pickle
 
 pytestmark = pytest.mark.ray

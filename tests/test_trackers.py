@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cggm_ray.cli import main
-from cggm_ray.config import Config
-from cggm_ray.services import Careful
-from cggm_ray.tracking import read_metrics
+from cggm_ray.commands.cli import main
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.services import Careful
+from cggm_ray.engine.tracking import read_metrics
 from conftest import SMALL
 
 
@@ -101,10 +101,10 @@ def test_a_run_goes_on_without_a_service_that_fails(
         def close(self) -> None:
             raise AssertionError("asked again")
 
-    monkeypatch.setattr("cggm_ray.services.MLflow", Failing)
-    monkeypatch.setattr("cggm_ray.tracking.check_trackers", lambda names: None)
-    monkeypatch.setattr("cggm_ray.run.check_trackers", lambda names: None)
-    monkeypatch.setattr("cggm_ray.train.check_trackers", lambda names: None)
+    monkeypatch.setattr("cggm_ray.engine.services.MLflow", Failing)
+    monkeypatch.setattr("cggm_ray.engine.tracking.check_trackers", lambda names: None)
+    monkeypatch.setattr("cggm_ray.commands.train.check_trackers", lambda names: None)
+    monkeypatch.setattr("cggm_ray.engine.loop.check_trackers", lambda names: None)
     assert train(small_pickle, tmp_path, "--trackers", "mlflow") == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mlflow failed")]
     assert len(lines) == 1

@@ -13,13 +13,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import cggm_ray.modulation.umt
+import cggm_ray.strategies.umt
 from cggm_ray import Classification, UsageError
-from cggm_ray.cli import main
-from cggm_ray.config import Config
-from cggm_ray.modulation.umt import UMT
-from cggm_ray.state import WEIGHTS
-from cggm_ray.teachers import find_teachers
+from cggm_ray.commands.cli import main
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.state import WEIGHTS
+from cggm_ray.strategies.teachers import find_teachers
+from cggm_ray.strategies.umt import UMT
 from conftest import SMALL, small_set, write_pickle
 from strategy_cases import linear_inputs, linear_net, lines, run, umt_flags
 
@@ -150,6 +150,6 @@ def test_a_comparison_finds_teachers_by_their_names(taught: tuple[Path, Path, li
 
 
 def test_its_example() -> None:
-    result = doctest.testmod(cggm_ray.modulation.umt)
+    result = doctest.testmod(cggm_ray.strategies.umt)
     assert result.attempted > 10
     assert result.failed == 0

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cggm_ray.data import h5
-from cggm_ray.data.dataset import prepare
-from cggm_ray.data.parquet import read_parquet
-from cggm_ray.data.shards import MANIFEST, describe_sources, open_set, write_shards_here
-from cggm_ray.data.untrusted import check_texts, image_memory, inside, open_image, plain_array
-from cggm_ray.errors import LONGEST, CggmError, DataError, listed, one_line, shown
+from cggm_ray.core.errors import LONGEST, CggmError, DataError, listed, one_line, shown
+from cggm_ray.data.formats import h5
+from cggm_ray.data.formats.parquet import read_parquet
+from cggm_ray.data.formats.untrusted import check_texts, image_memory, inside, open_image, plain_array
+from cggm_ray.data.prepare import prepare
+from cggm_ray.data.shards.shards import MANIFEST, describe_sources, open_set, write_shards_here
 from feature_sets import arrays, as_npz, config
 
 FUZZ = Path(__file__).parents[1] / "benchmarks" / "fuzz.py"

@@ -13,14 +13,15 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from cggm_ray.batch import Batch, HeadOutput
-from cggm_ray.config import Config, RunConfig
-from cggm_ray.data.sampler import epoch_order, slices
+from cggm_ray.core.batch import Batch, HeadOutput
+from cggm_ray.data.loading.sampler import epoch_order, slices
+from cggm_ray.engine.assembly import new_state
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.runtime import LocalRuntime, RunConfig, all_reduce
+from cggm_ray.engine.step import TrainingStep, train_step
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.sequence import sequence_guides, sequence_net
-from cggm_ray.runtime import LocalRuntime, all_reduce
 from cggm_ray.tasks import Classification, Regression, Segmentation, Task
-from cggm_ray.train import TrainingStep, new_state, train_step
 
 SAMPLES, BATCH, STEPS = 22, 5, 20
 MODALITIES = {"text": 6, "audio": 4, "vision": 3}

@@ -7,51 +7,36 @@ Ray Data tasks or in this process. A dataset whose work needs several steps, one
 
 from __future__ import annotations
 
-import dataclasses
-import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from cggm_ray.config import Config
-from cggm_ray.data.packed import unpack
-from cggm_ray.data.shards import (
-    IDENTITY,
-    TARGET,
+from cggm_ray.core.errors import UsageError
+from cggm_ray.core.registry import Registry
+from cggm_ray.data.loading.split import Split, load_split, set_bytes
+from cggm_ray.data.loading.stream import StreamSplit
+from cggm_ray.data.settings import DatasetOptions
+from cggm_ray.data.shards.shards import (
     Manifest,
     RawShard,
     Source,
     Stage,
     TensorSpec,
-    WriteShards,
-    column_values,
     describe_sources,
-    fingerprint,
-    is_modality,
-    open_set,
-    publish,
-    sole_converter,
-    staging_folder,
-    verify_set,
+    table_specs,
 )
-from cggm_ray.data.split import Split, load_split, set_bytes
 from cggm_ray.data.split_names import SPLITS as SPLITS
-from cggm_ray.data.stream import StreamSplit
-from cggm_ray.errors import DataError, UsageError
+from cggm_ray.engine.configuration import Config
 from cggm_ray.models.net import MultimodalNet
-from cggm_ray.modulation.base import STRATEGIES
-from cggm_ray.options import DatasetOptions
-from cggm_ray.registry import Registry, nearest
 from cggm_ray.tasks import Task
 
 if TYPE_CHECKING:
-    from cggm_ray.evaluation import Collector
+    from cggm_ray.engine.evaluation import Collector
 
 PICTURES = "pictures"
 """Folder for `Dataset.finish`, which the table at the end of a run names."""
@@ -181,170 +166,3 @@ class Dataset(ABC):
 
 
 DATASETS: Registry[type[Dataset]] = Registry("dataset", "cggm_ray.data")
-
-
-def prepare(config: Config, write: WriteShards) -> Path:
-    """Makes the shards of a run's data, or finds them; the configuration is checked against the data before either.
-
-    Args:
-        config: names the dataset and the raw data; without a path the demonstration set is made first.
-        write: runs the conversion. It is not called when the shards are there already, the input is bad, or the
-            configuration does not fit it.
-
-    Returns:
-        The folder of the set.
-
-    Raises:
-        DataError: bad input; nothing was written.
-        UsageError: see `check_configuration`; nothing was written.
-    """
-    dataset = DATASETS.get(config.data.dataset)(config)
-    paths = dataset.locate(raw_path(dataset))
-    sources = dataset.describe(paths)
-    folder = (
-        config.shard_root
-        / f"{dataset.name}-{fingerprint(dataset.name, dataset.converter, dataset.shard_options(), sources)}"
-    )
-    manifest = open_set(folder)
-    if manifest is None:
-        raw = list(dataset.read(paths))
-        draft = Manifest(
-            dataset=dataset.name,
-            converter=dataset.converter,
-            options=dataset.shard_options(),
-            sources=sources,
-            splits=dict.fromkeys(SPLITS, ()),
-            notes=dataset.notes(),
-            **described(dataset.specs(raw[0])),
-        )
-        check_configuration(dataset, draft)
-        with sole_converter(folder):
-            manifest = open_set(folder)
-            if manifest is None:
-                convert(dataset, raw, draft, write, folder)
-                return folder
-    if config.data.verify:
-        verify_set(folder, manifest)
-    dataset.accept(folder, manifest)
-    check_configuration(dataset, manifest)
-    return folder
-
-
-def convert(dataset: Dataset, raw: Sequence[RawShard], draft: Manifest, write: WriteShards, folder: Path) -> None:
-    """Makes the set: all of it, or nothing.
-
-    Args:
-        dataset: after `read`.
-        raw: what it read.
-        draft: the manifest without shards.
-        write: runs the conversion.
-        folder: of the set.
-    """
-    staging = staging_folder(folder)
-    try:
-        shards = write(dataset.stages(), raw, staging)
-        splits = {
-            split: tuple(done for done, wanted in zip(shards, raw, strict=True) if wanted.split == split)
-            for split in SPLITS
-        }
-        made = described(table_specs(unpack(pq.read_table(staging / shards[0].file))))
-        publish(staging, folder, dataclasses.replace(draft, splits=splits, **made))
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def check_configuration(dataset: Dataset, manifest: Manifest) -> None:
-    """Raises what only the data can tell about a configuration, before any long work starts.
-
-    Args:
-        dataset: with the configuration of the run.
-        manifest: of its set, or what is known of it before it is made.
-
-    Raises:
-        UsageError: modalities, strategy, utility or selection metric do not fit the dataset.
-    """
-    config, task = dataset.config, dataset.task(manifest)
-    modalities = selected_modalities(config, manifest)
-    name, info = config.modulation.modulation, STRATEGIES.get(config.modulation.modulation)
-    if not info.serves(task):
-        able = [other for other in STRATEGIES.names() if STRATEGIES.get(other).serves(task)]
-        raise UsageError(
-            f"modulation: {name!r} is not defined for {type(task).__name__.lower()}; these are: {', '.join(able)}"
-        )
-    if info.balances and len(modalities) < 2:
-        raise UsageError(
-            f"modulation: {name!r} balances at least two modalities, found {len(modalities)}: "
-            f"{', '.join(modalities)}; use --modulation none"
-        )
-    if info.whole_batch and config.train.accumulate > 1:
-        raise UsageError(
-            f"accumulate: found {config.train.accumulate}; the strategy {name!r} compares gradients of the whole batch, "
-            "expected 1"
-        )
-    if info.check is not None:
-        info.check(config, modalities)
-    if config.modulation.utility is not None:
-        task.utility(config.modulation.utility)
-    names = task.metric_names()
-    if config.train.select is not None and config.train.select not in names:
-        raise UsageError(
-            f"select: no validation metric {config.train.select!r}{nearest(config.train.select, names)}; available: "
-            f"{', '.join(names)}"
-        )
-
-
-def build_network(
-    dataset: Dataset, manifest: Manifest, modalities: tuple[str, ...]
-) -> tuple[MultimodalNet, dict[str, nn.Module]]:
-    """The network of a run and a guide per modality: the dataset's, or what the strategy makes of them."""
-    net, guides = dataset.network(manifest, modalities)
-    change = STRATEGIES.get(dataset.config.modulation.modulation).network
-    return net if change is None else change(dataset.config, net, guides), guides
-
-
-def raw_path(dataset: Dataset) -> Path:
-    """The raw data of a run: the path that the user gave, or the demonstration set, which is made if need be.
-
-    Raises:
-        DataError: there is nothing at the path.
-    """
-    config = dataset.config
-    if config.data.data_path is None:
-        return dataset.demonstration(config.shard_root.parent / "demonstration", config.train.seed)
-    path = Path(config.data.data_path).expanduser().absolute()
-    if not path.exists():
-        raise DataError(f"data_path: {path} does not exist; expected the raw data of {dataset.name}")
-    return path
-
-
-def selected_modalities(config: Config, manifest: Manifest) -> tuple[str, ...]:
-    """The modalities of a run, in the order of the dataset.
-
-    Raises:
-        UsageError: one of `modalities` does not exist.
-    """
-    wanted = config.data.modalities
-    if wanted is None:
-        return tuple(manifest.modalities)
-    for name in wanted:
-        if name not in manifest.modalities:
-            raise UsageError(
-                f"modalities: {manifest.dataset} has no {name!r}{nearest(name, manifest.modalities)}; available: "
-                f"{', '.join(manifest.modalities)}"
-            )
-    return tuple(name for name in manifest.modalities if name in wanted)
-
-
-def described(specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
-    """The fields of a manifest that come from the columns of a shard."""
-    return {
-        "modalities": {name: spec for name, spec in specs.items() if is_modality(name)},
-        "target": specs[TARGET],
-    }
-
-
-def table_specs(table: pa.Table) -> Mapping[str, TensorSpec]:
-    """Shape and type of one sample for every column of a shard."""
-    table = table.slice(0, 1)
-    values = {name: column_values(table.column(name)) for name in table.column_names if name != IDENTITY}
-    return {name: TensorSpec(shape=v.shape[1:], dtype=str(v.dtype)) for name, v in values.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cggm_ray.errors import DataError
+from cggm_ray.core.errors import DataError
 
 SPLITS = ("train", "valid", "test")
 """The splits of a set, in order."""

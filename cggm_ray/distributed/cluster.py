@@ -17,8 +17,8 @@ from ray._private.state import state
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.experimental.internal_kv import _internal_kv_get as internal_kv_get
 
-from cggm_ray.config import RunConfig
-from cggm_ray.errors import CggmError, UsageError
+from cggm_ray.core.errors import CggmError, UsageError
+from cggm_ray.engine.runtime import RunConfig
 
 MOST_CPUS = 4
 ANSWER = 5.0

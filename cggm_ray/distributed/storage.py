@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cggm_ray.errors import UsageError
+from cggm_ray.core.errors import UsageError
 
 PATIENCE = 5.0
 """Seconds that a node may take to see a new file: network file systems remember for a while what a folder holds."""

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cggm_ray.batch import Feature, HeadOutput
-from cggm_ray.errors import DataError
+from cggm_ray.core.batch import Feature, HeadOutput
+from cggm_ray.core.errors import DataError
 from cggm_ray.models.batchnorm import BatchNorm2d, recompute_contexts
 from cggm_ray.models.net import Masks, MultimodalNet
 from cggm_ray.models.resnet import ResNet, ResNetConfig

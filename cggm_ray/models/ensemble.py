@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cggm_ray.models.net import Masks, MultimodalNet
 
 if TYPE_CHECKING:
-    from cggm_ray.batch import Feature
+    from cggm_ray.core.batch import Feature
 
 
 class Ensemble(nn.Module):

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from cggm_ray.batch import Feature, HeadOutput
-from cggm_ray.errors import UsageError
+from cggm_ray.core.batch import Feature, HeadOutput
+from cggm_ray.core.errors import UsageError
 
 Masks = Mapping[str, Tensor]
 """Modality name to bool [N, T] or [N, 1]; see `Batch.masks`."""

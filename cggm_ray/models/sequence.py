@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cggm_ray.batch import HeadOutput
-from cggm_ray.config import ModelConfig
+from cggm_ray.core.batch import HeadOutput
 from cggm_ray.models.dropout import relu_dropout_linear
 from cggm_ray.models.net import Masks, MultimodalNet
+from cggm_ray.models.settings import ModelConfig
 from cggm_ray.models.transformer import TransformerConfig, TransformerEncoder
 
 

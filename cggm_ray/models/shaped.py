@@ -13,9 +13,9 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cggm_ray.config import ModelConfig
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.sequence import SequenceEncoder, TransformerFusion, transformer_config
+from cggm_ray.models.settings import ModelConfig
 from cggm_ray.models.transformer import TransformerConfig, TransformerEncoder
 
 SEQUENCE, VECTOR, IMAGE = "sequence", "vector", "image"

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cggm_ray.report.runs import Story
+from cggm_ray.report.run_record import Story
 
 DPI = 110
 STYLES = (

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from cggm_ray.balance import Contributions, Subset
 from cggm_ray.report.figures import STYLES
-from cggm_ray.report.runs import Story
+from cggm_ray.report.run_record import Story
+from cggm_ray.runs.contributions import Contributions, Subset
 
 MOST_BARS = 32
 """Beyond it only the subsets of no, one, all but one and all modalities get a bar; the table has all."""

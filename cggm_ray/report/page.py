@@ -7,9 +7,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from cggm_ray.errors import StorageError, UsageError
+from cggm_ray.core.errors import StorageError, UsageError
 from cggm_ray.report import figures, html, outcome
-from cggm_ray.report.runs import Story, flat, part, read_story, with_contributions
+from cggm_ray.report.run_record import Story, flat, part, read_story, with_contributions
 
 PAGE = "report.html"
 FOLDER = "report"

@@ -17,9 +17,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from cggm_ray.files import write_folder
-from cggm_ray.studies.search import Parameter, Search
-from cggm_ray.studies.trials import FINISHED, STOPPED, Outcome, ranked
+from cggm_ray.storage.files import write_folder
+from cggm_ray.studies.space import Parameter, Search
+from cggm_ray.studies.store import FINISHED, STOPPED, Outcome, ranked
 
 DPI = 150
 BEST, OTHERS = "#c1272d", "#3b5b92"

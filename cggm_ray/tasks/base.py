@@ -14,9 +14,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from cggm_ray.errors import UsageError
-from cggm_ray.metrics import Metrics
-from cggm_ray.registry import nearest
+from cggm_ray.core.errors import UsageError
+from cggm_ray.core.registry import nearest
+from cggm_ray.tasks.metrics import Metrics
 
 Utility = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits, target, weight) to a float64 vector of two sums, numerator and count; their ratio is the utility eps_m."""

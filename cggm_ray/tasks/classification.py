@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cggm_ray.metrics import ClassificationMetrics, Metrics
 from cggm_ray.tasks.base import Task, per_sample, sample_weight
+from cggm_ray.tasks.metrics import ClassificationMetrics, Metrics
 
 
 def accuracy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cggm_ray.metrics import Metrics, RegressionMetrics, SentimentMetrics
 from cggm_ray.tasks.base import Task, per_sample, sample_weight
+from cggm_ray.tasks.metrics import Metrics, RegressionMetrics, SentimentMetrics
 
 
 def minus_mean_absolute_error(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cggm_ray.metrics import DiceMetrics, Metrics, SliceDiceMetrics, VolumeDiceMetrics, region_dice
 from cggm_ray.tasks.base import Task, per_sample, sample_weight
+from cggm_ray.tasks.metrics import DiceMetrics, Metrics, SliceDiceMetrics, VolumeDiceMetrics, region_dice
 
 
 def mean_dice(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:

@@ -1,0 +1,185 @@
+"""The command line of a pipeline: flags made from the configuration, and what happens with it.
+
+A run by default; with --tune a search, with --seeds or --compare several runs and a table over them.
+
+Order of precedence: the pipeline's recipe, then `--config file.yaml`, then flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from cggm_ray.commands.train import run
+from cggm_ray.config.parsing import read_yaml, value_type
+from cggm_ray.core.errors import CggmError, StoppedError, UsageError
+from cggm_ray.core.registry import nearest
+from cggm_ray.engine.configuration import Config
+from cggm_ray.strategies.registry import STRATEGIES
+
+_GONE = {"attn_mask": "the released code parsed this flag and never used it; leave it out"}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line instead of the usage text."""
+        raise UsageError(f"{message}; --help lists the flags")
+
+
+def main(recipe: Config, argv: Sequence[str] | None = None, description: str | None = None) -> int:
+    """Runs a pipeline from the command line.
+
+    Args:
+        recipe: the pipeline's configuration, which file and flags change.
+        argv: arguments; default those of the process.
+        description: opens the help text.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 wrong usage or bad input, 128 plus the number of a signal that stopped it.
+    """
+    try:
+        command = parse(recipe, sys.argv[1:] if argv is None else argv, description)
+        if command.dry_run:
+            print(yaml.safe_dump(command.config.to_dict(), sort_keys=False), end="")
+        elif command.tune is not None:
+            # Pictures and statistics are imported where they are wanted: they take longer than the rest.
+            from cggm_ray.commands.tune import sweep
+
+            sweep(command.config, command.tune)
+        elif command.seeds or command.strategies:
+            from cggm_ray.commands.compare import compare
+
+            compare(command.config, command.strategies, command.seeds)
+        else:
+            run(command.config)
+    except StoppedError as stop:
+        print(stop, end="\n" if str(stop) else "", file=sys.stderr)
+        return stop.exit_code
+    except CggmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What a command line asks for.
+
+    Attributes:
+        config: the configuration that recipe, file and flags make.
+        dry_run: only print it.
+        tune: file of a search.
+        seeds, strategies: of a comparison; empty where the flag was not given.
+    """
+
+    config: Config
+    dry_run: bool = False
+    tune: Path | None = None
+    seeds: tuple[int, ...] = ()
+    strategies: tuple[str, ...] = ()
+
+
+def parse(recipe: Config, argv: Sequence[str], description: str | None = None) -> Command:
+    """What the arguments ask for.
+
+    Raises:
+        UsageError: an unknown flag or key (the nearest one is named), or a value that cannot be.
+    """
+    parser = build_parser(recipe, description)
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise UsageError(_explain(unknown[0], parser))
+    given = vars(known)
+    path, dry_run, tune = given.pop("config", None), given.pop("dry_run", False), given.pop("tune", None)
+    seeds, strategies = _seeds(given.pop("seeds", None)), _strategies(given.pop("compare", None))
+    if tune is not None and (seeds or strategies):
+        raise UsageError(
+            "tune: given together with --seeds or --compare; search first, then compare with --config best.yaml"
+        )
+    config = recipe if path is None else Config.from_dict(read_yaml(Path(path), "config"), recipe, source=path)
+    return Command(
+        config=config.replace(given, source="flag"),
+        dry_run=dry_run,
+        tune=None if tune is None else Path(tune),
+        seeds=seeds,
+        strategies=strategies,
+    )
+
+
+def _seeds(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"flag: seeds: found {text!r}; expected whole numbers, such as 1,2,3") from None
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise UsageError(f"flag: seeds: found {text!r}; expected different numbers, zero or positive")
+    return seeds
+
+
+def _strategies(text: str | None) -> tuple[str, ...]:
+    if text is None:
+        return ()
+    names = tuple(part.strip() for part in text.split(","))
+    for name in names:
+        STRATEGIES.get(name)
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise UsageError(f"flag: compare: found {text!r}; expected at least two different strategies")
+    return names
+
+
+def build_parser(recipe: Config, description: str | None = None) -> argparse.ArgumentParser:
+    """A flag for every field, its aliases included; help shows the recipe's values."""
+    parser = _Parser(
+        description=description,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE", help="yaml with sections or plain keys; flags go before it")
+    parser.add_argument("--dry_run", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--tune", metavar="FILE", help="yaml of a search over hyper-parameters, run on Ray Tune")
+    parser.add_argument("--seeds", metavar="1,2,...", help="one run a seed; prints mean and standard deviation")
+    parser.add_argument(
+        "--compare", metavar="a,b,...", help="strategies, each with every seed; prints their differences to the first"
+    )
+    groups: dict[str, Any] = {}
+    sections = recipe.sections()
+    for section, key in recipe.fields():
+        if section not in groups:
+            groups[section] = parser.add_argument_group(section)
+        kind, _ = value_type(type(sections[section]), key)
+        default = getattr(sections[section], key.name)
+        shown = "" if default is None or kind is bool else f" [{','.join(default) if kind is tuple else default}]"
+        switch = (
+            {"nargs": "?", "const": "true", "metavar": "true|false"} if kind is bool else {"metavar": kind.__name__}
+        )
+        if kind is tuple:
+            switch = {"metavar": "a,b,..."}
+        groups[section].add_argument(
+            *(f"--{name}" for name in (key.name, *key.metadata["aliases"])),
+            dest=key.name,
+            help=(key.metadata["help"] + shown).replace("%", "%%"),
+            **switch,
+        )
+    return parser
+
+
+def _explain(argument: str, parser: argparse.ArgumentParser) -> str:
+    if not argument.startswith("-"):
+        return f"unexpected argument {argument!r}; every value follows its flag"
+    name = argument.split("=")[0].lstrip("-")
+    if name in _GONE:
+        return f"{name}: {_GONE[name]}"
+    flags = [option[2:] for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    return f"unknown flag --{name}{nearest(name, flags)}; --help lists the flags"

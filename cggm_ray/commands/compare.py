@@ -1,0 +1,357 @@
+"""Several seeds of one configuration, and strategies compared over the same seeds.
+
+Every run is selected on validation and tested once, as it would be alone. What strategies have in common, the seed and with
+it the initial weights and the order of samples, makes their results pairs: differences are taken run by run.
+
+The folder of a comparison has
+
+    trials/<strategy>-seed-<n>/    a run each
+    runs.csv                       their test metrics
+    comparison.csv                 strategy by metric: mean, deviation, difference, interval, p
+    comparison.md                  the tables, with the command and the versions that made them
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+from scipy import stats
+
+from cggm_ray.core.errors import CggmError, StorageError, TrainingError
+from cggm_ray.data.dataset import DATASETS
+from cggm_ray.data.prepare import prepare
+from cggm_ray.data.shards.opening import open_manifest
+from cggm_ray.data.shards.shards import write_shards_here
+from cggm_ray.engine.assembly import check, open_training
+from cggm_ray.engine.checkpoints import storage_errors
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.loop import train
+from cggm_ray.engine.runtime import LocalRuntime
+from cggm_ray.runs.finishing import finish
+from cggm_ray.runs.folder import claim, named, open_folder, run_folder, sole_owner
+from cggm_ray.runs.provenance import note_start
+from cggm_ray.runs.result import read_summary
+from cggm_ray.storage.files import write_text
+from cggm_ray.studies.space import Resources
+from cggm_ray.studies.store import (
+    FAILED,
+    FINISHED,
+    Outcome,
+    Trial,
+    ended,
+    make_trial,
+    outcomes,
+    read_record,
+    started,
+)
+
+BASELINE = "none"
+LEVEL = 0.95
+RESAMPLES = 9999
+MARKDOWN, RUNS, TABLE = "comparison.md", "runs.csv", "comparison.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How a strategy differs from the baseline in one metric, over the runs that both have.
+
+    Attributes:
+        pairs: number of them.
+        mean: of the differences, strategy minus baseline.
+        low, high: bounds of the bootstrap interval of that mean, at `LEVEL`; None for fewer than two pairs.
+        p: of the two-sided paired t-test; None where it is undefined.
+    """
+
+    pairs: int
+    mean: float
+    low: float | None
+    high: float | None
+    p: float | None
+
+
+def paired_difference(strategy: Sequence[float], baseline: Sequence[float]) -> Difference:
+    """Statistics of paired runs.
+
+    Args:
+        strategy: a metric by run.
+        baseline: the same metric of the runs that they are paired with.
+    """
+    changes = np.asarray(strategy) - np.asarray(baseline)
+    low = high = p = None
+    if len(changes) > 1 and np.ptp(changes) > 0:
+        found = stats.bootstrap(
+            (changes,), np.mean, confidence_level=LEVEL, n_resamples=RESAMPLES, method="percentile", rng=0
+        )
+        low, high = map(float, found.confidence_interval)
+        p = float(stats.ttest_rel(strategy, baseline).pvalue)
+    return Difference(pairs=len(changes), mean=float(changes.mean()), low=low, high=high, p=p)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """The test metrics of all runs that ended.
+
+    Attributes:
+        values: strategy to pair (seed and fold) to metric to value.
+        metric: the metric that selects checkpoints.
+        better: 'min' or 'max'.
+    """
+
+    values: Mapping[str, Mapping[str, Mapping[str, float]]]
+    metric: str
+    better: str
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names, the selecting one first."""
+        runs = [run for runs in self.values.values() for run in runs.values()]
+        return sorted(runs[0], key=lambda name: name != self.metric) if runs else []
+
+    @property
+    def baseline(self) -> str:
+        """The strategy that others are compared with: joint training if it is there, else the first."""
+        return BASELINE if BASELINE in self.values else next(iter(self.values))
+
+    def of(self, strategy: str, metric: str) -> list[float]:
+        """A metric by run."""
+        return [run[metric] for run in self.values[strategy].values()]
+
+    def difference(self, strategy: str, metric: str) -> Difference | None:
+        """To the baseline; None where no pair has both."""
+        ours, theirs = self.values[strategy], self.values[self.baseline]
+        pairs = [pair for pair in ours if pair in theirs]
+        if not pairs:
+            return None
+        return paired_difference([ours[p][metric] for p in pairs], [theirs[p][metric] for p in pairs])
+
+
+def compare(config: Config, strategies: Sequence[str], seeds: Sequence[int]) -> None:
+    """Runs strategies by seeds, or what is not over of them, and prints the table.
+
+    Args:
+        config: of all runs but for strategy and seed; its name is the comparison's.
+        strategies: empty for the configuration's own.
+        seeds: empty for the configuration's own.
+
+    Raises:
+        UsageError: a run cannot be; nothing was started.
+        TrainingError: some runs failed; the table of the others is written.
+    """
+    config = named(config, "compare" if strategies else "seeds")
+    folder = run_folder(config)
+    shown = tuple(strategies) or (config.modulation.modulation,)
+    trials = plan_runs(config, folder, shown, tuple(seeds) or (config.train.seed,))
+    with sole_owner(folder):
+        open_folder(config, folder)
+        note_start(folder, config, trials[0].shards)
+        run_all(config, folder, trials, shown)
+
+
+def run_all(config: Config, folder: Path, trials: Sequence[Trial], strategies: Sequence[str]) -> None:
+    """What `compare` does in the folder that it owns."""
+    left = sum(not read_record(trial).over for trial in trials)
+    print(f"{len(trials)} runs, {left} of them to do: {folder}")
+    task = DATASETS.get(config.data.dataset)(config).task(open_manifest(trials[0].shards))
+    metric = config.train.select or task.selection[0]
+    (_run_here if config.run.local else _run_on_ray)(config, folder, trials)
+    found = outcomes(trials)
+    results = collect(found, strategies, metric, task.better(metric))
+    failed = [outcome for outcome in found if outcome.record.status != FINISHED]
+    if results.metrics:
+        text = markdown(results, config, failed)
+        write_text(folder / MARKDOWN, text)
+        write_tables(folder, results)
+        print(text)
+        for what, name in {"for a paper": MARKDOWN, "every run": RUNS, "every metric": TABLE}.items():
+            print(f"{what + ':':<18} {folder / name}")
+    if failed:
+        first = failed[0].record
+        raise TrainingError(f"{len(failed)} of {len(found)} runs failed; {first.name}: {first.error or first.status}")
+
+
+def plan_runs(config: Config, folder: Path, strategies: Sequence[str], seeds: Sequence[int]) -> list[Trial]:
+    """A trial for every strategy, seed and fold; all checked, none started.
+
+    Raises:
+        UsageError: a configuration or the data cannot be.
+    """
+    if config.run.local:
+        write: Callable[[Config], Path] = lambda part: prepare(part, write_shards_here)  # noqa: E731
+    else:
+        from cggm_ray.distributed.train.launch import prepare_on_ray as write
+    trials: list[Trial] = []
+    for fold, part in (DATASETS.get(config.data.dataset)(config).folds() or {"": config}).items():
+        # Before the data is converted: a strategy may not take the flags that were given.
+        runs = [{"modulation": strategy, "seed": seed} for seed in seeds for strategy in strategies]
+        for values in runs:
+            part.replace(values, source="compare")
+        shards = write(part)
+        for values in runs:
+            name = f"{values['modulation']}-seed-{values['seed']}" + (f"-{fold}" if fold else "")
+            trial = make_trial(part, folder, len(trials), name, values, shards)
+            check(trial.config, shards)
+            trials.append(trial)
+    return trials
+
+
+def collect(found: Sequence[Outcome], strategies: Sequence[str], metric: str, better: str) -> Results:
+    """The test metrics of the runs that finished."""
+    values: dict[str, dict[str, dict[str, float]]] = {strategy: {} for strategy in strategies}
+    for outcome in found:
+        if outcome.record.status == FINISHED:
+            strategy = outcome.record.values["modulation"]
+            pair = outcome.record.name.removeprefix(f"{strategy}-")
+            values[strategy][pair] = read_summary(outcome.folder).test
+    return Results(values={name: runs for name, runs in values.items() if runs}, metric=metric, better=better)
+
+
+def markdown(results: Results, config: Config, failed: Sequence[Outcome] = ()) -> str:
+    """The tables, and everything that is needed to make them again."""
+    arrow = "lower" if results.better == "min" else "higher"
+    pairs = max(len(runs) for runs in results.values.values())
+    lines = [
+        f"Test {results.metric} ({arrow} is better), mean ± standard deviation over {pairs} runs; every run selected on "
+        f"validation and tested once.",
+        "",
+    ]
+    several = len(results.values) > 1
+    lines += comparison_table(results)
+    lines += ["", "All test metrics:", ""]
+    others = [
+        [metric, *(_spread(results.of(strategy, metric)) for strategy in results.values)] for metric in results.metrics
+    ]
+    lines += _table(["", *results.values], others)
+    lines.append("")
+    if several:
+        lines.append(
+            f"Differences are taken run by run (same seed). Interval: percentile bootstrap of their mean, {RESAMPLES} "
+            "resamples. p: two-sided paired t-test, not corrected for the number of strategies."
+        )
+    lines += [f"Failed: {outcome.record.name}: {outcome.record.error}" for outcome in failed]
+    command = shlex.join(["python", *sys.argv])
+    lines += ["", f"    {command}", "", f"{config.data.dataset}, {config.train.num_epochs} epochs. {versions()}."]
+    return "\n".join(lines) + "\n"
+
+
+def comparison_table(results: Results) -> list[str]:
+    """A row a strategy: the selecting metric, and how it differs from the baseline where there are several."""
+    several = len(results.values) > 1
+    head = ["strategy", "runs", results.metric]
+    if several:
+        head += [f"difference to {results.baseline}", f"{LEVEL:.0%} interval", "p"]
+    return _table(head, [_row(results, strategy, several) for strategy in results.values])
+
+
+def write_tables(folder: Path, results: Results) -> None:
+    """`runs.csv`, one row a run, and `comparison.csv`, one row a strategy and metric."""
+    runs = [
+        {"strategy": strategy, "run": pair, **metrics}
+        for strategy, by_pair in results.values.items()
+        for pair, metrics in by_pair.items()
+    ]
+    pyarrow.csv.write_csv(pa.Table.from_pylist(runs), folder / RUNS)
+    rows = []
+    for strategy in results.values:
+        for metric in results.metrics:
+            values, change = results.of(strategy, metric), results.difference(strategy, metric)
+            rows.append(
+                {
+                    "strategy": strategy,
+                    "metric": metric,
+                    "runs": len(values),
+                    "mean": float(np.mean(values)),
+                    "std": _deviation(values),
+                    "baseline": results.baseline,
+                    **{f"difference_{k}": v for k, v in (dataclasses.asdict(change) if change else {}).items()},
+                }
+            )
+    pyarrow.csv.write_csv(pa.Table.from_pylist(rows), folder / TABLE)
+
+
+def versions() -> str:
+    """Versions of what computes."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("cggm-ray", "torch", "ray", "numpy"))
+    return f"{packages}, Python {platform.python_version()}"
+
+
+def _row(results: Results, strategy: str, several: bool) -> list[str]:
+    values = results.of(strategy, results.metric)
+    row = [strategy, str(len(values)), _spread(values)]
+    if not several:
+        return row
+    change = results.difference(strategy, results.metric)
+    if strategy == results.baseline or change is None:
+        return [*row, "", "", ""]
+    interval = "" if change.low is None or change.high is None else f"[{change.low:+.4f}, {change.high:+.4f}]"
+    return [*row, f"{change.mean:+.4f}", interval, _probability(change.p)]
+
+
+def _probability(p: float | None) -> str:
+    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Markdown whose columns line up in a terminal."""
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+
+    return [line(head), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *map(line, rows)]
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.4f}" + (f" ± {_deviation(values):.4f}" if len(values) > 1 else "")
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def _run_here(config: Config, folder: Path, trials: Sequence[Trial]) -> None:
+    """One run after the other, in this process."""
+    for number, trial in enumerate(trials, start=1):
+        if read_record(trial).over:
+            continue
+        print(f"[{number}/{len(trials)}] {trial.name}")
+        runtime = LocalRuntime(trial.folder, trial.config.run)
+        try:
+            claim(trial.config, trial.folder, trial.shards)
+            with storage_errors(runtime.checkpoints):
+                training = open_training(trial.config, trial.shards, runtime, trial.folder)
+                started(trial, training.state.epoch)
+                train(training)
+                finish(training)
+            ended(trial, FINISHED)
+        except StorageError:
+            # Not the run's fault: it goes on when the storage is back.
+            raise
+        except CggmError as error:
+            ended(trial, FAILED, str(error))
+
+
+def _run_on_ray(config: Config, folder: Path, trials: Sequence[Trial]) -> None:
+    """As many runs at once as the cluster holds."""
+    from cggm_ray.distributed.tune.trial import Study
+    from cggm_ray.distributed.tune.tune import run_trials
+
+    study = Study(
+        folder=folder,
+        base=config,
+        shards=None,
+        trials=tuple(trials),
+        dataset=DATASETS.get(config.data.dataset),
+        resources=Resources(cpu=config.run.cpus_per_worker or 1, gpu=1.0 if config.run.use_gpu else 0.0),
+        test=True,
+    )
+    run_trials(study, None, "min")

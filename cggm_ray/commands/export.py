@@ -1,0 +1,125 @@
+"""The network of a finished run as a program of torch.export: no guides, any number of samples, no cggm-ray to run it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cggm_ray.core.batch import Batch
+from cggm_ray.core.errors import StorageError, TrainingError
+from cggm_ray.data.loading.sampler import Slice
+from cggm_ray.data.loading.split import Split
+from cggm_ray.models.net import MultimodalNet
+from cggm_ray.runs.finished import open_finished
+
+TOLERANCE = 1e-5
+"""Largest difference between the outputs of the program and the network, relative to the largest output."""
+MOST_SAMPLES = 64
+"""Of validation, on which they are compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What `export` left.
+
+    Attributes:
+        path: of the program.
+        samples: on which it was compared.
+        difference: largest one found, relative to the largest output.
+    """
+
+    path: Path
+    samples: int
+    difference: float
+
+
+class Inference(nn.Module):
+    """What is exported: inputs by modality, and masks where the dataset has any, to logits."""
+
+    def __init__(self, net: MultimodalNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Logits [N, C, ...] of inputs [N, ...] and masks [N, T] or [N, 1]."""
+        return self.net(inputs, masks)
+
+
+def export(folder: Path, out: Path | None = None) -> Exported:
+    """Writes the network with the best weights, reads it back, and compares both on validation samples.
+
+    Args:
+        folder: of the run.
+        out: the file; default `model.pt2` in the folder of the run.
+
+    Raises:
+        UsageError: the folder holds no finished run, or its data is not there any more.
+        TrainingError: the network cannot be exported, or the program gives other numbers; no file is left.
+        StorageError: the file cannot be written.
+    """
+    run = open_finished(folder, gpu=False)
+    out = folder.absolute() / "model.pt2" if out is None else out
+    split = run.split("valid")
+    net = Inference(run.net).eval()
+    partial = out.with_name(f".{out.stem}.{os.getpid()}.part.pt2")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        torch.export.save(exported(net, _batch(split, [0, min(1, len(split) - 1)])), partial)
+        program = torch.export.load(partial).module()
+        samples = min(MOST_SAMPLES, len(split))
+        # One sample by itself and many together: the number of samples must not be frozen into the program.
+        found = max(difference(net, program, _batch(split, rows)) for rows in ([0], list(range(samples))))
+        if not found <= TOLERANCE:
+            raise TrainingError(
+                f"{folder}: the exported program differs from the network by {found:.1e} of the largest output; expected "
+                f"at most {TOLERANCE:g}; nothing was written"
+            )
+        partial.replace(out)
+    except OSError as error:
+        raise StorageError(f"{out} cannot be written: {error.strerror}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return Exported(path=out, samples=samples, difference=found)
+
+
+def exported(net: nn.Module, batch: Batch) -> torch.export.ExportedProgram:
+    """The program of an inference network, for any number of samples.
+
+    Args:
+        net: takes inputs and masks.
+        batch: two samples, whose shapes but the first the program takes.
+
+    Raises:
+        TrainingError: torch cannot export it.
+    """
+    rows = {0: torch.export.Dim("samples", min=1)}
+    arguments: tuple[dict[str, Tensor], ...] = (batch.inputs,)
+    if batch.masks is not None:
+        arguments += (batch.masks,)
+    shapes = tuple(dict.fromkeys(part, rows) for part in arguments)
+    try:
+        with torch.no_grad():
+            # Tables of positions grow with the longest sequence that was seen; the program needs them whole.
+            net(*arguments)
+            return torch.export.export(net, arguments, dynamic_shapes=shapes)
+    except Exception as error:
+        # torch raises errors of many types here.
+        raise TrainingError(f"the network cannot be exported: {type(error).__name__}: {error}") from error
+
+
+@torch.no_grad()
+def difference(net: nn.Module, program: nn.Module, batch: Batch) -> float:
+    """Largest difference of two modules' outputs for a batch, relative to the largest output; NaN where one is not finite."""
+    arguments = (batch.inputs,) if batch.masks is None else (batch.inputs, batch.masks)
+    wanted, found = net(*arguments), program(*arguments)
+    return float((wanted - found).abs().max() / wanted.abs().max().clamp(min=1e-30))
+
+
+def _batch(split: Split, rows: Sequence[int]) -> Batch:
+    (batch,) = split.batches([Slice(index=torch.tensor(rows), weight=None, samples=len(rows))], epoch=0)
+    return batch

@@ -1,0 +1,175 @@
+"""A run from its configuration: the folder, the data, the loop, the table at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import traceback
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from cggm_ray.core.errors import CggmError, NonFiniteError, StoppedError, TrainingError, UsageError, one_line
+from cggm_ray.data.dataset import DATASETS, PICTURES
+from cggm_ray.data.prepare import prepare
+from cggm_ray.data.shards.shards import write_shards_here
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.guards import naming_missing
+from cggm_ray.engine.runtime import LocalRuntime, Record
+from cggm_ray.engine.state import BEST, PREDICTIONS
+from cggm_ray.engine.stopping import Asked, listening
+from cggm_ray.engine.tracking import METRICS, check_trackers, read_metrics
+from cggm_ray.runs.finishing import fit
+from cggm_ray.runs.folder import CONFIG, REPORT, claim, named, run_folder, sole_owner
+from cggm_ray.runs.folds import fold_table, save_folds
+from cggm_ray.runs.provenance import note_start
+from cggm_ray.runs.result import Result
+
+
+def run(config: Config) -> Result | None:
+    """Prepares the data, trains, tests, and prints the table.
+
+    Args:
+        config: of the run; `--local` keeps Ray out of it, and so does torchrun.
+
+    Returns:
+        The result; None on torchrun's processes other than the first, and where the configuration stands for several folds,
+        whose results lie in their folders.
+
+    Raises:
+        CggmError: with one line that says what to do.
+    """
+    check_trackers(config.run.trackers)
+    config = named(config)
+    folds = DATASETS.get(config.data.dataset)(config).folds()
+    if not folds:
+        return run_one(config)
+    results = {}
+    for fold, part in folds.items():
+        print(f"fold {fold}")
+        result = run_one(dataclasses.replace(part, run=dataclasses.replace(part.run, name=f"{config.run.name}-{fold}")))
+        if result is not None:
+            results[fold] = result
+    if results:
+        print(fold_table(results, save_folds(config.run.storage / str(config.run.name), results)))
+    return None
+
+
+def run_one(config: Config) -> Result | None:
+    """See `run`; the configuration is one run with a name."""
+    folder = run_folder(config)
+    if config.run.local or "TORCHELASTIC_RUN_ID" in os.environ:
+        result = run_locally(config, folder)
+    else:
+        # Ray is imported here and not above: the library and local runs do without it.
+        from cggm_ray.distributed.train.launch import run_on_ray
+
+        result = run_on_ray(config, folder)
+    if result is not None:
+        if config.run.report:
+            leave_report(result.folder)
+        print(table(result))
+        check_finite(result)
+    return result
+
+
+def leave_report(folder: Path) -> None:
+    """Draws the page of a run that is over. A page is worth less than a run: what goes wrong is said, whatever it is."""
+    try:
+        # Imported here: a run without a page does without matplotlib.
+        from cggm_ray.report.page import FOLDER, write_page
+        from cggm_ray.report.run_record import read_story
+
+        write_page([read_story(folder)], folder / FOLDER)
+    except Exception as error:
+        print(f"{folder}: the report was not drawn: {one_line(f'{type(error).__name__}: {error}')}", flush=True)
+
+
+def check_finite(result: Result) -> None:
+    """Raises NonFiniteError where a run came to its end and is no good: it diverged, or its best epoch fails on test data."""
+    last = read_metrics(result.folder)[-1]
+    if last["valid/loss"] is None:
+        raise NonFiniteError(
+            f"{result.folder}: the validation loss after epoch {last['epoch']:.0f}, the last one, was not finite: training "
+            f"diverged; the table is of epoch {result.best_epoch}"
+        )
+    for name, record in (("valid", result.valid), ("test", result.test)):
+        if not math.isfinite(record["loss"]):
+            raise NonFiniteError(
+                f"{result.folder}: the {name} loss of the best epoch, {result.best_epoch}, is not finite"
+            )
+
+
+def run_locally(config: Config, folder: Path) -> Result | None:
+    """The run in this process, or in the processes that torchrun started. SIGTERM and Ctrl-C save, then stop it."""
+    asked = Asked()
+    runtime = LocalRuntime(folder, config.run, asked)
+    seconds = config.run.collective_timeout
+    try:
+        if runtime.world_size > 1 and config.train.batch_size < runtime.world_size:
+            raise UsageError(f"batch_size: found {config.train.batch_size} for {runtime.world_size} processes")
+        with ExitStack() as owned:
+            shards = _prepare_first(config, folder, runtime, owned)
+            with listening(asked), naming_missing(runtime, seconds, TrainingError):
+                result = fit(config, shards, runtime, folder)
+        return result if runtime.rank == 0 else None
+    except StoppedError as stop:
+        # One line for all processes.
+        text = str(stop) if runtime.rank == 0 else ""
+        # Its frames hold the model, which must be gone when the runtime closes.
+        traceback.clear_frames(stop.__traceback__)
+        raise StoppedError(text, 128 + asked.signal if asked.signal else stop.exit_code) from None
+    finally:
+        runtime.close()
+
+
+def _prepare_first(config: Config, folder: Path, runtime: LocalRuntime, owned: ExitStack) -> Path:
+    """The shards, which rank 0 converts; the others find them when it is done. Claims the folder of the run for `owned`.
+
+    Raises:
+        CggmError: rank 0's own error, and on the others one line.
+    """
+    failure: CggmError | None = None
+    if runtime.rank == 0:
+        try:
+            shards = prepare(config, write_shards_here)
+            owned.enter_context(sole_owner(folder))
+            claim(config, folder, shards)
+            note_start(folder, config, shards, runtime.world_size)
+        except CggmError as error:
+            failure = error
+    failed = runtime.reduce()(torch.tensor(float(failure is not None), dtype=torch.float64, device=runtime.device))
+    if failure is not None:
+        raise failure
+    if failed:
+        raise UsageError("rank 0 cannot start this run, and says why")
+    return shards if runtime.rank == 0 else prepare(config, write_shards_here)
+
+
+def table(result: Result) -> str:
+    """Metrics of validation and test side by side, and where everything lies."""
+
+    def row(name: str, valid: str, test: str) -> str:
+        return f"{name:<22}{valid:>10}{test:>10}"
+
+    def value(record: Record, name: str) -> str:
+        return f"{record[name]:.4f}"
+
+    lines = [f"best epoch {result.best_epoch}", row("", "valid", "test")]
+    lines += [row(name, value(result.valid, name), value(result.test, name)) for name in result.test]
+    places = {
+        "configuration": CONFIG,
+        "metrics by epoch": METRICS,
+        "best checkpoint": BEST,
+        "test predictions": PREDICTIONS,
+        "pictures": PICTURES,
+        "report": REPORT,
+    }
+    lines += [
+        f"{what + ':':<18} {result.folder / where}"
+        for what, where in places.items()
+        if (result.folder / where).exists()
+    ]
+    return "\n".join(lines)

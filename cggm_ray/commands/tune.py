@@ -1,0 +1,292 @@
+"""A search over hyper-parameters: checked, run on Ray Tune, and told in a table, the best configuration and pictures.
+
+The folder of a search has
+
+    search.yaml config.yaml    what was searched
+    trials/<name>/             a run each; a trial trains and validates, it never sees the test split
+    trials.csv, .parquet       every trial with its values, epochs and best validation value
+    best.yaml, best/           configuration of the best trial, for --config, and its checkpoint
+    summary.json               its validation and test metrics: the one time that the test split is used
+    pictures/                  the metric against each parameter, rho against lambda, learning curves
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import yaml
+
+from cggm_ray.commands.train import table
+from cggm_ray.core.errors import TrainingError, UsageError
+from cggm_ray.data.dataset import DATASETS, PICTURES
+from cggm_ray.data.shards.opening import open_manifest
+from cggm_ray.engine.assembly import check
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.state import BEST
+from cggm_ray.runs.folder import named, open_folder, run_folder, sole_owner, start_over
+from cggm_ray.runs.provenance import note_start
+from cggm_ray.runs.result import SUMMARY, Result
+from cggm_ray.storage.files import copy_files, write_folder, write_text
+from cggm_ray.studies.pictures import draw_search
+from cggm_ray.studies.space import Resources, Search, Values, draw_trials, read_search, try_values
+from cggm_ray.studies.store import TRIALS, Outcome, Trial, make_trial, outcomes, ranked, read_record, trial_name
+
+SEARCH = "search.yaml"
+TABLE = "trials"
+BEST_CONFIG = "best.yaml"
+LEADERS = 5
+"""Trials that the table at the end shows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A search that has been checked.
+
+    Attributes:
+        search: of the file.
+        source: the file's name, for messages.
+        base: configuration that the trials change; its `select` is the metric.
+        folder: of the search.
+        shards: folder of the converted set.
+        metric, mode: the validation metric and which way it improves.
+    """
+
+    search: Search
+    source: str
+    base: Config
+    folder: Path
+    shards: Path
+    metric: str
+    mode: str
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of a trial that is not stopped."""
+        return self.base.train.num_epochs
+
+
+def sweep(config: Config, path: Path) -> None:
+    """Runs the search of a file, or goes on with it, and prints what came out.
+
+    Args:
+        config: what the trials change; its name is the search's.
+        path: of the yaml.
+
+    Raises:
+        UsageError: the search cannot be run; nothing was started.
+        TrainingError: no trial came to an end.
+    """
+    plan = plan_search(config, path)
+    with sole_owner(plan.folder):
+        run_search(dataclasses.replace(plan, base=start_over(plan.base, plan.folder)))
+
+
+def run_search(plan: Plan) -> None:
+    """What `sweep` does in the folder that it owns."""
+    trials = first_trials(plan)
+    # Ray is imported here and not above: checking a search does without it.
+    from cggm_ray.distributed.tune.trial import Study, test_trial
+    from cggm_ray.distributed.tune.tune import capacity, run_trials
+
+    search = plan.search
+    study = Study(
+        folder=plan.folder,
+        base=plan.base,
+        shards=plan.shards,
+        trials=tuple(trials),
+        dataset=DATASETS.get(plan.base.data.dataset),
+        resources=_resources(search, plan.base),
+        test=False,
+        exchanges=search.scheduler.name == "pbt",
+        max_failures=search.max_failures,
+    )
+    together = capacity(study)
+    _open_folder(plan)
+    total = search.trials if search.searcher == "optuna" else len(trials)
+    print(f"{total} trials of at most {plan.epochs} epochs, {min(together, search.concurrent or together)} at once")
+    trials = run_trials(study, search, plan.mode)
+    found = outcomes(trials)
+    write_table(plan, found)
+    order = ranked(found, plan.mode)
+    if not order:
+        errors = [outcome.record.error for outcome in found if outcome.record.error]
+        raise TrainingError(f"{plan.folder}: no trial has a value; the first error: {errors[0] if errors else 'none'}")
+    best = order[0]
+    result = test_trial(study, trials[best.record.number], best.epochs)
+    conclude(plan, found, best, result)
+    print(leaders(plan, order))
+    print(table(dataclasses.replace(result, folder=plan.folder)))
+    trained, full = sum(outcome.epochs for outcome in found), plan.epochs * len(found)
+    print(f"{trained} of {full} epochs trained, {1 - trained / full:.0%} saved")
+    for what, name in {"all trials": f"{TABLE}.csv", "best configuration": BEST_CONFIG}.items():
+        print(f"{what + ':':<20} {plan.folder / name}")
+
+
+def plan_search(config: Config, path: Path) -> Plan:
+    """Reads a search and checks all of it, data and folder included. No trial has started yet.
+
+    Raises:
+        UsageError: something cannot be; the message names it.
+    """
+    if config.run.local:
+        raise UsageError("tune: a search runs on Ray; leave out --local")
+    search, source = read_search(path, config), str(path)
+    epochs = search.scheduler.max_epochs or config.train.num_epochs
+    base = named(dataclasses.replace(config, train=dataclasses.replace(config.train, num_epochs=epochs)), "tune")
+    if search.scheduler.name == "pbt" and base.run.max_workers > 1:
+        raise UsageError(f"{source}: scheduler: pbt: population based training has trials of one worker")
+    if search.metric is not None:
+        base = base.replace({"select": search.metric.removeprefix("valid/")}, source=source)
+    if DATASETS.get(base.data.dataset)(base).folds():
+        raise UsageError("tune: this configuration stands for several folds; choose one")
+    folder = run_folder(base)
+    if not base.run.fresh:
+        _check_same_search(search, base, folder)
+    drawn = draw_trials(search, base, source)
+
+    from cggm_ray.distributed.train.launch import prepare_on_ray
+
+    try:
+        shards = prepare_on_ray(base)
+    except UsageError as error:
+        # The search's metric is the field `select` of its trials.
+        if search.metric is None or not str(error).startswith("select: "):
+            raise
+        raise UsageError(f"{source}: metric: {str(error).removeprefix('select: ')}") from None
+    metric, mode = _selection(base, shards, search, source)
+    options = DATASETS.get(base.data.dataset)(base).shard_options()
+    for values in drawn:
+        trial = try_values(base, values, source)
+        changed = DATASETS.get(base.data.dataset)(trial).shard_options()
+        for name in options:
+            if changed[name] != options[name]:
+                raise UsageError(f"{source}: space: {name} changes the converted data, which all trials share")
+        check(trial, shards)
+    return Plan(search=search, source=source, base=base, folder=folder, shards=shards, metric=metric, mode=mode)
+
+
+def first_trials(plan: Plan) -> list[Trial]:
+    """Trials that are known before the search starts: all that are drawn beforehand, or those of an earlier start."""
+    search = plan.search
+
+    def make(number: int, values: Values) -> Trial:
+        return make_trial(plan.base, plan.folder, number, trial_name(number), values, plan.shards)
+
+    if search.searcher == "optuna":
+        found: list[Trial] = []
+        while (plan.folder / TRIALS / trial_name(len(found))).exists():
+            found.append(make(len(found), read_record(make(len(found), {})).values))
+        return found
+    trials = [make(number, values) for number, values in enumerate(draw_trials(search, plan.base, plan.source))]
+    # Population based training has moved the values of those that ran.
+    return [make(trial.number, read_record(trial).values) for trial in trials]
+
+
+def write_table(plan: Plan, found: Sequence[Outcome]) -> None:
+    """`trials.csv` and `trials.parquet`: one row a trial."""
+    keys = [parameter.key for parameter in plan.search.space]
+    rows = [
+        {
+            "trial": outcome.record.name,
+            "status": outcome.record.status,
+            "epochs": outcome.epochs,
+            f"best_{plan.metric}": outcome.best,
+            "best_epoch": outcome.best_epoch,
+            **{key: outcome.record.values.get(key) for key in keys},
+            "seconds": sum(line["seconds"] or 0 for line in outcome.lines),
+            "starts": len(outcome.record.starts),
+            "error": outcome.record.error,
+        }
+        for outcome in found
+    ]
+    content = pa.Table.from_pylist(rows)
+    pyarrow.csv.write_csv(content, plan.folder / f"{TABLE}.csv")
+    pyarrow.parquet.write_table(content, plan.folder / f"{TABLE}.parquet")
+
+
+def conclude(plan: Plan, found: Sequence[Outcome], best: Outcome, result: Result) -> None:
+    """Leaves the best configuration, its checkpoint, the summary and the pictures in the folder of the search."""
+    write_folder(plan.folder / BEST, lambda partial: copy_files(best.folder / BEST, partial))
+    content = plan.base.replace(best.record.values).to_dict()
+    # Where a run is kept and what it may use is no part of what was found.
+    del content["run"], content["data"]["shard_path"]
+    value = f"valid {plan.metric} {best.best:.6g} at epoch {best.best_epoch}"
+    text = f"# {best.record.name} of {plan.folder.name}: {value}\n{yaml.safe_dump(content, sort_keys=False)}"
+    write_text(plan.folder / BEST_CONFIG, text)
+    statuses = [outcome.record.status for outcome in found]
+    summary = {
+        "trial": best.record.name,
+        "values": best.record.values,
+        "metric": plan.metric,
+        "mode": plan.mode,
+        "best_epoch": result.best_epoch,
+        "valid": result.valid,
+        "test": result.test,
+        "trials": {status: statuses.count(status) for status in sorted(set(statuses))},
+        "epochs": sum(outcome.epochs for outcome in found),
+        "epochs_without_stopping": plan.epochs * len(found),
+    }
+    write_text(plan.folder / SUMMARY, json.dumps(summary, indent=1))
+    draw_search(plan.folder / PICTURES, plan.search, found, plan.metric, plan.mode)
+
+
+def leaders(plan: Plan, order: Sequence[Outcome]) -> str:
+    """The best trials with their values."""
+    keys = [parameter.key for parameter in plan.search.space]
+    lines = [f"{'':<12}{'valid ' + plan.metric:>16}{'epoch':>7}" + "".join(f"{key:>14}" for key in keys)]
+    for outcome in order[:LEADERS]:
+        values = [outcome.record.values.get(key, "-") for key in keys]
+        shown = "".join(f"{f'{v:.4g}' if isinstance(v, float) else str(v):>14}" for v in values)
+        lines.append(f"{outcome.record.name:<12}{outcome.best:>16.4f}{outcome.best_epoch:>7}{shown}")
+    return "\n".join(lines)
+
+
+def _selection(base: Config, shards: Path, search: Search, source: str) -> tuple[str, str]:
+    """Metric and mode of a search.
+
+    Raises:
+        UsageError: the file has the metric's direction wrong.
+    """
+    manifest = open_manifest(shards)
+    task = DATASETS.get(manifest.dataset)(base).task(manifest)
+    metric = base.train.select or task.selection[0]
+    mode = task.better(metric)
+    if search.mode not in (None, mode):
+        raise UsageError(f"{source}: mode: found {search.mode}; {metric} is better the other way, {mode}")
+    return metric, mode
+
+
+def _check_same_search(search: Search, base: Config, folder: Path) -> None:
+    """Refuses to go on with another search in a folder."""
+    path = folder / SEARCH
+    if path.exists():
+        changed = read_search(path, base).differences(search)
+        if changed:
+            raise UsageError(f"{folder} holds a search with another {', '.join(changed)}; choose another --name")
+
+
+def _open_folder(plan: Plan) -> None:
+    """Makes the folder of the search, with what is searched.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    open_folder(plan.base, plan.folder)
+    try:
+        write_text(plan.folder / SEARCH, yaml.safe_dump(plan.search.to_dict(), sort_keys=False))
+    except OSError as error:
+        raise UsageError(f"storage_path: {plan.folder} cannot be written: {error.strerror}") from None
+    note_start(plan.folder, plan.base, plan.shards)
+
+
+def _resources(search: Search, base: Config) -> Resources:
+    """Of a trial's worker: the flags go before the file."""
+    gpu = search.resources.gpu or (1.0 if base.run.use_gpu else 0.0)
+    return Resources(cpu=base.run.cpus_per_worker or search.resources.cpu, gpu=gpu)

@@ -1,0 +1,149 @@
+"""Values as people write them, in flags and yaml, in the types of the configuration's fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cggm_ray.core.errors import UsageError, shown
+
+MOST_BYTES = 2**18
+"""Of a yaml file. A configuration or a search is a hundredth of it; its parser takes seconds for more."""
+MOST_NODES = 10_000
+"""Values of a yaml file, with those that aliases repeat: a few lines of aliases can stand for billions."""
+LARGEST = 2**53
+"""Whole numbers up to here are exact in every file that a run writes."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Yaml without its numbers to base 60, for which `workers: 2:8` would be 128."""
+
+    yaml_implicit_resolvers = {
+        first: [
+            (tag, re.compile(r"(?![^:]*:)" + pattern.pattern, pattern.flags) if tag.endswith(":int") else pattern)
+            for tag, pattern in resolvers
+        ]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def read_yaml(path: Path, field: str) -> dict[str, Any]:
+    """A yaml file that holds a mapping.
+
+    Args:
+        path: of the file.
+        field: named in messages.
+
+    Raises:
+        UsageError: the file cannot be read, is not yaml, or holds something else.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise UsageError(f"{field}: {path} has more than {MOST_BYTES:,} bytes; expected a configuration file")
+        loader = _Loader(text.decode())
+        loader.name = path.name
+        node = loader.get_single_node()
+        _count(node, f"{field}: {path}", {})
+        content = None if node is None else loader.construct_document(node)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{field}: {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except UsageError:
+        raise
+    except yaml.YAMLError as error:
+        raise UsageError(f"{field}: {path} is not yaml: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UsageError(f"{field}: {path} is not yaml: nested too deeply") from None
+    # A value that is not of its tag, such as a date in month 13, raises what its own constructor happens to raise.
+    except Exception as error:
+        raise UsageError(f"{field}: {path} is not yaml: a value that cannot be: {error}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{field}: {path} holds a {type(content).__name__}; expected a mapping of keys to values")
+    return content
+
+
+def _count(node: Any, where: str, known: dict[int, int | None]) -> int:
+    """Values below a node, with those that aliases repeat.
+
+    Args:
+        node: of the parsed file, or None where it is empty.
+        where: field and file.
+        known: numbers of the nodes that were counted; None for those that are being counted.
+
+    Raises:
+        UsageError: there are more than `MOST_NODES`, a node holds itself, or a mapping has a key twice.
+    """
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = None
+        parts = node.value
+        if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value in seen and key.value != "<<":
+                    line = key.start_mark.line + 1
+                    raise UsageError(
+                        f"{where}, line {line}: the key {shown(key.value)} is there twice; expected it once"
+                    )
+                seen.add(str(key.value) if isinstance(key, yaml.ScalarNode) else "")
+            parts = [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_count(part, where, known) for part in parts)
+    values = known[id(node)]
+    if values is None:
+        raise UsageError(
+            f"{where}, line {node.start_mark.line + 1}: found a value that holds itself; expected plain values"
+        )
+    if values > MOST_NODES:
+        raise UsageError(f"{where} stands for more than {MOST_NODES:,} values; expected a configuration file")
+    return values
+
+
+def value_type(section: type, key: dataclasses.Field[Any]) -> tuple[type, bool]:
+    """The plain type of a field (`tuple` for a list of names), and whether it may be None."""
+    hint = typing.get_type_hints(section)[key.name]
+    members = [member for member in typing.get_args(hint) if member is not type(None)]
+    optional = type(None) in typing.get_args(hint)
+    plain = members[0] if optional else hint
+    return typing.get_origin(plain) or plain, optional
+
+
+def coerce(value: Any, section: type, key: dataclasses.Field[Any], source: str = "config") -> Any:
+    """`value` in the type of its field: texts of the command line, or values of yaml and json.
+
+    Raises:
+        UsageError: the value does not fit; the message names source, field, value and type.
+    """
+    kind, optional = value_type(section, key)
+    if value is None and optional:
+        return None
+    text = value.strip() if isinstance(value, str) else value
+    try:
+        if kind is bool:
+            return value if isinstance(value, bool) else {"true": True, "false": False}[str(text).lower()]
+        if kind is tuple:
+            names = text.split(",") if isinstance(text, str) else text
+            if not isinstance(names, list | tuple) or not all(isinstance(name, str | int | float) for name in names):
+                raise TypeError
+            return tuple(str(name).strip() for name in names)
+        if isinstance(value, bool) or (kind is int and isinstance(value, float) and not value.is_integer()):
+            raise ValueError
+        if kind in (int, float):
+            number = kind(text)
+            if number != number or number in (float("inf"), float("-inf")) or (kind is int and abs(number) > LARGEST):
+                raise ValueError
+            return number
+        # A number stands for itself where a text is expected: `workers: 4`.
+        if kind is str and isinstance(value, str | Path | int) and str(value).isprintable():
+            return str(value)
+        raise ValueError
+    except (ValueError, TypeError, KeyError, OverflowError):
+        expected = {int: "a whole number", float: "a number", bool: "true or false", tuple: "a list of names"}
+        what = expected.get(kind, "a printable text")
+        raise UsageError(f"{source}: {key.name}: found {shown(value)}; expected {what}") from None

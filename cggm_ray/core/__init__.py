@@ -1,0 +1,1 @@
+"""What every room may use: batches, errors, seeds, registries, sums over workers."""

@@ -1,0 +1,1 @@
+"""BraTS: tumour segmentation from four MRI sequences."""

@@ -1,0 +1,51 @@
+"""Pictures of a segmentation: the image, the truth and the prediction side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cggm_ray.data.loading.sampler import Slice
+from cggm_ray.data.loading.slices import VolumeSlices
+from cggm_ray.models.net import MultimodalNet
+
+COLOURS = np.array([[0, 0, 0], [220, 50, 47], [38, 139, 210], [240, 200, 30]], dtype=np.float64)
+"""Of the classes: none, red for the necrotic core, blue for oedema, yellow for enhancing tumour."""
+OPACITY = 0.5
+LIGHTEST = 99.5
+
+
+@torch.no_grad()
+def draw_overlays(folder: Path, net: MultimodalNet, split: VolumeSlices, most: int) -> list[Path]:
+    """Draws `<case>.png` for the first cases: image, truth and prediction of the slice with most tumour.
+
+    Args:
+        folder: made if it is not there.
+        net: in evaluation mode, where the split puts its batches.
+        split: whose cases are drawn.
+        most: number of cases.
+    """
+    from PIL import Image
+
+    drawn = []
+    for case, index in split.largest(most):
+        (batch,) = split.batches([Slice(index=torch.tensor([index]), weight=None, samples=1)], epoch=0)
+        predicted = net(batch.inputs).argmax(1)[0].cpu().numpy()
+        grey = next(iter(batch.inputs.values()))[0, 0].cpu().numpy()
+        truth = batch.target[0].cpu().numpy()
+        panels = [coloured(grey, labels) for labels in (np.zeros_like(truth), truth, predicted)]
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{case}.png"
+        Image.fromarray(np.concatenate(panels, 1)).save(path)
+        drawn.append(path)
+    return drawn
+
+
+def coloured(grey: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """A slice [H, W] in grey with its classes [H, W] in colour, uint8 [H, W, 3]."""
+    low, high = grey.min(), max(np.percentile(grey, LIGHTEST), grey.min() + 1e-6)
+    tones = np.clip((grey - low) / (high - low), 0, 1)[..., None].repeat(3, -1) * 255
+    blended = (1 - OPACITY) * tones + OPACITY * COLOURS[labels]
+    return np.where(labels[..., None] > 0, blended, tones).round().astype(np.uint8)

@@ -1,0 +1,369 @@
+"""From columns of files to samples: which are modalities, how they are split, what is predicted, all checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cggm_ray.core.errors import DataError, listed, shown
+from cggm_ray.core.registry import nearest
+from cggm_ray.core.seeding import derive_seed
+from cggm_ray.data.datasets.feature_files import WHOLE, FeatureTable
+from cggm_ray.data.formats.untrusted import finite
+from cggm_ray.data.split_names import SPLITS, split_of
+from cggm_ray.models.shaped import KINDS, SEQUENCE, fits, kind_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Samples of a split.
+
+    Attributes:
+        inputs: modality to [N, ...].
+        present: modality to bool [N], where samples of any split lack it.
+        steps: modality to int64 [N], 0 where it is missing, for sequences with padding in any split.
+        target: [N] of classes or [N, 1] of values.
+        names: of the samples, if they have any.
+    """
+
+    inputs: dict[str, np.ndarray]
+    present: dict[str, np.ndarray] = field(default_factory=dict)
+    steps: dict[str, np.ndarray] = field(default_factory=dict)
+    target: np.ndarray
+    names: Sequence[str] | None = None
+
+    def take(self, rows: np.ndarray) -> Samples:
+        """The samples of these rows."""
+
+        def part(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {name: values[rows] for name, values in arrays.items()}
+
+        return Samples(
+            inputs=part(self.inputs),
+            present=part(self.present),
+            steps=part(self.steps),
+            target=self.target[rows],
+            names=None if self.names is None else [self.names[row] for row in rows],
+        )
+
+
+def choose_modalities(
+    tables: Mapping[str, FeatureTable], wanted: Sequence[str] | None, other: set[str]
+) -> tuple[str, ...]:
+    """The modalities in the order of the file: those that are wanted, or every column with an array of numbers per sample.
+
+    Args:
+        tables: by split.
+        wanted: names, or None.
+        other: columns with another meaning.
+
+    Raises:
+        DataError: a wanted one is in no column, or there is none.
+    """
+    table = next(iter(tables.values()))
+    for name in wanted or ():
+        if name not in table.available or name in other:
+            found = [column for column in table.available if column not in other]
+            raise DataError(f"{table.where}: modality {name!r} is missing{nearest(name, found)}; found {listed(found)}")
+        if set(name) & set("./"):
+            raise DataError(f"{table.where}: modality {name!r}; expected a name without dots and slashes")
+    if wanted is not None:
+        return tuple(name for name in table.available if name in wanted)
+    found = [
+        name
+        for name, values in table.columns.items()
+        if name not in other and values.ndim > 1 and values.dtype.kind in "biuf" and not set(name) & set("./")
+    ]
+    if not found:
+        raise DataError(
+            f"{table.where}: no column holds an array of numbers for each sample; found {listed(table.available)}; name "
+            "the modalities with --modalities"
+        )
+    return tuple(found)
+
+
+def shape_kinds(
+    tables: Mapping[str, FeatureTable], modalities: Sequence[str], asked: Mapping[str, str], lengths: Mapping[str, str]
+) -> dict[str, str]:
+    """The kind of every modality: as asked, or by the shape of its samples.
+
+    Raises:
+        DataError: a shape that is no kind, or not the one asked for.
+    """
+    for field_name, given in (("kinds", asked), ("lengths", lengths)):
+        for name in given:
+            if name not in modalities:
+                raise DataError(
+                    f"{field_name}: {name!r} is no modality{nearest(name, modalities)}; found {listed(modalities)}"
+                )
+    kinds = {}
+    table = next(iter(tables.values()))
+    for name in modalities:
+        shape = _modality(table, name).shape[1:]
+        where = f"{table.where}, modality {name}"
+        padded = name in lengths or any(name in part.steps for part in tables.values())
+        kind = asked.get(name) or (SEQUENCE if padded and len(shape) == 2 else kind_of(shape))
+        if kind is None:
+            raise DataError(f"{where}: samples of shape {shape}; expected one of {', '.join(KINDS.values())}")
+        if not fits(kind, shape):
+            raise DataError(f"{where}: samples of shape {shape}; a {kind} is {KINDS[kind]}")
+        if padded and kind != SEQUENCE:
+            raise DataError(f"{where}: rows of several lengths, taken for a {kind}; expected a sequence [T, D]")
+        kinds[name] = kind
+    return kinds
+
+
+def gather(
+    tables: Mapping[str, FeatureTable],
+    modalities: Sequence[str],
+    lengths: Mapping[str, str],
+    target: Mapping[str, np.ndarray],
+) -> dict[str, Samples]:
+    """The samples of every table, checked: shapes, finite numbers, at least one modality each.
+
+    Args:
+        tables: by split.
+        modalities: their columns.
+        lengths: modality to the column of its time steps.
+        target: of every table.
+
+    Raises:
+        DataError: names file, modality and row.
+    """
+    longest = {
+        name: max(_modality(table, name).shape[1] for table in tables.values())
+        for name in modalities
+        if any(name in table.steps for table in tables.values())
+    }
+    gathered: dict[str, Samples] = {}
+    for split, table in tables.items():
+        samples = len(target[split])
+        names = _names(table, samples)
+        inputs, present, steps = {}, {}, {}
+        for name in modalities:
+            values = _modality(table, name)
+            where = f"{table.where}, modality {name}"
+            if len(values) != samples:
+                raise DataError(f"{where}: {len(values)} samples; the target has {samples}")
+            there = table.present.get(name, np.ones(samples, bool))
+            if name in longest:
+                steps[name] = table.steps.get(name, np.full(samples, values.shape[1])) * there
+                gap = longest[name] - values.shape[1]
+                values = np.pad(values, ((0, 0), (0, gap), *[(0, 0)] * (values.ndim - 2)))
+            if name in lengths:
+                steps[name] = _lengths(table, lengths[name], values.shape[1], samples) * there
+                there = there & (steps[name] > 0)
+            if gathered:
+                first = next(iter(gathered.values())).inputs[name]
+                if values.shape[1:] != first.shape[1:]:
+                    raise DataError(
+                        f"{where}: samples of shape {values.shape[1:]}; {next(iter(gathered))} has {first.shape[1:]}"
+                    )
+            bad = np.flatnonzero(there & ~finite(values).all(tuple(range(1, values.ndim))))
+            if len(bad):
+                raise DataError(f"{where}, row {_row(bad[0], names)}: a value that is not finite; expected numbers")
+            inputs[name], present[name] = values, there
+        nothing = np.flatnonzero(~np.any(list(present.values()), axis=0))
+        if len(nothing):
+            raise DataError(
+                f"{table.where}, row {_row(nothing[0], names)}: has none of the modalities {', '.join(modalities)}; "
+                "expected at least one"
+            )
+        gathered[split] = Samples(inputs=inputs, present=present, steps=steps, target=target[split], names=names)
+    return gathered
+
+
+def read_classes(
+    tables: Mapping[str, FeatureTable], column: str, given: Sequence[str] | None, rows: Mapping[str, np.ndarray] | None
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Class numbers of every table, and the classes: those given, or those of the train split in their order.
+
+    Args:
+        tables: by split, or one under `WHOLE`.
+        column: of the labels.
+        given: all classes, or None.
+        rows: of every split of a whole table, if a column says them.
+
+    Raises:
+        DataError: a label that is none of the classes, with its row.
+    """
+    labels = {name: _labels(table, column) for name, table in tables.items()}
+    if given is None:
+        first = "train" if "train" in tables else next(iter(tables))
+        known = labels[first]
+        if rows is not None:
+            known = known[rows["train"]]
+        classes = np.unique(known)
+    else:
+        classes = np.array(given)
+    texts = tuple(str(value) for value in classes.tolist())
+    numbers = {text: number for number, text in enumerate(texts)}
+    found = {}
+    for name, values in labels.items():
+        as_text = [str(value) for value in values.tolist()]
+        for row, text in enumerate(as_text):
+            if text not in numbers:
+                raise DataError(
+                    f"{tables[name].where}, target {column}, row {row}: label {shown(text)} is none of the {len(texts)} "
+                    f"classes {listed(texts, 10)}"
+                )
+        found[name] = np.array([numbers[text] for text in as_text], np.int64)
+    if len(texts) < 2:
+        raise DataError(
+            f"{next(iter(tables.values())).where}, target {column}: {len(texts)} class; expected at least two"
+        )
+    return found, texts
+
+
+def read_values(tables: Mapping[str, FeatureTable], column: str) -> dict[str, np.ndarray]:
+    """Regression targets [N, 1] of every table.
+
+    Raises:
+        DataError: a target that is not one finite number for each sample.
+    """
+    found = {}
+    for name, table in tables.items():
+        values, where = _target(table, column), f"{table.where}, target {column}"
+        if values.dtype.kind not in "biuf" or any(size != 1 for size in values.shape[1:]):
+            raise DataError(f"{where}: shape {values.shape} of {values.dtype}; expected one number for each sample")
+        values = values.reshape(-1, 1)
+        bad = np.flatnonzero(~finite(values[:, 0]))
+        if len(bad):
+            raise DataError(f"{where}, row {bad[0]}: {values[bad[0], 0]}; expected a finite number")
+        found[name] = values.astype(np.float32)
+    return found
+
+
+def divide(
+    tables: Mapping[str, FeatureTable],
+    samples: Mapping[str, Samples],
+    rows: Mapping[str, np.ndarray] | None,
+    shares: tuple[float, float],
+    seed: int,
+) -> dict[str, Samples]:
+    """Samples by split: the file's own, those that a column says, or drawn; validation is drawn from train if need be.
+
+    Args:
+        tables: by split, or one under `WHOLE`.
+        samples: of every table.
+        rows: of every split of a whole table, from `rows_by_split`; None to draw them.
+        shares: of validation and test, where they are drawn.
+        seed: of the draw; classes keep their shares.
+
+    Raises:
+        DataError: a split is missing or empty.
+    """
+    parts = dict(samples)
+    where = next(iter(tables.values())).where
+    if WHOLE in parts:
+        whole = parts.pop(WHOLE)
+        rows = _drawn(whole.target, shares, seed) if rows is None else rows
+        parts = {split: whole.take(picked) for split, picked in rows.items() if len(picked)}
+    if "train" in parts and "valid" not in parts:
+        rows = _drawn(parts["train"].target, (shares[0], 0.0), seed)
+        parts |= {split: parts["train"].take(rows[split]) for split in ("train", "valid")}
+    for split in SPLITS:
+        if split not in parts or not len(parts[split].target):
+            raise DataError(f"{where}: split {split} has no samples; found {', '.join(parts) or 'none'}")
+    return {split: parts[split] for split in SPLITS}
+
+
+def rows_by_split(tables: Mapping[str, FeatureTable], column: str, target: str) -> dict[str, np.ndarray]:
+    """The rows of every split of a whole table, from the column that says them.
+
+    Raises:
+        DataError: there is no such column, it says something else, or the file has splits of its own.
+    """
+    if WHOLE not in tables:
+        where = next(iter(tables.values())).where
+        raise DataError(f"{where}: the file has splits of its own; leave out --split")
+    table = tables[WHOLE]
+    values = table.column(column, "split")
+    samples = len(table.column(target, "target"))
+    if values.shape != (samples,):
+        raise DataError(
+            f"{table.where}, split {column}: shape {values.shape}; expected a text for each of {samples} samples"
+        )
+    names = []
+    for row, value in enumerate(values.tolist()):
+        name = split_of(str(value))
+        if name is None:
+            raise DataError(
+                f"{table.where}, split {column}, row {row}: found {shown(value)}; expected train, valid or test"
+            )
+        names.append(name)
+    return {split: np.flatnonzero(np.array(names) == split) for split in SPLITS}
+
+
+def _drawn(target: np.ndarray, shares: tuple[float, float], seed: int) -> dict[str, np.ndarray]:
+    """Rows of a seeded split. Every class is spread over the splits as evenly as it can be."""
+    order = np.random.default_rng(derive_seed(seed, "split")).permutation(len(target))
+    if target.ndim == 1:
+        order = order[np.argsort(target[order], kind="stable")]
+    # The k-th sample, class by class, goes where k times the share passes a whole number.
+    place = np.arange(1, len(target) + 1)
+    valid = np.floor(place * shares[0]) > np.floor((place - 1) * shares[0])
+    test = np.zeros(len(target), bool)
+    rest = np.flatnonzero(~valid)
+    share = shares[1] / (1 - shares[0])
+    count = np.arange(1, len(rest) + 1)
+    test[rest] = np.floor(count * share) > np.floor((count - 1) * share)
+    masks = {"train": ~valid & ~test, "valid": valid, "test": test}
+    return {split: np.sort(order[mask]) for split, mask in masks.items()}
+
+
+def _modality(table: FeatureTable, name: str) -> np.ndarray:
+    """[N, ...] with at least one axis for a sample."""
+    values = table.column(name, "modality")
+    if values.dtype.kind not in "biuf" or 0 in values.shape[1:]:
+        raise DataError(f"{table.where}, modality {name}: shape {values.shape} of {values.dtype}; expected numbers")
+    return values[:, None] if values.ndim == 1 else values
+
+
+def _lengths(table: FeatureTable, column: str, longest: int, samples: int) -> np.ndarray:
+    values, where = table.column(column, "lengths"), f"{table.where}, lengths {column}"
+    if values.dtype.kind not in "iu" or values.shape != (samples,):
+        raise DataError(f"{where}: shape {values.shape} of {values.dtype}; expected a whole number for each sample")
+    bad = np.flatnonzero((values < 0) | (values > longest))
+    if len(bad):
+        raise DataError(f"{where}, row {bad[0]}: {values[bad[0]]}; expected 0 to {longest} time steps")
+    return values.astype(np.int64)
+
+
+def _target(table: FeatureTable, column: str) -> np.ndarray:
+    values = table.column(column, "target")
+    missing = np.flatnonzero(~table.present.get(column, np.ones(len(values), bool)))
+    if len(missing):
+        raise DataError(
+            f"{table.where}, target {column}, row {missing[0]}: is missing; expected a target for every sample"
+        )
+    return values
+
+
+def _labels(table: FeatureTable, column: str) -> np.ndarray:
+    """Labels [N] as whole numbers or texts."""
+    values, where = _target(table, column), f"{table.where}, target {column}"
+    if any(size != 1 for size in values.shape[1:]) or values.dtype.kind not in "biufU":
+        raise DataError(f"{where}: shape {values.shape} of {values.dtype}; expected one label for each sample")
+    values = values.reshape(-1)
+    if values.dtype.kind == "f":
+        bad = np.flatnonzero((values != np.round(values)) | ~finite(values) | (np.abs(values) > 2**24))
+        if len(bad):
+            raise DataError(f"{where}, row {bad[0]}: {values[bad[0]]}; expected a whole number (or --task regression)")
+        return values.astype(np.int64)
+    return values.astype(np.int64) if values.dtype.kind == "b" else values
+
+
+def _names(table: FeatureTable, samples: int) -> list[str] | None:
+    values = table.columns.get("id")
+    if values is None:
+        return None
+    if len(values) != samples:
+        raise DataError(f"{table.where}, id: {len(values)} names; the target has {samples}")
+    return [" ".join(map(str, np.atleast_1d(value).ravel().tolist())) for value in values]
+
+
+def _row(row: int, names: Sequence[str] | None) -> str:
+    return f"{row} ({names[row]})" if names else str(row)

@@ -1,0 +1,203 @@
+"""Features of your own: any modalities, from a pickle, an npz or parquet, for regression or classification.
+
+What a sample lacks is masked everywhere: a null in parquet, or a False in the array `<modality>_present` of an npz or pickle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from torch import nn
+
+from cggm_ray.config.fields import option
+from cggm_ray.core.errors import UsageError
+from cggm_ray.data.dataset import DATASETS, Dataset
+from cggm_ray.data.datasets.feature_demonstration import write_demonstration
+from cggm_ray.data.datasets.feature_files import PRESENT_SUFFIX, WHOLE, find_files, read_tables
+from cggm_ray.data.datasets.feature_table import (
+    Samples,
+    choose_modalities,
+    divide,
+    gather,
+    read_classes,
+    read_values,
+    rows_by_split,
+    shape_kinds,
+)
+from cggm_ray.data.loading.split import Split
+from cggm_ray.data.settings import DatasetOptions
+from cggm_ray.data.shards.shards import (
+    IDENTITY,
+    INDEX,
+    PRESENT,
+    SHARD_BYTES,
+    STEPS,
+    TARGET,
+    Manifest,
+    RawShard,
+    column_values,
+    is_modality,
+    tensor_column,
+)
+from cggm_ray.engine.configuration import Config
+from cggm_ray.models.net import MultimodalNet
+from cggm_ray.models.sequence import sequence_guides
+from cggm_ray.models.shaped import KINDS, shaped_net
+from cggm_ray.runs.confusion import save_confusion
+from cggm_ray.tasks import Classification, Regression, Task
+
+SPLIT = "split"
+TASKS = ("regression", "classification")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions(DatasetOptions):
+    """Options of the pipeline for features."""
+
+    task: str = option("classification", "regression or classification")
+    target: str = option("label", "column of the target")
+    split: str | None = option(
+        None, "column that says train, valid or test; default the file's own splits or its column 'split', else drawn"
+    )
+    classes: tuple[str, ...] | None = option(None, "all classes; default those of the train split")
+    kinds: tuple[str, ...] = option((), "modality:sequence|vector|image, where the shape does not say it")
+    lengths: tuple[str, ...] = option((), "modality:column of the number of time steps, where the rest is padding")
+    valid_share: float = option(0.1, "share of the samples, or of train, that is drawn for validation if none is given")
+    test_share: float = option(0.1, "share of the samples that is drawn for the test if there are no splits")
+    split_seed: int = option(0, "seed of the drawn splits")
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise UsageError(f"task: unknown {self.task!r}; available: {', '.join(TASKS)}")
+        for name, kind in self.pairs("kinds").items():
+            if kind not in KINDS:
+                raise UsageError(f"kinds: unknown {kind!r} for {name}; available: {', '.join(KINDS)}")
+        self.pairs("lengths")
+        for share in ("valid_share", "test_share"):
+            if not 0 < getattr(self, share) < 0.5:
+                raise UsageError(f"{share}: found {getattr(self, share)}; expected a number between 0 and 0.5")
+        if self.split_seed < 0:
+            raise UsageError(f"split_seed: found {self.split_seed}; expected a whole number of at least 0")
+
+    def pairs(self, field: str) -> dict[str, str]:
+        """The option `kinds` or `lengths` as modality to value."""
+        found = [item.split(":") for item in getattr(self, field) if item]
+        for parts in found:
+            if len(parts) != 2 or not all(parts):
+                raise UsageError(f"{field}: found {':'.join(parts)!r}; expected modality:value")
+        return dict(found)
+
+
+@DATASETS.register("features")
+class Features(Dataset):
+    """Any modalities whose features lie in a file."""
+
+    name = "features"
+    converter = 1
+    Options = FeatureOptions
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        assert isinstance(config.options, FeatureOptions)
+        self.options = config.options
+        self._root = Path()
+        self._notes: dict[str, Any] = {}
+
+    def shard_options(self) -> dict[str, Any]:
+        """All options, and the modalities, since only those are read."""
+        names = self.config.data.modalities
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self.options).items()}
+        return plain | {"modalities": None if names is None else sorted(names)}
+
+    def locate(self, path: Path) -> list[Path]:
+        """The file, or the files of the folder."""
+        self._root = path
+        return find_files(path)
+
+    def read(self, sources: list[Path]) -> Iterator[RawShard]:
+        """Slices of every split, checked as a whole first."""
+        splits = self._splits(sources)
+        masked = {PRESENT + name for part in splits.values() for name, flags in part.present.items() if not flags.all()}
+        for split, part in splits.items():
+            step = max(1, SHARD_BYTES // max(1, sum(4 * values[0].size for values in part.inputs.values())))
+            for number, start in enumerate(range(0, len(part.target), step)):
+                rows = slice(start, min(start + step, len(part.target)))
+                columns = {name: tensor_column(values[rows]) for name, values in part.inputs.items()}
+                columns |= {STEPS + name: pa.array(steps[rows]) for name, steps in part.steps.items()}
+                columns |= {
+                    PRESENT + name: pa.array(flags[rows])
+                    for name, flags in part.present.items()
+                    if PRESENT + name in masked and name not in part.steps
+                }
+                columns[TARGET] = tensor_column(part.target[rows])
+                columns[INDEX] = pa.array(np.arange(rows.start, rows.stop))
+                if part.names is not None:
+                    columns[IDENTITY] = pa.array(part.names[rows])
+                yield RawShard(split=split, number=number, table=pa.table(columns))
+
+    def transform(self, table: pa.Table) -> pa.Table:
+        """float32; bytes (uint8) are scaled to [0, 1]."""
+        for name in filter(is_modality, table.column_names):
+            values = column_values(table.column(name))
+            scale = 255 if values.dtype == np.uint8 else 1
+            scaled = values.astype(np.float32) / np.float32(scale)
+            table = table.set_column(table.schema.get_field_index(name), name, tensor_column(scaled))
+        return table
+
+    def notes(self) -> dict[str, Any]:
+        """The kind of every modality, and the classes."""
+        return self._notes
+
+    def demonstration(self, folder: Path, seed: int) -> Path:
+        """`features-<seed>.npz`: an image, a sequence and a vector, of which some samples lack one."""
+        return write_demonstration(folder / f"features-{seed}.npz", seed)
+
+    def task(self, manifest: Manifest) -> Task:
+        """As the option says; the notes are kept for `finish`."""
+        self._notes = manifest.notes
+        classes = self._notes["classes"]
+        return Regression() if classes is None else Classification(len(classes))
+
+    def network(self, manifest: Manifest, modalities: tuple[str, ...]) -> tuple[MultimodalNet, dict[str, nn.Module]]:
+        """An encoder for every modality by its kind, the released fusion, and a guide for each."""
+        shapes = {name: manifest.modalities[name].shape for name in modalities}
+        outputs, kinds = self.task(manifest).outputs, manifest.notes["kinds"]
+        guides = sequence_guides(self.config.model, dict.fromkeys(modalities, self.config.model.proj_dim), outputs)
+        return shaped_net(self.config.model, shapes, kinds, outputs), guides
+
+    def finish(self, folder: Path, net: MultimodalNet, test: Split) -> None:
+        """For classification, the confusion matrix of the test split."""
+        if self._notes["classes"] is not None:
+            save_confusion(folder, self._notes["classes"])
+
+    def _splits(self, sources: list[Path]) -> Mapping[str, Samples]:
+        """The samples of every split, with what the manifest shall note."""
+        options, modalities = self.options, self.config.data.modalities
+        lengths = options.pairs("lengths")
+        about = {
+            name for name in (options.target, options.split or SPLIT, IDENTITY, *lengths.values()) if name is not None
+        }
+
+        def wanted(column: str) -> bool:
+            return modalities is None or column.removesuffix(PRESENT_SUFFIX) in modalities or column in about
+
+        tables = read_tables(sources, self._root, wanted)
+        split = options.split
+        if split is None and WHOLE in tables and SPLIT in tables[WHOLE].available:
+            split = SPLIT
+        rows = None if split is None else rows_by_split(tables, split, options.target)
+        names = choose_modalities(tables, modalities, about)
+        kinds = shape_kinds(tables, names, options.pairs("kinds"), lengths)
+        if options.task == "classification":
+            target, classes = read_classes(tables, options.target, options.classes, rows)
+        else:
+            target, classes = read_values(tables, options.target), None
+        samples = gather(tables, names, lengths, target)
+        self._notes = {"kinds": kinds, "classes": None if classes is None else list(classes)}
+        shares = (options.valid_share, options.test_share)
+        return divide(tables, samples, rows, shares, options.split_seed)

@@ -1,0 +1,303 @@
+"""Frozen ViT and BERT: found and checked before any work starts, loaded where they run.
+
+Shapes: N samples, H = W the size that the ViT takes, T steps (patches and the class token; pieces of text), D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from cggm_ray.core.errors import DataError, UsageError, shown
+from cggm_ray.data.formats.untrusted import read_json
+
+EXTRACT_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+STORED = {"fp32": "float32", "bf16": "float16", "fp16": "float16"}
+"""Type of the features in the shards. numpy has no bfloat16; what a LayerNorm gives fits the range of float16."""
+LARGEST = 2**18
+"""Of the sizes in a model's configuration: what is above is made to fill the memory before the weights are looked at."""
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+_INSTALL = "food101 needs transformers; install it with: pip install 'cggm-ray[food101]'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderInfo:
+    """A pretrained encoder as its folder describes it.
+
+    Attributes:
+        flag: that named it, 'vit' or 'bert'.
+        reference: what `from_pretrained` gets: an absolute folder, or a hub name.
+        files: configuration, weights and tokenizer.
+        config: content of config.json.
+    """
+
+    flag: str
+    reference: str
+    files: tuple[Path, ...]
+    config: dict[str, Any]
+
+    def size(self, name: str) -> int:
+        """A positive whole number of the configuration.
+
+        Raises:
+            DataError: it is missing or something else.
+        """
+        value = self.config.get(name)
+        if type(value) is not int or not 1 <= value <= LARGEST:
+            raise DataError(
+                f"{self.flag}: {self.reference}/config.json, field {name}: found {shown(value)}; expected a size of 1 to "
+                f"{LARGEST:,}"
+            )
+        return value
+
+
+def find_vit(value: str) -> EncoderInfo:
+    """The ViT of a local folder or hub name.
+
+    Raises:
+        DataError: it is none, is incomplete, or takes other images than square ones in colour.
+    """
+    info = _find("vit", value)
+    for name in ("image_size", "patch_size", "hidden_size"):
+        info.size(name)
+    if info.config.get("num_channels", 3) != 3:
+        raise DataError(f"vit: {value}/config.json, field num_channels: {info.config['num_channels']}; expected 3")
+    return info
+
+
+def find_bert(value: str, text_length: int) -> EncoderInfo:
+    """The BERT of a local folder or hub name, with its tokenizer.
+
+    Raises:
+        DataError: it is none, is incomplete, lacks its tokenizer, or takes shorter texts only.
+    """
+    info = _find("bert", value)
+    info.size("hidden_size")
+    if not any(path.name in TOKENIZER_FILES for path in info.files):
+        raise DataError(
+            f"bert: {value} has no tokenizer: expected {' or '.join(TOKENIZER_FILES)} beside config.json; it must be the "
+            "one that the model was trained with"
+        )
+    if text_length > info.size("max_position_embeddings"):
+        raise DataError(
+            f"text_length: {text_length} pieces; the BERT in {value} takes {info.size('max_position_embeddings')}"
+        )
+    return info
+
+
+def _find(flag: str, value: str) -> EncoderInfo:
+    folder = Path(value).expanduser()
+    reference = value
+    if folder.is_dir():
+        folder = folder.absolute()
+        reference = str(folder)
+    elif value.startswith((".", "/", "~")) or value.count("/") > 1:
+        raise DataError(f"{flag}: {value}: no such folder")
+    else:
+        folder = _downloaded(flag, value)
+    path = folder / "config.json"
+    if not path.exists():
+        raise DataError(f"{flag}: {value} has no config.json; expected a folder that transformers saved")
+    config = read_json(path)
+    kind = config.get("model_type") if isinstance(config, dict) else config
+    if kind != flag:
+        raise DataError(f"{flag}: {path}, field model_type: found {shown(kind)}; expected {flag!r}")
+    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not weights:
+        raise DataError(f"{flag}: {value} has no weights; expected model.safetensors or pytorch_model.bin")
+    for weight in weights:
+        _check_weights(flag, weight)
+    tokenizer = [folder / name for name in (*TOKENIZER_FILES, "tokenizer_config.json") if (folder / name).exists()]
+    return EncoderInfo(flag=flag, reference=reference, files=(path, *weights, *tokenizer), config=config)
+
+
+def _check_weights(flag: str, path: Path) -> None:
+    """Reads the header of a safetensors file; raises DataError where it is damaged or cut short."""
+    if path.suffix != ".safetensors":
+        return
+    try:
+        with safe_open(path, "pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{flag}: {path} is not a readable safetensors file: {error}") from None
+
+
+def _downloaded(flag: str, name: str) -> Path:
+    """The folder of a hub model, fetched once.
+
+    Raises:
+        DataError: no such model, or no way to it.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError:
+        raise UsageError(_INSTALL) from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{flag}: {name} is no local folder and cannot be fetched from the hub: {reason}") from None
+
+
+def load_model(info: EncoderInfo, precision: str, device: torch.device) -> nn.Module:
+    """The frozen encoder in evaluation mode.
+
+    Raises:
+        DataError: the weights are damaged, or are those of another model.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise UsageError(_INSTALL) from None
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    kind = {"vit": transformers.ViTModel, "bert": transformers.BertModel}[info.flag]
+    try:
+        # The pooler has no part in the last hidden states.
+        # A .bin file is a pickle, and a configuration may name a kernel to be fetched: both are shut out by name.
+        model, report = kind.from_pretrained(
+            info.reference,
+            add_pooling_layer=False,
+            output_loading_info=True,
+            weights_only=True,
+            attn_implementation="sdpa",
+        )
+    except Exception as error:
+        # Whatever reads a damaged file raises, it is the file of the user that is to blame.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{info.flag}: the weights in {info.reference} cannot be loaded: {reason}") from error
+    lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if lacking:
+        raise DataError(
+            f"{info.flag}: the weights in {info.reference} lack {len(lacking)} parameters, {lacking[0]} first"
+        )
+    return model.to(device, EXTRACT_PRECISIONS[precision]).eval().requires_grad_(False)
+
+
+class ImageFeatures:
+    """Last hidden states of a ViT; pixels enter as values in [0, 1], as in the released code.
+
+    Args:
+        info: of the ViT.
+        precision: in which it computes: fp32, bf16, fp16.
+        batch: images at once.
+        device: to compute on.
+    """
+
+    def __init__(self, info: EncoderInfo, precision: str, batch: int, device: torch.device) -> None:
+        self._info = info
+        self._precision = precision
+        self._batch = batch
+        self.device = device
+        self._model = load_model(info, precision, self.device)
+
+    @torch.no_grad()
+    def __call__(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
+        """uint8 [N, H, W, 3] to [N, T, D] on the device, in the type of the computation."""
+        parts = []
+        for part in pixels_NHWC.split(self._batch):
+            images = part.to(self.device).permute(0, 3, 1, 2).to(EXTRACT_PRECISIONS[self._precision]) / 255
+            parts.append(self._model(pixel_values=images).last_hidden_state)
+        return torch.cat(parts)
+
+
+class TextFeatures:
+    """Last hidden states of a BERT for texts cut and padded to one length, as in the released code.
+
+    Args:
+        info: of the BERT.
+        length: T.
+        padding: 'released' keeps what BERT makes of the padding, 'zero' puts zeros there.
+        precision: in which it computes.
+        batch: texts at once.
+        device: to compute on.
+
+    Raises:
+        DataError: the tokenizer is damaged, or is not that of the model.
+    """
+
+    def __init__(
+        self,
+        info: EncoderInfo,
+        length: int,
+        padding: str,
+        precision: str,
+        batch: int,
+        device: torch.device,
+    ) -> None:
+        self._info = info
+        self._length = length
+        self._padding = padding
+        self._precision = precision
+        self._batch = batch
+        self.device = device
+        self._model = load_model(info, precision, self.device)
+        self._tokenizer = load_tokenizer(info)
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
+        """Texts to [N, T, D] on the device, in the type of the computation."""
+        parts = []
+        for start in range(0, len(texts), self._batch):
+            pieces = self._tokenizer(
+                list(texts[start : start + self._batch]),
+                padding="max_length",
+                max_length=self._length,
+                truncation=True,
+                return_tensors="pt",
+            ).to(self.device)
+            states = self._model(**pieces).last_hidden_state
+            if self._padding == "zero":
+                states = states * pieces["attention_mask"][..., None]
+            parts.append(states)
+        return torch.cat(parts)
+
+
+def load_tokenizer(info: EncoderInfo) -> Any:
+    """The tokenizer beside a BERT.
+
+    Raises:
+        DataError: it is damaged, or has more pieces than the model knows.
+    """
+    try:
+        from transformers import BertTokenizer
+    except ImportError:
+        raise UsageError(_INSTALL) from None
+    try:
+        tokenizer = BertTokenizer.from_pretrained(info.reference)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"bert: the tokenizer in {info.reference} cannot be loaded: {reason}") from error
+    known = info.size("vocab_size")
+    if len(tokenizer) > known:
+        raise DataError(
+            f"bert: the tokenizer in {info.reference} has {len(tokenizer)} pieces, the model {known}; expected its own"
+        )
+    return tokenizer
+
+
+def stored(features: torch.Tensor, info: EncoderInfo, precision: str) -> np.ndarray:
+    """Features as they go into a shard.
+
+    Raises:
+        DataError: one of them is not finite.
+    """
+    values = features.float().cpu().numpy().astype(STORED[precision])
+    if not np.isfinite(values).all():
+        raise DataError(
+            f"extract_precision: {info.reference} gives features that are not finite in {precision}; use another one"
+        )
+    return values
+
+
+def extraction_device(no_cuda: bool) -> torch.device:
+    """The GPU if this process sees one and may use it."""
+    return torch.device("cuda" if torch.cuda.is_available() and not no_cuda else "cpu")

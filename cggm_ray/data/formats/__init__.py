@@ -1,0 +1,1 @@
+"""Bounded readers of files that nobody vouches for."""

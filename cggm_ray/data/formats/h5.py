@@ -1,0 +1,75 @@
+"""Opens h5 files that may be damaged, and checks their arrays before memory is taken for them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cggm_ray.core.errors import DataError
+from cggm_ray.data.formats.untrusted import check_size, reading
+
+PROBE = Path(__file__).with_name("h5_probe.py")
+PATIENCE_S = 120
+"""Beside a second for every file."""
+
+
+@contextmanager
+def open_h5(path: Path) -> Iterator[Any]:
+    """An h5 file, open for reading.
+
+    Raises:
+        DataError: the file is none, or its library finds it damaged while it is open.
+    """
+    import h5py
+
+    with reading(path, "h5 file"), h5py.File(path, "r") as file:
+        yield file
+
+
+def probe(paths: Sequence[Path]) -> None:
+    """Lets another process look at the structure of files first, where a damaged one can crash no more than that.
+
+    Raises:
+        DataError: the library crashes on a file, or never comes back.
+    """
+    if not paths:
+        return
+    lines = "".join(json.dumps(str(path)) + "\n" for path in paths)
+    command = [sys.executable, str(PROBE)]
+    try:
+        done = subprocess.run(
+            command, input=lines.encode(), capture_output=True, timeout=PATIENCE_S + len(paths), check=False
+        )
+        seen, ended = done.stdout.count(b"\n"), f"ends with {done.returncode}"
+    except subprocess.TimeoutExpired as error:
+        seen, ended = (error.stdout or b"").count(b"\n"), "does not come back"
+    if seen < len(paths):
+        raise DataError(
+            f"{paths[seen]}: the h5 library {ended} on this file; expected a readable h5 file (a broken copy?)"
+        )
+
+
+def check_dataset(dataset: Any, path: Path, where: str) -> None:
+    """Checks that an entry of an h5 file is an array of numbers that lies in the file, of a size that the file can hold.
+
+    Args:
+        dataset: of h5py.
+        path: of the file.
+        where: key, for messages.
+
+    Raises:
+        DataError: it is something else, or its values are to be read from other files.
+    """
+    if not hasattr(dataset, "shape") or dataset.shape is None or dataset.dtype.kind not in "fiu":
+        found = f"an array of {dataset.dtype}" if hasattr(dataset, "dtype") else "a group"
+        raise DataError(f"{path}: {where} is {found}; expected an array of numbers")
+    if dataset.external or dataset.is_virtual or Path(dataset.file.filename) != path:
+        raise DataError(f"{path}: {where} takes its values from other files; expected them in this one")
+    # What is computed with has four bytes a value at least.
+    claimed = dataset.size * max(4, dataset.dtype.itemsize)
+    check_size(claimed, path.stat().st_size, f"{path}: {where}, shape {dataset.shape}")

@@ -1,0 +1,245 @@
+"""What the readers of raw files have in common: a raw file may come from anywhere, so nothing that it says is believed.
+
+No code in it runs, nothing outside its folder is read, and what it claims to hold is compared with its size before memory is
+taken for it.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+
+from cggm_ray.core.errors import CggmError, DataError, shown
+
+UNBACKED_BYTES = 2**28
+"""An array of at most so many bytes is read whatever the size of its file."""
+RATIO = 100
+"""A larger one is not more than so many times its file. Compressed arrays of real measurements stay far below."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""Image formats that are decoded. Pillow knows others, for some of which it starts a program (EPS)."""
+MOST_PIXELS = 89_478_485
+"""Of an image: 256 MiB in colour, the size from which Pillow warns."""
+LARGE_PIXELS = 2**24
+_LARGE_IMAGE = threading.Lock()
+
+
+@contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Turns whatever a format's own code raises for a damaged file into one error.
+
+    Args:
+        path: of the file, for messages.
+        kind: of the file, such as 'h5 file'.
+
+    Raises:
+        DataError: the file cannot be read, or is not what it should be.
+    """
+    try:
+        # What a library thinks of a damaged file would be lines beside the one that an error has.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except CggmError:
+        raise
+    except OSError as error:
+        if error.errno is not None and error.strerror:
+            raise DataError(f"{path}: cannot be read: {error.strerror}; expected a readable {kind}") from None
+        raise DataError(f"{path}: not a readable {kind}: {error}") from None
+    except EOFError:
+        raise DataError(f"{path}: the {kind} ends too early; expected a complete file (a broken copy?)") from None
+    except RecursionError:
+        raise DataError(f"{path}: not a readable {kind}: nested too deeply") from None
+    except (ValueError, pickle.UnpicklingError) as error:
+        raise DataError(f"{path}: not a readable {kind}: {error}") from None
+    # A damaged file can raise nearly anything from the code of its format, lack of memory included.
+    except Exception as error:
+        raise DataError(f"{path}: not a readable {kind}: {type(error).__name__}: {error}") from None
+
+
+def check_size(claimed: int, held: int, where: str, remedy: str = "a broken or hostile file?") -> None:
+    """Refuses what is far larger than the bytes that it comes from.
+
+    Args:
+        claimed: bytes in memory.
+        held: bytes on disk.
+        where: file and field.
+        remedy: what to do about it.
+
+    Raises:
+        DataError: more than `UNBACKED_BYTES` and more than `RATIO` times `held`.
+    """
+    most = max(UNBACKED_BYTES, RATIO * held)
+    if claimed > most:
+        raise DataError(
+            f"{where}: found {claimed:,} bytes of data in a file of {held:,}; expected at most {most:,} ({remedy})"
+        )
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, without the numbers that JSON lacks and with every key once.
+
+    Raises:
+        DataError: the file cannot be read, or is not JSON.
+    """
+
+    def constant(name: str) -> Any:
+        raise ValueError(f"found {name}; expected a finite number")
+
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            names = [key for key, _ in pairs]
+            twice = next(key for key in names if names.count(key) > 1)
+            raise ValueError(f"the key {shown(twice)} is there twice in one object")
+        return content
+
+    with reading(path, "JSON file"):
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=constant, object_pairs_hook=mapping)
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a text that can be written again: halves of a character (lone surrogates) cannot."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_texts(values: Iterable[Any], where: str) -> None:
+    """Refuses texts that cannot be written, or that would fill the memory as an array, whose rows are all of the longest.
+
+    Raises:
+        DataError: names the row.
+    """
+    rows, longest = 0, 0
+    held: dict[int, int] = {}
+    for row, value in enumerate(values):
+        if not is_text(value):
+            raise DataError(f"{where}, row {row}: found {shown(value)}; expected a text")
+        rows, longest = row + 1, max(longest, len(value))
+        # One text may be there many times at no cost to the file.
+        held[id(value)] = 4 * len(value)
+    check_size(4 * rows * longest, sum(held.values()), where, "one text is much longer than others")
+
+
+def plain_array(value: Any, where: str) -> np.ndarray:
+    """Numbers or texts as an array, from an array, a list or a single value.
+
+    Raises:
+        DataError: it holds other things, lists that make no array, or is larger than it has any right to be.
+    """
+    if isinstance(value, list | tuple):
+        _check_leaves(value, where)
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise DataError(f"{where}: found lists that make no array: {error}") from None
+    if array.dtype.kind == "O":
+        items = [decoded(item) for item in array.ravel().tolist()]
+        if not all(isinstance(item, str) for item in items):
+            raise DataError(f"{where}: found an array of objects; expected numbers or texts")
+        check_texts(items, where)
+        return np.array(items, dtype=str).reshape(array.shape)
+    if array.dtype.kind == "S":
+        check_size(4 * array.nbytes, 4 * array.nbytes, where)
+        return np.char.decode(array, "utf-8", "replace")
+    if array.dtype.kind == "U":
+        _check_characters(array, where)
+    elif array.dtype.kind not in "biufc":
+        raise DataError(f"{where}: found an array of {array.dtype}; expected numbers or texts")
+    return array
+
+
+def finite(values: np.ndarray) -> np.ndarray:
+    """Where numbers are finite, in float32 too, as which they go on."""
+    if values.dtype.kind != "f" or values.dtype.itemsize <= 4:
+        return np.isfinite(values)
+    return np.abs(values) <= np.finfo(np.float32).max
+
+
+def decoded(value: Any) -> Any:
+    """Bytes as text, anything else as it is."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _check_leaves(value: Any, where: str) -> None:
+    """Counts what nested lists unfold to. A list that holds one other list twice, ten times over, is a thousand long."""
+    being_counted = -1
+    sizes: dict[int, int] = {}
+    waiting: list[tuple[Any, bool]] = [(value, False)]
+    while waiting:
+        item, counted = waiting.pop()
+        nested = [part for part in item if isinstance(part, list | tuple)]
+        if counted:
+            sizes[id(item)] = len(item) - len(nested) + sum(sizes[id(part)] for part in nested)
+            check_size(8 * sizes[id(item)], 0, where, "lists that hold the same list many times")
+        elif sizes.get(id(item)) == being_counted:
+            raise DataError(f"{where}: found a list that holds itself; expected numbers or texts")
+        elif id(item) not in sizes:
+            sizes[id(item)] = being_counted
+            waiting.append((item, True))
+            waiting += [(part, False) for part in nested]
+
+
+def _check_characters(array: np.ndarray, where: str) -> None:
+    """Refuses arrays of texts with numbers that are no characters, which numpy keeps until somebody reads them."""
+    if array.size and array.dtype.itemsize:
+        native = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))
+        codes = native.view(np.uint32)
+        if codes.max() > 0x10FFFF or ((codes >= 0xD800) & (codes < 0xE000)).any():
+            raise DataError(f"{where}: found texts with numbers that are no characters; expected Unicode")
+
+
+def inside(path: str) -> bool:
+    """Whether a path that a file names stays below the folder of the file: relative, and nowhere up.
+
+    Links are followed, for they are made by whoever laid out the folder.
+    """
+    windows = PureWindowsPath(path)
+    parts = {*PurePosixPath(path).parts, *windows.parts}
+    return not (path.startswith(("/", "\\")) or windows.drive or ".." in parts or "\0" in path)
+
+
+def open_image(path: Path) -> Any:
+    """A Pillow image of one of `FORMATS`; its size is checked, its pixels are not decoded.
+
+    Raises:
+        OSError, ValueError, SyntaxError: what Pillow raises for a file that it cannot read.
+        ValueError: it is too large.
+    """
+    from PIL import Image
+
+    if not path.is_file():
+        raise FileNotFoundError(2, "no such file" if not path.exists() else "not a regular file", str(path))
+    # Sizes are checked below, and a warning would be a line beside the one that an error has.
+    warnings.filterwarnings("ignore", module="PIL")
+    try:
+        image = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise ValueError(f"found more than {2 * MOST_PIXELS:,} pixels; expected at most {MOST_PIXELS:,}") from None
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        image.close()
+        raise ValueError(f"found {width} x {height} pixels; expected at most {MOST_PIXELS:,}")
+    return image
+
+
+@contextmanager
+def image_memory(image: Any) -> Iterator[None]:
+    """Lets one large image at a time be decoded, for several threads do it at once."""
+    if image.size[0] * image.size[1] <= LARGE_PIXELS:
+        yield
+    else:
+        with _LARGE_IMAGE:
+            yield

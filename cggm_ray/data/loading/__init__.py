@@ -1,0 +1,1 @@
+"""From shards to batches, in the order of seed and epoch."""

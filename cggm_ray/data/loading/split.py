@@ -1,0 +1,249 @@
+"""The samples of a split, as the loop asks for them: in memory here, streamed where a dataset needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from cggm_ray.core.batch import Batch
+from cggm_ray.core.errors import DataError
+from cggm_ray.core.seeding import generator
+from cggm_ray.data.loading.sampler import Slice
+from cggm_ray.data.shards.packed import unpack
+from cggm_ray.data.shards.shards import (
+    IDENTITY,
+    INDEX,
+    PRESENT,
+    STEPS,
+    TARGET,
+    UNREADABLE,
+    VIEW,
+    Manifest,
+    check_columns,
+    column_values,
+)
+
+
+class Split(Protocol):
+    """Samples of a split.
+
+    Attributes:
+        names: of the samples, where they have any.
+        groups: number of volumes that the samples are slices of; None where samples stand alone.
+    """
+
+    names: Sequence[str] | None
+    groups: int | None
+
+    def __len__(self) -> int: ...
+
+    def batches(self, plan: Iterable[Slice], epoch: int) -> Iterator[Batch]:
+        """A batch for every slice of the plan, on the device.
+
+        Args:
+            plan: which samples, in order.
+            epoch: for what is drawn anew in every epoch, such as augmentation; it must not depend on anything else that
+                changes between runs.
+        """
+        ...
+
+
+class TensorSplit:
+    """All samples of a split, on one device.
+
+    Args:
+        inputs: by modality, [samples, ...].
+        target: [samples, ...].
+        names: of the samples, where they have any.
+        masks: by modality, bool [samples, T] or [samples, 1]; see `Batch.masks`.
+        views: by modality that has several views, [views, samples, ...]; one is drawn for every sample and epoch.
+        seed: of the draw.
+    """
+
+    def __init__(
+        self,
+        inputs: dict[str, Tensor],
+        target: Tensor,
+        names: Sequence[str] | None = None,
+        masks: dict[str, Tensor] | None = None,
+        views: dict[str, Tensor] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.inputs = inputs
+        self.target = target
+        self.names = names
+        self.masks = masks or {}
+        self.views = views or {}
+        self.seed = seed
+        self.groups: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def batches(self, plan: Iterable[Slice], epoch: int) -> Iterator[Batch]:
+        """See `Split`."""
+        drawn = {name: drawn_views(len(self), len(values), self.seed, epoch) for name, values in self.views.items()}
+        for part in plan:
+            # Without waiting: a GPU is still busy with the step before.
+            rows = part.index.to(self.target.device, non_blocking=True)
+            masks = {name: mask[rows] for name, mask in self.masks.items()}
+            inputs = {name: values[rows] for name, values in self.inputs.items()}
+            for name, values in self.views.items():
+                inputs[name] = values[drawn[name][part.index].to(rows.device, non_blocking=True), rows]
+            yield Batch(
+                inputs={name: full(values) for name, values in inputs.items()},
+                target=self.target[rows],
+                index=part.index,
+                present={name: mask.any(1) for name, mask in masks.items()} or None,
+                weight=None if part.weight is None else part.weight.to(self.target.device, non_blocking=True),
+                masks=masks or None,
+            )
+
+
+def drawn_views(samples: int, views: int, seed: int, epoch: int) -> Tensor:
+    """The view of every sample in an epoch, int64 [samples]: a function of seed, epoch and sample."""
+    return torch.randint(views, (samples,), generator=generator(seed, "view", epoch))
+
+
+def full(values: Tensor) -> Tensor:
+    """Features that are stored in half precision, in single precision; anything else as it is."""
+    return values.float() if values.dtype == torch.float16 else values
+
+
+def view_columns(columns: Sequence[str], modality: str) -> list[str]:
+    """The columns of a shard that hold the views of a modality, in their order."""
+    further = [name for name in columns if name.startswith(VIEW) and name.split("/", 2)[2] == modality]
+    return [modality, *sorted(further, key=lambda name: int(name.split("/")[1]))]
+
+
+def set_bytes(folder: Path, manifest: Manifest, modalities: Sequence[str]) -> int:
+    """Memory that all splits of a set take.
+
+    Raises:
+        DataError: a shard cannot be read.
+    """
+    total = 0
+    for split, shards in manifest.splits.items():
+        columns = shard_columns(folder, folder / shards[0].file) if shards else []
+        views = {name: len(view_columns(columns, name)) for name in modalities}
+        sample = sum(manifest.modalities[name].bytes * views[name] for name in modalities)
+        total += manifest.rows(split) * (sample + manifest.target.bytes)
+    return total
+
+
+def shard_columns(folder: Path, path: Path) -> list[str]:
+    """Names of the columns of a shard; raises DataError where it cannot be read."""
+    try:
+        return pq.read_schema(path).names
+    except UNREADABLE as error:
+        raise unreadable(folder, path, error) from None
+
+
+def unreadable(folder: Path, path: Path, error: Exception) -> DataError:
+    """The error for a shard that cannot be read."""
+    return DataError(f"{path}: not a readable shard: {error}; delete {folder} to make it anew")
+
+
+def load_split(
+    folder: Path, manifest: Manifest, split: str, modalities: Sequence[str], device: torch.device, seed: int = 0
+) -> TensorSplit:
+    """Reads the shards of a split.
+
+    Raises:
+        DataError: a shard cannot be read, rows are missing or doubled, or a sample has none of the modalities.
+    """
+    first = manifest.splits[split][0]
+    stored = shard_columns(folder, folder / first.file)
+    views = {name: view_columns(stored, name) for name in modalities}
+    wanted = [INDEX, TARGET, *(column for columns in views.values() for column in columns)]
+    wanted += about_columns(stored, modalities)
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
+    names: list[str] = []
+    for shard in manifest.splits[split]:
+        path = folder / shard.file
+        try:
+            check_columns(pq.read_schema(path), manifest, wanted)
+            table = unpack(pq.read_table(path))
+            for name, values in columns.items():
+                values.append(column_values(table.column(name)))
+        except UNREADABLE as error:
+            raise unreadable(folder, path, error) from None
+        if IDENTITY in table.column_names:
+            names += table.column(IDENTITY).to_pylist()
+    joined = {name: np.concatenate(values) for name, values in columns.items()}
+    rows = rows_in_order(joined[INDEX], manifest, split, folder)
+    tensors = {name: torch.from_numpy(values[rows]).to(device) for name, values in joined.items() if name != INDEX}
+    identities = [names[row] for row in rows] if names else None
+    masks = read_masks(tensors, modalities, {name: manifest.modalities[name].shape for name in modalities})
+    check_presence(masks, modalities, f"{folder}: split {split}", identities)
+    several = {name: torch.stack([tensors[c] for c in columns]) for name, columns in views.items() if len(columns) > 1}
+    return TensorSplit(
+        {name: tensors[name] for name in modalities if name not in several},
+        tensors[TARGET],
+        identities,
+        masks,
+        several,
+        seed,
+    )
+
+
+def rows_in_order(index: np.ndarray, manifest: Manifest, split: str, folder: Path) -> np.ndarray:
+    """Places of the samples 0, 1, 2, ... among the rows of a split's shards.
+
+    Raises:
+        DataError: rows are missing or doubled.
+    """
+    rows, wanted = np.argsort(index), manifest.rows(split)
+    if len(rows) != wanted or not np.array_equal(index[rows], np.arange(wanted)):
+        raise DataError(f"{folder}: the rows of split {split} are not 0 to {wanted - 1}, each once")
+    return rows
+
+
+def about_columns(stored: Sequence[str], modalities: Sequence[str]) -> list[str]:
+    """The columns of a shard that say which samples have a modality, and how many steps of it are no padding."""
+    return [prefix + name for name in modalities for prefix in (PRESENT, STEPS) if prefix + name in stored]
+
+
+def read_masks(
+    columns: Mapping[str, Tensor], modalities: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """Masks of the modalities that have any, from the columns about steps and presence.
+
+    Args:
+        columns: values by column name, [samples].
+        modalities: to look for.
+        shapes: of one sample of each modality, [T, ...].
+    """
+    masks = {}
+    for name in modalities:
+        if STEPS + name in columns:
+            steps = torch.arange(shapes[name][0], device=columns[STEPS + name].device)
+            masks[name] = steps < columns[STEPS + name][:, None]
+        elif PRESENT + name in columns:
+            masks[name] = columns[PRESENT + name].bool()[:, None]
+    return masks
+
+
+def check_presence(
+    masks: Mapping[str, Tensor], modalities: Sequence[str], where: str, names: Sequence[str] | None
+) -> None:
+    """Refuses samples that have none of the modalities.
+
+    Raises:
+        DataError: names the first of them.
+    """
+    if len(masks) < len(modalities):
+        return
+    there = torch.stack([mask.any(1) for mask in masks.values()]).any(0)
+    if not bool(there.all()):
+        bad = int((~there).nonzero()[0])
+        raise DataError(
+            f"{where}, sample {names[bad] if names else bad} has none of the modalities {', '.join(modalities)}; "
+            "expected at least one"
+        )

@@ -1,0 +1,186 @@
+"""The samples of a split that does not fit in memory, read from its shards while the loop trains.
+
+The loop says which samples it wants, in the order that is a function of seed and epoch. Row groups hold a sample or a few,
+so any sample can be read by itself. A few batches are read ahead by threads; nothing else is kept but targets and names.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from cggm_ray.core.batch import Batch
+from cggm_ray.data.loading.sampler import Slice
+from cggm_ray.data.loading.split import (
+    about_columns,
+    check_presence,
+    drawn_views,
+    full,
+    read_masks,
+    rows_in_order,
+    unreadable,
+    view_columns,
+)
+from cggm_ray.data.shards.packed import unpack
+from cggm_ray.data.shards.shards import IDENTITY, INDEX, TARGET, UNREADABLE, Manifest, check_columns, column_values
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+MOST_AHEAD = 8
+MOST_THREADS = 4
+
+
+def ahead(work: Callable[[T], U], items: Iterable[T], depth: int) -> Iterator[U]:
+    """`work` of every item in order, with up to `depth` results begun before they are asked for."""
+    waiting: deque[Future[U]] = deque()
+    with ThreadPoolExecutor(min(depth, MOST_THREADS), thread_name_prefix="ahead") as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class StreamSplit:
+    """A split that stays in its shards; see `cggm_ray.data.loading.split.Split`.
+
+    Args:
+        folder: of the set.
+        manifest: of the set.
+        split: which one.
+        modalities: to read.
+        device: of the batches.
+        seed: of the draw among several views of a sample.
+        budget: bytes of batches that may be in memory at once; two in full precision and two as stored are there in
+            any case.
+
+    Raises:
+        DataError: a shard cannot be read, rows are missing or doubled, or there are columns that mean something else.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        split: str,
+        modalities: Sequence[str],
+        device: torch.device,
+        seed: int,
+        budget: int,
+    ) -> None:
+        self.groups: int | None = None
+        self._folder = folder
+        self._device = device
+        self._seed = seed
+        self._budget = budget
+        self._files = [folder / shard.file for shard in manifest.splits[split]]
+        self._specs = {name: manifest.modalities[name] for name in modalities}
+        small, places, names, stored = _survey(folder, manifest, self._files, modalities)
+        rows = rows_in_order(small[INDEX], manifest, split, folder)
+        self._places = places[rows]
+        columns = {name: torch.from_numpy(values[rows]) for name, values in small.items()}
+        self._target = columns[TARGET]
+        self.names: Sequence[str] | None = [names[row] for row in rows] if names else None
+        self._masks = read_masks(columns, modalities, {name: spec.shape for name, spec in self._specs.items()})
+        check_presence(self._masks, modalities, f"{folder}: split {split}", self.names)
+        self._views = {name: view_columns(stored, name) for name in modalities}
+
+    def __len__(self) -> int:
+        return len(self._target)
+
+    def batches(self, plan: Iterable[Slice], epoch: int) -> Iterator[Batch]:
+        """See `Split`."""
+        drawn = {
+            name: drawn_views(len(self), len(columns), self._seed, epoch)
+            for name, columns in self._views.items()
+            if len(columns) > 1
+        }
+        plan = list(plan)
+        samples = max((len(part.index) for part in plan), default=1)
+        stored = samples * sum(spec.bytes for spec in self._specs.values())
+        wide = samples * sum(spec.bytes * (2 if spec.dtype == "float16" else 1) for spec in self._specs.values())
+        # The loop holds a batch in full precision while the next is made; one more is waited for beside those ahead.
+        depth = max(1, min(MOST_AHEAD, (self._budget - 2 * wide) // max(1, stored) - 1))
+        for batch in ahead(lambda part: self._read(part, drawn), plan, depth):
+            moved = batch.to(self._device)
+            moved.inputs.update({name: full(values) for name, values in moved.inputs.items()})
+            yield moved
+
+    def _read(self, part: Slice, drawn: dict[str, Tensor]) -> Batch:
+        rows = part.index.numpy()
+        arrays = {name: np.empty((len(rows), *spec.shape), dtype=spec.dtype) for name, spec in self._specs.items()}
+        columns = {
+            name: [self._views[name][int(view)] for view in drawn[name][part.index]]
+            if name in drawn
+            else [name] * len(rows)
+            for name in self._specs
+        }
+        by_group: dict[tuple[int, int], list[int]] = {}
+        for place, (file, group, _) in enumerate(self._places[rows].tolist()):
+            by_group.setdefault((file, group), []).append(place)
+        for (file, group), places in by_group.items():
+            wanted = sorted({columns[name][place] for name in columns for place in places})
+            values = _row_group(self._folder, self._files[file], group, wanted)
+            for place in places:
+                offset = self._places[rows[place], 2]
+                for name, array in arrays.items():
+                    array[place] = values[columns[name][place]][offset]
+        masks = {name: mask[part.index] for name, mask in self._masks.items()}
+        return Batch(
+            inputs={name: torch.from_numpy(array) for name, array in arrays.items()},
+            target=self._target[part.index],
+            index=part.index,
+            present={name: mask.any(1) for name, mask in masks.items()} or None,
+            weight=part.weight,
+            masks=masks or None,
+        )
+
+
+def _survey(
+    folder: Path, manifest: Manifest, files: Sequence[Path], modalities: Sequence[str]
+) -> tuple[dict[str, np.ndarray], np.ndarray, list[str], list[str]]:
+    """Of all shards: the small columns, place [rows, 3] (file, row group, offset in it), names, names of all columns."""
+    small: dict[str, list[np.ndarray]] = {}
+    places: list[tuple[int, int, int]] = []
+    names: list[str] = []
+    stored: list[str] = []
+    for number, path in enumerate(files):
+        try:
+            with pq.ParquetFile(path) as file:
+                stored = file.schema_arrow.names
+                sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+                wanted = [INDEX, TARGET, *about_columns(stored, modalities)]
+                views = [column for name in modalities for column in view_columns(stored, name)]
+                check_columns(file.schema_arrow, manifest, [*wanted, *views])
+                table = unpack(file.read([*wanted, *([IDENTITY] if IDENTITY in stored else [])]))
+            for name in wanted:
+                small.setdefault(name, []).append(column_values(table.column(name)))
+        except UNREADABLE as error:
+            raise unreadable(folder, path, error) from None
+        if IDENTITY in stored:
+            names += table.column(IDENTITY).to_pylist()
+        places += [(number, group, offset) for group, size in enumerate(sizes) for offset in range(size)]
+    joined = {name: np.concatenate(values) for name, values in small.items()}
+    return joined, np.array(places, dtype=np.int64), names, stored
+
+
+def _row_group(folder: Path, path: Path, group: int, columns: list[str]) -> dict[str, np.ndarray]:
+    try:
+        with pq.ParquetFile(path) as file:
+            table = unpack(file.read_row_group(group, columns=columns, use_threads=False))
+        return {column: column_values(table.column(column)) for column in columns}
+    except UNREADABLE as error:
+        raise unreadable(folder, path, error) from None

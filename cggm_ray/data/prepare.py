@@ -1,0 +1,119 @@
+"""From raw data to a folder of shards: converted once, found again afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
+
+from cggm_ray.core.errors import DataError
+from cggm_ray.data.dataset import DATASETS, Dataset
+from cggm_ray.data.shards.packed import unpack
+from cggm_ray.data.shards.shards import (
+    Manifest,
+    RawShard,
+    WriteShards,
+    described,
+    fingerprint,
+    open_set,
+    publish,
+    sole_converter,
+    staging_folder,
+    table_specs,
+    verify_set,
+)
+from cggm_ray.data.split_names import SPLITS as SPLITS
+from cggm_ray.engine.assembly import check_configuration
+from cggm_ray.engine.configuration import Config
+
+if TYPE_CHECKING:
+    pass
+
+
+def prepare(config: Config, write: WriteShards) -> Path:
+    """Makes the shards of a run's data, or finds them; the configuration is checked against the data before either.
+
+    Args:
+        config: names the dataset and the raw data; without a path the demonstration set is made first.
+        write: runs the conversion. It is not called when the shards are there already, the input is bad, or the
+            configuration does not fit it.
+
+    Returns:
+        The folder of the set.
+
+    Raises:
+        DataError: bad input; nothing was written.
+        UsageError: see `check_configuration`; nothing was written.
+    """
+    dataset = DATASETS.get(config.data.dataset)(config)
+    paths = dataset.locate(raw_path(dataset))
+    sources = dataset.describe(paths)
+    folder = (
+        config.shard_root
+        / f"{dataset.name}-{fingerprint(dataset.name, dataset.converter, dataset.shard_options(), sources)}"
+    )
+    manifest = open_set(folder)
+    if manifest is None:
+        raw = list(dataset.read(paths))
+        draft = Manifest(
+            dataset=dataset.name,
+            converter=dataset.converter,
+            options=dataset.shard_options(),
+            sources=sources,
+            splits=dict.fromkeys(SPLITS, ()),
+            notes=dataset.notes(),
+            **described(dataset.specs(raw[0])),
+        )
+        check_configuration(dataset, draft)
+        with sole_converter(folder):
+            manifest = open_set(folder)
+            if manifest is None:
+                convert(dataset, raw, draft, write, folder)
+                return folder
+    if config.data.verify:
+        verify_set(folder, manifest)
+    dataset.accept(folder, manifest)
+    check_configuration(dataset, manifest)
+    return folder
+
+
+def convert(dataset: Dataset, raw: Sequence[RawShard], draft: Manifest, write: WriteShards, folder: Path) -> None:
+    """Makes the set: all of it, or nothing.
+
+    Args:
+        dataset: after `read`.
+        raw: what it read.
+        draft: the manifest without shards.
+        write: runs the conversion.
+        folder: of the set.
+    """
+    staging = staging_folder(folder)
+    try:
+        shards = write(dataset.stages(), raw, staging)
+        splits = {
+            split: tuple(done for done, wanted in zip(shards, raw, strict=True) if wanted.split == split)
+            for split in SPLITS
+        }
+        made = described(table_specs(unpack(pq.read_table(staging / shards[0].file))))
+        publish(staging, folder, dataclasses.replace(draft, splits=splits, **made))
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def raw_path(dataset: Dataset) -> Path:
+    """The raw data of a run: the path that the user gave, or the demonstration set, which is made if need be.
+
+    Raises:
+        DataError: there is nothing at the path.
+    """
+    config = dataset.config
+    if config.data.data_path is None:
+        return dataset.demonstration(config.shard_root.parent / "demonstration", config.train.seed)
+    path = Path(config.data.data_path).expanduser().absolute()
+    if not path.exists():
+        raise DataError(f"data_path: {path} does not exist; expected the raw data of {dataset.name}")
+    return path

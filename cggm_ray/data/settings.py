@@ -1,0 +1,31 @@
+"""The section of the configuration that says where the samples come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cggm_ray.config.fields import at_least, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the samples come from."""
+
+    dataset: str = option("mosi", "registered dataset")
+    data_path: str | None = option(
+        None, "raw data, a file or the folder that holds it; without it a demonstration set is made", resume=True
+    )
+    modalities: tuple[str, ...] | None = option(None, "comma-separated modalities to use; default all")
+    shard_path: str | None = option(None, "folder for the converted data; default STORAGE_PATH/shards", resume=True)
+    memory_budget: int = option(
+        4096, "MiB of samples that a worker may hold; a larger set is streamed from its shards", resume=True
+    )
+    verify: bool = option(False, "compare all shards with their checksums before training", resume=True)
+
+    def __post_init__(self) -> None:
+        at_least(self, "memory_budget", 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetOptions:
+    """Options of one dataset alone; a dataset that has any subclasses this, with `option` for every field."""

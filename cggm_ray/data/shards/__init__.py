@@ -1,0 +1,1 @@
+"""The stored form of a dataset: parquet files and a manifest."""

@@ -1,0 +1,20 @@
+"""Opening a set that must be there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cggm_ray.core.errors import DataError
+from cggm_ray.data.shards.shards import Manifest, open_set
+
+
+def open_manifest(shards: Path) -> Manifest:
+    """The manifest of a set that must be there.
+
+    Raises:
+        DataError: it is not complete.
+    """
+    manifest = open_set(shards)
+    if manifest is None:
+        raise DataError(f"{shards}: not a complete set of shards; on several nodes the folder must be shared storage")
+    return manifest

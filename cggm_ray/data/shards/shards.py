@@ -1,0 +1,405 @@
+"""Parquet shards with Arrow tensors, and the manifest that makes a folder of them a data set.
+
+A set is a folder `<dataset>-<fingerprint>` with `manifest.json` and one parquet file a shard. It is written under another
+name and renamed when it is complete, so a folder of that name is whole or does not exist.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cggm_ray.core.errors import DataError
+from cggm_ray.data.split_names import SPLITS as SPLITS
+
+if TYPE_CHECKING:
+    pass
+
+import hashlib
+import json
+import math
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+from cggm_ray.core.errors import shown
+from cggm_ray.data.shards.packed import pack, tensor_type
+from cggm_ray.storage.digests import file_digest, file_digests
+from cggm_ray.storage.locks import holding
+
+FORMAT = 3
+MANIFEST = "manifest.json"
+INDEX, IDENTITY, TARGET = "index", "id", "target"
+RESERVED = (INDEX, IDENTITY, TARGET)
+VIEW, PRESENT, STEPS = "view/", "present/", "steps/"
+UNREADABLE = (OSError, ValueError, pa.ArrowException)
+"""What reading a damaged shard raises."""
+"""Prefixes of columns about a modality: a further view of it, `view/1/image`, ... (view 0 is the column of the modality
+itself); bool, whether a sample has it; int64, its time steps before the padding."""
+SHARD_NAME = re.compile(r"(train|valid|test)-\d{5,}\.parquet")
+SHARD_BYTES = 16 * 2**20
+MOST_SOURCES = 3
+"""Raw files that a message names."""
+ROW_GROUP_BYTES = 2**18
+"""What a streamed split reads at least, to get one row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """Shape of one sample and its type."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def bytes(self) -> int:
+        """Size of one sample."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One parquet file of a split."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One raw file."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a set holds and what it was made from. `notes` is what its dataset wants to know again, as plain values."""
+
+    dataset: str
+    converter: int
+    options: dict[str, Any]
+    sources: tuple[Source, ...]
+    modalities: dict[str, TensorSpec]
+    target: TensorSpec
+    splits: dict[str, tuple[Shard, ...]]
+    notes: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def rows(self, split: str) -> int:
+        """Samples of a split."""
+        return sum(shard.rows for shard in self.splits[split])
+
+    def to_json(self) -> str:
+        """Text of `manifest.json`."""
+        return json.dumps(asdict(self), indent=1)
+
+    def spec(self, column: str) -> TensorSpec:
+        """What a column of the shards holds of a sample."""
+        if column == TARGET:
+            return self.target
+        if column.startswith(PRESENT):
+            return TensorSpec(shape=(), dtype="bool")
+        if column == INDEX or column.startswith(STEPS):
+            return TensorSpec(shape=(), dtype="int64")
+        return self.modalities[column.split("/", 2)[2] if column.startswith(VIEW) else column]
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Reads `manifest.json`; raises ValueError, KeyError or TypeError where it is not one."""
+        raw = json.loads(text)
+        if raw.pop("format") != FORMAT:
+            raise ValueError("another format")
+        for name in (shard["file"] for shards in raw["splits"].values() for shard in shards):
+            # A set is read, and replaced, by these names: none may lead out of its folder.
+            if not SHARD_NAME.fullmatch(name):
+                raise ValueError(f"{shown(name)} is no name of a shard")
+        counts = [shard[what] for shards in raw["splits"].values() for shard in shards for what in ("rows", "bytes")]
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError("a shard without a number of rows or bytes")
+
+        def spec(value: Mapping[str, Any]) -> TensorSpec:
+            if str(np.dtype(value["dtype"])) != value["dtype"]:
+                raise ValueError(f"{shown(value['dtype'])} is no name of a type")
+            return TensorSpec(shape=tuple(value["shape"]), dtype=value["dtype"])
+
+        return cls(
+            dataset=raw["dataset"],
+            converter=raw["converter"],
+            options=raw["options"],
+            sources=tuple(Source(**source) for source in raw["sources"]),
+            modalities={name: spec(value) for name, value in raw["modalities"].items()},
+            target=spec(raw["target"]),
+            splits={name: tuple(Shard(**shard) for shard in shards) for name, shards in raw["splits"].items()},
+            notes=raw["notes"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawShard:
+    """A table that becomes one shard, before the dataset's `transform`."""
+
+    split: str
+    number: int
+    table: pa.Table
+
+    @property
+    def file(self) -> str:
+        """Name of the parquet file."""
+        return f"{self.split}-{self.number:05d}.parquet"
+
+
+Transform = Callable[[pa.Table], pa.Table]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One step of a conversion; a set is converted by a sequence of them, each working on whole tables.
+
+    Attributes:
+        make: makes the function of a table, in the process that will call it. It is pickled.
+        pooled: what is made is expensive and used again, such as a model: a few long-lived processes make it, each with a
+            GPU if there are any. Otherwise every task makes it.
+    """
+
+    make: Callable[[], Transform]
+    pooled: bool = False
+
+
+WriteShards = Callable[[Sequence[Stage], Sequence[RawShard], Path], list[Shard]]
+"""(stages, raw shards, folder) to the written shards in the same order. Ray Data and this process both can."""
+
+
+def is_modality(column: str) -> bool:
+    """Whether a column of a shard holds a modality."""
+    return column not in RESERVED and not column.startswith((VIEW, PRESENT, STEPS))
+
+
+def tensor_column(values: np.ndarray) -> pa.Array:
+    """Values [N, ...] as an Arrow column of fixed-shape tensors."""
+    if values.ndim == 1:
+        return pa.array(values)
+    return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
+
+
+def check_columns(schema: pa.Schema, manifest: Manifest, columns: Iterable[str]) -> None:
+    """Raises a ValueError where a shard lacks a column, or one holds something else than the manifest says."""
+    for name in columns:
+        if name not in schema.names:
+            raise ValueError(f"there is no column {name}")
+        (kind, shape), wanted = tensor_type(schema.field(name)), manifest.spec(name)
+        if kind != pa.from_numpy_dtype(wanted.dtype) or shape != wanted.shape:
+            raise ValueError(
+                f"column {shown(name)} holds {shown(str(kind))} of shape {shape}; expected {wanted.dtype} of shape "
+                f"{wanted.shape}"
+            )
+
+
+def column_values(column: pa.ChunkedArray) -> np.ndarray:
+    """A column as an array [N, ...]; raises ValueError where a cell is empty."""
+    if column.null_count:
+        raise ValueError("a cell is empty")
+    chunks = [
+        chunk.to_numpy_ndarray()
+        if isinstance(chunk, pa.FixedShapeTensorArray)
+        else chunk.to_numpy(zero_copy_only=False)
+        for chunk in column.chunks
+    ]
+    return np.concatenate(chunks) if chunks else np.empty(0)
+
+
+def write_shard(transform: Transform, raw: RawShard, folder: Path) -> Shard:
+    """Transforms a table and writes it as one parquet file, in row groups small enough to read single samples.
+
+    Raises:
+        DataError: the folder cannot be written (disk full, no permission).
+    """
+    path = folder / raw.file
+    try:
+        table = transform(raw.table)
+        rows = max(1, ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes))
+        # Dictionaries and statistics of features cost time and space and help nobody.
+        pq.write_table(
+            pack(table), path, compression="lz4", row_group_size=rows, use_dictionary=False, write_statistics=False
+        )
+        return Shard(file=raw.file, rows=table.num_rows, bytes=path.stat().st_size, sha256=file_digest(path))
+    except OSError as error:
+        raise DataError(f"{path}: cannot write the shard: {error.strerror or error}") from None
+
+
+def write_shards_here(stages: Sequence[Stage], raw: Sequence[RawShard], folder: Path) -> list[Shard]:
+    """Writes all shards in this process."""
+    transforms = [stage.make() for stage in stages]
+
+    def transform(table: pa.Table) -> pa.Table:
+        for one in transforms:
+            table = one(table)
+        return table
+
+    return [write_shard(transform, shard, folder) for shard in raw]
+
+
+def describe_sources(paths: Sequence[Path], folder: Path) -> tuple[Source, ...]:
+    """Size and checksum of every raw file.
+
+    Args:
+        paths: of the files.
+        folder: of all sets, where checksums are kept for the next run.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    for path in paths:
+        # A device or a pipe has no end, or none that comes.
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: found no regular file; expected a file")
+    try:
+        digests = file_digests(paths, folder)
+        return tuple(
+            Source(path=str(p), bytes=p.stat().st_size, sha256=digest) for p, digest in zip(paths, digests, strict=True)
+        )
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
+
+
+def fingerprint(dataset: str, converter: int, options: Mapping[str, Any], sources: Sequence[Source]) -> str:
+    """Name of the set that these sources make.
+
+    It changes with any byte of them, with their places below the folder that holds them all, the options and the converter.
+    """
+    root = os.path.commonpath([Path(source.path).parent for source in sources])
+    content = [(Path(source.path).relative_to(root).as_posix(), source.sha256) for source in sources]
+    key = json.dumps([FORMAT, dataset, converter, options, content], sort_keys=True)
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def open_set(folder: Path) -> Manifest | None:
+    """The manifest of a complete set; None where the folder is none: no manifest, or a shard missing or cut short."""
+    try:
+        manifest = Manifest.from_json((folder / MANIFEST).read_text())
+        shards = [shard for split in manifest.splits.values() for shard in split]
+        whole = all((folder / shard.file).stat().st_size == shard.bytes for shard in shards)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return manifest if whole else None
+
+
+def verify_set(folder: Path, manifest: Manifest) -> None:
+    """Compares every shard with its checksum in the manifest.
+
+    Raises:
+        DataError: a shard has other bytes, or cannot be read; it is named with the raw files that the set was made from.
+    """
+    sources = [source.path for source in manifest.sources]
+    made = ", ".join(sources[:MOST_SOURCES]) + f" and {len(sources) - MOST_SOURCES} more" * (
+        len(sources) > MOST_SOURCES
+    )
+    for shards in manifest.splits.values():
+        for shard in shards:
+            path = folder / shard.file
+            try:
+                digest = file_digest(path)
+            except OSError as error:
+                raise DataError(f"{path}: cannot be read: {error.strerror}; made from {made}") from None
+            if digest != shard.sha256:
+                raise DataError(
+                    f"{path}: damaged: sha256 {digest[:12]}..., expected {shard.sha256[:12]}... as in {MANIFEST}; made from "
+                    f"{made}; remove {folder} to make it again"
+                )
+
+
+def publish(staging: Path, folder: Path, manifest: Manifest) -> None:
+    """Makes a finished staging folder the set: the manifest last, then one rename.
+
+    If another process published the same set in the meantime, that one stays and the staging folder is dropped.
+
+    Raises:
+        DataError: the manifest cannot be written.
+    """
+    path = staging / MANIFEST
+    try:
+        with path.open("w") as file:
+            file.write(manifest.to_json())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
+    if folder.exists() and open_set(folder) is None:
+        shutil.rmtree(folder)
+    try:
+        staging.rename(folder)
+    except OSError:
+        if open_set(folder) is None:
+            raise
+        shutil.rmtree(staging)
+
+
+@contextmanager
+def sole_converter(folder: Path) -> Iterator[None]:
+    """Holds the set while it is made: another command that needs the same one waits, and finds it.
+
+    What killed conversions of the set left behind is removed.
+
+    Args:
+        folder: of the set.
+
+    Raises:
+        DataError: the folder of all sets cannot be written.
+    """
+    said = False
+
+    def busy(holder: str) -> None:
+        nonlocal said
+        if not said:
+            print(f"waits for {holder}, which converts the same data", flush=True)
+        said = True
+
+    with ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(holding(folder.with_name(f".{folder.name}.lock"), busy))
+        except OSError as error:
+            raise DataError(f"{folder.parent}: cannot make the folder for shards: {error.strerror}") from None
+        if held:
+            for left in folder.parent.glob(f".{folder.name}.*.part"):
+                shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+def staging_folder(folder: Path) -> Path:
+    """A new folder beside `folder`, of a name that is never read."""
+    staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise DataError(f"{folder.parent}: cannot make the folder for shards: {error.strerror}") from None
+    return staging
+
+
+def described(specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
+    """The fields of a manifest that come from the columns of a shard."""
+    return {
+        "modalities": {name: spec for name, spec in specs.items() if is_modality(name)},
+        "target": specs[TARGET],
+    }
+
+
+def table_specs(table: pa.Table) -> Mapping[str, TensorSpec]:
+    """Shape and type of one sample for every column of a shard."""
+    table = table.slice(0, 1)
+    values = {name: column_values(table.column(name)) for name in table.column_names if name != IDENTITY}
+    return {name: TensorSpec(shape=v.shape[1:], dtype=str(v.dtype)) for name, v in values.items()}

@@ -1,0 +1,1 @@
+"""Ray Data: conversion, extraction and prediction."""

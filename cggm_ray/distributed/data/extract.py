@@ -1,0 +1,88 @@
+"""The stages of a conversion as Ray Data operators: tasks for plain work, a pool of actors for what holds a model.
+
+Decoding runs in tasks of half a CPU each, several shards ahead of the actors; the actors hold the encoders, on a GPU each
+if the cluster has any, and write what they computed, so features do not travel.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from cggm_ray.core.errors import CggmError, DataError
+from cggm_ray.data.shards.shards import RawShard, Shard, Stage, Transform, write_shard
+
+SPLIT, NUMBER, ERROR = "__split", "__number", "__error"
+MOST_CPU_ACTORS = 4
+TASK_CPUS = 0.5
+
+
+class Work:
+    """A stage as Ray Data calls it: the block of a shard to the same, or to what was written.
+
+    An error of this package travels in the blocks, in the column `ERROR`, up to the driver: on the way through Ray Data an
+    exception can lose its type and its text.
+
+    Args:
+        make: of the stage; called with the first block.
+        folder: the shard is written into it; None for the stages before the last.
+    """
+
+    def __init__(self, make: Callable[[], Transform], folder: Path | None) -> None:
+        self._transform = functools.cache(make)
+        self._folder = folder
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Of one block."""
+        try:
+            if ERROR in block.column_names:
+                raise DataError(block.column(ERROR)[0].as_py())
+            split, number = block.column(SPLIT)[0].as_py(), block.column(NUMBER)[0].as_py()
+            table = block.drop_columns([SPLIT, NUMBER])
+            if self._folder is not None:
+                raw = RawShard(split=split, number=number, table=table)
+                return written(write_shard(self._transform(), raw, self._folder), None)
+            table = self._transform()(table)
+        except CggmError as error:
+            nothing = Shard(file="", rows=0, bytes=0, sha256="")
+            return written(nothing, str(error)) if self._folder is not None else pa.table({ERROR: [str(error)]})
+        table = table.append_column(SPLIT, pa.array([split] * table.num_rows))
+        return table.append_column(NUMBER, pa.array([number] * table.num_rows))
+
+
+def written(shard: Shard, error: str | None) -> pa.Table:
+    """The one row that the last stage returns."""
+    return pa.table({**{name: [v] for name, v in asdict(shard).items()}, ERROR: pa.array([error], pa.string())})
+
+
+def add_stage(dataset: ray.data.Dataset, stage: Stage, folder: Path | None) -> ray.data.Dataset:
+    """The dataset with a stage more; with a folder the stage writes its shards."""
+    if not stage.pooled:
+        make = stage.make
+        return dataset.map_batches(
+            lambda block: Work(make, folder)(block), batch_size=None, batch_format="pyarrow", num_cpus=TASK_CPUS
+        )
+    return dataset.map_batches(
+        Work, fn_constructor_args=(stage.make, folder), batch_size=None, batch_format="pyarrow", **actor_pool()
+    )
+
+
+def actor_pool() -> dict[str, Any]:
+    """How many actors hold the model, and on what: one per GPU, else one per two CPUs, up to 4."""
+    resources = ray.cluster_resources()
+    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+    size = gpus or max(1, min(MOST_CPU_ACTORS, cpus // 2))
+    # Other arguments than those of the tasks keep Ray Data from running the tasks inside the actors. A single CPU is
+    # left to the tasks, without which the actors would wait for ever.
+    return {
+        "compute": ray.data.ActorPoolStrategy(size=size),
+        "num_gpus": 1 if gpus else 0,
+        "num_cpus": 1 if cpus > 1 else 0,
+    }

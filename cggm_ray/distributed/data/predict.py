@@ -1,0 +1,121 @@
+"""Predictions with Ray Data: actors that hold the network take ranges of samples from the shards."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import ray.data
+import torch
+
+from cggm_ray.core.errors import TrainingError
+from cggm_ray.data.dataset import DATASETS, Dataset
+from cggm_ray.data.loading.sampler import Slice
+from cggm_ray.data.shards.opening import open_manifest
+from cggm_ray.data.shards.shards import INDEX, TARGET
+from cggm_ray.distributed.cluster import connect, own_error
+from cggm_ray.engine.assembly import build_network
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.evaluation import Predictions, predicted
+from cggm_ray.engine.state import BEST, load_weights
+from cggm_ray.runs.finished import Finished
+
+START, PREDICTION = "start", "prediction"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What an actor needs to know.
+
+    Attributes:
+        config: of the run, with the path of the data.
+        dataset: class of the dataset, which a person may have registered in a file of their own.
+        shards: folder of the set.
+        modalities: that the network takes.
+        folder: of the run.
+        split: whose samples are predicted.
+    """
+
+    config: Config
+    dataset: type[Dataset]
+    shards: Path
+    modalities: tuple[str, ...]
+    folder: Path
+    split: str
+
+
+class Predictor:
+    """The network in an actor; a call takes the first sample of a range and predicts the range."""
+
+    def __init__(self, plan: Plan) -> None:
+        DATASETS.adopt(plan.config.data.dataset, plan.dataset)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        manifest, dataset = open_manifest(plan.shards), plan.dataset(plan.config)
+        net, _ = build_network(dataset, manifest, plan.modalities)
+        load_weights(net.to(self._device), plan.folder / BEST)
+        self._net, self._config = net.eval(), plan.config
+        self._split = dataset.open_split(plan.shards, manifest, plan.split, plan.modalities, self._device)
+
+    @torch.no_grad()
+    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Rows of index, target and prediction [C], for a block of one range."""
+        start = int(block[START][0])
+        stop = min(start + self._config.train.batch_size, len(self._split))
+        part = Slice(index=torch.arange(start, stop), weight=None, samples=stop - start)
+        (batch,) = self._split.batches([part], epoch=0)
+        logits = predicted(self._config, self._net, batch).double().cpu().numpy()
+        return {INDEX: batch.index.numpy(), TARGET: batch.target.double().reshape(-1).cpu().numpy(), PREDICTION: logits}
+
+
+def predict_on_ray(run: Finished, folder: Path, split: str, workers: int) -> Predictions:
+    """Predictions of a split by so many actors, one CPU each, and a GPU each where the run used them.
+
+    The ranges are the batches of a local evaluation, so the numbers are the same.
+
+    Args:
+        run: the run.
+        folder: of it, on storage that all nodes share.
+        split: of its data.
+        workers: actors.
+
+    Raises:
+        CggmError: from an actor, or a TrainingError for what Ray reports.
+    """
+    connect()
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    samples = len(run.split(split))
+    collected = Predictions.empty(samples, run.task.outputs)
+    plan = Plan(
+        config=run.config,
+        dataset=type(run.dataset),
+        shards=run.shards,
+        modalities=run.modalities,
+        folder=folder,
+        split=split,
+    )
+    starts = [{START: start} for start in range(0, samples, run.config.train.batch_size)]
+    seen = 0
+    try:
+        ranges = ray.data.from_items(starts, override_num_blocks=len(starts))
+        rows = ranges.map_batches(
+            Predictor,
+            fn_constructor_args=(plan,),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(workers, len(starts))),
+            num_cpus=1,
+            num_gpus=1 if run.config.run.use_gpu else 0,
+        )
+        for block in rows.iter_batches(batch_size=None, batch_format="numpy"):
+            index = torch.from_numpy(np.array(block[INDEX], dtype=np.int64))
+            logits = np.stack([np.asarray(row) for row in block[PREDICTION]])
+            collected.logits[index] = torch.from_numpy(np.array(logits, dtype=np.float64))
+            collected.target[index] = torch.from_numpy(np.array(block[TARGET], dtype=np.float64))[:, None]
+            seen += len(index)
+    except Exception as error:
+        raise own_error(error) or TrainingError(f"{folder}: the prediction failed: {error}") from error
+    if seen != samples:
+        raise TrainingError(f"{folder}: {seen} of {samples} samples were predicted in {len(starts)} ranges")
+    return collected

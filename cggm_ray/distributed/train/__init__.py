@@ -1,0 +1,1 @@
+"""Ray Train: the run and its group of workers."""

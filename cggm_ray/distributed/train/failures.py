@@ -1,0 +1,40 @@
+"""What is said and done when workers fail, beside Ray Train's own restart from the last checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ray.train import UserCallback
+
+from cggm_ray.distributed.cluster import own_error
+from cggm_ray.engine.tracking import Console
+
+
+class Failures(UserCallback):
+    """Runs in the controller of a run, beside which the failures of workers come up.
+
+    An error of this package would come again, on the same data and the same weights: it ends the run at once. Everything
+    else, such as a node that is gone, is left to Ray Train, which starts the workers again up to `max_failures` times.
+
+    Args:
+        folder: of the run; a line in its `train.log` says which worker failed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called with the errors of a group, by rank.
+
+        Raises:
+            CggmError: a worker's own. Ray Train does not retry what a callback raises.
+        """
+        for error in worker_exceptions.values():
+            own = own_error(error)
+            if own is not None:
+                raise own
+        for rank, error in worker_exceptions.items():
+            # The last line of a traceback is the one that says what it was.
+            text = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            Console(self._folder).say(f"worker {rank} failed: {text}")

@@ -1,0 +1,172 @@
+"""A run on Ray: conversion by Ray Data, the loop on the workers of a TorchTrainer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from ray.train import FailureConfig, ScalingConfig
+from ray.train import RunConfig as RayRunConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from cggm_ray.core.errors import TrainingError
+from cggm_ray.data.dataset import DATASETS
+from cggm_ray.data.prepare import prepare
+from cggm_ray.distributed.cluster import connect, cpus_per_worker, joins, own_error
+from cggm_ray.distributed.data.ingest import write_shards_with_ray
+from cggm_ray.distributed.storage import check_shared
+from cggm_ray.distributed.train.failures import Failures
+from cggm_ray.distributed.train.runtime import STOP, RayRuntime
+from cggm_ray.engine.assembly import open_training
+from cggm_ray.engine.checkpoints import Checkpoints, storage_errors
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.guards import naming_missing
+from cggm_ray.engine.loop import train
+from cggm_ray.engine.runtime import RunConfig
+from cggm_ray.engine.tracking import Console, following
+from cggm_ray.runs.finishing import finish
+from cggm_ray.runs.folder import claim, sole_owner
+from cggm_ray.runs.provenance import note_start
+from cggm_ray.runs.result import Result, read_summary
+
+
+def run_on_ray(config: Config, folder: Path) -> Result:
+    """Prepares the data and trains on a cluster.
+
+    The folder of the run is also Ray Train's, which is how a run of the same name finds its checkpoints.
+
+    Raises:
+        CggmError: a worker's own error, or a TrainingError for what Ray reports.
+    """
+    shards = prepare_on_ray(config)
+    connect()
+    cpus = cpus_per_worker(config.run)
+    with sole_owner(folder):
+        claim(config, folder, shards)
+        fixed = config.run.min_workers == config.run.max_workers
+        note_start(folder, config, shards, config.run.max_workers if fixed else None, cpus)
+        try:
+            with following(folder), stopping_workers(folder), storage_errors(Checkpoints(folder)):
+                trainer(config, shards, folder, cpus).fit()
+        except Exception as error:
+            raise own_error(error) or TrainingError(f"{folder}: the run failed: {error}") from error
+        return read_summary(folder)
+
+
+@contextmanager
+def stopping_workers(folder: Path) -> Iterator[None]:
+    """On SIGTERM to this driver, such as `ray job stop` sends, has the workers save and stop; a second one ends it at once.
+
+    Args:
+        folder: of the run; the workers look for a file in it.
+    """
+    (folder / STOP).unlink(missing_ok=True)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def take(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, before)
+        os.write(2, b"the workers save and stop; the same signal once more ends at once\n")
+        with suppress(OSError):
+            (folder / STOP).touch()
+
+    signal.signal(signal.SIGTERM, take)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        with suppress(OSError):
+            (folder / STOP).unlink(missing_ok=True)
+
+
+def prepare_on_ray(config: Config) -> Path:
+    """The shards of a run's data, made by Ray Data if need be; see `prepare`.
+
+    Input is checked before a cluster is started; one that is there is joined first, because a folder that its nodes do not
+    share would spoil all further work.
+    """
+    if joins():
+        connect()
+        check_shared({"storage_path": config.run.storage, "shard_path": config.shard_root})
+    return prepare(config, write_shards_with_ray)
+
+
+def trainer(
+    config: Config,
+    shards: Path,
+    folder: Path,
+    cpus: int,
+    *,
+    test: bool = True,
+    callbacks: Sequence[Any] = (),
+) -> TorchTrainer:
+    """The trainer of a run; one of the same folder goes on from the last checkpoint in it.
+
+    Args:
+        config: of the run.
+        shards: folder of the converted set.
+        folder: of the run.
+        cpus: CPUs and torch threads of each worker.
+        test: whether the best checkpoint is tested at the end.
+        callbacks: of Ray Train; they see every report.
+    """
+    watching: list[Any] = [Failures(folder), *callbacks]
+    return TorchTrainer(
+        train_on_worker,
+        train_loop_config={
+            "config": config,
+            # A dataset that a person registered in a file of their own is not known to a worker; it travels along.
+            "dataset": DATASETS.get(config.data.dataset),
+            "shards": str(shards),
+            "folder": str(folder),
+            "threads": cpus,
+            "test": test,
+        },
+        torch_config=TorchConfig(timeout_s=config.run.collective_timeout),
+        scaling_config=scaling(config.run, cpus),
+        run_config=RayRunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            failure_config=FailureConfig(max_failures=config.run.max_failures),
+            callbacks=watching,
+        ),
+    )
+
+
+def scaling(config: RunConfig, cpus: int) -> ScalingConfig:
+    """The group of workers: of one size, or between two bounds as the cluster has room."""
+    least, most = config.min_workers, config.max_workers
+    # A dict, because type checkers read the signature of the older Train, which has no elastic groups.
+    arguments: dict[str, Any] = {
+        "num_workers": most if least == most else (least, most),
+        "elastic_resize_monitor_interval_s": config.resize_interval,
+        "use_gpu": config.use_gpu,
+        "resources_per_worker": {"CPU": cpus, **({"GPU": 1} if config.use_gpu else {})},
+    }
+    return ScalingConfig(**arguments)
+
+
+def train_on_worker(arguments: dict[str, Any]) -> None:
+    """The loop on one worker."""
+    torch.set_num_threads(arguments["threads"])
+    config: Config = arguments["config"]
+    DATASETS.adopt(config.data.dataset, arguments["dataset"])
+    folder, seconds = Path(arguments["folder"]), config.run.collective_timeout
+    runtime = RayRuntime(folder)
+    if runtime.rank == 0 and config.run.min_workers < config.run.max_workers:
+        Console(folder).say(f"{runtime.world_size} workers of {config.run.workers}")
+    # A worker that is missing may be on a node that is gone: Ray Train starts the group again.
+    with storage_errors(runtime.checkpoints), naming_missing(runtime, seconds, RuntimeError):
+        training = open_training(config, Path(arguments["shards"]), runtime, folder)
+        train(training)
+        if arguments["test"]:
+            finish(training)

@@ -1,0 +1,1 @@
+"""Ray Tune: studies of many trials."""

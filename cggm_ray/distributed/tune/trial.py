@@ -1,0 +1,222 @@
+"""A trial of a study, in its own process on a node of the cluster.
+
+A trial with one worker runs the loop in this process. One with several starts a TorchTrainer, whose workers are placed by
+themselves. An error of this package ends the trial and not the study; a process that dies is started again by Tune.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from cggm_ray.core.errors import CggmError, StorageError, TrainingError
+from cggm_ray.data.dataset import DATASETS, Dataset
+from cggm_ray.distributed.cluster import own_error
+from cggm_ray.distributed.train.launch import trainer
+from cggm_ray.engine.assembly import open_training
+from cggm_ray.engine.checkpoints import CHECKPOINTS, check_checkpoint, storage_errors
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.loop import train
+from cggm_ray.engine.runtime import LocalRuntime, Record, RunConfig
+from cggm_ray.engine.state import Position, copy_as_own, saved_values
+from cggm_ray.engine.tracking import read_metrics
+from cggm_ray.runs.finishing import finish
+from cggm_ray.runs.folder import claim
+from cggm_ray.runs.result import Result, read_summary
+from cggm_ray.storage.files import write_folder
+from cggm_ray.studies.space import Resources
+from cggm_ray.studies.store import (
+    FAILED,
+    FINISHED,
+    Trial,
+    ended,
+    make_trial,
+    read_record,
+    started,
+    trial_name,
+    write_record,
+)
+
+NUMBER = "number"
+"""Key of Tune's configuration that says which trial of the study it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What every trial's process needs to know.
+
+    Attributes:
+        folder: of the study.
+        base: configuration that trials change.
+        shards: folder of the converted set, if all trials share one.
+        trials: those that are known before the study starts; the others follow from Tune's values.
+        dataset: class of the base's dataset, which a person may have registered in a file of their own.
+        resources: of each worker of a trial.
+        test: whether a trial tests its best checkpoint.
+        exchanges: whether trials take over each other's weights.
+        max_failures: how often a trial is started again after its process died.
+    """
+
+    folder: Path
+    base: Config
+    shards: Path | None
+    trials: tuple[Trial, ...]
+    dataset: type[Dataset]
+    resources: Resources
+    test: bool
+    exchanges: bool = False
+    max_failures: int = 3
+
+    def trial(self, name: str, config: Mapping[str, Any]) -> Trial:
+        """The trial that Tune means.
+
+        Args:
+            name: in Tune: the trial's number. Population based training copies configurations, `NUMBER` included, so they
+                do not tell which trial it is.
+            config: in Tune: the values, where they are not known beforehand.
+        """
+        number = int(name)
+        values = {key: value for key, value in config.items() if key != NUMBER}
+        if not values:
+            return self.trials[number]
+        assert self.shards is not None
+        return make_trial(self.base, self.folder, number, trial_name(number), values, self.shards)
+
+
+def train_trial(config: dict[str, Any], study: Study) -> None:
+    """A trial, in its own process. An error of this package ends the trial and not the study."""
+    DATASETS.adopt(study.base.data.dataset, study.dataset)
+    trial = study.trial(tune.get_context().get_trial_name(), config)
+    torch.set_num_threads(study.resources.cpu)
+    over = read_record(trial).over
+    if study.exchanges:
+        take_over(trial)
+    else:
+        replay(trial)
+    if over:
+        return
+    try:
+        claim(trial.config, trial.folder, trial.shards)
+        (train_on_group if trial.config.run.max_workers > 1 else train_here)(study, trial)
+        ended(trial, FINISHED)
+    except StorageError:
+        # Not the trial's fault: it is not over, and goes on when the storage is back.
+        raise
+    except CggmError as error:
+        ended(trial, FAILED, str(error))
+
+
+def train_here(study: Study, trial: Trial) -> None:
+    """The loop in this process."""
+    runtime = TrialRuntime(trial.folder, study)
+    with storage_errors(runtime.checkpoints):
+        training = open_training(trial.config, trial.shards, runtime, trial.folder)
+        started(trial, training.state.epoch)
+        train(training)
+        if study.test:
+            finish(training)
+
+
+def train_on_group(study: Study, trial: Trial) -> None:
+    """The loop on the workers of a TorchTrainer."""
+    lines = read_metrics(trial.folder)
+    started(trial, int(lines[-1]["epoch"] or 0) if lines else 0)
+    callbacks = [TuneReportCallback()]
+    run = trainer(trial.config, trial.shards, trial.folder, study.resources.cpu, test=study.test, callbacks=callbacks)
+    try:
+        run.fit()
+    except Exception as error:
+        # What is no error of ours may be a dead process: Tune starts the trial again.
+        raise own_error(error) or error from error
+
+
+def test_trial(study: Study, trial: Trial, epochs: int) -> Result:
+    """Tests the best checkpoint of a trial that trained so many epochs, on the cluster.
+
+    Raises:
+        CggmError: the checkpoint is gone or damaged.
+    """
+    run, resources = _without_further_epochs(trial.config, epochs), study.resources
+    try:
+        if trial.config.run.max_workers > 1:
+            trainer(run, trial.shards, trial.folder, resources.cpu).fit()
+        else:
+            remote = ray.remote(num_cpus=resources.cpu, num_gpus=resources.gpu)(_test_here)
+            ray.get(remote.remote(study, run, trial))
+    except Exception as error:
+        raise own_error(error) or TrainingError(f"{trial.folder}: the test failed: {error}") from error
+    return read_summary(trial.folder)
+
+
+class TrialRuntime(LocalRuntime):
+    """The process of a trial: checkpoints in the trial's own folder, metrics to Tune.
+
+    Args:
+        folder: of the trial.
+        study: says whether there is a GPU, and whether Tune needs checkpoints to hand to other trials.
+    """
+
+    def __init__(self, folder: Path, study: Study) -> None:
+        super().__init__(folder, _process(study))
+        self._exchanges = study.exchanges
+
+    def report(self, record: Record, write: Callable[[Path], None]) -> None:
+        """See `Runtime`. Tune may end the process in here."""
+        super().report(record, write)
+        checkpoint = tune.Checkpoint(str(self.checkpoints.newest())) if self._exchanges else None
+        tune.report(record, checkpoint=checkpoint)
+
+
+def replay(trial: Trial) -> None:
+    """Tells Tune what a trial did in earlier starts; a metric that comes again later changes nothing."""
+    for line in read_metrics(trial.folder):
+        tune.report({name: float("nan") if value is None else value for name, value in line.items()})
+
+
+def take_over(trial: Trial) -> None:
+    """Population based training: puts the checkpoint of another trial in place of this one's, if Tune says so."""
+    given = tune.get_checkpoint()
+    if given is None:
+        return
+    source = Path(given.path)
+    check_checkpoint(source)
+    saved = saved_values(source)
+    giver, epoch = saved["config"]["run"]["name"], saved["progress"]["epoch"]
+    if giver == trial.name:
+        return
+    checkpoints = trial.folder / CHECKPOINTS
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    write_folder(checkpoints / Position(epoch).name, lambda partial: copy_as_own(source, partial))
+    record = read_record(trial)
+    record.values = dict(trial.values)
+    record.exchanges.append({"after_epoch": epoch, "from": giver, "values": record.values})
+    write_record(trial.folder, record)
+
+
+def _process(study: Study) -> RunConfig:
+    """The section `run` for one trial's process: a GPU if it was given one, and its threads."""
+    return dataclasses.replace(
+        study.base.run,
+        workers="1",
+        use_gpu=study.resources.gpu > 0,
+        no_cuda=study.resources.gpu == 0,
+        cpus_per_worker=study.resources.cpu,
+    )
+
+
+def _without_further_epochs(config: Config, epochs: int) -> Config:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, num_epochs=epochs))
+
+
+def _test_here(study: Study, config: Config, trial: Trial) -> None:
+    DATASETS.adopt(study.base.data.dataset, study.dataset)
+    finish(open_training(config, trial.shards, LocalRuntime(trial.folder, _process(study)), trial.folder))

@@ -1,0 +1,307 @@
+"""The trials of a study on Ray Tune.
+
+Tune decides which trial runs when and which one stops; what a trial is and what it did lies in its own folder (see
+`cggm_ray.studies.store`). A study that is started again therefore does not restore Tune's state: every trial that ran
+before tells Tune its old metrics first, so that the scheduler and the searcher know again what they knew, and goes on from
+its own checkpoint, or ends there if it was over.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import random
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.search import Searcher
+
+from cggm_ray.core.errors import TrainingError, UsageError
+from cggm_ray.core.seeding import derive_seed
+from cggm_ray.distributed.cluster import connect, nodes_later, nodes_now, own_error
+from cggm_ray.distributed.tune.trial import NUMBER, Study, train_trial
+from cggm_ray.studies.space import Search, Values, suggest
+from cggm_ray.studies.store import FAILED, STOPPED, Trial, ended, outcomes, read_record
+
+STATE = "tune"
+TUNE_SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # A trial that is over, or fails at once, reports nothing.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # The newer output prints a banner at any verbosity.
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+BETTER = "best_value"
+"""What schedulers and searchers compare: the best validation value so far, since that epoch's checkpoint is kept."""
+
+
+def run_trials(study: Study, search: Search | None, mode: str) -> list[Trial]:
+    """Runs what is not over of a study's trials.
+
+    Args:
+        study: the study.
+        search: how trials are drawn and stopped; None runs the known trials to their end.
+        mode: which way the validation metric improves, 'min' or 'max'.
+
+    Returns:
+        All trials, those that the searcher made included.
+
+    Raises:
+        UsageError: the cluster cannot hold a single trial; nothing was started.
+    """
+    drawn_later = search is not None and search.searcher == "optuna"
+    if not drawn_later and all(read_record(trial).over for trial in study.trials):
+        return list(study.trials)
+    together = capacity(study)
+    together = min(together, search.concurrent if search is not None and search.concurrent else 2**16)
+    # Tune's own files are of this start only; loggers of its own would write every metric a second time.
+    shutil.rmtree(study.folder / STATE, ignore_errors=True)
+    os.environ.update(TUNE_SETTINGS)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    watch = Watch(study, search)
+    searcher = Numbered(search, study.trials, mode) if search is not None and drawn_later else None
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(train_trial, study=study), trial_resources(study)),
+        param_space={} if searcher is not None else _param_space(study, search),
+        tune_config=tune.TuneConfig(
+            metric=BETTER,
+            mode=mode,
+            scheduler=_scheduler(study, search),
+            search_alg=searcher,
+            num_samples=1 if searcher is None or search is None else search.trials,
+            # Population based training needs all trials at hand, and takes turns where there is room for some only.
+            trial_name_creator=lambda trial: str(trial.config[NUMBER]),
+            max_concurrent_trials=None if study.exchanges else together,
+            # The next trial in the same process: it need not import torch again.
+            reuse_actors=study.base.run.max_workers == 1 and not study.exchanges,
+        ),
+        run_config=tune.RunConfig(
+            name=STATE,
+            storage_path=str(study.folder),
+            verbose=0,
+            callbacks=[watch],
+            failure_config=tune.FailureConfig(max_failures=study.max_failures),
+        ),
+    )
+    try:
+        tuner.fit()
+    except Exception as error:
+        raise own_error(error) or TrainingError(f"{study.folder}: the study failed: {error}") from error
+    return watch.trials()
+
+
+class Watch(tune.Callback):
+    """Notes how trials end, and says so in a line each."""
+
+    def __init__(self, study: Study, search: Search | None) -> None:
+        self._study = study
+        self._total = len(study.trials) if search is None or search.searcher != "optuna" else search.trials
+        self._seen = {trial.number: trial for trial in study.trials}
+        self._told = {trial.name for trial in study.trials if read_record(trial).over}
+
+    def trials(self) -> list[Trial]:
+        """All trials of the study, in order."""
+        return [trial for _, trial in sorted(self._seen.items())]
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Takes a trial that the searcher made, or that has other values now."""
+        found = self._study.trial(str(trial), trial.config)
+        self._seen[found.number] = found
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial that has not said so itself was stopped by the scheduler."""
+        self._over(trial, STOPPED, None)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial whose process died too often."""
+        error = trial.get_pickled_error()
+        own = own_error(error) if error is not None else None
+        self._over(trial, FAILED, str(own or f"its process ended {self._study.max_failures + 1} times"))
+
+    def _over(self, of_tune: Any, status: str, error: str | None) -> None:
+        trial = self._study.trial(str(of_tune), of_tune.config)
+        self._seen[trial.number] = trial
+        record = ended(trial, status, error)
+        if trial.name in self._told:
+            return
+        self._told.add(trial.name)
+        found = outcomes(self.trials())
+        done = sum(outcome.record.over for outcome in found)
+        line = f"[{done}/{self._total}] {trial.name} {record.status}"
+        (outcome,) = (o for o in found if o.record.name == trial.name)
+        if record.error is not None:
+            line += f": {record.error}"
+        elif outcome.best is not None:
+            line += f" after epoch {outcome.epochs}: best {outcome.best:.4f} at {outcome.best_epoch}"
+        print(line, flush=True)
+
+
+class Generations(PopulationBasedTraining):
+    """Population based training whose exchanges wait for the whole population: a seed decides them, and not the clock.
+
+    Args:
+        seed: of what an exchange draws: who learns from whom, and the new values.
+        last: the epoch after which a trial is over. An exchange there would only give a trial values that it never trained.
+        settings: of `PopulationBasedTraining`.
+    """
+
+    def __init__(self, *, seed: int, last: int, **settings: Any) -> None:
+        super().__init__(synch=True, **settings)
+        self._seed = seed
+        self._last = last
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """See `TrialScheduler`."""
+        if result["epoch"] >= self._last:
+            return str(TrialScheduler.CONTINUE)
+        # The draws come from the global generators of Python and numpy.
+        before = random.getstate(), np.random.get_state()
+        seed = derive_seed(self._seed, "exchanges", int(result["epoch"]))
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        decision = super().on_trial_result(tune_controller, trial, result)
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        return str(decision)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """The next trial. Where all wait for one that has ended meanwhile, they exchange without it."""
+        chosen = super().choose_trial_to_run(tune_controller)
+        live = tune_controller.get_live_trials()
+        if chosen is None and live and all(trial.status == "PAUSED" for trial in live):
+            # The last result of any of them, heard again, finds nobody to wait for.
+            waiting = next(iter(live))
+            heard = self._trial_state[waiting].last_result
+            assert heard is not None
+            self.on_trial_result(tune_controller, waiting, dict(heard))
+            chosen = super().choose_trial_to_run(tune_controller)
+        return chosen
+
+
+class Numbered(Searcher):
+    """Optuna's suggestions, numbered. Trials of an earlier start come first, with the values that they had.
+
+    Args:
+        search: the space, which Optuna walks through at every suggestion.
+        known: trials that there are already.
+        mode: 'min' or 'max'.
+
+    Raises:
+        UsageError: Optuna is not installed.
+    """
+
+    def __init__(self, search: Search, known: Sequence[Trial], mode: str) -> None:
+        super().__init__(metric=BETTER, mode=mode)
+        try:
+            import optuna
+            from ray.tune.search.optuna import OptunaSearch
+        except ImportError:
+            raise UsageError("searcher: optuna is not installed; pip install 'cggm-ray[optuna]'") from None
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._inner = OptunaSearch(
+            space=lambda trial: suggest(search, trial),
+            metric=BETTER,
+            mode=mode,
+            points_to_evaluate=[trial.values for trial in known] or None,
+            seed=search.seed,
+        )
+        self._known = [trial.values for trial in known]
+        self._count = 0
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """The next trial's number and values."""
+        values: Values | None = self._inner.suggest(trial_id)
+        if values is None:
+            return None
+        if self._count < len(self._known):
+            values = self._known[self._count]
+        self._count += 1
+        return {NUMBER: self._count - 1, **values}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Passes the best value of a trial on."""
+        self._inner.on_trial_complete(trial_id, result, error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study's folder is the memory."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """See `save`."""
+
+
+def capacity(study: Study) -> int:
+    """Trials that the cluster holds at once.
+
+    Raises:
+        UsageError: not even one; the message says what it needs and what there is.
+    """
+    connect()
+    run, cpu, gpu = study.base.run, study.resources.cpu, study.resources.gpu
+    now, later = nodes_now(), nodes_later()
+    room = max(sum(kind.workers(cpu, gpu) for kind in nodes) for nodes in (now, later))
+    if room < run.min_workers:
+        each = f"{cpu} CPU{'s' * (cpu > 1)} and {gpu:g} GPUs"
+        has = "; ".join(f"{kind.count} with {kind.cpus} CPUs and {kind.gpus} GPUs" for kind in later or now)
+        raise UsageError(
+            f"resources: {run.min_workers} worker{'s' * (run.min_workers > 1)} of a trial, each with {each}, do not fit; "
+            f"the cluster has nodes: {has}"
+        )
+    return max(1, room // run.max_workers)
+
+
+def trial_resources(study: Study) -> dict[str, float]:
+    """What Tune sets aside for a trial's own process: its worker, or next to nothing where workers are placed by themselves."""
+    if study.base.run.max_workers > 1:
+        # A request must not be empty, and a share of a CPU would be missing to a worker.
+        return {"memory": 2**20}
+    return {"CPU": study.resources.cpu, "GPU": study.resources.gpu}
+
+
+def _param_space(study: Study, search: Search | None) -> dict[str, Any]:
+    """Numbers of the trials, and for population based training their values, which it then moves."""
+    space: dict[str, Any] = {NUMBER: tune.grid_search([trial.number for trial in study.trials])}
+    if search is not None and study.exchanges:
+        for parameter in search.space:
+            values = [trial.values[parameter.key] for trial in study.trials]
+            space[parameter.key] = tune.sample_from(functools.partial(_value_of, values))
+    return space
+
+
+def _value_of(values: Sequence[Any], config: Mapping[str, Any]) -> Any:
+    return values[config[NUMBER]]
+
+
+def _scheduler(study: Study, search: Search | None) -> TrialScheduler:
+    if search is None or search.scheduler.name == "none":
+        return FIFOScheduler()
+    plan = search.scheduler
+    epochs = plan.max_epochs or study.base.train.num_epochs
+    if plan.name == "asha":
+        return ASHAScheduler(
+            time_attr="epoch",
+            max_t=epochs,
+            grace_period=plan.grace_period,
+            reduction_factor=plan.reduction_factor,
+            # A trial with all its epochs ends by itself, and says that it is finished.
+            stop_last_trials=False,
+        )
+    makers = {"uniform": tune.uniform, "loguniform": tune.loguniform}
+    return Generations(
+        seed=search.seed,
+        last=epochs,
+        time_attr="epoch",
+        perturbation_interval=plan.interval,
+        hyperparam_mutations={
+            p.key: list(p.values)
+            if p.kind == "choice"
+            else (tune.randint(p.values[0], p.values[1] + 1) if p.whole else makers[p.kind](*p.values))
+            for p in search.space
+        },
+        log_config=False,
+    )

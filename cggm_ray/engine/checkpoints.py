@@ -1,0 +1,195 @@
+"""The checkpoints of a run: which are kept, which can be used, and what is said of a damaged one.
+
+They lie in `checkpoints/` in the folder of the run, wherever the loop runs, so that a run may go on elsewhere:
+
+    epoch-00004                  after four epochs
+    epoch-00004-step-000017      in the fifth epoch, after 17 of its steps
+
+Kept are the newest, the one before it, and the best epochs that these two know of. Files are written by rank 0 alone, on
+storage that all workers share.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from cggm_ray.core.errors import StorageError, TrainingError
+from cggm_ray.engine.state import Position, saved_values
+from cggm_ray.storage.digests import file_digest
+from cggm_ray.storage.files import CHECKSUMS, write_folder
+
+CHECKPOINTS = "checkpoints"
+PATIENCE = 30.0
+"""Seconds in which a file that rank 0 wrote must be seen by the others: network file systems remember what a folder held."""
+_NAME = re.compile(r"epoch-(\d{5,})(?:-step-(\d{6,}))?")
+
+
+def position_of(folder: Path) -> Position | None:
+    """Where a checkpoint was made, from the name of its folder; None for a folder that is none."""
+    match = _NAME.fullmatch(folder.name)
+    return None if match is None else Position(int(match[1]), int(match[2] or 0))
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Compares every file of a checkpoint with the checksum that was written with it.
+
+    Raises:
+        TrainingError: a file is missing or has other bytes; the message names it.
+    """
+    try:
+        expected: dict[str, str] = json.loads((folder / CHECKSUMS).read_text())
+        for name, digest in expected.items():
+            if (found := file_digest(folder / name)) != digest:
+                raise TrainingError(
+                    f"{folder / name}: this checkpoint cannot be used: damaged: sha256 {found[:12]}..., expected "
+                    f"{digest[:12]}..."
+                )
+    except (OSError, ValueError, AttributeError) as error:
+        raise TrainingError(f"{folder}: this checkpoint cannot be used: {error}") from None
+
+
+class Checkpoints:
+    """The checkpoints in the folder of a run."""
+
+    def __init__(self, run: Path) -> None:
+        self.folder = run / CHECKPOINTS
+
+    def all(self) -> list[tuple[Position, Path]]:
+        """Positions and folders, oldest first."""
+        found = [(position_of(path), path) for path in self.folder.glob("epoch-*")]
+        return sorted((position, path) for position, path in found if position is not None)
+
+    def newest(self) -> Path | None:
+        """The last one that was completed, whole or not by now."""
+        return max(self.all(), default=(None, None))[1]
+
+    def of(self, position: Position) -> Path | None:
+        """The one of a position, if it was kept."""
+        folder = self.folder / position.name
+        return folder if folder.exists() else None
+
+    def usable(self) -> tuple[Path | None, list[str]]:
+        """The newest from which the run can go on, and a line about each that is damaged.
+
+        A checkpoint can be used if it is whole and the best epoch that it knows of is whole too. Where the only checkpoint of
+        a run is damaged, nothing is lost but its beginning, and there is none to use.
+
+        Raises:
+            TrainingError: there are several and none can be used.
+        """
+        damaged: list[str] = []
+        found = self.all()
+        for position, folder in reversed(found):
+            try:
+                check_checkpoint(folder)
+                best = Position(int(saved_values(folder)["best"]["epoch"]))
+                if best.epoch and best != position:
+                    check_checkpoint(self.folder / best.name)
+                return folder, damaged
+            except TrainingError as error:
+                damaged.append(str(error))
+        if len(found) > 1:
+            raise TrainingError(
+                f"{self.folder}: no checkpoint can be used: {damaged[0]}; --fresh starts over and keeps this folder aside"
+            )
+        return None, damaged
+
+    def save(self, position: Position, write: Callable[[Path], None]) -> None:
+        """Writes a checkpoint, then removes those that are not needed any more.
+
+        Raises:
+            StorageError: it cannot be written; the message names the last good one. Nothing was removed.
+        """
+        with storage_errors(self):
+            write_folder(self.folder / position.name, write)
+            self._prune()
+
+    def _prune(self) -> None:
+        """Keeps the newest two and the best epochs that they know of."""
+        found = self.all()
+        kept = {position for position, _ in found[-2:]}
+        for _, folder in found[-2:]:
+            try:
+                kept.add(Position(int(saved_values(folder)["best"]["epoch"])))
+            except TrainingError:
+                # A damaged one, which a run that starts does not use.
+                continue
+        for position, folder in found:
+            if position not in kept:
+                shutil.rmtree(folder)
+
+
+@contextmanager
+def storage_errors(checkpoints: Checkpoints) -> Iterator[None]:
+    """Turns an error of the file system inside into one line.
+
+    Raises:
+        StorageError: names the file, the reason and the last good checkpoint.
+    """
+    try:
+        yield
+    except (ConnectionError, TimeoutError):
+        raise
+    except (OSError, SafetensorError) as error:
+        name = getattr(error, "filename", None) or checkpoints.folder
+        reason = getattr(error, "strerror", None) or str(error)
+        try:
+            newest = checkpoints.newest()
+        except OSError:
+            newest = None
+        raise StorageError(
+            f"{name}: cannot be written or read: {reason}; last good checkpoint: {newest or 'none yet'}; the same command "
+            "goes on from there when the storage is back"
+        ) from error
+
+
+def agree(
+    checkpoints: Checkpoints, rank: int, world_size: int, reduce: Callable[[Tensor], Tensor], device: torch.device
+) -> tuple[Path | None, list[str]]:
+    """The checkpoint from which all workers go on: rank 0 chooses. All workers call it.
+
+    Returns:
+        Its folder, and on rank 0 a line about each that is damaged; see `Checkpoints.usable`.
+
+    Raises:
+        TrainingError: rank 0 finds none that can be used, or its choice does not come into sight of this worker.
+    """
+    if world_size == 1:
+        return checkpoints.usable()
+    choice = torch.zeros(3, dtype=torch.float64, device=device)
+    lines: list[str] = []
+    failure: TrainingError | None = None
+    if rank == 0:
+        try:
+            folder, lines = checkpoints.usable()
+            position = None if folder is None else position_of(folder)
+            if position is not None:
+                choice += torch.tensor([1, position.epoch, position.steps], device=device)
+        except TrainingError as error:
+            choice[0], failure = -1, error
+    found, epoch, steps = map(int, reduce(choice).tolist())
+    if failure is not None:
+        raise failure
+    if found < 0:
+        raise TrainingError(f"{checkpoints.folder}: no checkpoint can be used; rank 0 says why")
+    if not found:
+        return None, lines
+    folder = checkpoints.folder / Position(epoch, steps).name
+    end = time.monotonic() + PATIENCE
+    while not folder.exists():
+        if time.monotonic() > end:
+            raise TrainingError(
+                f"{folder}: rank 0 sees this checkpoint and rank {rank} does not; expected shared storage"
+            )
+        time.sleep(0.2)
+    return folder, lines

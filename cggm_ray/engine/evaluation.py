@@ -1,0 +1,148 @@
+"""Scores of a split, and the predictions that they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from cggm_ray.core.batch import Batch, Feature
+from cggm_ray.core.reduction import Reduce, alone
+from cggm_ray.data.loading.sampler import slices
+from cggm_ray.data.loading.split import Split
+from cggm_ray.data.shards.shards import IDENTITY, INDEX, TARGET, tensor_column
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.runtime import Record, Runtime
+from cggm_ray.models.net import MultimodalNet
+from cggm_ray.strategies.base import Strategy
+from cggm_ray.tasks import Task
+
+
+class Collector(Protocol):
+    """Takes the predictions of a split while it is evaluated."""
+
+    def take(self, batch: Batch, logits: Tensor) -> None:
+        """The logits [N, C, ...] of a batch. Batches come in the order of the split."""
+        ...
+
+    def share(self, reduce: Reduce, device: torch.device) -> None:
+        """Adds up what the workers took; called once, after the last batch, where there are several."""
+        ...
+
+
+@dataclass
+class Predictions:
+    """What the network says about every sample of a split, in float64, the type in which every value is exact.
+
+    Attributes:
+        logits: [samples, C].
+        target: [samples, values].
+    """
+
+    logits: Tensor
+    target: Tensor
+
+    @classmethod
+    def empty(cls, samples: int, outputs: int) -> Predictions:
+        """Zeros, to be filled; a target is one value."""
+        return cls(torch.zeros(samples, outputs, dtype=torch.float64), torch.zeros(samples, 1, dtype=torch.float64))
+
+    def take(self, batch: Batch, logits: Tensor) -> None:
+        """See `Collector`."""
+        self.logits[batch.index] = logits.double().cpu()
+        self.target[batch.index] = batch.target.double().reshape(len(batch), -1).cpu()
+
+    def share(self, reduce: Reduce, device: torch.device) -> None:
+        """See `Collector`."""
+        for part in (self.logits, self.target):
+            part.copy_(reduce(part.to(device)))
+
+
+class Observer:
+    """What a strategy wants to know of a split.
+
+    Args:
+        strategy: whose `observe` is called for every batch.
+
+    Attributes:
+        sums: over the split and all workers, after `evaluate`; None before.
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+        self.sums: Tensor | None = None
+
+    def see(self, features: dict[str, Feature], batch: Batch) -> None:
+        """Adds a batch."""
+        seen = self.strategy.observe(features, batch.target, batch.present, batch.weight, batch.masks)
+        self.sums = seen if self.sums is None else self.sums + seen
+
+
+@torch.no_grad()
+def evaluate(
+    config: Config,
+    net: MultimodalNet,
+    task: Task,
+    split: Split,
+    runtime: Runtime,
+    collected: Collector | None = None,
+    observer: Observer | None = None,
+) -> Record:
+    """Loss and metrics of a split, each worker taking its part.
+
+    Args:
+        config: of the run.
+        net: the bare network.
+        task: what is predicted.
+        split: to evaluate.
+        runtime: where the loop runs.
+        collected: given the predictions of all workers.
+        observer: filled with what its strategy observes if given.
+    """
+    net.eval()
+    if observer is not None:
+        observer.strategy.eval()
+    metrics = task.metrics(runtime.device, split.groups)
+    loss_sums = torch.zeros(task.n_sums, dtype=torch.float64, device=runtime.device)
+    plan = list(slices(torch.arange(len(split)), config.train.batch_size, runtime.rank, runtime.world_size))
+    for batch in split.batches(plan, epoch=0):
+        logits = predicted(config, net, batch, observer)
+        metrics.update(logits, batch.target, batch.weight, batch.group)
+        loss_sums += task.sums(logits, batch.target, batch.weight)
+        if collected is not None and batch.weight is None:
+            collected.take(batch, logits)
+    reduce = runtime.reduce()
+    seen = [] if observer is None or observer.sums is None else [observer.sums]
+    total = reduce(torch.cat([loss_sums, metrics.sums, *seen]))
+    if observer is not None:
+        total, observer.sums = total.split([len(loss_sums) + len(metrics.sums), sum(map(len, seen))])
+    if collected is not None and reduce is not alone:
+        collected.share(reduce, runtime.device)
+    return {"loss": float(task.combine(total[: task.n_sums])), **metrics.compute(total[task.n_sums :])}
+
+
+def predicted(config: Config, net: MultimodalNet, batch: Batch, observer: Observer | None = None) -> Tensor:
+    """Logits [N, C, ...] of a batch in the precision of the run, single at least; an observer sees its features."""
+    with torch.autocast(batch.target.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+        features = net.encode(batch.inputs, batch.masks)
+        logits = net.fuse(features, batch.masks).logits
+        if observer is not None:
+            observer.see(features, batch)
+    return logits.float() if logits.dtype.itemsize < 4 else logits
+
+
+def write_predictions(path: Path, names: Sequence[str] | None, collected: Predictions) -> None:
+    """Test predictions as parquet: index, id if samples have names, target, prediction (a value, or the logits)."""
+    columns = {INDEX: pa.array(np.arange(len(collected.target)))}
+    if names is not None:
+        columns[IDENTITY] = pa.array(names)
+    for name, values in ((TARGET, collected.target), ("prediction", collected.logits)):
+        columns[name] = tensor_column((values[:, 0] if values.shape[1] == 1 else values).numpy())
+    pq.write_table(pa.table(columns), path)

@@ -1,0 +1,149 @@
+"""The loop, from top to bottom: `fit` calls `train` and `finish`, `train` calls `train_epoch`, that calls `train_step`.
+
+It knows no dataset, no strategy and no Ray; those come in through `Dataset`, `Strategy` and `Runtime`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import nn
+
+from cggm_ray.core.errors import StoppedError
+from cggm_ray.core.seeding import derive_seed, seed_all
+from cggm_ray.data.loading.sampler import epoch_order, slices
+from cggm_ray.data.loading.split import Split
+from cggm_ray.engine.assembly import Training
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.evaluation import Observer, evaluate
+from cggm_ray.engine.guards import look, step_or_skip
+from cggm_ray.engine.optim import rescale
+from cggm_ray.engine.runtime import Record, Runtime, numbers
+from cggm_ray.engine.state import TrainState
+from cggm_ray.engine.step import train_step
+from cggm_ray.engine.stopping import Notice
+from cggm_ray.engine.tracking import Console, Tracker, default_trackers
+
+
+def train(training: Training) -> None:
+    """Trains up to the last epoch, or until patience runs out; reports every epoch with a checkpoint.
+
+    Raises:
+        NonFiniteError: the loss or the gradient stopped being finite.
+        StorageError: a checkpoint cannot be written.
+        StoppedError: somebody asked for it; the state was saved.
+    """
+    config, state, runtime, splits = training.config, training.state, training.runtime, training.splits
+    console = Console(training.folder) if runtime.rank == 0 else None
+    trackers: list[Tracker] = []
+    if console is not None:
+        metric = state.best.metric
+        trackers = default_trackers(config, training.folder, console, training.modalities, metric, state.epoch)
+    while state.epoch < config.train.num_epochs and not _out_of_patience(config, state):
+        start, seen = time.perf_counter(), state.within
+        record = train_epoch(config, state, training.step, splits["train"], training.modalities, runtime, console)
+        seconds = time.perf_counter() - start
+        observer = Observer(state.strategy) if state.strategy.observes else None
+        valid = evaluate(config, state.net, training.task, splits["valid"], runtime, observer=observer)
+        state.end_epoch()
+        nothing = torch.zeros(0, dtype=torch.float64)
+        observed = nothing if observer is None or observer.sums is None else observer.sums
+        state.strategy.end_epoch(record, valid, observed)
+        rescale(state.optimizer, state.strategy.rates())
+        state.schedule.after_epoch(valid["loss"])
+        # A network that overflows on validation is not the best one, whatever its metric says.
+        finite = math.isfinite(valid["loss"])
+        state.best.update(valid[state.best.metric] if finite else math.nan, state.epoch)
+        if not finite and console is not None:
+            console.say(f"epoch {state.epoch}: the validation loss is {valid['loss']}, which is never the best")
+        record = numbers(
+            {
+                "epoch": state.epoch,
+                "step": state.step,
+                **record,
+                **{f"valid/{name}": value for name, value in valid.items()},
+                "best_epoch": state.best.epoch,
+                "best_value": math.nan if state.best.value is None else state.best.value,
+                "lr": state.optimizer.param_groups[0]["lr"],
+                "seconds": seconds,
+                "samples_per_second": (len(splits["train"]) - seen) / seconds,
+            }
+        )
+        # Logged first: a search may end the run inside the report. A line whose checkpoint was not written is dropped when
+        # the run goes on.
+        for tracker in trackers:
+            tracker.log(record)
+        runtime.report(record, state.save)
+        if runtime.notice(now=True) is Notice.STOP:
+            raise stopped(runtime, state)
+    for tracker in trackers:
+        tracker.close()
+
+
+def train_epoch(
+    config: Config,
+    state: TrainState,
+    step: nn.Module,
+    split: Split,
+    modalities: Sequence[str],
+    runtime: Runtime,
+    console: Console | None,
+) -> Record:
+    """One pass over the training split, or what is left of it; returns the means of the step's quantities.
+
+    Raises:
+        StoppedError: see `train`.
+    """
+    step.train()
+    size, seed = config.train.batch_size, config.train.seed
+    order = epoch_order(len(split), seed, state.epoch)
+    plan = list(slices(order[state.within :], size, runtime.rank, runtime.world_size))
+    steps = -(-len(split) // size)
+    for part, batch in zip(plan, split.batches(plan, state.epoch), strict=True):
+        seed_all(derive_seed(seed, "step", state.step, runtime.rank))
+        state.schedule.before_step(state.step, steps)
+        take = partial(train_step, config, state, step, batch, runtime)
+        values = step_or_skip(config, state, step, console, take)
+        if values is not None:
+            state.averages.add(values)
+        state.step += 1
+        state.samples += part.samples
+        state.within += part.samples
+        number = state.position.steps
+        if number % config.train.log_interval == 0 or number == steps:
+            look(state, runtime)
+        if values is not None and console is not None and number % config.train.log_interval == 0:
+            console.say(f"epoch {state.epoch + 1}  step {number}/{steps}  loss {float(values['loss']):.4f}")
+        between_steps(config, state, runtime)
+    return state.averages.read(modalities)
+
+
+def between_steps(config: Config, state: TrainState, runtime: Runtime) -> None:
+    """Saves where `--save_every` or a notice asks for it.
+
+    Raises:
+        StoppedError: after saving, where somebody asked the run to stop.
+    """
+    notice, every = runtime.notice(), config.train.save_every
+    if notice or (every is not None and state.step % every == 0):
+        look(state, runtime)
+        runtime.save(state.position, state.save)
+    if notice is Notice.STOP:
+        raise stopped(runtime, state)
+
+
+def stopped(runtime: Runtime, state: TrainState) -> StoppedError:
+    """The line that says where a run stands and how it goes on."""
+    return StoppedError(
+        f"stopped after {state.position}; saved in {runtime.checkpoints.folder / state.position.name}; the same command "
+        "with the same --name goes on from there"
+    )
+
+
+def _out_of_patience(config: Config, state: TrainState) -> bool:
+    patience = config.train.patience
+    return patience is not None and state.epoch > 0 and state.epoch - state.best.epoch >= patience

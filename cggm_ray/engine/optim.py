@@ -1,0 +1,161 @@
+"""Optimizers and learning-rate schedules by name, and clipping that also reports the norm of every encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from cggm_ray.config.fields import at_least, check, one_of, option
+from cggm_ray.engine.schedules import SCHEDULES
+
+if TYPE_CHECKING:
+    pass
+
+OPTIMIZERS = ("Adam", "AdamW", "SGD")
+MODALITY, FACTOR = "modality", "factor"
+"""Keys of a parameter group that holds the encoder of one modality, with a learning rate of its own."""
+
+
+Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
+
+
+def build_optimizer(name: str, parameters: Parameters, *, lr: float, weight_decay: float) -> Optimizer:
+    """An optimizer of `OPTIMIZERS`, which moves all parameters in one call; SGD has momentum 0.9, as in the released code."""
+    if name == "SGD":
+        optimizer = SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=0.9, fused=True)
+        optimizer.register_step_pre_hook(_start_momentum)
+        return optimizer
+    kind = {"Adam": Adam, "AdamW": AdamW}[name]
+    return kind(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+
+
+def _start_momentum(optimizer: Optimizer, *_: Any) -> None:
+    """Momentum 0 for parameters that get their first gradient later than others: fused SGD wants it for all or none."""
+    for group in optimizer.param_groups:
+        moving = [parameter for parameter in group["params"] if parameter.grad is not None]
+        new = [parameter for parameter in moving if "momentum_buffer" not in optimizer.state[parameter]]
+        if len(new) < len(moving):
+            for parameter in new:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def model_optimizer(
+    config: OptimConfig,
+    parameters: Iterable[nn.Parameter],
+    encoders: Mapping[str, nn.Module] | None = None,
+    rates: Mapping[str, float] | None = None,
+) -> Optimizer:
+    """The optimizer of encoders, fusion and head.
+
+    Args:
+        config: its name, learning rate and weight decay.
+        parameters: all of the model.
+        encoders: by modality.
+        rates: modality to the factor of its encoder's learning rate. With any, the first group holds all that has none,
+            and each of these encoders is a group of its own; without, there is one group.
+    """
+    groups: Any = parameters
+    if encoders is not None and rates:
+        own = {name: list(encoders[name].parameters()) for name in rates}
+        apart = {id(parameter) for group in own.values() for parameter in group}
+        groups = [{"params": [parameter for parameter in parameters if id(parameter) not in apart]}]
+        groups += [
+            {"params": own[name], "lr": config.lr * factor, MODALITY: name, FACTOR: factor}
+            for name, factor in rates.items()
+        ]
+    return build_optimizer(config.optim, groups, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def rescale(optimizer: Optimizer, rates: Mapping[str, float]) -> None:
+    """Gives the encoders other factors; what a schedule made of their learning rates stays.
+
+    Args:
+        optimizer: of the model.
+        rates: modality to factor, with the names that the optimizer was made with.
+    """
+    for group in optimizer.param_groups:
+        new = rates.get(group.get(MODALITY, ""))
+        if new is not None and new != group[FACTOR]:
+            group["lr"] *= new / group[FACTOR]
+            group[FACTOR] = new
+
+
+def guide_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """The optimizer of the guide classifiers."""
+    return build_optimizer(config.optim, parameters, lr=config.cls_lr, weight_decay=config.cls_weight_decay)
+
+
+def retune(optimizer: Optimizer, before: float, lr: float, weight_decay: float) -> None:
+    """Goes on with another learning rate and weight decay.
+
+    Args:
+        optimizer: as it was saved; a schedule may have moved its learning rate.
+        before: the learning rate that the schedule started from.
+        lr: what it starts from now; the schedule's factor stays.
+        weight_decay: from now on.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] *= lr / before
+        group["weight_decay"] = weight_decay
+
+
+def clip_by_total_norm(
+    parameters: Iterable[nn.Parameter], encoders: Iterable[nn.Module], max_norm: float | None
+) -> tuple[Tensor, Tensor]:
+    """Clips the L2 norm of all gradients together, in place.
+
+    Args:
+        parameters: all parameters of the model, those of the encoders among them.
+        encoders: one per modality.
+        max_norm: the gradients are scaled by min(1, max_norm / (total + 1e-6)); None leaves them.
+
+    Returns:
+        The total norm before clipping, and the norm of each encoder's gradient [M].
+    """
+    parameters = list(parameters)
+    groups = [list(encoder.parameters()) for encoder in encoders]
+    in_encoder = {id(parameter) for group in groups for parameter in group}
+    groups.append([parameter for parameter in parameters if id(parameter) not in in_encoder])
+    # A group without any gradient has the norm 0, which would lie on the CPU.
+    norms = torch.stack(
+        [
+            nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]).to(parameters[0].device)
+            for group in groups
+        ]
+    )
+    total = torch.linalg.vector_norm(norms)
+    if max_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
+    return total, norms[:-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimizers, schedule and clipping."""
+
+    optim: str = option("Adam", "optimizer of model and guides: Adam, AdamW, SGD")
+    lr: float = option(1e-3, "learning rate of the model; of schedule cosine the highest", "base_lr")
+    cls_lr: float = option(5e-4, "learning rate of the guide classifiers")
+    weight_decay: float = option(0.0, "weight decay of the model")
+    cls_weight_decay: float = option(0.0, "weight decay of the guide classifiers")
+    schedule: str = option("plateau", "learning rate of the model: plateau (by epoch), cosine (by step, with warm-up)")
+    when: int = option(10, "plateau: epochs without a lower validation loss before the learning rate falls to a tenth")
+    warmup_epochs: int = option(0, "cosine: epochs of linear warm-up")
+    warmup_lr: float = option(0.0, "cosine: learning rate of the first warm-up step", "start_warmup_value")
+    final_lr: float = option(0.0, "cosine: learning rate that the last epoch comes down to")
+    clip: float = option(0.8, "largest L2 norm of the model's gradient; 0 switches clipping off")
+
+    def __post_init__(self) -> None:
+        one_of(self, "optim", OPTIMIZERS)
+        one_of(self, "schedule", tuple(SCHEDULES))
+        for name in ("lr", "cls_lr"):
+            check(getattr(self, name) > 0, self, name, "a positive number")
+        for name in ("weight_decay", "cls_weight_decay", "clip", "warmup_lr", "final_lr"):
+            check(getattr(self, name) >= 0, self, name, "zero or a positive number")
+        for name in ("when", "warmup_epochs"):
+            at_least(self, name, 0)

@@ -1,0 +1,277 @@
+"""The seam between the loop and where it runs: one process, several under torchrun, or Ray Train workers."""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cggm_ray.config.fields import at_least, check, option
+from cggm_ray.core.errors import StorageError, UsageError
+from cggm_ray.core.reduction import alone
+from cggm_ray.engine.checkpoints import Checkpoints
+from cggm_ray.engine.state import Position
+from cggm_ray.engine.stopping import Agreement, Asked, Notice
+
+BUCKETS = 4
+"""Messages that the gradients of a small model are sent in."""
+LARGEST_BUCKET = 25.0
+"""MiB of gradients in one message, torch's own choice for large models."""
+Record = dict[str, float]
+"""Metrics of an epoch: plain numbers by name. 'epoch' and 'best_epoch' count from 1."""
+
+
+class Runtime(Protocol):
+    """What the loop needs from its surroundings."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def reduce(self) -> Callable[[Tensor], Tensor]:
+        """The function that sums a detached tensor over all workers; the identity `alone` for one worker."""
+        ...
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module, made to average its gradients over the workers."""
+        ...
+
+    def save(self, position: Position, write: Callable[[Path], None]) -> None:
+        """Keeps a checkpoint, which `write` fills on rank 0. All workers call it.
+
+        Raises:
+            StorageError: on all workers, where rank 0 cannot write it.
+        """
+        ...
+
+    def report(self, record: Record, write: Callable[[Path], None]) -> None:
+        """Keeps the checkpoint of a finished epoch, see `save`, and hands its metrics on. All workers call it."""
+        ...
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """Those of this run."""
+        ...
+
+    def notice(self, now: bool = False) -> Notice:
+        """Whether to save or to stop here, the same on all workers. All call it after every step.
+
+        Args:
+            now: between two epochs, where waiting costs nothing.
+        """
+        ...
+
+
+def save_on_rank_0(runtime: Runtime, position: Position, write: Callable[[Path], None]) -> None:
+    """See `Runtime.save`. Returns on all workers when the checkpoint is there."""
+    failure: StorageError | None = None
+    if runtime.rank == 0:
+        try:
+            runtime.checkpoints.save(position, write)
+        except StorageError as error:
+            failure = error
+    failed = torch.tensor(float(failure is not None), dtype=torch.float64, device=runtime.device)
+    if failure is not None:
+        runtime.reduce()(failed)
+        raise failure
+    if runtime.reduce()(failed):
+        raise StorageError(f"{runtime.checkpoints.folder}: rank 0 cannot write the checkpoint of {position}")
+
+
+def all_reduce(tensor: Tensor) -> Tensor:
+    """Sum over all workers of the default process group; the argument is left as it is."""
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module under DistributedDataParallel.
+
+    Buffers are not broadcast: every worker computes the same values from the same sums. The gradients of a small model go
+    in several messages too, so that the first travel while the backward pass still computes.
+    """
+    size = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    with warnings.catch_warnings():
+        # torch 2.13 renames the argument; older releases know this name only.
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+        return DistributedDataParallel(
+            module,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            bucket_cap_mb=min(LARGEST_BUCKET, size / 2**20 / BUCKETS),
+            gradient_as_bucket_view=True,
+        )
+
+
+class LocalRuntime:
+    """This process, or the processes that torchrun started.
+
+    Args:
+        folder: of the run.
+        config: says whether a GPU may be used, the number of threads, and how long workers wait for one another.
+        asked: whether a signal came.
+
+    Raises:
+        UsageError: a GPU was asked for and there is none.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig, asked: Asked | None = None) -> None:
+        self.rank = int(os.environ.get("RANK", 0))
+        self.world_size = int(os.environ.get("WORLD_SIZE", 1))
+        if config.use_gpu and not torch.cuda.is_available():
+            raise UsageError("use_gpu: torch sees no GPU on this machine; leave the flag out")
+        if torch.cuda.is_available() and not config.no_cuda:
+            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            torch.cuda.set_device(self.device)
+        else:
+            self.device = torch.device("cpu")
+        if config.cpus_per_worker is not None:
+            torch.set_num_threads(config.cpus_per_worker)
+        if self.world_size > 1 and not dist.is_initialized():
+            dist.init_process_group(
+                "nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(seconds=config.collective_timeout)
+            )
+        self.checkpoints = Checkpoints(folder)
+        self.asked = asked or Asked()
+        # One process looks at its flag after every step; several compare theirs about once a second.
+        period = 1.0 if self.world_size > 1 else 0.0
+        self._agreement = Agreement(self.asked.notice, self.world_size, self.reduce(), self.device, period)
+
+    def reduce(self) -> Callable[[Tensor], Tensor]:
+        """See `Runtime`."""
+        return all_reduce if self.world_size > 1 else alone
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """See `Runtime`."""
+        return data_parallel(module, self.device) if self.world_size > 1 else module
+
+    def save(self, position: Position, write: Callable[[Path], None]) -> None:
+        """See `Runtime`."""
+        save_on_rank_0(self, position, write)
+
+    def report(self, record: Record, write: Callable[[Path], None]) -> None:
+        """See `Runtime`."""
+        self.save(Position(int(record["epoch"])), write)
+
+    def notice(self, now: bool = False) -> Notice:
+        """See `Runtime`."""
+        return self._agreement(now)
+
+    def close(self) -> None:
+        """Leaves the process group, whose threads end here.
+
+        DistributedDataParallel holds the group and is part of reference cycles. A thread of gloo that outlives this call may
+        still have to let go of the last all-reduce's tensors when the interpreter ends, which aborts the process.
+        """
+        if self.world_size > 1 and dist.is_initialized():
+            gc.collect()
+            dist.destroy_process_group()
+
+
+def numbers(values: Mapping[str, float]) -> Record:
+    """The values as plain floats, in the same order: what Ray's reports and JSON take."""
+    return {name: float(value) for name, value in values.items()}
+
+
+WORKERS = re.compile(r"([1-9]\d*)(?::([1-9]\d*))?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where the run happens and where it is kept."""
+
+    local: bool = option(False, "train in this process, without Ray; implied under torchrun", resume=True)
+    workers: str = option(
+        "1", "training workers; 2:8 for a group that takes what the cluster has between 2 and 8", resume=True
+    )
+    resize_interval: int = option(
+        60,
+        "seconds between two looks at whether a group like 2:8 can grow; growing repeats the running epoch",
+        resume=True,
+    )
+    max_failures: int = option(
+        3, "times that a run on Ray goes on from its last checkpoint after a worker or a node was lost", resume=True
+    )
+    collective_timeout: int = option(
+        1800,
+        "seconds that workers wait for one another before a run stops and names those that are missing",
+        resume=True,
+    )
+    allow_config_change: bool = option(
+        False, "go on with a run of the same name although its configuration was another", resume=True
+    )
+    fresh: bool = option(
+        False, "start over: a run of the same name is kept, moved aside to NAME.1, NAME.2, ...", resume=True
+    )
+    use_gpu: bool = option(False, "one GPU per worker", resume=True)
+    no_cuda: bool = option(False, "stay on the CPU even where a GPU is there", resume=True)
+    cpus_per_worker: int | None = option(
+        None, "CPUs and torch threads of a worker; default its share, at most 4 under Ray", resume=True
+    )
+    report: bool = option(
+        True, "at the end, score every subset of modalities and draw the page report/report.html", resume=True
+    )
+    trackers: tuple[str, ...] | None = option(
+        None, "beside metrics.jsonl: tensorboard, mlflow, wandb; default tensorboard where it is installed", resume=True
+    )
+    storage_path: str = option(
+        "~/cggm_runs", "folder of all runs; on several nodes one that all of them mount", resume=True
+    )
+    name: str | None = option(
+        None, "folder of this run; the same name continues it; default made from the time", resume=True
+    )
+
+    def __post_init__(self) -> None:
+        check(
+            WORKERS.fullmatch(self.workers) is not None and self.min_workers <= self.max_workers,
+            self,
+            "workers",
+            "a whole number of at least 1, or the smallest and the largest such as 2:8",
+        )
+        at_least(self, "resize_interval", 1)
+        at_least(self, "max_failures", 0)
+        at_least(self, "collective_timeout", 1)
+        if self.fresh and self.allow_config_change:
+            raise UsageError("fresh: given together with allow_config_change; expected one of them")
+        if self.cpus_per_worker is not None:
+            at_least(self, "cpus_per_worker", 1)
+        if self.local and self.max_workers > 1:
+            raise UsageError(
+                f"workers: found {self.workers} with --local, which is one process; leave out --local, or start the "
+                "processes with torchrun"
+            )
+        if self.use_gpu and self.no_cuda:
+            raise UsageError("use_gpu: given together with no_cuda; expected one of them")
+        if "://" in self.storage_path:
+            raise UsageError(
+                f"storage_path: found the URL {self.storage_path}; expected a folder that every node mounts"
+            )
+        if self.name is not None and (not self.name or self.name != Path(self.name).name or self.name.startswith(".")):
+            raise UsageError(f"name: found {self.name!r}; expected a plain folder name")
+
+    @property
+    def min_workers(self) -> int:
+        """The smallest group that trains; a fixed group has its one size."""
+        return int(self.workers.partition(":")[0])
+
+    @property
+    def max_workers(self) -> int:
+        """The largest group."""
+        return int(self.workers.rpartition(":")[2])
+
+    @property
+    def storage(self) -> Path:
+        """`storage_path`, absolute."""
+        return Path(self.storage_path).expanduser().absolute()

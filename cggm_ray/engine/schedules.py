@@ -1,0 +1,88 @@
+"""Schedules of the learning rate, by name."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from cggm_ray.engine.optim import FACTOR
+
+if TYPE_CHECKING:
+    from cggm_ray.engine.configuration import Config
+
+
+class Schedule:
+    """The learning rate of the model over a run; by itself constant. The loop calls it in two places."""
+
+    def before_step(self, step: int, steps_per_epoch: int) -> None:
+        """Sets the learning rate of a step, counted from 0 over the whole run."""
+
+    def after_epoch(self, valid_loss: float) -> None:
+        """Sees the validation loss of an epoch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the schedule remembers."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Puts back what `state_dict` gave."""
+
+
+class PlateauSchedule(Schedule):
+    """A tenth of the learning rate after `when` epochs in which the validation loss did not fall (released code)."""
+
+    def __init__(self, config: Config, optimizer: Optimizer) -> None:
+        self._inner = ReduceLROnPlateau(optimizer, mode="min", factor=0.1, patience=config.optim.when)
+
+    def after_epoch(self, valid_loss: float) -> None:
+        """See `Schedule`."""
+        self._inner.step(valid_loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Schedule`."""
+        return self._inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Schedule`."""
+        self._inner.load_state_dict(state)
+
+
+class CosineSchedule(Schedule):
+    """Linear warm-up, then half a cosine, set before every step (released code).
+
+    A function of the step alone, so it remembers nothing.
+    """
+
+    def __init__(self, config: Config, optimizer: Optimizer) -> None:
+        self._optim, self._epochs, self._optimizer = config.optim, config.train.num_epochs, optimizer
+
+    def before_step(self, step: int, steps_per_epoch: int) -> None:
+        """See `Schedule`."""
+        warmup, total = self._optim.warmup_epochs * steps_per_epoch, self._epochs * steps_per_epoch
+        lr = cosine_with_warmup(
+            step, total, warmup, peak=self._optim.lr, final=self._optim.final_lr, start=self._optim.warmup_lr
+        )
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr * group.get(FACTOR, 1.0)
+
+
+def cosine_with_warmup(step: int, total: int, warmup: int, *, peak: float, final: float, start: float) -> float:
+    """Learning rate of a step: from `start` to `peak` in `warmup` steps, both included, then towards `final`."""
+    if step < warmup:
+        return start + (peak - start) * step / max(1, warmup - 1)
+    return final + (peak - final) * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
+
+
+SCHEDULES: dict[str, type[PlateauSchedule] | type[CosineSchedule]] = {
+    "plateau": PlateauSchedule,
+    "cosine": CosineSchedule,
+}
+"""Schedules by the name that `--schedule` takes."""
+
+
+def build_schedule(config: Config, optimizer: Optimizer) -> Schedule:
+    """The schedule of a run."""
+    return SCHEDULES[config.optim.schedule](config, optimizer)

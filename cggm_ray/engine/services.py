@@ -1,0 +1,160 @@
+"""MLflow and W&B as trackers. Each is an extra, and nothing leaves the machine unless its own variables say where to.
+
+A run is worth more than its entry in a service: what goes wrong with one is said once, and the run goes on without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from cggm_ray.core.errors import one_line
+from cggm_ray.engine.configuration import Config
+
+T = TypeVar("T")
+PROJECT = "cggm-ray"
+FOLDER_TAG = "cggm_folder"
+LONGEST = 500
+"""Characters of a parameter; MLflow takes no more."""
+
+
+class MLflow:
+    """A run of the experiment 'cggm-ray': in `mlflow/` in the folder of the run, or where MLFLOW_TRACKING_URI says.
+
+    Args:
+        folder: of the run. A run that goes on is the same run there.
+        config: of the run, logged as parameters.
+        finished: epochs that the run continues from.
+    """
+
+    def __init__(self, folder: Path, config: Config, finished: int) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        address = os.environ.get("MLFLOW_TRACKING_URI")
+        if address is None:
+            # A folder needs no database; MLflow takes one only where somebody says that this is meant.
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+            address = (folder / "mlflow").absolute().as_uri()
+        from mlflow.entities import Metric, Param
+        from mlflow.tracking import MlflowClient
+
+        self._metric, self._client = Metric, MlflowClient(tracking_uri=address)
+        experiment = self._client.get_experiment_by_name(PROJECT)
+        number = self._client.create_experiment(PROJECT) if experiment is None else experiment.experiment_id
+        tag = _identity(folder)
+        there = self._client.search_runs([number], filter_string=f"tags.{FOLDER_TAG} = '{tag}'") if finished else []
+        if there:
+            self._run = there[0].info.run_id
+            self._client.update_run(self._run, status="RUNNING")
+        else:
+            self._run = self._client.create_run(number, run_name=folder.name, tags={FOLDER_TAG: tag}).info.run_id
+            parameters = [Param(key, str(value)[:LONGEST]) for key, value in _flat(config).items()]
+            self._client.log_batch(self._run, params=parameters)
+
+    def log(self, record: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+        epoch = int(record["epoch"])
+        metrics = [
+            self._metric(name, value, 0, epoch)
+            for name, value in record.items()
+            if name != "epoch" and math.isfinite(value)
+        ]
+        self._client.log_batch(self._run, metrics=metrics)
+
+    def close(self) -> None:
+        """See `Tracker`."""
+        self._client.set_terminated(self._run)
+
+
+class WandB:
+    """A run of the project 'cggm-ray', in `wandb/` in the folder of the run.
+
+    It stays there (`wandb sync` sends it later) unless WANDB_API_KEY or WANDB_MODE is set.
+
+    Args:
+        folder: of the run. A run that goes on is the same run there.
+        config: of the run.
+        finished: epochs that the run continues from.
+    """
+
+    def __init__(self, folder: Path, config: Config, finished: int) -> None:
+        import wandb
+
+        wanted = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+        settings = wandb.Settings(
+            mode=wanted,
+            silent=True,
+            console="off",
+            disable_git=True,
+            save_code=False,
+            x_disable_stats=True,
+            x_disable_meta=True,
+        )
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=folder.name,
+            id=_identity(folder),
+            resume="allow" if wanted == "online" else None,
+            dir=str(folder),
+            config=_flat(config),
+            settings=settings,
+        )
+
+    def log(self, record: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+        values = {name: value for name, value in record.items() if math.isfinite(value)}
+        self._run.log(values, step=int(record["epoch"]))
+
+    def close(self) -> None:
+        """See `Tracker`."""
+        self._run.finish()
+
+
+class Careful:
+    """A service that may fail: the first time that it does is said, and it is not asked again.
+
+    Args:
+        name: of the service.
+        make: opens it.
+        say: prints a line.
+    """
+
+    def __init__(self, name: str, make: Callable[[], MLflow | WandB], say: Callable[[str], None]) -> None:
+        self._name, self._say = name, say
+        self._service: MLflow | WandB | None = None
+        self._service = self._try(make)
+
+    def log(self, record: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+        service = self._service
+        if service is not None:
+            self._try(lambda: service.log(record))
+
+    def close(self) -> None:
+        """See `Tracker`."""
+        service = self._service
+        if service is not None:
+            self._try(service.close)
+
+    def _try(self, act: Callable[[], T]) -> T | None:
+        try:
+            return act()
+        except Exception as error:
+            self._service = None
+            text = one_line(f"{type(error).__name__}: {error}")
+            self._say(f"{self._name} failed, and the run goes on without it: {text}")
+            return None
+
+
+def _identity(folder: Path) -> str:
+    """The same for every start of a run, and another for every folder; without quotes, which end a text in a search."""
+    name = re.sub(r"[^\w.-]", "_", folder.name[:40])
+    return f"{name}-{hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:12]}"
+
+
+def _flat(config: Config) -> dict[str, object]:
+    return {f"{section}.{key}": value for section, fields in config.to_dict().items() for key, value in fields.items()}

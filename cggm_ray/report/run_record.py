@@ -1,0 +1,188 @@
+"""A run as its page shows it: all that its folder says, finished or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from cggm_ray.core.errors import CggmError, TrainingError, UsageError
+from cggm_ray.data.dataset import DATASETS, PICTURES
+from cggm_ray.data.shards.shards import TARGET, column_values
+from cggm_ray.engine.checkpoints import Checkpoints
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.state import BEST, PREDICTIONS, saved_values
+from cggm_ray.engine.tracking import METRICS, read_metrics
+from cggm_ray.runs.contributions import BALANCE, Contributions, contributions
+from cggm_ray.runs.finished import class_names, open_finished, read_config, read_run
+from cggm_ray.runs.provenance import read_provenance
+from cggm_ray.runs.result import SUMMARY, Result
+
+STUDY = "trials"
+Line = Mapping[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Story:
+    """A run.
+
+    Attributes:
+        label: its name, different from that of every other run of the page.
+        folder: of the run.
+        config: of the run.
+        lines: its metrics by epoch.
+        metric: the validation metric that selects.
+        better: 'min' or 'max', the way it improves.
+        result: None where the run is not finished.
+        contributions: scores of the subsets of modalities; None where there are none.
+        notes: what could not be shown, and why.
+        provenance: a line a start.
+        truth, predicted: of the test samples: values, or class numbers; None where there are no predictions.
+        classes: names of the classes; empty for values.
+        pictures: that the dataset left.
+    """
+
+    label: str
+    folder: Path
+    config: Config
+    lines: Sequence[Line]
+    metric: str = "loss"
+    better: str = "min"
+    result: Result | None = None
+    contributions: Contributions | None = None
+    notes: tuple[str, ...] = ()
+    provenance: Sequence[Mapping[str, Any]] = ()
+    truth: np.ndarray | None = None
+    predicted: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+    pictures: tuple[Path, ...] = ()
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names in the order of the dataset, as the metrics have them."""
+        names = [name.removeprefix("grad_norm/") for line in self.lines[:1] for name in line]
+        return tuple(name for name in names if f"grad_norm/{name}" in self.lines[0])
+
+    def series(self, name: str) -> np.ndarray:
+        """A quantity by epoch, NaN where it was not recorded or not finite."""
+        values = [line.get(name) for line in self.lines]
+        return np.array([np.nan if value is None else value for value in values], dtype=float)
+
+    def recorded(self, quantity: str) -> list[str]:
+        """The modalities that have the quantity in any epoch."""
+        return [name for name in self.modalities if np.isfinite(self.series(f"{quantity}/{name}")).any()]
+
+    def defaults(self) -> dict[str, Any]:
+        """What the configuration is without any flag, by 'section.field'."""
+        return flat(Config(options=DATASETS.get(self.config.data.dataset).Options()))
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """The values of a configuration by 'section.field'."""
+    return {
+        f"{section}.{name}": value for section, fields in config.to_dict().items() for name, value in fields.items()
+    }
+
+
+def read_story(folder: Path, label: str | None = None) -> Story:
+    """Reads what the folder of a run holds.
+
+    Raises:
+        UsageError: it is no folder of a run, or a file in it is damaged.
+    """
+    folder = folder.absolute()
+    config = read_config(folder)
+    if (folder / STUDY).is_dir() and not (folder / METRICS).exists():
+        raise UsageError(f"{folder} holds a study; expected the folder of a run, such as those in {folder / STUDY}")
+    lines = read_metrics(folder)
+    for number, line in enumerate(lines, start=1):
+        if not isinstance(line, dict) or not isinstance(line.get("epoch"), int | float):
+            raise UsageError(f"{folder / METRICS}, line {number}: expected an object with the number 'epoch'")
+        if not all(value is None or isinstance(value, int | float) for value in line.values()):
+            raise UsageError(f"{folder / METRICS}, line {number}: expected numbers or null as values")
+    metric, better = _selecting(folder)
+    story = Story(
+        label=label or folder.name,
+        folder=folder,
+        config=config,
+        lines=lines,
+        metric=metric,
+        better=better,
+        provenance=[entry for entry in read_provenance(folder) if isinstance(entry, dict)],
+        pictures=tuple(sorted((folder / PICTURES).glob("*.png"))),
+    )
+    if not (folder / SUMMARY).exists():
+        return story
+    story = replace(story, result=read_run(folder)[1])
+    if (folder / BALANCE).exists():
+        found = Contributions.load(folder / BALANCE)
+        # A run that went on may have another best epoch by now.
+        if story.result is not None and found.epoch == story.result.best_epoch:
+            story = replace(story, contributions=found)
+    return _with_predictions(story)
+
+
+def with_contributions(story: Story) -> Story:
+    """The story with the scores of the subsets, computed if the run is finished and left none.
+
+    They are kept in the run's folder where that can be written. Where they cannot be had, a note says why.
+    """
+    if story.contributions is not None or story.result is None:
+        return story
+    try:
+        run = open_finished(story.folder)
+        found = contributions(
+            run.config,
+            run.net,
+            run.task,
+            run.split("valid"),
+            run.runtime,
+            metric=story.metric,
+            epoch=run.result.best_epoch,
+        )
+    except CggmError as error:
+        return replace(story, notes=(*story.notes, f"The subsets of modalities were not scored: {error}"))
+    # A folder that can only be read can still be shown.
+    with suppress(OSError):
+        found.save(story.folder / BALANCE)
+    return replace(story, contributions=found)
+
+
+def part(entry: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A mapping in a line of provenance; empty where there is none."""
+    found = entry.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _with_predictions(story: Story) -> Story:
+    path = story.folder / PREDICTIONS
+    if not path.exists():
+        return story
+    try:
+        table = pq.read_table(path, columns=[TARGET, "prediction"])
+        truth, predicted = (column_values(table.column(name)) for name in (TARGET, "prediction"))
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+    if predicted.ndim == 1:
+        return replace(story, truth=truth, predicted=predicted)
+    names = class_names(story.folder)
+    if len(names) != predicted.shape[1]:
+        names = tuple(map(str, range(predicted.shape[1])))
+    return replace(story, truth=truth.astype(int), predicted=predicted.argmax(1), classes=names)
+
+
+def _selecting(folder: Path) -> tuple[str, str]:
+    """The validation metric that selects, and which way it improves, from a checkpoint; the loss where there is none."""
+    for checkpoint in (folder / BEST, Checkpoints(folder).newest()):
+        if checkpoint is not None and checkpoint.exists():
+            try:
+                best = saved_values(checkpoint)["best"]
+                return str(best["metric"]), str(best["mode"])
+            except (TrainingError, KeyError, TypeError) as error:
+                raise UsageError(f"{checkpoint} cannot be read: {error}") from None
+    return "loss", "min"

@@ -1,0 +1,153 @@
+"""The folder of a run: who owns it, and which configuration it belongs to."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+import torch
+import yaml
+from cggm_ray.config import Config
+from cggm_ray.data.dataset import DATASETS, PICTURES, prepare
+from cggm_ray.data.shards import write_shards_here
+from cggm_ray.errors import CggmError, NonFiniteError, StoppedError, TrainingError, UsageError, one_line
+from cggm_ray.files import clear_partials, set_aside, write_text
+from cggm_ray.folds import fold_table, save_folds
+from cggm_ray.guards import naming_missing
+from cggm_ray.locks import holding
+from cggm_ray.provenance import note_start
+from cggm_ray.runtime import LocalRuntime, Record
+from cggm_ray.state import BEST, PREDICTIONS
+from cggm_ray.stopping import Asked, listening
+from cggm_ray.tracking import METRICS, check_trackers, read_metrics
+from cggm_ray.train import Result, check, fit
+from cggm_ray.values import read_yaml
+
+
+CONFIG = "config.yaml"
+
+
+REPORT = "report/report.html"
+
+
+def named(config: Config, kind: str | None = None) -> Config:
+    """The configuration with a name for the run, made from dataset, strategy (or another `kind`) and time if it has none.
+
+    Raises:
+        UsageError: several torchrun processes without a name, which each would choose for itself.
+    """
+    if config.run.name is not None:
+        return config
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UsageError("name: expected one under torchrun, the same for all processes")
+    name = f"{config.data.dataset}-{kind or config.modulation.modulation}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, name=name))
+
+
+def run_folder(config: Config) -> Path:
+    """The folder of the run; one that is there must have been made with the same configuration.
+
+    With `--allow_config_change` differing fields are printed and taken; with `--fresh` what is there does not matter.
+
+    Raises:
+        UsageError: the folder holds a run of another configuration; the message lists the fields.
+    """
+    folder = config.run.storage / str(config.run.name)
+    if config.run.fresh:
+        return folder
+    if not (folder / CONFIG).exists():
+        return folder
+    differing = differences(config, read_yaml(folder / CONFIG, "name"))
+    if differing and config.run.allow_config_change:
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"{folder} goes on with another configuration: {'; '.join(differing)}")
+    elif differing:
+        raise UsageError(
+            f"{folder} holds a run with another configuration: {'; '.join(differing)}; choose another --name, or "
+            "--allow_config_change to go on with it, or --fresh to start over"
+        )
+    return folder
+
+
+def differences(config: Config, found: dict[str, Any]) -> list[str]:
+    """Fields that a continued run may not change and that differ, as 'field: was X, now Y'."""
+    now = config.to_dict()
+    result = []
+    for section, key in config.fields():
+        if section not in now:
+            continue
+        old, new = (found.get(section) or {}).get(key.name), now[section][key.name]
+        if not key.metadata["resume"] and old != new:
+            result.append(f"{key.name}: was {old!r}, now {new!r}")
+    return result
+
+
+@contextmanager
+def sole_owner(folder: Path) -> Iterator[None]:
+    """Holds the folder of a run or a study while the block runs, so that no other command writes there.
+
+    Raises:
+        UsageError: another one does, or the folder of all runs cannot be written.
+    """
+
+    def busy(holder: str) -> None:
+        raise UsageError(f"name: {folder} belongs to {holder} while that runs; wait for it, or choose another --name")
+
+    with ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(holding(folder.with_name(f".{folder.name}.lock"), busy))
+        except OSError as error:
+            raise UsageError(f"storage_path: {folder} cannot be written: {error.strerror}") from None
+        yield
+
+
+def claim(config: Config, folder: Path, shards: Path) -> Path:
+    """Checks the configuration against the data and makes the folder of the run; returns the shards' folder unchanged.
+
+    Raises:
+        UsageError: the configuration does not fit the data, or the folder cannot be made.
+    """
+    check(config, shards)
+    open_folder(config, folder)
+    return shards
+
+
+def open_folder(config: Config, folder: Path) -> None:
+    """Makes the folder of a run or a study, with its configuration; with `--fresh` one that is there is moved aside first.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    config = start_over(config, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        clear_partials(folder)
+        # How it was started is no part of what it is: the file can be given to --config.
+        kept = dataclasses.replace(config, run=dataclasses.replace(config.run, allow_config_change=False))
+        write_text(folder / CONFIG, yaml.safe_dump(kept.to_dict(), sort_keys=False))
+    except OSError as error:
+        raise UsageError(f"storage_path: {folder} cannot be written: {error.strerror}") from None
+
+
+def start_over(config: Config, folder: Path) -> Config:
+    """With `--fresh` moves what is in the folder aside; returns the configuration without that flag.
+
+    Raises:
+        UsageError: it cannot be moved.
+    """
+    if not config.run.fresh:
+        return config
+    try:
+        aside = set_aside(folder)
+    except OSError as error:
+        raise UsageError(f"fresh: {folder} cannot be moved aside: {error.strerror}") from None
+    if aside is not None:
+        print(f"starting over; what was there is kept in {aside}")
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, fresh=False))

@@ -1,0 +1,1 @@
+"""The one place that touches files: written whole or not at all, locked, with checksums."""

@@ -1,0 +1,189 @@
+"""Direction rules: how the fused gradient is steered (equations 12 and 13).
+
+    L_gm = (1 / M) sum_m ( |B_m| - B_m cos(G_F, G_m) )
+
+The heads F and f_m are linear, so their weight gradients are `residual^T hidden`, a closed form that is differentiable
+without a second backward pass.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cggm_ray.core.batch import HeadOutput
+from cggm_ray.core.errors import UsageError
+from cggm_ray.tasks.base import Task
+
+
+class Term(NamedTuple):
+    """Value of a direction rule in one step.
+
+    Attributes:
+        loss: L_gm of this step's loss, a scalar with gradient.
+        cosine_M: the cosines, detached; None where the rule forms none.
+    """
+
+    loss: Tensor
+    cosine_M: Tensor | None
+
+
+def weight_gradient_sums(task: Task, head: HeadOutput, target: Tensor, weight: Tensor | None) -> Tensor:
+    """The parts of the gradient of a head's weight that are additive over samples.
+
+    Args:
+        task: gives the residuals.
+        head: output of the fused head or of a guide.
+        target: [N, ...].
+        weight: [N] or None.
+
+    Returns:
+        float64 [J, C, D]; contract it with `Task.sum_slopes` to get dL/dW. Differentiable in logits and hidden.
+    """
+    logits = head.logits.float() if head.logits.dtype.itemsize < 4 else head.logits
+    residuals = task.residuals(logits, target, weight)
+    if head.raw is not None:
+        residuals = torch.stack([_pull_back(head.logits, head.raw, residual) for residual in residuals])
+    hidden = head.hidden.to(residuals.dtype)
+    # p runs over pixels; a prediction per sample is one pixel.
+    residuals_JNCp = residuals.reshape(*residuals.shape[:3], -1)
+    hidden_NDp = hidden.reshape(*hidden.shape[:2], -1)
+    return torch.einsum("jncp,ndp->jcd", residuals_JNCp, hidden_NDp).double()
+
+
+def _pull_back(logits: Tensor, raw: Tensor, residual: Tensor) -> Tensor:
+    """Residual at the output of the linear layer, through the resizing that lies between it and the logits."""
+    (pulled,) = torch.autograd.grad(
+        logits, raw, residual.to(logits.dtype), create_graph=residual.requires_grad, retain_graph=True
+    )
+    return pulled.to(residual.dtype)
+
+
+def steering_loss(coefficient_M: Tensor, cosine_M: Tensor) -> Tensor:
+    """L_gm, equation 13: (1 / M) sum_m ( |B_m| - B_m cos_m )."""
+    return (coefficient_M.abs() - coefficient_M * cosine_M).mean()
+
+
+class DirectionRule(nn.Module):
+    """A rule for the direction term.
+
+    Args:
+        task: what is predicted.
+        head_weight: W_F, [C, D, ...].
+        guide_weights: W_m by modality, of the same shape.
+    """
+
+    def __init__(self, *, task: Task, head_weight: Tensor | None, guide_weights: Sequence[Tensor] | None) -> None:
+        super().__init__()
+        self.task = task
+        self.modalities = 0 if guide_weights is None else len(guide_weights)
+
+    def sums(
+        self,
+        head: HeadOutput,
+        guide_heads: Sequence[HeadOutput],
+        target: Tensor,
+        weight: Tensor | None,
+        guide_weight: Sequence[Tensor | None],
+    ) -> Tensor:
+        """Additive sums that the rule needs from this step, float64, 1-D."""
+        return torch.zeros(0, dtype=torch.float64, device=head.logits.device)
+
+    @abstractmethod
+    def forward(self, own_sums: Tensor, task_sums: Tensor, guide_sums_MK: Tensor, coefficient_M: Tensor) -> Term:
+        """L_gm from the sums of the global batch."""
+
+
+class NoDirection(DirectionRule):
+    """`off`: no direction term."""
+
+    def forward(self, own_sums: Tensor, task_sums: Tensor, guide_sums_MK: Tensor, coefficient_M: Tensor) -> Term:
+        """See `DirectionRule`."""
+        return Term(task_sums.new_zeros(()), None)
+
+
+class GradientDirection(DirectionRule):
+    """`gradient`: cosines between the gradients of the head's weight and of the guides' weights, in the same step."""
+
+    def sums(
+        self,
+        head: HeadOutput,
+        guide_heads: Sequence[HeadOutput],
+        target: Tensor,
+        weight: Tensor | None,
+        guide_weight: Sequence[Tensor | None],
+    ) -> Tensor:
+        """G_F with gradient and G_m without, [(1 + M) J C D]."""
+        fused = weight_gradient_sums(self.task, head, target, weight)
+        with torch.no_grad():
+            guides = [
+                weight_gradient_sums(self.task, guide, target, w)
+                for guide, w in zip(guide_heads, guide_weight, strict=True)
+            ]
+        for guide in guides:
+            if guide.shape != fused.shape:
+                raise UsageError(
+                    f"guide: its head's weight has shape {list(guide.shape[1:])}, the fused head's "
+                    f"{list(fused.shape[1:])}; the direction term needs them equal"
+                )
+        return torch.stack([fused, *guides]).flatten()
+
+    def forward(self, own_sums: Tensor, task_sums: Tensor, guide_sums_MK: Tensor, coefficient_M: Tensor) -> Term:
+        """See `DirectionRule`."""
+        slopes = torch.stack([self.task.sum_slopes(s) for s in (task_sums, *guide_sums_MK.detach())])
+        parts = own_sums.reshape(*slopes.shape, -1)
+        fused, *guides = torch.einsum("mj,mjw->mw", slopes, parts)
+        cosine_M = torch.stack([torch.cosine_similarity(fused, guide, dim=0) for guide in guides])
+        return Term(steering_loss(coefficient_M, cosine_M), cosine_M.detach())
+
+
+class ReleasedDirection(DirectionRule):
+    """`released`: cosines between the weights W_F and W_m, added to the loss of the next step.
+
+    The released code forms L_gm after the backward pass of step t and adds it, with its graph, to the loss of step t + 1.
+    Its only lasting effect is a fixed gradient on W_F, taken at the weights of step t; the buffers hold that gradient and
+    the value until they are used.
+    """
+
+    def __init__(self, *, task: Task, head_weight: Tensor | None, guide_weights: Sequence[Tensor] | None) -> None:
+        super().__init__(task=task, head_weight=head_weight, guide_weights=guide_weights)
+        if head_weight is None or guide_weights is None:
+            raise UsageError("direction: 'released' compares weights; pass head= and guides with a .head")
+        # In a tuple, so that nn.Module does not register parameters that belong to others a second time.
+        self._weights = (head_weight, tuple(guide_weights))
+        self.register_buffer("pending_value", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("pending_gradient", torch.zeros_like(head_weight))
+
+    pending_value: Tensor
+    pending_gradient: Tensor
+
+    def forward(self, own_sums: Tensor, task_sums: Tensor, guide_sums_MK: Tensor, coefficient_M: Tensor) -> Term:
+        """See `DirectionRule`."""
+        head_weight, guide_weights = self._weights
+        # Value of the last step's term, and its gradient at the weights of that step. The clone keeps the graph of this
+        # step apart from the buffer, which is overwritten below.
+        slope = self.pending_gradient.clone()
+        loss = self.pending_value.clone() + (slope * (head_weight - head_weight.detach())).sum()
+
+        with torch.enable_grad():
+            fused = head_weight.detach().clone().requires_grad_()
+            cosine_M = torch.stack(
+                [torch.cosine_similarity(w.detach().flatten(), fused.flatten(), dim=0) for w in guide_weights]
+            )
+            upcoming = steering_loss(coefficient_M.detach(), cosine_M)
+            (gradient,) = torch.autograd.grad(upcoming, fused)
+        self.pending_value.copy_(upcoming.detach())
+        self.pending_gradient.copy_(gradient)
+        return Term(loss, cosine_M.detach())
+
+
+DIRECTION_RULES: dict[str, type[DirectionRule]] = {
+    "gradient": GradientDirection,
+    "released": ReleasedDirection,
+    "off": NoDirection,
+}
+"""Rules by the name that `--direction` takes."""

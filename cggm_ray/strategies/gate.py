@@ -1,0 +1,70 @@
+"""The gate: an identity whose backward multiplies by a coefficient (Algorithm 1 of the paper, magnitude).
+
+Scaling the gradient of every parameter of an encoder by B_m is the same as scaling the gradient that flows back into its
+output. The gate does the latter, so it acts before any all-reduce and costs one multiplication per modality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cggm_ray.core.batch import Feature
+
+
+class Gates:
+    """The coefficients of a step, shared by the gates of all modalities.
+
+    Gates are placed in the forward pass, when the coefficients are not known yet; they read them in the backward pass.
+    """
+
+    def __init__(self) -> None:
+        self._scale_M: Tensor | None = None
+
+    def close(self) -> None:
+        """Forgets the coefficients: a backward pass before the next `open` is an error."""
+        self._scale_M = None
+
+    def open(self, scale_M: Tensor) -> None:
+        """Sets the coefficients [M] of this step."""
+        self._scale_M = scale_M.detach()
+
+    def scale(self, index: int) -> Tensor:
+        """The coefficient of one modality, a scalar.
+
+        Raises:
+            RuntimeError: the backward pass came before the coefficients were set.
+        """
+        if self._scale_M is None:
+            raise RuntimeError("backward before the coefficients are set: call balance.loss(...) in every step")
+        return self._scale_M[index]
+
+    def place(self, feature: Feature, index: int) -> Feature:
+        """The same feature, its gradient scaled by the coefficient of modality `index`; tuples are gated one by one."""
+        if isinstance(feature, tuple):
+            return tuple(self._gate(part, index) for part in feature)
+        return self._gate(feature, index)
+
+    def hook(self, parameters: Iterable[nn.Parameter], index: int) -> None:
+        """Scales the gradients of single parameters instead. Tensor hooks also act before DDP's all-reduce."""
+        for parameter in parameters:
+            parameter.register_hook(lambda grad: grad * self.scale(index).to(grad.dtype))
+
+    def _gate(self, feature: Tensor, index: int) -> Tensor:
+        gated: Tensor = _Gate.apply(feature, self, index)  # type: ignore[no-untyped-call]
+        return gated
+
+
+class _Gate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, feature: Tensor, gates: Gates, index: int) -> Tensor:
+        ctx.gates, ctx.index = gates, index
+        return feature.view_as(feature)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = grads
+        return grad * ctx.gates.scale(ctx.index).to(grad.dtype), None, None

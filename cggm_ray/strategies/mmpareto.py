@@ -1,0 +1,223 @@
+"""MMPareto: innocent uni-modal assistance for enhanced multi-modal learning (Wei and Hu, ICML 2024, arXiv 2405.17730).
+
+Every encoder m serves two losses: the fused prediction's and that of a guide on its own features, whose gradient flows into
+the encoder here. With g the gradient of the first and u that of the second, over all parameters of the encoder:
+
+    cos(g, u) >= 0:  a = b = 1/2
+    cos(g, u) <  0:  a, b >= 0, a + b = 1 that minimise |a g + b u|: a = (|u|^2 - g.u) / |g - u|^2      (Pareto integration)
+    h = 2 a g + 2 b u
+    gradient of encoder m = gamma * max(1, |g + u| / |h|) * h                                          (magnitude is enhanced)
+
+Neither loss grows along -h: h.g >= 0 and h.u >= 0. Fusion, head and guides keep their own gradients.
+
+The rule is linear in g and u, so it is two coefficients for each encoder: one gate on the way to the fusion, one on the way
+to the guide. What they must be is known from |g|, |u| and g.u of the global batch: before the backward pass of the step two
+more run through the encoders, and one all-reduce adds up their results. The ratio |g + u| / |h| is that of a whole
+encoder, which keeps the direction of h; the released code takes it for every parameter by itself, which bends it.
+Where g and u cancel to one part in a million, their sum has no direction to speak of and is not enhanced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from cggm_ray.config.fields import check, option
+from cggm_ray.core.batch import Feature, HeadOutput
+from cggm_ray.core.errors import UsageError
+from cggm_ray.core.reduction import Reduce, alone
+from cggm_ray.engine.optim import guide_optimizer
+from cggm_ray.strategies.base import Strategy
+from cggm_ray.strategies.gate import Gates
+from cggm_ray.strategies.guided import Guided
+from cggm_ray.strategies.registry import STRATEGIES, StrategyInfo, StrategyOptions
+from cggm_ray.tasks.base import Task
+
+if TYPE_CHECKING:
+    from cggm_ray.engine.configuration import Config
+    from cggm_ray.models.net import MultimodalNet
+
+
+@dataclass(frozen=True, kw_only=True)
+class MMParetoOptions(StrategyOptions):
+    """Options of `mmpareto`."""
+
+    mmpareto_gamma: float = option(1.5, "mmpareto: factor on the gradient of every encoder")
+
+    def __post_init__(self) -> None:
+        check(self.mmpareto_gamma > 0, self, "mmpareto_gamma", "a positive number")
+
+
+class Products(NamedTuple):
+    """|g|^2, |u|^2 and g.u of every encoder, [M] each."""
+
+    gg_M: Tensor
+    uu_M: Tensor
+    gu_M: Tensor
+
+
+class Weights(NamedTuple):
+    """Factors of g and u, [M] each."""
+
+    fused_M: Tensor
+    guided_M: Tensor
+
+
+def pareto_weights(products: Products, gamma: float) -> Weights:
+    """The rule at the top of this file."""
+    gg, uu, gu = products
+    apart = (gg + uu - 2 * gu).clamp(min=1e-300)
+    a = torch.where(gu < 0, (uu - gu) / apart, 0.5)
+    b = 1 - a
+    h = 2 * (a**2 * gg + b**2 * uu + 2 * a * b * gu).clamp(min=0).sqrt()
+    together = (gg + uu + 2 * gu).clamp(min=0).sqrt()
+    cancelled = h <= 1e-6 * (gg.sqrt() + uu.sqrt())
+    scale = gamma * torch.where(cancelled, 1.0, together / h.clamp(min=1e-300)).clamp(min=1)
+    return Weights(2 * scale * a, 2 * scale * b)
+
+
+class MMPareto(Guided):
+    """MMPareto for a model and a loop of any kind.
+
+    Args:
+        guides: uni-modal head by modality, from the feature of its modality to a `HeadOutput`.
+        encoders: by modality; their parameters are those whose gradients are compared.
+        task: what is predicted.
+        gamma: factor on the gradient of every encoder.
+        lr: learning rate of the guides, if no `optimizer` is given.
+        optimizer: makes the guides' optimizer from their parameters; default Adam.
+        reduce: sums a vector over workers.
+
+    Raises:
+        UsageError: fewer than two guides.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from cggm_ray import Classification, HeadOutput
+        >>> from cggm_ray.strategies import MMPareto
+        >>> class Guide(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.head = nn.Linear(8, 3)
+        ...     def forward(self, feature):
+        ...         return HeadOutput(self.head(feature), feature)
+        >>> encoders = nn.ModuleDict({"image": nn.Linear(5, 8), "sound": nn.Linear(7, 8)})
+        >>> head, task = nn.Linear(16, 3), Classification(3)
+        >>> balance = MMPareto({"image": Guide(), "sound": Guide()}, encoders, task=task)
+        >>> inputs, target = {"image": torch.randn(4, 5), "sound": torch.randn(4, 7)}, torch.tensor([0, 1, 2, 0])
+        >>> features = balance.modulate({name: encoders[name](x) for name, x in inputs.items()}, target)
+        >>> hidden = torch.cat(list(features.values()), 1)
+        >>> logits = head(hidden)
+        >>> loss = task.loss(logits, target) + balance.loss(logits, hidden, target)
+        >>> loss.backward(); balance.step()
+    """
+
+    def __init__(
+        self,
+        guides: Mapping[str, nn.Module],
+        encoders: Mapping[str, nn.Module],
+        *,
+        task: Task,
+        gamma: float = 1.5,
+        lr: float = 5e-4,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+        reduce: Reduce = alone,
+    ) -> None:
+        if len(guides) < 2:
+            raise UsageError(
+                f"modulation: at least two modalities can be balanced, found {len(guides)}; use the strategy 'none'"
+            )
+        make = optimizer or (lambda parameters: Adam(parameters, lr=lr))
+        super().__init__(guides, task=task, optimizer=make, detach=False, reduce=reduce)
+        self.gamma = gamma
+        # Lists of parameters that belong to others: nn.Module does not register what is in a list.
+        self._parameters_by_encoder = [
+            [parameter for parameter in encoders[name].parameters() if parameter.requires_grad] for name in guides
+        ]
+        self.to_fusion, self.to_guide = Gates(), Gates()
+
+    def modulate(
+        self,
+        features: dict[str, Feature],
+        target: Tensor,
+        present: Mapping[str, Tensor] | None = None,
+        weight: Tensor | None = None,
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Feature]:
+        """Runs the guides and places two gates on every feature; see `Strategy.modulate`."""
+        self.to_fusion.close()
+        self.to_guide.close()
+        for_guides = {name: self.to_guide.place(features[name], index) for index, name in enumerate(self.guides)}
+        self._outputs = self._run(for_guides, present, weight, masks)
+        return {name: self.to_fusion.place(features[name], index) for index, name in enumerate(self.guides)}
+
+    def sums(self, head: HeadOutput, target: Tensor, weight: Tensor | None) -> Tensor:
+        """[guide losses M K | samples that have the modality M]."""
+        everyone = torch.full((), len(target), dtype=torch.float64, device=target.device)
+        counts = torch.stack([everyone if w is None else w.double().sum() for _, w in self._outputs])
+        return torch.cat([super().sums(head, target, weight), counts])
+
+    def combine(self, task_sums: Tensor, own_sums: Tensor) -> Tensor:
+        """Compares the two gradients of every encoder and opens the gates; returns the sum of the guides' losses."""
+        m, k = len(self.guides), self.task.n_sums
+        seen_M = own_sums[m * k :].detach() > 0
+        # A modality that no sample has gives 0 / 0; ones in its place keep the gradients of the others finite.
+        guide_sums_MK = torch.where(seen_M[:, None], own_sums[: m * k].reshape(m, k), 1.0)
+        losses_M = torch.where(seen_M, torch.stack([self.task.combine(sums) for sums in guide_sums_MK]), 0.0)
+        products = self._products(self.task.combine(task_sums), losses_M.sum())
+        weights = pareto_weights(products, self.gamma)
+        self.to_fusion.open(weights.fused_M)
+        self.to_guide.open(weights.guided_M)
+        self.diagnostics = {
+            "coefficient": weights.fused_M,
+            "guide_coefficient": weights.guided_M,
+            "cosine": products.gu_M / (products.gg_M * products.uu_M).sqrt().clamp(min=1e-300),
+            "guide_loss": losses_M.detach(),
+        }
+        return losses_M.sum()
+
+    def _products(self, task_loss: Tensor, guide_loss: Tensor) -> Products:
+        """Of the gradients of the global batch, from one backward pass of each loss through the encoders."""
+        ones_M = torch.ones(len(self.guides), dtype=torch.float64, device=task_loss.device)
+        self.to_fusion.open(ones_M)
+        self.to_guide.open(ones_M)
+        parameters = [parameter for group in self._parameters_by_encoder for parameter in group]
+        flat = []
+        for loss in (task_loss, guide_loss):
+            grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            flat += [
+                (torch.zeros_like(p) if grad is None else grad).flatten()
+                for p, grad in zip(parameters, grads, strict=True)
+            ]
+        # The losses are global and carry the gradient of this worker's share, times the number of workers.
+        total = self.reduce(torch.cat([*flat, torch.ones_like(flat[0][:1])]))
+        g, u = (total[:-1] / total[-1]).double().chunk(2)
+        sizes = [sum(parameter.numel() for parameter in group) for group in self._parameters_by_encoder]
+        pairs = list(zip(g.split(sizes), u.split(sizes), strict=True))
+        return Products(
+            torch.stack([g_m @ g_m for g_m, _ in pairs]),
+            torch.stack([u_m @ u_m for _, u_m in pairs]),
+            torch.stack([g_m @ u_m for g_m, u_m in pairs]),
+        )
+
+
+def _build(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, reduce: Reduce) -> Strategy:
+    options = config.strategy
+    assert isinstance(options, MMParetoOptions)
+    return MMPareto(
+        guides,
+        dict(net.encoders.items()),
+        task=task,
+        gamma=options.mmpareto_gamma,
+        optimizer=lambda parameters: guide_optimizer(config.optim, parameters),
+        reduce=reduce,
+    )
+
+
+STRATEGIES.register("mmpareto")(StrategyInfo(build=_build, options=MMParetoOptions, whole_batch=True))

@@ -1,0 +1,272 @@
+"""PMR, prototypical modal rebalance: Fan, Xu, Wang, Wang and Guo, CVPR 2023 (arXiv 2211.07089).
+
+Written from the method as it is known and from the released code, without the paper's numbers of equations at hand.
+Every modality m has a prototype c_mk for each class k, the mean of the features z_m of that class, and with them a
+classifier without parameters, from Euclidean distances d:
+
+    p_m(k | z) = exp(-d(z, c_mk)) / sum_j exp(-d(z, c_mj))
+
+1. The prototypical cross-entropy L_PCE,m = -log p_m(y) pulls features towards the prototype of their class.
+2. The imbalance ratio rho compares s_m, the mean over the batch of p_m(y). With two modalities rho = s_0 / s_1,
+   beta = clip(1 / rho - 1, 0, 1) and gamma = clip(rho - 1, 0, 1); the slow one is accelerated:
+   L_acc = L_CE + alpha (beta L_PCE,0 + gamma L_PCE,1).
+3. In the first epochs the dominant modality is kept from an early end by the entropy H of its p_m:
+   L = L_acc - mu (gamma H(p_0) + beta H(p_1)).
+4. After an epoch, c <- momentum c + (1 - momentum) (mean of the epoch).
+
+For M modalities the factor of acceleration is clip(max_k s_k / s_m - 1, 0, 1), that of the entropy
+clip(s_m / max_{k != m} s_k - 1, 0, 1): only the best one is held back. For two these are beta and gamma.
+
+What is not the paper's: it takes the prototypes in a pass of its own over a part of the training split, here they are the
+means of the features that training sees, which costs no pass. In the first epoch they are the means so far. The released
+code has factors of 0 and 1 instead of beta and gamma, and no entropy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from cggm_ray.config.fields import at_least, check, option
+from cggm_ray.core.batch import Feature, HeadOutput
+from cggm_ray.core.reduction import Reduce, alone
+from cggm_ray.strategies.base import Strategy
+from cggm_ray.strategies.features import counted, in_precision
+from cggm_ray.strategies.registry import STRATEGIES, StrategyInfo, StrategyOptions
+from cggm_ray.tasks import Classification
+from cggm_ray.tasks.base import Task, sample_weight
+
+if TYPE_CHECKING:
+    from cggm_ray.engine.configuration import Config
+    from cggm_ray.models.net import MultimodalNet
+
+
+@dataclass(frozen=True, kw_only=True)
+class PMROptions(StrategyOptions):
+    """Flags of PMR."""
+
+    pmr_alpha: float = option(1.0, "pmr: weight of the prototypical cross-entropy")
+    pmr_mu: float = option(0.01, "pmr: weight of the entropy of the dominant modality")
+    pmr_epochs: int = option(10, "pmr: first epochs, in which the entropy counts")
+    pmr_momentum: float = option(0.2, "pmr: share of the old prototypes when an epoch's means come in")
+
+    def __post_init__(self) -> None:
+        for name in ("pmr_alpha", "pmr_mu"):
+            check(getattr(self, name) >= 0, self, name, "zero or a positive number")
+        at_least(self, "pmr_epochs", 0)
+        check(0 <= self.pmr_momentum < 1, self, "pmr_momentum", "a number in [0, 1)")
+
+
+class PMR(Strategy):
+    """See the module.
+
+    Args:
+        modalities: names, in their order.
+        task: a classification.
+        alpha, mu, epochs, momentum: see the module.
+        reduce: sums a vector over workers.
+    """
+
+    def __init__(
+        self,
+        modalities: Sequence[str],
+        *,
+        task: Classification,
+        alpha: float = 1.0,
+        mu: float = 0.01,
+        epochs: int = 10,
+        momentum: float = 0.2,
+        reduce: Reduce = alone,
+    ) -> None:
+        super().__init__(task=task, reduce=reduce)
+        self._names, self._classes = tuple(modalities), task.outputs
+        self._alpha, self._mu, self._epochs, self._momentum = alpha, mu, epochs, momentum
+        for index in range(len(self._names)):
+            # [C, D] each; the width D is known at the first batch.
+            self.register_buffer(f"prototype_{index}", torch.zeros(0, dtype=torch.float64))
+            self.register_buffer(f"epoch_sum_{index}", torch.zeros(0, dtype=torch.float64))
+        size = (len(self._names), self._classes)
+        self.register_buffer("epoch_count_MC", torch.zeros(size, dtype=torch.float64))
+        self.register_buffer("known_MC", torch.zeros(size, dtype=torch.bool))
+        self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
+        self._pooled: list[tuple[Tensor, Tensor | None]] = []
+
+    epoch_count_MC: Tensor
+    known_MC: Tensor
+    epoch: Tensor
+
+    def modulate(
+        self,
+        features: dict[str, Feature],
+        target: Tensor,
+        present: Mapping[str, Tensor] | None = None,
+        weight: Tensor | None = None,
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Feature]:
+        """Keeps the pooled features of this step; the features stay as they are."""
+        self._pooled = []
+        for index, name in enumerate(self._names):
+            z_ND = pooled(features[name], None if masks is None else masks.get(name))
+            if self._prototype(index).numel() == 0:
+                empty = torch.zeros(self._classes, z_ND.shape[1], dtype=torch.float64, device=z_ND.device)
+                setattr(self, f"prototype_{index}", empty)
+                setattr(self, f"epoch_sum_{index}", empty.clone())
+            self._pooled.append((z_ND, counted(weight, present, name)))
+        return features
+
+    def sums(self, head: HeadOutput, target: Tensor, weight: Tensor | None) -> Tensor:
+        """[cross-entropies, entropies, scores, counts: 4 M | classes' counts M C | classes' features M C D]."""
+        if not self._pooled:
+            raise RuntimeError("balance.loss(...) before balance.modulate(...)")
+        parts, counts, means = [], [], []
+        for index, (z_ND, weights) in enumerate(self._pooled):
+            w = sample_weight(z_ND, weights)
+            with torch.no_grad():
+                onehot_NC = torch.nn.functional.one_hot(target, self._classes).double() * w[:, None]
+                counts.append(onehot_NC.sum(0))
+                # A sample that does not count may hold anything.
+                means.append((onehot_NC.T @ torch.where(w[:, None] > 0, z_ND.double(), 0.0)).flatten())
+            parts.append(self._measures(index, z_ND, target, w))
+        self._pooled = []
+        return torch.cat([torch.stack(parts).T.flatten(), *counts, *means])
+
+    def _measures(self, index: int, z_ND: Tensor, target: Tensor, w: Tensor) -> Tensor:
+        """Sums [4] of one modality, over samples whose class has a prototype."""
+        known_C = self.known_MC[index].clone()
+        # `combine` moves the prototypes before the backward pass.
+        prototype_CD = self._prototype(index).to(z_ND.dtype, copy=True)
+        distance_NC = torch.cdist(z_ND, prototype_CD, compute_mode="donot_use_mm_for_euclid_dist")
+        # Large instead of infinite, so that no gradient is NaN; its exponential is 0 all the same.
+        logits_NC = torch.where(known_C, -distance_NC, -1e30).double()
+        log_p_NC = logits_NC.log_softmax(1)
+        of_truth = log_p_NC.gather(1, target[:, None])[:, 0]
+        counts = (w > 0) & known_C[target]
+        entropy = -(log_p_NC.exp() * torch.where(known_C, log_p_NC, 0.0)).sum(1)
+        values = (-of_truth, entropy, of_truth.detach().exp(), torch.ones_like(of_truth))
+        return torch.stack([(torch.where(counts, value, 0.0) * w).sum() for value in values])
+
+    def combine(self, task_sums: Tensor, own_sums: Tensor) -> Tensor:
+        """alpha * (accelerating terms) - mu * (entropies); takes the batch into the means of the epoch."""
+        m, c = len(self._names), self._classes
+        measures_4M = own_sums[: 4 * m].reshape(4, m)
+        count_M = measures_4M[3].detach()
+        seen_M = count_M > 0
+        loss_M, entropy_M, score_M = (torch.where(seen_M, row, 0.0) / count_M.clamp(min=1) for row in measures_4M[:3])
+        faster_M, held_M = coefficients(score_M.detach(), seen_M)
+        early = (self.epoch < self._epochs).double()
+        self._remember(own_sums.detach()[4 * m :], m, c)
+        self.diagnostics = {
+            "coefficient": faster_M,
+            "entropy_coefficient": held_M * early,
+            "score": score_M.detach(),
+            "prototype_loss": loss_M.detach(),
+        }
+        return self._alpha * (faster_M * loss_M).sum() - self._mu * early * (held_M * entropy_M).sum()
+
+    def _remember(self, sums: Tensor, m: int, c: int) -> None:
+        self.epoch_count_MC.add_(sums[: m * c].reshape(m, c))
+        first, start = self.epoch == 0, m * c
+        for index in range(m):
+            sum_CD, prototype_CD = self._epoch_sum(index), self._prototype(index)
+            sum_CD.add_(sums[start : start + sum_CD.numel()].reshape_as(sum_CD))
+            start += sum_CD.numel()
+            mean_CD = sum_CD / self.epoch_count_MC[index, :, None].clamp(min=1e-12)
+            prototype_CD.copy_(torch.where(first, mean_CD, prototype_CD))
+        self.known_MC.copy_(torch.where(first, self.epoch_count_MC > 0, self.known_MC))
+
+    def memory(self) -> list[Tensor]:
+        """Prototypes, and the sums of the running epoch."""
+        indices = range(len(self._names))
+        return [
+            self.epoch_count_MC,
+            self.known_MC,
+            *map(self._prototype, indices),
+            *map(self._epoch_sum, indices),
+        ]
+
+    def end_epoch(self, train: Mapping[str, float], valid: Mapping[str, float], observed: Tensor) -> None:
+        """Moves the prototypes of the classes that the epoch held towards their means."""
+        seen_MC = self.epoch_count_MC > 0
+        for index in range(len(self._names)):
+            sum_CD, prototype_CD = self._epoch_sum(index), self._prototype(index)
+            mean_CD = sum_CD / self.epoch_count_MC[index, :, None].clamp(min=1e-12)
+            share_C1 = torch.where(self.known_MC[index], self._momentum, 0.0)[:, None]
+            moved_CD = share_C1 * prototype_CD + (1 - share_C1) * mean_CD
+            prototype_CD.copy_(torch.where(seen_MC[index, :, None], moved_CD, prototype_CD))
+            sum_CD.zero_()
+        self.known_MC.logical_or_(seen_MC)
+        self.epoch_count_MC.zero_()
+        self.epoch += 1
+
+    def _prototype(self, index: int) -> Tensor:
+        found: Tensor = getattr(self, f"prototype_{index}")
+        return found
+
+    def _epoch_sum(self, index: int) -> Tensor:
+        found: Tensor = getattr(self, f"epoch_sum_{index}")
+        return found
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        # Buffers whose width is not known yet take that of the state.
+        for name, buffer in list(self.named_buffers(recurse=False)):
+            saved = state_dict.get(prefix + name)
+            if saved is not None and buffer.numel() == 0:
+                setattr(self, name, torch.zeros(saved.shape, dtype=buffer.dtype, device=buffer.device))
+        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[arg-type]
+
+
+def coefficients(score_M: Tensor, seen_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of acceleration and of the entropy, [M] each, in [0, 1]; 0 for what the batch lacks.
+
+    Args:
+        score_M: mean probability of the true class.
+        seen_M: bool, whether there is a score.
+    """
+    score_M = torch.where(seen_M, score_M, 0.0)
+    others_M = torch.where(torch.eye(len(score_M), dtype=torch.bool, device=score_M.device), 0.0, score_M).amax(1)
+    smallest = 1e-30
+    faster_M = (score_M.max() / score_M.clamp(min=smallest) - 1).clamp(0, 1)
+    held_M = (score_M / others_M.clamp(min=smallest) - 1).clamp(0, 1)
+    # With one score there is nothing to compare.
+    several = (seen_M.sum() > 1) & seen_M
+    return torch.where(several, faster_M, 0.0), torch.where(several, held_M, 0.0)
+
+
+def pooled(feature: Feature, mask: Tensor | None = None) -> Tensor:
+    """A feature [N, D], [N, T, D] or [N, C, H, W], or several of them, as means over all but samples and channels [N, D].
+
+    Steps that a mask [N, T] says are padding do not count.
+    """
+    if isinstance(feature, tuple):
+        return torch.cat([pooled(part) for part in feature], 1)
+    x = in_precision(feature)
+    if x.ndim == 2:
+        return x
+    if x.ndim == 3:
+        if mask is None or mask.shape[1] != x.shape[1]:
+            return x.mean(1)
+        there_NT1 = mask[..., None].to(x.dtype)
+        return (x * there_NT1).sum(1) / there_NT1.sum(1).clamp(min=1)
+    return x.flatten(2).mean(2)
+
+
+def _build(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, reduce: Reduce) -> Strategy:
+    options = config.strategy
+    assert isinstance(options, PMROptions)
+    assert isinstance(task, Classification)
+    return PMR(
+        list(net.encoders),
+        task=task,
+        alpha=options.pmr_alpha,
+        mu=options.pmr_mu,
+        epochs=options.pmr_epochs,
+        momentum=options.pmr_momentum,
+        reduce=reduce,
+    )
+
+
+STRATEGIES.register("pmr")(StrategyInfo(build=_build, options=PMROptions, tasks=(Classification,)))

@@ -1,0 +1,182 @@
+"""ReconBoost: Hua, Xu, Bao, Yang and Huang, "Boosting Can Achieve Modality Reconcilement" (ICML 2024, arXiv 2405.09321).
+
+The prediction is the sum of the logits of uni-modal learners f_m (encoder and guide), and they take turns. A stage:
+
+1. For `reconboost_epochs` epochs one learner k moves, the others are frozen. With p = softmax(f_k), the sum of the frozen
+   q = softmax(sum_{m != k} f_m) and the class y, its loss is, as the released code has it,
+
+       (1 / C) (-weight1 log p_y + weight2 q_y log p_y) + alpha MSE(p, softmax(f_j)) :
+
+   agreement with the label, less of it where the others have learned it already (the KL reconcilement, by which the
+   learner fits the residual of the others as in gradient boosting), and memory consolidation: agreement with the learner j
+   that moved in the stage before. In the first stage there is none.
+2. Global rectification: for `reconboost_rectify` epochs all learners move, by the cross-entropy of the sum.
+
+What is not the released code's: the memory term has a gradient there by intention only (both sides are detached), here it
+reaches p; the optimizer is one and goes on over the stages; the shared head and the learned rate of the sum are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from cggm_ray.config.fields import at_least, check, option
+from cggm_ray.core.batch import HeadOutput
+from cggm_ray.core.reduction import Reduce, alone
+from cggm_ray.models.ensemble import Ensemble, ensemble_net, ensemble_of
+from cggm_ray.strategies.base import Strategy
+from cggm_ray.strategies.features import counted, in_precision
+from cggm_ray.strategies.guided import OfEnsemble
+from cggm_ray.strategies.registry import STRATEGIES, StrategyInfo, StrategyOptions
+from cggm_ray.tasks import Classification
+from cggm_ray.tasks.base import Task, sample_weight
+
+if TYPE_CHECKING:
+    from cggm_ray.engine.configuration import Config
+    from cggm_ray.models.net import MultimodalNet
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconBoostOptions(StrategyOptions):
+    """Flags of ReconBoost."""
+
+    reconboost_epochs: int = option(4, "reconboost: epochs of a stage in which one learner moves")
+    reconboost_rectify: int = option(4, "reconboost: epochs of a stage in which all move, the global rectification")
+    reconboost_weight1: float = option(5.0, "reconboost: weight of the agreement with the label")
+    reconboost_weight2: float = option(1.0, "reconboost: weight of the reconcilement with the other learners")
+    reconboost_alpha: float = option(0.5, "reconboost: weight of the agreement with the learner of the stage before")
+
+    def __post_init__(self) -> None:
+        at_least(self, "reconboost_epochs", 1)
+        at_least(self, "reconboost_rectify", 0)
+        for name in ("reconboost_weight1", "reconboost_weight2", "reconboost_alpha"):
+            check(getattr(self, name) >= 0, self, name, "zero or a positive number")
+
+
+class ReconBoost(OfEnsemble):
+    """See the module.
+
+    Args:
+        encoders: by modality.
+        ensemble: of the learners' guides, which the network has in the place of its fusion.
+        task: a classification.
+        epochs, rectify: of the two halves of a stage.
+        weight1, weight2, alpha: see the module.
+        reduce: sums a vector over workers.
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, nn.Module],
+        ensemble: Ensemble,
+        *,
+        task: Classification,
+        epochs: int = 4,
+        rectify: int = 4,
+        weight1: float = 5.0,
+        weight2: float = 1.0,
+        alpha: float = 0.5,
+        reduce: Reduce = alone,
+    ) -> None:
+        super().__init__(ensemble, task=task, reduce=reduce)
+        self._classes = task.outputs
+        self._boosting, self._stage = epochs, epochs + rectify
+        self._weights = (weight1, weight2, alpha)
+        self._names = tuple(ensemble.members)
+        # In tuples: their parameters are the network's, and not registered a second time.
+        self._learners = {name: (encoders[name], ensemble.members[name]) for name in self._names}
+        self._epoch = 0
+
+    @property
+    def moving(self) -> str | None:
+        """The learner that moves in this epoch; None where all do."""
+        stage, epoch = divmod(self._epoch, self._stage)
+        return self._names[stage % len(self._names)] if epoch < self._boosting else None
+
+    @property
+    def moved_before(self) -> str | None:
+        """The learner of the stage before; None in the first."""
+        stage = self._epoch // self._stage
+        return self._names[(stage - 1) % len(self._names)] if stage else None
+
+    def sums(self, head: HeadOutput, target: Tensor, weight: Tensor | None) -> Tensor:
+        """Of the moving learner: [boosting term, samples, squared distances, samples that have both modalities]."""
+        name, before = self.moving, self.moved_before
+        if name is None:
+            return super().sums(head, target, weight)
+        weight1, weight2, _ = self._weights
+        logits = {other: in_precision(values) for other, values in self.ensemble.logits.items()}
+        others = torch.stack([values.detach() for other, values in logits.items() if other != name]).sum(0)
+        # In the first stage the others have learned nothing that could be subtracted.
+        q = others.softmax(1) if before is not None else torch.zeros_like(others)
+        w = sample_weight(others, counted(weight, self._present, name))
+        log_p = logits[name].log_softmax(1)
+        truth = target[:, None]
+        boosting = ((weight2 * q - weight1) * log_p).gather(1, truth)[:, 0].double() / self._classes
+        parts = [(boosting * w).sum(), w.sum()]
+        if before is None:
+            return torch.stack([*parts, w.new_zeros(()), w.new_zeros(())])
+        both = sample_weight(others, counted(w, self._present, before))
+        distance = (log_p.exp() - logits[before].detach().softmax(1)).square().mean(1).double()
+        return torch.stack([*parts, (distance * both).sum(), both.sum()])
+
+    def combine(self, task_sums: Tensor, own_sums: Tensor) -> Tensor:
+        """The loss of the moving learner without that of the sum; nothing where all move by the latter."""
+        turns = [own_sums.new_full((), float(self.moving in (None, name))) for name in self._names]
+        self.diagnostics = {"moving": torch.stack(turns)}
+        if self.moving is None:
+            return own_sums.new_zeros(())
+        boosting, samples, distance, both = own_sums
+        term = boosting / samples.detach().clamp(min=1) + self._weights[2] * distance / both.detach().clamp(min=1)
+        return term - self.task.combine(task_sums)
+
+    def adjust(self) -> None:
+        """Takes the gradients from the frozen learners, so that the optimizer passes over them with all its memory."""
+        for name, modules in self._learners.items():
+            if self.moving not in (None, name):
+                for module in modules:
+                    module.zero_grad(set_to_none=True)
+
+    def end_epoch(self, train: Mapping[str, float], valid: Mapping[str, float], observed: Tensor) -> None:
+        """Counts."""
+        self._epoch += 1
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The number of epochs, from which the turn follows."""
+        return {"epoch": self._epoch}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Puts it back."""
+        self._epoch = int(state["epoch"])
+
+
+def _build(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, reduce: Reduce) -> Strategy:
+    options = config.strategy
+    assert isinstance(options, ReconBoostOptions)
+    assert isinstance(task, Classification)
+    return ReconBoost(
+        dict(net.encoders.items()),
+        ensemble_of(net),
+        task=task,
+        epochs=options.reconboost_epochs,
+        rectify=options.reconboost_rectify,
+        weight1=options.reconboost_weight1,
+        weight2=options.reconboost_weight2,
+        alpha=options.reconboost_alpha,
+        reduce=reduce,
+    )
+
+
+STRATEGIES.register("reconboost")(
+    StrategyInfo(
+        build=_build,
+        options=ReconBoostOptions,
+        tasks=(Classification,),
+        network=lambda config, net, guides: ensemble_net(net, guides, mean=False),
+    )
+)

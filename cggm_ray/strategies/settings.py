@@ -1,0 +1,55 @@
+"""The section of the configuration that chooses a strategy and its parts."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from cggm_ray.config.fields import check, one_of, option
+from cggm_ray.core.errors import UsageError
+from cggm_ray.strategies.coefficients import COEFFICIENT_RULES
+from cggm_ray.strategies.direction import DIRECTION_RULES
+from cggm_ray.strategies.registry import STRATEGIES
+
+GATES = ("feature", "body", "update", "off")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModulationConfig:
+    """The balancing strategy and its parts."""
+
+    modulation: str = option("cggm", "balancing strategy; docs/strategies.md describes them all")
+    rho: float = option(1.3, "scale of the coefficients", "rou")
+    lam: float = option(0.2, "weight of the direction term", "lambda", "lamda")
+    coefficients: str | None = option(None, "coefficient rule instead of the strategy's: stable, paper, released")
+    direction: str | None = option(None, "direction rule instead of the strategy's: gradient, released, off")
+    gate: str | None = option(
+        None,
+        "what is scaled: feature (gradients of a whole encoder), body (without its projection), update (its learning rate), "
+        "off (nothing)",
+    )
+    utility: str | None = option(None, "utility of a guide, by task: mae, sign; accuracy, likelihood; dice")
+    smoothing: float = option(0.9, "rule stable: decay of the moving average of the utilities")
+    floor: float = option(0.01, "rule stable: improvement granted to every modality")
+
+    def __post_init__(self) -> None:
+        info = STRATEGIES.get(self.modulation)
+        known = {"coefficients": tuple(COEFFICIENT_RULES), "direction": tuple(DIRECTION_RULES), "gate": GATES}
+        for name, names in known.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if name not in info.parts:
+                raise UsageError(f"{name}: the strategy {self.modulation!r} has no such part; leave it out")
+            one_of(self, name, names)
+        check(self.rho > 0, self, "rho", "a positive number")
+        check(self.lam >= 0, self, "lam", "zero or a positive number")
+        check(0 <= self.smoothing < 1, self, "smoothing", "a number in [0, 1)")
+        check(self.floor > 0, self, "floor", "a positive number")
+
+    def resolved(self) -> ModulationConfig:
+        """The same with the strategy's own choice in every part that was left open."""
+        parts = STRATEGIES.get(self.modulation).parts
+        open_parts: dict[str, Any] = {name: value for name, value in parts.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **open_parts)

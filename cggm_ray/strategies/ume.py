@@ -1,0 +1,55 @@
+"""UME, uni-modal ensemble: Du et al., "On Uni-Modal Feature Learning in Supervised Multi-Modal Learning" (ICML 2023).
+
+The uni-modal models are trained each by its own loss, without anything in common, and the prediction is the mean of their
+logits: the baseline for data where modalities have little to say together. Here encoder and guide of a modality
+are its model; all are trained side by side, by the sum of their losses, and fusion and head are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from cggm_ray.core.batch import HeadOutput
+from cggm_ray.core.reduction import Reduce
+from cggm_ray.models.ensemble import ensemble_net, ensemble_of
+from cggm_ray.strategies.base import Strategy
+from cggm_ray.strategies.features import counted
+from cggm_ray.strategies.guided import OfEnsemble, losses_of
+from cggm_ray.strategies.registry import STRATEGIES, StrategyInfo
+from cggm_ray.tasks.base import Task
+
+if TYPE_CHECKING:
+    from cggm_ray.engine.configuration import Config
+    from cggm_ray.models.net import MultimodalNet
+
+
+class UME(OfEnsemble):
+    """See the module."""
+
+    def sums(self, head: HeadOutput, target: Tensor, weight: Tensor | None) -> Tensor:
+        """The members' losses, [M K]."""
+        return torch.cat(
+            [
+                self.task.sums(logits, target, counted(weight, self._present, name))
+                for name, logits in self.ensemble.logits.items()
+            ]
+        )
+
+    def combine(self, task_sums: Tensor, own_sums: Tensor) -> Tensor:
+        """The sum of the members' losses, without the loss of the ensemble, by which nothing is trained."""
+        losses_M = losses_of(self.task, own_sums.reshape(-1, self.task.n_sums))
+        self.diagnostics = {"guide_loss": losses_M.detach()}
+        return losses_M.sum() - self.task.combine(task_sums)
+
+
+def _build(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, reduce: Reduce) -> Strategy:
+    return UME(ensemble_of(net), task=task, reduce=reduce)
+
+
+STRATEGIES.register("ume")(
+    StrategyInfo(build=_build, network=lambda config, net, guides: ensemble_net(net, guides, mean=True))
+)

@@ -1,0 +1,169 @@
+"""Uni-Modal Teacher (Du et al., ICML 2023, arXiv 2305.01233; first in arXiv 2106.11059).
+
+    loss = task loss + alpha * sum_m MSE(h_m, h'_m)
+
+h_m are the features of encoder m and h'_m those of a frozen teacher: the encoder of a network of the same architecture that
+was trained with modality m alone. The distance is the mean square over the entries of a feature, then the mean over the
+samples that have the modality; an encoder with several outputs adds up theirs.
+
+The papers distil the features in front of a late fusion; here they are those that the fusion sees, whatever it is. The
+weight depends on the scale of the features and is to be tuned.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor, nn
+
+from cggm_ray.config.fields import check, option
+from cggm_ray.core.batch import Feature, HeadOutput
+from cggm_ray.core.reduction import Reduce, alone
+from cggm_ray.models.net import MultimodalNet
+from cggm_ray.strategies.base import Strategy
+from cggm_ray.strategies.features import counted, in_precision
+from cggm_ray.strategies.registry import STRATEGIES, StrategyInfo, StrategyOptions
+from cggm_ray.tasks.base import Task, sample_weight
+
+if TYPE_CHECKING:
+    from cggm_ray.engine.configuration import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class UMTOptions(StrategyOptions):
+    """Options of `umt`."""
+
+    umt_alpha: float = option(1.0, "umt: weight of the distance between features and those of the teachers")
+    umt_teachers: tuple[str, ...] | None = option(
+        None, "umt: comma-separated finished runs with one modality each, folders or names in STORAGE_PATH"
+    )
+
+    def __post_init__(self) -> None:
+        check(self.umt_alpha >= 0, self, "umt_alpha", "zero or a positive number")
+
+    def with_whole_paths(self, storage: Path) -> Self:
+        """See `StrategyOptions`."""
+        if self.umt_teachers is None:
+            return self
+        runs = tuple(str(storage / Path(run).expanduser()) for run in self.umt_teachers)
+        return dataclasses.replace(self, umt_teachers=runs)
+
+
+class UMT(Strategy):
+    """Uni-Modal Teacher for a model and a loop of any kind.
+
+    Args:
+        teachers: trained encoders by modality. They are frozen, stay in evaluation mode, and are part of `state_dict`.
+        task: what is predicted.
+        alpha: weight of the distance between features and those of the teachers.
+        reduce: sums a vector over workers.
+
+    Example:
+        >>> import copy, torch
+        >>> from torch import nn
+        >>> from cggm_ray import Classification
+        >>> from cggm_ray.strategies import UMT
+        >>> encoders = nn.ModuleDict({"image": nn.Linear(5, 8), "sound": nn.Linear(7, 8)})
+        >>> head, task = nn.Linear(16, 3), Classification(3)
+        >>> trained = copy.deepcopy(encoders)  # elsewhere, each with a head of its own
+        >>> balance = UMT(dict(trained.items()), task=task, alpha=1.0)
+        >>> inputs, target = {"image": torch.randn(4, 5), "sound": torch.randn(4, 7)}, torch.tensor([0, 1, 2, 0])
+        >>> balance.see(inputs)
+        >>> features = balance.modulate({name: encoders[name](x) for name, x in inputs.items()}, target)
+        >>> hidden = torch.cat(list(features.values()), 1)
+        >>> logits = head(hidden)
+        >>> loss = task.loss(logits, target) + balance.loss(logits, hidden, target)
+        >>> loss.backward(); balance.step()
+    """
+
+    def __init__(
+        self, teachers: Mapping[str, nn.Module], *, task: Task, alpha: float = 1.0, reduce: Reduce = alone
+    ) -> None:
+        super().__init__(task=task, reduce=reduce)
+        self.alpha = alpha
+        # As a network without fusion: what is missing is masked for the teachers as it is for the encoders.
+        self.teachers = MultimodalNet(teachers, nn.Identity(), nn.Identity()).requires_grad_(False)
+        self.teachers.eval()
+        self._taught: dict[str, Feature] = {}
+        self._distances: list[Tensor] = []
+        self._weights: list[Tensor | None] = []
+
+    def train(self, mode: bool = True) -> UMT:
+        """The teachers stay as they are."""
+        super().train(mode)
+        self.teachers.eval()
+        return self
+
+    @torch.no_grad()
+    def see(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> None:
+        """Runs the teachers; see `Strategy.see`."""
+        self._taught = self.teachers.encode(inputs, masks)
+
+    def modulate(
+        self,
+        features: dict[str, Feature],
+        target: Tensor,
+        present: Mapping[str, Tensor] | None = None,
+        weight: Tensor | None = None,
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Feature]:
+        """Measures the distances to the teachers' features; the features stay. See `Strategy.modulate`.
+
+        Raises:
+            RuntimeError: the teachers have not seen the inputs of this step.
+        """
+        if not self._taught:
+            raise RuntimeError("call balance.see(inputs) before balance.modulate(...) in every step")
+        self._distances = [_distances(features[name], self._taught[name]) for name in self.teachers.encoders]
+        self._weights = [counted(weight, present, n) for n in self.teachers.encoders]
+        self._taught = {}
+        return features
+
+    def sums(self, head: HeadOutput, target: Tensor, weight: Tensor | None) -> Tensor:
+        """[distances M | samples that have the modality M]."""
+        weights = [sample_weight(head.logits, w) for w in self._weights]
+        distances = [distance_N @ w for distance_N, w in zip(self._distances, weights, strict=True)]
+        self._distances, self._weights = [], []
+        return torch.stack([*distances, *(w.sum() for w in weights)])
+
+    def combine(self, task_sums: Tensor, own_sums: Tensor) -> Tensor:
+        """alpha * sum_m MSE(h_m, h'_m)."""
+        distance_M, count_M = own_sums.chunk(2)
+        distance_M = distance_M / count_M.clamp(min=1)
+        self.diagnostics = {"distance": distance_M.detach()}
+        return self.alpha * distance_M.sum()
+
+
+def _distances(feature: Feature, taught: Feature) -> Tensor:
+    """Mean square over the entries of each sample, float64 [N]."""
+    ours, theirs = ((f,) if isinstance(f, Tensor) else f for f in (feature, taught))
+    pairs = [(in_precision(h), in_precision(t)) for h, t in zip(ours, theirs, strict=True)]
+    squares = [(h - t).pow(2).flatten(1).mean(1).double() for h, t in pairs]
+    return torch.stack(squares).sum(0)
+
+
+def _build(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, reduce: Reduce) -> Strategy:
+    # Files are read where they are known; this package is about tensors.
+    from cggm_ray.strategies.teachers import find_teachers, load_teachers
+
+    options = config.strategy
+    assert isinstance(options, UMTOptions)
+    found = find_teachers(config, options.umt_teachers, list(net.encoders))
+    teachers = load_teachers(dict(net.encoders.items()), found)
+    return UMT(teachers, task=task, alpha=options.umt_alpha, reduce=reduce)
+
+
+def _check(config: Config, modalities: tuple[str, ...]) -> None:
+    from cggm_ray.strategies.teachers import find_teachers
+
+    options = config.strategy
+    assert isinstance(options, UMTOptions)
+    find_teachers(config, options.umt_teachers, modalities)
+
+
+STRATEGIES.register("umt")(StrategyInfo(build=_build, options=UMTOptions, check=_check))

@@ -1,0 +1,181 @@
+"""The trials of a study: runs in folders of their own, and what is known of each.
+
+A study is a folder. Its trials lie in `trials/<name>`, each a run like any other with `trial.json` beside its metrics. That
+file and the metrics are all that a study remembers, so a study that was killed goes on from the folder alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cggm_ray.core.errors import UsageError
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.tracking import read_metrics
+from cggm_ray.storage.files import write_text
+
+TRIALS = "trials"
+TRIAL = "trial.json"
+WAITING, RUNNING, FINISHED, STOPPED, FAILED = "waiting", "running", "finished", "stopped", "failed"
+OVER = (FINISHED, STOPPED, FAILED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A run of a study.
+
+    Attributes:
+        number: its place in the study, from 0.
+        name: of its folder.
+        values: what it changes in the study's configuration.
+        config: of the run.
+        shards: folder of the converted set that it trains on.
+    """
+
+    number: int
+    name: str
+    values: dict[str, Any]
+    config: Config
+    shards: Path
+
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+        return self.config.run.storage / self.name
+
+
+@dataclass(kw_only=True)
+class Record:
+    """What `trial.json` holds.
+
+    Attributes:
+        number, name, values: see `Trial`; population based training moves the values.
+        status: 'waiting', 'running', 'finished' (all epochs), 'stopped' (by the scheduler) or 'failed'.
+        error: why it failed.
+        starts: for every start, when it was (seconds since 1970), after how many epochs it began, and its process.
+        exchanges: population based training: the epoch, from which trial weights came, and the values from then on.
+    """
+
+    number: int
+    name: str
+    values: dict[str, Any]
+    status: str = WAITING
+    error: str | None = None
+    starts: list[dict[str, float]] = field(default_factory=list)
+    exchanges: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def over(self) -> bool:
+        """Whether the trial is never started again."""
+        return self.status in OVER
+
+
+def trial_name(number: int) -> str:
+    """Name of a trial that has no better one."""
+    return f"trial-{number:03d}"
+
+
+def make_trial(base: Config, study: Path, number: int, name: str, values: dict[str, Any], shards: Path) -> Trial:
+    """A trial of the study in that folder; its run lies below it and reads the study's shards."""
+    config = base.replace(values, source=f"trial {name}")
+    return Trial(
+        number=number,
+        name=name,
+        values=dict(values),
+        config=dataclasses.replace(
+            config,
+            data=dataclasses.replace(config.data, shard_path=str(base.shard_root)),
+            strategies={name: part.with_whole_paths(base.run.storage) for name, part in config.strategies.items()},
+            # A page a trial would be many that nobody opens; `python -m cggm_ray report` makes one of those that matter.
+            run=dataclasses.replace(config.run, storage_path=str(study / TRIALS), name=name, fresh=False, report=False),
+        ),
+        shards=shards,
+    )
+
+
+def read_record(trial: Trial) -> Record:
+    """What is known of a trial; one that never started is waiting.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    path = trial.folder / TRIAL
+    try:
+        return Record(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return Record(number=trial.number, name=trial.name, values=trial.values)
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}; remove it to run the trial again") from None
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Replaces `trial.json` in one step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / TRIAL, json.dumps(asdict(record), indent=1))
+
+
+def started(trial: Trial, epoch: int) -> Record:
+    """Notes that a trial starts, or goes on, after so many epochs."""
+    record = read_record(trial)
+    record.status, record.error = RUNNING, None
+    record.starts.append({"time": time.time(), "after_epoch": epoch, "process": os.getpid()})
+    write_record(trial.folder, record)
+    return record
+
+
+def ended(trial: Trial, status: str, error: str | None = None) -> Record:
+    """Notes how a trial ended. Nothing but a failure changes one that is over."""
+    record = read_record(trial)
+    if not record.over or status == FAILED:
+        record.status, record.error = status, error
+        write_record(trial.folder, record)
+    return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A trial with its validation history.
+
+    Attributes:
+        record: of `trial.json`.
+        folder: of the run.
+        lines: its metrics by epoch.
+    """
+
+    record: Record
+    folder: Path
+    lines: Sequence[dict[str, float | None]]
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that it trained."""
+        return int(self.lines[-1]["epoch"] or 0) if self.lines else 0
+
+    @property
+    def best(self) -> float | None:
+        """Its best validation value; None before the first epoch, and where no value was a number."""
+        return self.lines[-1]["best_value"] if self.lines else None
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch of that value."""
+        return int(self.lines[-1]["best_epoch"] or 0) if self.lines else 0
+
+
+def outcomes(trials: Sequence[Trial]) -> list[Outcome]:
+    """What is known of all trials, in their order."""
+    return [
+        Outcome(record=read_record(trial), folder=trial.folder, lines=read_metrics(trial.folder)) for trial in trials
+    ]
+
+
+def ranked(found: Sequence[Outcome], mode: str) -> list[Outcome]:
+    """The trials that have a value, best first; a failed trial has none."""
+    scored = [outcome for outcome in found if outcome.best is not None and outcome.record.status != FAILED]
+    return sorted(scored, key=lambda outcome: (outcome.best or 0.0) * (1 if mode == "min" else -1))

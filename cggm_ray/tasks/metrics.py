@@ -1,0 +1,260 @@
+"""Metrics as sums.
+
+Every metric here is computed from sums over samples, so that the sums of several batches, or of several workers, can be
+added before the metric is formed: the result does not depend on how the samples were split.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from cggm_ray.core.errors import DataError
+
+
+class Metrics(ABC):
+    """Additive state of a group of metrics.
+
+    `sums` is a float64 vector. Add the vectors of all workers, then call `compute` on the result.
+    """
+
+    sums: Tensor
+
+    def __init__(self, size: int, device: torch.device | str = "cpu") -> None:
+        self.sums = torch.zeros(size, dtype=torch.float64, device=device)
+
+    @abstractmethod
+    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, group: Tensor | None = None) -> None:
+        """Adds a batch. `weight` [N] is 0 for samples that do not count; `group` [N] numbers the volume of each slice."""
+
+    @abstractmethod
+    def compute(self, sums: Tensor) -> dict[str, float]:
+        """Forms the metrics from the added sums."""
+
+
+def confusion_counts(truth: Tensor, predicted: Tensor, classes: int, weight: Tensor | None) -> Tensor:
+    """Confusion matrix, flattened row by row: counts [classes * classes] with the truth as the row."""
+    cells = truth.long() * classes + predicted.long()
+    counts = torch.zeros(classes * classes, dtype=torch.float64, device=truth.device)
+    ones = torch.ones_like(cells, dtype=torch.float64) if weight is None else weight.double()
+    return counts.index_add_(0, cells, ones)
+
+
+def accuracy_of(confusion: Tensor) -> float:
+    """Share of samples on the diagonal of a confusion matrix [classes, classes]."""
+    return float(confusion.diagonal().sum() / confusion.sum())
+
+
+def weighted_f1(confusion: Tensor) -> float:
+    """F1 per class, averaged with the number of true samples of each class (sklearn: average='weighted')."""
+    truth, predicted, hit = confusion.sum(1), confusion.sum(0), confusion.diagonal()
+    f1 = torch.where(truth + predicted > 0, 2 * hit / (truth + predicted).clamp(min=1), 0.0)
+    return float((f1 * truth).sum() / truth.sum())
+
+
+class RegressionMetrics(Metrics):
+    """MAE and Pearson's r of a scalar target."""
+
+    def __init__(self, device: torch.device | str = "cpu", extra: int = 0) -> None:
+        super().__init__(7 + extra, device)
+
+    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, group: Tensor | None = None) -> None:
+        """Adds a batch of predictions [N, 1] or [N] and targets with as many values."""
+        p, y, w = _flat(logits, target, weight)
+        self.sums[:7] += torch.stack([w.sum(), *(torch.sum(w * v) for v in ((p - y).abs(), p, y, p * p, y * y, p * y))])
+
+    def compute(self, sums: Tensor) -> dict[str, float]:
+        """`mae` and `corr`; `corr` is NaN where predictions or targets are constant."""
+        n, error, p, y, pp, yy, py = sums[:7].tolist()
+        covariance, variance = py - p * y / n, (pp - p * p / n) * (yy - y * y / n)
+        return {"mae": error / n, "corr": covariance / variance**0.5 if variance > 1e-24 * n * n else float("nan")}
+
+
+class SentimentMetrics(RegressionMetrics):
+    """The metrics of CMU-MOSI: a sentiment in [-3, 3].
+
+    Acc-7 and Acc-5 clip to [-3, 3] and [-2, 2] and round half to even. Acc-2 and F1 come in the field's two conventions:
+    `nonneg` puts 0 with the positives and counts all samples, `nozero` leaves out samples whose truth is 0.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        super().__init__(device, extra=2 + 4 + 4)
+
+    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, group: Tensor | None = None) -> None:
+        """Adds a batch of predictions [N, 1] or [N] and targets with as many values."""
+        super().update(logits, target, weight, group)
+        p, y, w = _flat(logits, target, weight)
+        same = [(p.clamp(-k, k).round() == y.clamp(-k, k).round()) * w for k in (3, 2)]
+        self.sums[7:9] += torch.stack([s.sum() for s in same])
+        self.sums[9:13] += confusion_counts(y >= 0, p >= 0, 2, w)
+        self.sums[13:17] += confusion_counts(y > 0, p > 0, 2, w * (y != 0))
+
+    def compute(self, sums: Tensor) -> dict[str, float]:
+        """mae, corr, acc7, acc5, acc2_nonneg, f1_nonneg, acc2_nozero, f1_nozero."""
+        n = float(sums[0])
+        nonneg, nozero = sums[9:13].reshape(2, 2), sums[13:17].reshape(2, 2)
+        return super().compute(sums) | {
+            "acc7": float(sums[7]) / n,
+            "acc5": float(sums[8]) / n,
+            "acc2_nonneg": accuracy_of(nonneg),
+            "f1_nonneg": weighted_f1(nonneg),
+            "acc2_nozero": accuracy_of(nozero),
+            "f1_nozero": weighted_f1(nozero),
+        }
+
+
+class ClassificationMetrics(Metrics):
+    """Accuracy, unweighted accuracy (mean recall over classes) and weighted F1."""
+
+    def __init__(self, classes: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(classes * classes, device)
+        self.classes = classes
+
+    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, group: Tensor | None = None) -> None:
+        """Adds a batch of logits [N, classes] and class numbers [N]; ties go to the lowest class."""
+        self.sums += confusion_counts(target, logits.argmax(1), self.classes, weight)
+
+    def confusion(self, sums: Tensor) -> Tensor:
+        """Confusion matrix [classes, classes], truth as rows."""
+        return sums.reshape(self.classes, self.classes)
+
+    def compute(self, sums: Tensor) -> dict[str, float]:
+        """accuracy, unweighted_accuracy, f1."""
+        matrix = self.confusion(sums)
+        truth = matrix.sum(1)
+        recall = matrix.diagonal()[truth > 0] / truth[truth > 0]
+        return {
+            "accuracy": accuracy_of(matrix),
+            "unweighted_accuracy": float(recall.mean()),
+            "f1": weighted_f1(matrix),
+        }
+
+
+TUMOUR_REGIONS: dict[str, tuple[int, ...]] = {"et": (3,), "tc": (1, 3), "wt": (1, 2, 3)}
+"""BraTS regions by class number: enhancing tumour, tumour core, whole tumour."""
+
+
+def region_dice(labels: Tensor, target: Tensor, smooth: float) -> Tensor:
+    """Dice per sample and tumour region, 2 (I + smooth) / (A + B + 2 smooth).
+
+    Args:
+        labels: predicted classes [N, ...].
+        target: true classes [N, ...].
+        smooth: keeps the ratio defined, and equal to 1, where both are empty.
+
+    Returns:
+        [N, 3] in the order of `TUMOUR_REGIONS`.
+    """
+    both, predicted, true = region_counts(labels, target).unbind(2)
+    return 2 * (both + smooth) / (predicted + true + 2 * smooth)
+
+
+def region_counts(labels: Tensor, target: Tensor) -> Tensor:
+    """Pixels per sample and tumour region that are (in both, predicted, true), float64 [N, 3, 3].
+
+    Args:
+        labels: predicted classes [N, ...].
+        target: true classes [N, ...].
+    """
+    counts = []
+    for classes in TUMOUR_REGIONS.values():
+        wanted = torch.tensor(classes, device=labels.device)
+        a, b = torch.isin(labels, wanted).flatten(1), torch.isin(target, wanted).flatten(1)
+        counts.append(torch.stack([(a & b).sum(1), a.sum(1), b.sum(1)], 1))
+    return torch.stack(counts, 1).double()
+
+
+class DiceMetrics(Metrics):
+    """Dice of ET, TC and WT, averaged over samples (slices or volumes), smooth 0.001 as in the released code."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        super().__init__(1 + len(TUMOUR_REGIONS), device)
+
+    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, group: Tensor | None = None) -> None:
+        """Adds logits [N, 4, ...] and class maps [N, ...]."""
+        dice = region_dice(logits.argmax(1), target, smooth=1e-3)
+        w = torch.ones(len(dice), dtype=torch.float64, device=dice.device) if weight is None else weight.double()
+        self.sums += torch.cat([w.sum()[None], w @ dice])
+
+    def compute(self, sums: Tensor) -> dict[str, float]:
+        """dice_et, dice_tc, dice_wt, dice_mean."""
+        return _named_dice(sums[1:] / sums[0])
+
+
+class VolumeDiceMetrics(Metrics):
+    """Dice in three dimensions: of every volume from all of its slices, averaged over volumes.
+
+    A region that neither truth nor prediction has counts as 1, as in the BraTS challenge.
+
+    Args:
+        volumes: in the split.
+        device: of the sums.
+    """
+
+    def __init__(self, volumes: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(volumes * len(TUMOUR_REGIONS) * 3, device)
+        self.volumes = volumes
+
+    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, group: Tensor | None = None) -> None:
+        """Adds slices: logits [N, 4, H, W], class maps [N, H, W], the volume of each slice [N]."""
+        counts = region_counts(logits.argmax(1), target).flatten(1)
+        counts = counts if weight is None else counts * weight.double()[:, None]
+        self.sums.reshape(self.volumes, -1).index_add_(0, _volume(group), counts)
+
+    def per_volume(self, sums: Tensor) -> Tensor:
+        """Dice [volumes, 3] in the order of `TUMOUR_REGIONS`."""
+        both, predicted, true = sums.reshape(self.volumes, len(TUMOUR_REGIONS), 3).unbind(2)
+        size = predicted + true
+        return torch.where(size > 0, 2 * both / size.clamp(min=1), 1.0)
+
+    def compute(self, sums: Tensor) -> dict[str, float]:
+        """dice_et, dice_tc, dice_wt, dice_mean."""
+        return _named_dice(self.per_volume(sums).mean(0))
+
+
+class SliceDiceMetrics(Metrics):
+    """Dice in two dimensions: of every slice, smooth 0.001, averaged over the slices of a volume, then over volumes.
+
+    Over the slices with tumour this is what the released code estimates from one random slice of each volume.
+
+    Args:
+        volumes: in the split; those without a slice do not count.
+        device: of the sums.
+    """
+
+    def __init__(self, volumes: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(volumes * (1 + len(TUMOUR_REGIONS)), device)
+        self.volumes = volumes
+
+    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, group: Tensor | None = None) -> None:
+        """Adds slices: logits [N, 4, H, W], class maps [N, H, W], the volume of each slice [N]."""
+        dice = region_dice(logits.argmax(1), target, smooth=1e-3)
+        values = torch.cat([torch.ones_like(dice[:, :1]), dice], 1)
+        values = values if weight is None else values * weight.double()[:, None]
+        self.sums.reshape(self.volumes, -1).index_add_(0, _volume(group), values)
+
+    def compute(self, sums: Tensor) -> dict[str, float]:
+        """dice_et, dice_tc, dice_wt, dice_mean."""
+        values = sums.reshape(self.volumes, -1)
+        values = values[values[:, 0] > 0]
+        return _named_dice((values[:, 1:] / values[:, :1]).mean(0))
+
+
+def _named_dice(dice: Tensor) -> dict[str, float]:
+    named = {f"dice_{name}": float(value) for name, value in zip(TUMOUR_REGIONS, dice, strict=True)}
+    return named | {"dice_mean": sum(named.values()) / len(named)}
+
+
+def _volume(group: Tensor | None) -> Tensor:
+    if group is None:
+        raise DataError("slices without the number of their volume; expected Batch.group")
+    return group
+
+
+def _flat(logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    p, y = logits.detach().reshape(-1).double(), target.reshape(-1).double()
+    if len(p) != len(y):
+        raise DataError(f"{len(p)} predictions for {len(y)} targets")
+    return p, y, torch.ones_like(y) if weight is None else weight.reshape(-1).double()
