@@ -29,10 +29,9 @@ from scipy import stats
 
 from cggm_ray.core.errors import CggmError, StorageError, TrainingError
 from cggm_ray.data.dataset import DATASETS
-from cggm_ray.data.prepare import prepare
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.shards.shards import write_shards_here
-from cggm_ray.engine.assembly import check, open_training
+from cggm_ray.engine.assembly import build_dataset, check, fold_runs, open_training, prepare_data
 from cggm_ray.engine.checkpoints import storage_errors
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.loop import train
@@ -161,7 +160,7 @@ def run_all(config: Config, folder: Path, trials: Sequence[Trial], strategies: S
     """What `compare` does in the folder that it owns."""
     left = sum(not read_record(trial).over for trial in trials)
     print(f"{len(trials)} runs, {left} of them to do: {folder}")
-    task = DATASETS.get(config.data.dataset)(config).task(open_manifest(trials[0].shards))
+    task = build_dataset(config).task(open_manifest(trials[0].shards))
     metric = config.train.select or task.selection[0]
     (_run_here if config.run.local else _run_on_ray)(config, folder, trials)
     found = outcomes(trials)
@@ -186,11 +185,11 @@ def plan_runs(config: Config, folder: Path, strategies: Sequence[str], seeds: Se
         UsageError: a configuration or the data cannot be.
     """
     if config.run.local:
-        write: Callable[[Config], Path] = lambda part: prepare(part, write_shards_here)  # noqa: E731
+        write: Callable[[Config], Path] = lambda part: prepare_data(part, write_shards_here)  # noqa: E731
     else:
         from cggm_ray.distributed.train.launch import prepare_on_ray as write
     trials: list[Trial] = []
-    for fold, part in (DATASETS.get(config.data.dataset)(config).folds() or {"": config}).items():
+    for fold, part in (fold_runs(config) or {"": config}).items():
         # Before the data is converted: a strategy may not take the flags that were given.
         runs = [{"modulation": strategy, "seed": seed} for seed in seeds for strategy in strategies]
         for values in runs:

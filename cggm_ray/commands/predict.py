@@ -80,7 +80,7 @@ def predict_values(run: Finished, folder: Path, split: str, out: Path, workers: 
     """Writes the file of a run whose prediction for a sample is a vector; see `predict`."""
     if workers is None:
         collected = Predictions.empty(len(run.split(split)), run.task.outputs)
-        evaluate(run.config, run.net, run.task, run.split(split), run.runtime, collected)
+        evaluate(run.config.train, run.net, run.task, run.split(split), run.runtime, collected)
     else:
         from cggm_ray.distributed.data.predict import predict_on_ray
 
@@ -104,7 +104,7 @@ def predict_maps(run: Finished, split: str, out: Path) -> Predicted:
     def write(partial: Path) -> None:
         modalities, device = run.modalities, run.runtime.device
         whole, maps = run.dataset.open_maps(run.shards, run.manifest, split, modalities, device, partial)
-        metrics.update(evaluate(run.config, run.net, run.task, whole, run.runtime, maps))
+        metrics.update(evaluate(run.config.train, run.net, run.task, whole, run.runtime, maps))
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from cggm_ray.core.errors import CggmError, NonFiniteError, StoppedError, TrainingError, UsageError, one_line
-from cggm_ray.data.dataset import DATASETS, PICTURES
-from cggm_ray.data.prepare import prepare
+from cggm_ray.data.dataset import PICTURES
 from cggm_ray.data.shards.shards import write_shards_here
+from cggm_ray.engine.assembly import fold_runs, prepare_data
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.guards import naming_missing
 from cggm_ray.engine.runtime import LocalRuntime, Record
@@ -43,7 +43,7 @@ def run(config: Config) -> Result | None:
     """
     check_trackers(config.run.trackers)
     config = named(config)
-    folds = DATASETS.get(config.data.dataset)(config).folds()
+    folds = fold_runs(config)
     if not folds:
         return run_one(config)
     results = {}
@@ -134,7 +134,7 @@ def _prepare_first(config: Config, folder: Path, runtime: LocalRuntime, owned: E
     failure: CggmError | None = None
     if runtime.rank == 0:
         try:
-            shards = prepare(config, write_shards_here)
+            shards = prepare_data(config, write_shards_here)
             owned.enter_context(sole_owner(folder))
             claim(config, folder, shards)
             note_start(folder, config, shards, runtime.world_size)
@@ -145,7 +145,7 @@ def _prepare_first(config: Config, folder: Path, runtime: LocalRuntime, owned: E
         raise failure
     if failed:
         raise UsageError("rank 0 cannot start this run, and says why")
-    return shards if runtime.rank == 0 else prepare(config, write_shards_here)
+    return shards if runtime.rank == 0 else prepare_data(config, write_shards_here)
 
 
 def table(result: Result) -> str:

@@ -27,7 +27,7 @@ from cggm_ray.commands.train import table
 from cggm_ray.core.errors import TrainingError, UsageError
 from cggm_ray.data.dataset import DATASETS, PICTURES
 from cggm_ray.data.shards.opening import open_manifest
-from cggm_ray.engine.assembly import check
+from cggm_ray.engine.assembly import build_dataset, check
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.state import BEST
 from cggm_ray.runs.folder import named, open_folder, run_folder, sole_owner, start_over
@@ -144,7 +144,7 @@ def plan_search(config: Config, path: Path) -> Plan:
         raise UsageError(f"{source}: scheduler: pbt: population based training has trials of one worker")
     if search.metric is not None:
         base = base.replace({"select": search.metric.removeprefix("valid/")}, source=source)
-    if DATASETS.get(base.data.dataset)(base).folds():
+    if build_dataset(base).folds():
         raise UsageError("tune: this configuration stands for several folds; choose one")
     folder = run_folder(base)
     if not base.run.fresh:
@@ -161,10 +161,10 @@ def plan_search(config: Config, path: Path) -> Plan:
             raise
         raise UsageError(f"{source}: metric: {str(error).removeprefix('select: ')}") from None
     metric, mode = _selection(base, shards, search, source)
-    options = DATASETS.get(base.data.dataset)(base).shard_options()
+    options = build_dataset(base).shard_options()
     for values in drawn:
         trial = try_values(base, values, source)
-        changed = DATASETS.get(base.data.dataset)(trial).shard_options()
+        changed = build_dataset(trial).shard_options()
         for name in options:
             if changed[name] != options[name]:
                 raise UsageError(f"{source}: space: {name} changes the converted data, which all trials share")
@@ -255,7 +255,7 @@ def _selection(base: Config, shards: Path, search: Search, source: str) -> tuple
         UsageError: the file has the metric's direction wrong.
     """
     manifest = open_manifest(shards)
-    task = DATASETS.get(manifest.dataset)(base).task(manifest)
+    task = build_dataset(base, manifest.dataset).task(manifest)
     metric = base.train.select or task.selection[0]
     mode = task.better(metric)
     if search.mode not in (None, mode):

@@ -74,7 +74,9 @@ def verify(folder: Path) -> Verified:
         make_deterministic()
     if entry.get("threads"):
         torch.set_num_threads(entry["threads"])
-    now = {name: evaluate(run.config, run.net, run.task, run.split(name), run.runtime) for name in ("valid", "test")}
+    now = {
+        name: evaluate(run.config.train, run.net, run.task, run.split(name), run.runtime) for name in ("valid", "test")
+    }
     return Verified(
         recorded={"valid": run.result.valid, "test": run.result.test},
         now=now,

@@ -1,6 +1,6 @@
-"""What a dataset is: how its raw files become shards, what is predicted, and which network fits.
+"""What a dataset is: how its raw files become shards, and what is predicted.
 
-A dataset is one file in this package with a class that is registered under its name. Conversion has two halves: `read`
+A dataset is one file in `data/datasets` with a class that is registered under its name. Conversion has two halves: `read`
 lists the raw shards on the driver and checks everything that can be checked early, `transform` does the work on them, in
 Ray Data tasks or in this process. A dataset whose work needs several steps, one with a model among them, lists `stages`.
 """
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 import torch
-from torch import nn
 
 from cggm_ray.core.errors import UsageError
+from cggm_ray.core.kinds import VECTOR, kind_of
 from cggm_ray.core.registry import Registry
 from cggm_ray.data.loading.split import Split, load_split, set_bytes
 from cggm_ray.data.loading.stream import StreamSplit
-from cggm_ray.data.settings import DatasetOptions
+from cggm_ray.data.settings import DatasetOptions, DatasetSettings
 from cggm_ray.data.shards.shards import (
     Manifest,
     RawShard,
@@ -31,12 +31,11 @@ from cggm_ray.data.shards.shards import (
     table_specs,
 )
 from cggm_ray.data.split_names import SPLITS as SPLITS
-from cggm_ray.engine.configuration import Config
-from cggm_ray.models.net import MultimodalNet
 from cggm_ray.tasks import Task
 
 if TYPE_CHECKING:
     from cggm_ray.engine.evaluation import Collector
+    from cggm_ray.models.net import MultimodalNet
 
 PICTURES = "pictures"
 """Folder for `Dataset.finish`, which the table at the end of a run names."""
@@ -49,29 +48,34 @@ class Dataset(ABC):
         name: as registered.
         converter: version of `read` and its stages; a new number makes new shards.
         Options: class of the configuration's section `options`.
+        network: name of the network that is trained where the configuration names none.
 
     Args:
-        config: of the run; its `options` are an `Options`.
+        settings: what it may know of the run; its `options` are an `Options`.
+
+    Raises:
+        UsageError: the options are those of another dataset.
     """
 
     name: ClassVar[str]
     converter: ClassVar[int]
     Options: ClassVar[type[DatasetOptions]] = DatasetOptions
+    network: ClassVar[str] = "shaped"
 
-    def __init__(self, config: Config) -> None:
-        if not isinstance(config.options, self.Options):
+    def __init__(self, settings: DatasetSettings) -> None:
+        if not isinstance(settings.options, self.Options):
             raise UsageError(
-                f"dataset: {self.name} takes options of {self.Options.__name__}, found {type(config.options).__name__}; "
+                f"dataset: {self.name} takes options of {self.Options.__name__}, found {type(settings.options).__name__}; "
                 "start from its own recipe"
             )
-        self.config = config
+        self.settings = settings
 
     def shard_options(self) -> dict[str, Any]:
         """Plain values of the options that change the shards: they are part of a set's fingerprint."""
         return {}
 
-    def folds(self) -> dict[str, Config]:
-        """The runs that this configuration stands for, by the name of the fold; empty where it is one run by itself."""
+    def folds(self) -> dict[str, DatasetOptions]:
+        """The options of every fold by its name, where they stand for several runs; empty where it is one run by itself."""
         return {}
 
     @abstractmethod
@@ -92,7 +96,7 @@ class Dataset(ABC):
 
     def describe(self, sources: list[Path]) -> tuple[Source, ...]:
         """What the set is made from. By default the checksum of every file; all of it is part of the fingerprint."""
-        return describe_sources(sources, self.config.shard_root)
+        return describe_sources(sources, self.settings.shard_root)
 
     def transform(self, table: pa.Table) -> pa.Table:
         """A raw table to the columns `index`, `target`, one per modality, and `id` if samples have names. Runs in tasks.
@@ -134,18 +138,23 @@ class Dataset(ABC):
     def task(self, manifest: Manifest) -> Task:
         """What is predicted. It is also asked before the conversion, of a manifest that lists no shards yet."""
 
-    @abstractmethod
-    def network(self, manifest: Manifest, modalities: tuple[str, ...]) -> tuple[MultimodalNet, dict[str, nn.Module]]:
-        """The network and a guide per modality."""
+    def shapes(self, manifest: Manifest, modalities: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+        """Modality to the shape of one sample as the network gets it. By default that of the shards."""
+        return {name: manifest.modalities[name].shape for name in modalities}
+
+    def kinds(self, manifest: Manifest, modalities: tuple[str, ...]) -> dict[str, str]:
+        """Modality to one of `core.kinds.KINDS`, for networks that choose encoders by it. By default as the shape says."""
+        shapes = self.shapes(manifest, modalities)
+        return {name: kind_of(shape) or VECTOR for name, shape in shapes.items()}
 
     def open_split(
         self, folder: Path, manifest: Manifest, split: str, modalities: tuple[str, ...], device: torch.device
     ) -> Split:
         """The samples of a split: in memory on the device if the whole set fits the budget, else streamed."""
-        budget = self.config.data.memory_budget * 2**20
+        budget = self.settings.data.memory_budget * 2**20
         if set_bytes(folder, manifest, modalities) <= budget:
-            return load_split(folder, manifest, split, modalities, device, self.config.train.seed)
-        return StreamSplit(folder, manifest, split, modalities, device, self.config.train.seed, budget)
+            return load_split(folder, manifest, split, modalities, device, self.settings.seed)
+        return StreamSplit(folder, manifest, split, modalities, device, self.settings.seed, budget)
 
     def open_maps(
         self, folder: Path, manifest: Manifest, split: str, modalities: tuple[str, ...], device: torch.device, out: Path
@@ -165,4 +174,4 @@ class Dataset(ABC):
         """Leaves what only this dataset has in the folder of a finished run, such as pictures. Rank 0 calls it."""
 
 
-DATASETS: Registry[type[Dataset]] = Registry("dataset", "cggm_ray.data")
+DATASETS: Registry[type[Dataset]] = Registry("dataset", "cggm_ray.data.datasets")

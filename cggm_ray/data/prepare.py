@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
 from cggm_ray.core.errors import DataError
-from cggm_ray.data.dataset import DATASETS, Dataset
+from cggm_ray.data.dataset import Dataset
 from cggm_ray.data.shards.packed import unpack
 from cggm_ray.data.shards.shards import (
     Manifest,
@@ -27,35 +26,28 @@ from cggm_ray.data.shards.shards import (
     verify_set,
 )
 from cggm_ray.data.split_names import SPLITS as SPLITS
-from cggm_ray.engine.assembly import check_configuration
-from cggm_ray.engine.configuration import Config
-
-if TYPE_CHECKING:
-    pass
 
 
-def prepare(config: Config, write: WriteShards) -> Path:
-    """Makes the shards of a run's data, or finds them; the configuration is checked against the data before either.
+def prepare(dataset: Dataset, write: WriteShards, check: Callable[[Manifest], object]) -> Path:
+    """Makes the shards of a run's data, or finds them; the run is checked against the data before either.
 
     Args:
-        config: names the dataset and the raw data; without a path the demonstration set is made first.
-        write: runs the conversion. It is not called when the shards are there already, the input is bad, or the
-            configuration does not fit it.
+        dataset: with the settings of the run, which name the raw data; without a path the demonstration set is made first.
+        write: runs the conversion. It is not called when the shards are there already, the input is bad, or the run does
+            not fit it.
+        check: raises a UsageError where the run does not fit what a manifest says of the data.
 
     Returns:
         The folder of the set.
 
     Raises:
         DataError: bad input; nothing was written.
-        UsageError: see `check_configuration`; nothing was written.
+        UsageError: of `check`; nothing was written.
     """
-    dataset = DATASETS.get(config.data.dataset)(config)
     paths = dataset.locate(raw_path(dataset))
     sources = dataset.describe(paths)
-    folder = (
-        config.shard_root
-        / f"{dataset.name}-{fingerprint(dataset.name, dataset.converter, dataset.shard_options(), sources)}"
-    )
+    mark = fingerprint(dataset.name, dataset.converter, dataset.shard_options(), sources)
+    folder = dataset.settings.shard_root / f"{dataset.name}-{mark}"
     manifest = open_set(folder)
     if manifest is None:
         raw = list(dataset.read(paths))
@@ -68,16 +60,16 @@ def prepare(config: Config, write: WriteShards) -> Path:
             notes=dataset.notes(),
             **described(dataset.specs(raw[0])),
         )
-        check_configuration(dataset, draft)
+        check(draft)
         with sole_converter(folder):
             manifest = open_set(folder)
             if manifest is None:
                 convert(dataset, raw, draft, write, folder)
                 return folder
-    if config.data.verify:
+    if dataset.settings.data.verify:
         verify_set(folder, manifest)
     dataset.accept(folder, manifest)
-    check_configuration(dataset, manifest)
+    check(manifest)
     return folder
 
 
@@ -110,10 +102,10 @@ def raw_path(dataset: Dataset) -> Path:
     Raises:
         DataError: there is nothing at the path.
     """
-    config = dataset.config
-    if config.data.data_path is None:
-        return dataset.demonstration(config.shard_root.parent / "demonstration", config.train.seed)
-    path = Path(config.data.data_path).expanduser().absolute()
+    settings = dataset.settings
+    if settings.data.data_path is None:
+        return dataset.demonstration(settings.shard_root.parent / "demonstration", settings.seed)
+    path = Path(settings.data.data_path).expanduser().absolute()
     if not path.exists():
         raise DataError(f"data_path: {path} does not exist; expected the raw data of {dataset.name}")
     return path

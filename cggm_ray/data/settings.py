@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from cggm_ray.config.fields import at_least, option
 
@@ -29,3 +30,22 @@ class DataConfig:
 @dataclass(frozen=True, kw_only=True)
 class DatasetOptions:
     """Options of one dataset alone; a dataset that has any subclasses this, with `option` for every field."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSettings:
+    """All that a dataset may know of a run.
+
+    Attributes:
+        options: the dataset's own section of the configuration.
+        data: the section that all datasets share.
+        shard_root: folder of all converted sets.
+        seed: of the run.
+        no_cuda: stay on the CPU even where a GPU is there.
+    """
+
+    options: DatasetOptions
+    data: DataConfig
+    shard_root: Path
+    seed: int
+    no_cuda: bool

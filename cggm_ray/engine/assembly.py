@@ -1,90 +1,78 @@
-"""The composition root: builds the parts of a run from its configuration, and checks that they fit."""
+"""The composition root: builds the parts of a run from its configuration, and checks that they fit.
+
+This file alone knows the whole. Everything that it builds receives its own section of the configuration and nothing more.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import nn
 
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.registry import nearest
-from cggm_ray.data.loading.split import Split
-from cggm_ray.data.shards.opening import open_manifest
-from cggm_ray.data.shards.shards import (
-    Manifest,
-)
-from cggm_ray.data.split_names import SPLITS as SPLITS
-from cggm_ray.engine.configuration import Config
-from cggm_ray.engine.step import TrainingStep
-from cggm_ray.models.net import MultimodalNet
-from cggm_ray.strategies.registry import STRATEGIES
-from cggm_ray.tasks import Task
-
-if TYPE_CHECKING:
-    pass
-from dataclasses import dataclass
-
 from cggm_ray.core.seeding import derive_seed, make_deterministic
 from cggm_ray.data.dataset import DATASETS, Dataset
+from cggm_ray.data.loading.split import Split
+from cggm_ray.data.prepare import prepare
+from cggm_ray.data.settings import DatasetSettings
+from cggm_ray.data.shards.opening import open_manifest
+from cggm_ray.data.shards.shards import Manifest, WriteShards
 from cggm_ray.engine.checkpoints import agree
+from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.finite import DeviceWatch
-from cggm_ray.engine.optim import model_optimizer
+from cggm_ray.engine.optim import build_schedule, guide_optimizer, model_optimizer
 from cggm_ray.engine.runtime import Runtime
-from cggm_ray.engine.schedules import build_schedule
 from cggm_ray.engine.state import Best, TrainState
+from cggm_ray.engine.step import TrainingStep
+from cggm_ray.engine.teachers import find_teachers, load_teachers
 from cggm_ray.engine.tracking import Console, check_trackers
-from cggm_ray.models.net import compile_parts
+from cggm_ray.models.net import MultimodalNet, compile_parts
+from cggm_ray.models.registry import NETWORKS, NetworkPlan
+from cggm_ray.models.settings import ModelConfig
+from cggm_ray.strategies.registry import STRATEGIES, Materials, Setting
+from cggm_ray.tasks import Task
+
+WORKING_AHEAD = ("cuda",)
+"""Devices on which a step is only begun when the next one is."""
 
 
-def check_configuration(dataset: Dataset, manifest: Manifest) -> None:
-    """Raises what only the data can tell about a configuration, before any long work starts.
+def build_dataset(config: Config, name: str | None = None) -> Dataset:
+    """The dataset of a run.
 
     Args:
-        dataset: with the configuration of the run.
-        manifest: of its set, or what is known of it before it is made.
+        config: of the run.
+        name: of the dataset, where a manifest says it.
 
     Raises:
-        UsageError: modalities, strategy, utility or selection metric do not fit the dataset.
+        UsageError: no such dataset, or options of another one.
     """
-    config, task = dataset.config, dataset.task(manifest)
-    modalities = selected_modalities(config, manifest)
-    name, info = config.modulation.modulation, STRATEGIES.get(config.modulation.modulation)
-    if not info.serves(task):
-        able = [other for other in STRATEGIES.names() if STRATEGIES.get(other).serves(task)]
-        raise UsageError(
-            f"modulation: {name!r} is not defined for {type(task).__name__.lower()}; these are: {', '.join(able)}"
-        )
-    if info.balances and len(modalities) < 2:
-        raise UsageError(
-            f"modulation: {name!r} balances at least two modalities, found {len(modalities)}: "
-            f"{', '.join(modalities)}; use --modulation none"
-        )
-    if info.whole_batch and config.train.accumulate > 1:
-        raise UsageError(
-            f"accumulate: found {config.train.accumulate}; the strategy {name!r} compares gradients of the whole batch, "
-            "expected 1"
-        )
-    if info.check is not None:
-        info.check(config, modalities)
-    if config.modulation.utility is not None:
-        task.utility(config.modulation.utility)
-    names = task.metric_names()
-    if config.train.select is not None and config.train.select not in names:
-        raise UsageError(
-            f"select: no validation metric {config.train.select!r}{nearest(config.train.select, names)}; available: "
-            f"{', '.join(names)}"
-        )
+    settings = DatasetSettings(
+        options=config.options,
+        data=config.data,
+        shard_root=config.shard_root,
+        seed=config.train.seed,
+        no_cuda=config.run.no_cuda,
+    )
+    return DATASETS.get(name or config.data.dataset)(settings)
 
 
-def build_network(
-    dataset: Dataset, manifest: Manifest, modalities: tuple[str, ...]
-) -> tuple[MultimodalNet, dict[str, nn.Module]]:
-    """The network of a run and a guide per modality: the dataset's, or what the strategy makes of them."""
-    net, guides = dataset.network(manifest, modalities)
-    change = STRATEGIES.get(dataset.config.modulation.modulation).network
-    return net if change is None else change(dataset.config, net, guides), guides
+def fold_runs(config: Config) -> dict[str, Config]:
+    """The runs that a configuration stands for, by the name of the fold; empty where it is one run by itself."""
+    folds = build_dataset(config).folds()
+    return {fold: dataclasses.replace(config, options=options) for fold, options in folds.items()}
+
+
+def prepare_data(config: Config, write: WriteShards) -> Path:
+    """The folder of a run's shards, which are made if need be; see `prepare`."""
+    dataset = build_dataset(config)
+    return prepare(dataset, write, partial(check_configuration, config, dataset))
 
 
 def selected_modalities(config: Config, manifest: Manifest) -> tuple[str, ...]:
@@ -105,8 +93,86 @@ def selected_modalities(config: Config, manifest: Manifest) -> tuple[str, ...]:
     return tuple(name for name in manifest.modalities if name in wanted)
 
 
-WORKING_AHEAD = ("cuda",)
-"""Devices on which a step is only begun when the next one is."""
+def check_configuration(config: Config, dataset: Dataset, manifest: Manifest) -> None:
+    """Raises what only the data can tell about a configuration, before any long work starts.
+
+    Args:
+        config: of the run.
+        dataset: of the run.
+        manifest: of its set, or what is known of it before it is made.
+
+    Raises:
+        UsageError: modalities, network, strategy, utility or selection metric do not fit the dataset.
+    """
+    task, modalities = dataset.task(manifest), selected_modalities(config, manifest)
+    check_network(config, dataset)
+    name, info = config.modulation.modulation, STRATEGIES.get(config.modulation.modulation)
+    if not info.serves(task):
+        able = [other for other in STRATEGIES.names() if STRATEGIES.get(other).serves(task)]
+        raise UsageError(
+            f"modulation: {name!r} is not defined for {type(task).__name__.lower()}; these are: {', '.join(able)}"
+        )
+    if info.balances and len(modalities) < 2:
+        raise UsageError(
+            f"modulation: {name!r} balances at least two modalities, found {len(modalities)}: "
+            f"{', '.join(modalities)}; use --modulation none"
+        )
+    if info.whole_batch and config.train.accumulate > 1:
+        raise UsageError(
+            f"accumulate: found {config.train.accumulate}; the strategy {name!r} compares gradients of the whole batch, "
+            "expected 1"
+        )
+    if info.check is not None:
+        info.check(Setting(**setting(config, modalities)))
+    runs = config.strategy.teachers()
+    if runs is not None:
+        find_teachers(config, runs, modalities)
+    if config.modulation.utility is not None:
+        task.utility(config.modulation.utility)
+    names = task.metric_names()
+    if config.train.select is not None and config.train.select not in names:
+        raise UsageError(
+            f"select: no validation metric {config.train.select!r}{nearest(config.train.select, names)}; available: "
+            f"{', '.join(names)}"
+        )
+
+
+def check_network(config: Config, dataset: Dataset) -> None:
+    """Refuses sizes for a network that has none of them, by a UsageError."""
+    name = config.model.network or dataset.network
+    if NETWORKS.get(name).sized:
+        return
+    for field, default in vars(ModelConfig()).items():
+        if field != "network" and getattr(config.model, field) != default:
+            raise UsageError(f"{field}: the network {name!r} has no transformer; leave it out")
+
+
+def setting(config: Config, modalities: tuple[str, ...]) -> dict[str, Any]:
+    """The fields of `Setting`: what the strategy of a run may know of it."""
+    return {
+        "options": config.strategy,
+        "modulation": config.modulation.resolved(),
+        "modalities": modalities,
+        "lr": config.optim.lr,
+        "seed": config.train.seed,
+    }
+
+
+def build_network(
+    config: Config, dataset: Dataset, manifest: Manifest, modalities: tuple[str, ...]
+) -> tuple[MultimodalNet, dict[str, nn.Module]]:
+    """The network of a run and a guide per modality: the dataset's or the one that is named, changed by the strategy."""
+    name = config.model.network or dataset.network
+    plan = NetworkPlan(
+        shapes=dataset.shapes(manifest, modalities),
+        kinds=dataset.kinds(manifest, modalities),
+        outputs=dataset.task(manifest).outputs,
+        sizes=config.model,
+        options=config.network_options(name),
+    )
+    net, guides = NETWORKS.get(name).build(plan)
+    change = STRATEGIES.get(config.modulation.modulation).network
+    return net if change is None else change(net, guides), guides
 
 
 def check(config: Config, shards: Path) -> None:
@@ -118,7 +184,7 @@ def check(config: Config, shards: Path) -> None:
     """
     check_trackers(config.run.trackers)
     manifest = open_manifest(shards)
-    check_configuration(DATASETS.get(manifest.dataset)(config), manifest)
+    check_configuration(config, build_dataset(config, manifest.dataset), manifest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,13 +218,13 @@ def open_training(config: Config, shards: Path, runtime: Runtime, folder: Path) 
     if config.train.deterministic:
         make_deterministic()
     manifest = open_manifest(shards)
-    dataset = DATASETS.get(manifest.dataset)(config)
+    dataset = build_dataset(config, manifest.dataset)
     modalities = selected_modalities(config, manifest)
     splits = {name: dataset.open_split(shards, manifest, name, modalities, runtime.device) for name in manifest.splits}
     task = dataset.task(manifest)
 
     torch.manual_seed(derive_seed(config.train.seed, "weights"))
-    net, guides = build_network(dataset, manifest, modalities)
+    net, guides = build_network(config, dataset, manifest, modalities)
     if config.train.compile:
         compile_parts(net, guides, runtime.device)
     state = new_state(config, net, guides, task, runtime)
@@ -185,14 +251,26 @@ def open_training(config: Config, shards: Path, runtime: Runtime, folder: Path) 
 
 
 def new_state(
-    config: Config, net: MultimodalNet, guides: dict[str, nn.Module], task: Task, runtime: Runtime
+    config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, runtime: Runtime
 ) -> TrainState:
     """A run before its first step, on the runtime's device."""
     net.to(runtime.device)
     for guide in guides.values():
         guide.to(runtime.device)
-    strategy = STRATEGIES.get(config.modulation.modulation).build(config, net, guides, task, runtime.reduce())
-    optimizer = model_optimizer(config.optim, net.parameters(), dict(net.encoders.items()), strategy.rates())
+    runs = config.strategy.teachers()
+    encoders = dict(net.encoders.items())
+    teachers = {} if runs is None else load_teachers(encoders, find_teachers(config, runs, tuple(encoders)))
+    materials: Materials[Any] = Materials(
+        **setting(config, tuple(encoders)),
+        net=net,
+        guides=guides,
+        task=task,
+        reduce=runtime.reduce(),
+        guide_optimizer=partial(guide_optimizer, config.optim),
+        teachers=teachers,
+    )
+    strategy = STRATEGIES.get(config.modulation.modulation).build(materials)
+    optimizer = model_optimizer(config.optim, net.parameters(), encoders, strategy.rates())
     metric = config.train.select or task.selection[0]
     # A GPU works ahead of this process as long as nobody asks for a number. To skip a step, somebody must.
     later = runtime.device.type in WORKING_AHEAD and config.train.on_nonfinite == "stop"
@@ -201,7 +279,7 @@ def new_state(
         strategy=strategy.to(runtime.device),
         watch=DeviceWatch([optimizer, strategy.own_optimizer()], runtime.device) if later else None,
         optimizer=optimizer,
-        schedule=build_schedule(config, optimizer),
+        schedule=build_schedule(config.optim, config.train.num_epochs, optimizer),
         best=Best(metric=metric, mode=task.better(metric)),
         config=config.to_dict(),
     )

@@ -18,8 +18,8 @@ from cggm_ray.core.reduction import Reduce, alone
 from cggm_ray.data.loading.sampler import slices
 from cggm_ray.data.loading.split import Split
 from cggm_ray.data.shards.shards import IDENTITY, INDEX, TARGET, tensor_column
-from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.runtime import Record, Runtime
+from cggm_ray.engine.settings import TrainConfig
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.tasks import Task
@@ -87,7 +87,7 @@ class Observer:
 
 @torch.no_grad()
 def evaluate(
-    config: Config,
+    settings: TrainConfig,
     net: MultimodalNet,
     task: Task,
     split: Split,
@@ -98,7 +98,7 @@ def evaluate(
     """Loss and metrics of a split, each worker taking its part.
 
     Args:
-        config: of the run.
+        settings: batch size and precision of the run.
         net: the bare network.
         task: what is predicted.
         split: to evaluate.
@@ -111,9 +111,9 @@ def evaluate(
         observer.strategy.eval()
     metrics = task.metrics(runtime.device, split.groups)
     loss_sums = torch.zeros(task.n_sums, dtype=torch.float64, device=runtime.device)
-    plan = list(slices(torch.arange(len(split)), config.train.batch_size, runtime.rank, runtime.world_size))
+    plan = list(slices(torch.arange(len(split)), settings.batch_size, runtime.rank, runtime.world_size))
     for batch in split.batches(plan, epoch=0):
-        logits = predicted(config, net, batch, observer)
+        logits = predicted(settings.precision, net, batch, observer)
         metrics.update(logits, batch.target, batch.weight, batch.group)
         loss_sums += task.sums(logits, batch.target, batch.weight)
         if collected is not None and batch.weight is None:
@@ -128,9 +128,9 @@ def evaluate(
     return {"loss": float(task.combine(total[: task.n_sums])), **metrics.compute(total[task.n_sums :])}
 
 
-def predicted(config: Config, net: MultimodalNet, batch: Batch, observer: Observer | None = None) -> Tensor:
+def predicted(precision: str, net: MultimodalNet, batch: Batch, observer: Observer | None = None) -> Tensor:
     """Logits [N, C, ...] of a batch in the precision of the run, single at least; an observer sees its features."""
-    with torch.autocast(batch.target.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+    with torch.autocast(batch.target.device.type, torch.bfloat16, enabled=precision == "bf16"):
         features = net.encode(batch.inputs, batch.masks)
         logits = net.fuse(features, batch.masks).logits
         if observer is not None:

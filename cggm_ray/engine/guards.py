@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from cggm_ray.core.batch import Batch
 from cggm_ray.core.errors import NonFiniteError
-from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.runtime import Runtime
 from cggm_ray.engine.state import TrainState
 from cggm_ray.engine.tracking import Console
@@ -61,12 +60,12 @@ def look(state: TrainState, runtime: Runtime) -> None:
 
 
 def step_or_skip(
-    config: Config, state: TrainState, step: nn.Module, console: Console | None, take: Callable[[], StepValues]
+    on_nonfinite: str, state: TrainState, step: nn.Module, console: Console | None, take: Callable[[], StepValues]
 ) -> StepValues | None:
     """Takes a step. With `--on_nonfinite skip` one that is not finite leaves no trace but a line and a count.
 
     Args:
-        config: of the run.
+        on_nonfinite: 'stop' or 'skip'.
         state: of the run.
         step: the module whose buffers (running statistics, the strategy's memory) the forward pass changes.
         console: of rank 0.
@@ -78,7 +77,7 @@ def step_or_skip(
     Raises:
         NonFiniteError: see `take`; with skipping, after `MOST_SKIPS` in a row.
     """
-    if config.train.on_nonfinite == "stop":
+    if on_nonfinite == "stop":
         return take()
     before = [
         (module, name, None if buffer is None else buffer.clone())

@@ -1,4 +1,4 @@
-"""The loop, from top to bottom: `fit` calls `train` and `finish`, `train` calls `train_epoch`, that calls `train_step`.
+"""The loop, from top to bottom: `train` calls `train_epoch`, that calls `train_step`.
 
 It knows no dataset, no strategy and no Ray; those come in through `Dataset`, `Strategy` and `Runtime`.
 """
@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from functools import partial
 
 import torch
-from torch import nn
 
 from cggm_ray.core.errors import StoppedError
 from cggm_ray.core.seeding import derive_seed, seed_all
 from cggm_ray.data.loading.sampler import epoch_order, slices
-from cggm_ray.data.loading.split import Split
 from cggm_ray.engine.assembly import Training
-from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.evaluation import Observer, evaluate
 from cggm_ray.engine.guards import look, step_or_skip
 from cggm_ray.engine.optim import rescale
@@ -42,13 +38,22 @@ def train(training: Training) -> None:
     trackers: list[Tracker] = []
     if console is not None:
         metric = state.best.metric
-        trackers = default_trackers(config, training.folder, console, training.modalities, metric, state.epoch)
-    while state.epoch < config.train.num_epochs and not _out_of_patience(config, state):
+        trackers = default_trackers(
+            config.run.trackers,
+            training.folder,
+            console,
+            training.modalities,
+            metric,
+            finished=state.epoch,
+            epochs=config.train.num_epochs,
+            parameters=config.parameters(),
+        )
+    while state.epoch < config.train.num_epochs and not _out_of_patience(config.train.patience, state):
         start, seen = time.perf_counter(), state.within
-        record = train_epoch(config, state, training.step, splits["train"], training.modalities, runtime, console)
+        record = train_epoch(training, console)
         seconds = time.perf_counter() - start
         observer = Observer(state.strategy) if state.strategy.observes else None
-        valid = evaluate(config, state.net, training.task, splits["valid"], runtime, observer=observer)
+        valid = evaluate(config.train, state.net, training.task, splits["valid"], runtime, observer=observer)
         state.end_epoch()
         nothing = torch.zeros(0, dtype=torch.float64)
         observed = nothing if observer is None or observer.sums is None else observer.sums
@@ -84,51 +89,52 @@ def train(training: Training) -> None:
         tracker.close()
 
 
-def train_epoch(
-    config: Config,
-    state: TrainState,
-    step: nn.Module,
-    split: Split,
-    modalities: Sequence[str],
-    runtime: Runtime,
-    console: Console | None,
-) -> Record:
+def train_epoch(training: Training, console: Console | None) -> Record:
     """One pass over the training split, or what is left of it; returns the means of the step's quantities.
 
     Raises:
         StoppedError: see `train`.
     """
-    step.train()
-    size, seed = config.train.batch_size, config.train.seed
+    settings, state, runtime, split = training.config.train, training.state, training.runtime, training.splits["train"]
+    training.step.train()
+    size, seed = settings.batch_size, settings.seed
     order = epoch_order(len(split), seed, state.epoch)
     plan = list(slices(order[state.within :], size, runtime.rank, runtime.world_size))
     steps = -(-len(split) // size)
     for part, batch in zip(plan, split.batches(plan, state.epoch), strict=True):
         seed_all(derive_seed(seed, "step", state.step, runtime.rank))
         state.schedule.before_step(state.step, steps)
-        take = partial(train_step, config, state, step, batch, runtime)
-        values = step_or_skip(config, state, step, console, take)
+        take = partial(
+            train_step,
+            state,
+            training.step,
+            batch,
+            runtime,
+            accumulate=settings.accumulate,
+            clip=training.config.optim.clip,
+        )
+        values = step_or_skip(settings.on_nonfinite, state, training.step, console, take)
         if values is not None:
             state.averages.add(values)
         state.step += 1
         state.samples += part.samples
         state.within += part.samples
         number = state.position.steps
-        if number % config.train.log_interval == 0 or number == steps:
+        if number % settings.log_interval == 0 or number == steps:
             look(state, runtime)
-        if values is not None and console is not None and number % config.train.log_interval == 0:
+        if values is not None and console is not None and number % settings.log_interval == 0:
             console.say(f"epoch {state.epoch + 1}  step {number}/{steps}  loss {float(values['loss']):.4f}")
-        between_steps(config, state, runtime)
-    return state.averages.read(modalities)
+        between_steps(settings.save_every, state, runtime)
+    return state.averages.read(training.modalities)
 
 
-def between_steps(config: Config, state: TrainState, runtime: Runtime) -> None:
+def between_steps(every: int | None, state: TrainState, runtime: Runtime) -> None:
     """Saves where `--save_every` or a notice asks for it.
 
     Raises:
         StoppedError: after saving, where somebody asked the run to stop.
     """
-    notice, every = runtime.notice(), config.train.save_every
+    notice = runtime.notice()
     if notice or (every is not None and state.step % every == 0):
         look(state, runtime)
         runtime.save(state.position, state.save)
@@ -144,6 +150,5 @@ def stopped(runtime: Runtime, state: TrainState) -> StoppedError:
     )
 
 
-def _out_of_patience(config: Config, state: TrainState) -> bool:
-    patience = config.train.patience
+def _out_of_patience(patience: int | None, state: TrainState) -> bool:
     return patience is not None and state.epoch > 0 and state.epoch - state.best.epoch >= patience

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from cggm_ray.config.fields import at_least, check, one_of, option
-from cggm_ray.engine.schedules import SCHEDULES
-
-if TYPE_CHECKING:
-    pass
+from cggm_ray.engine.schedules import FACTOR, SCHEDULES, CosineSchedule, PlateauSchedule, Schedule
 
 OPTIMIZERS = ("Adam", "AdamW", "SGD")
-MODALITY, FACTOR = "modality", "factor"
-"""Keys of a parameter group that holds the encoder of one modality, with a learning rate of its own."""
+MODALITY = "modality"
+"""Key of a parameter group that holds the encoder of one modality, with a learning rate of its own."""
 
 
 Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
@@ -45,7 +42,7 @@ def _start_momentum(optimizer: Optimizer, *_: Any) -> None:
 
 
 def model_optimizer(
-    config: OptimConfig,
+    settings: OptimConfig,
     parameters: Iterable[nn.Parameter],
     encoders: Mapping[str, nn.Module] | None = None,
     rates: Mapping[str, float] | None = None,
@@ -53,7 +50,7 @@ def model_optimizer(
     """The optimizer of encoders, fusion and head.
 
     Args:
-        config: its name, learning rate and weight decay.
+        settings: its name, learning rate and weight decay.
         parameters: all of the model.
         encoders: by modality.
         rates: modality to the factor of its encoder's learning rate. With any, the first group holds all that has none,
@@ -65,10 +62,10 @@ def model_optimizer(
         apart = {id(parameter) for group in own.values() for parameter in group}
         groups = [{"params": [parameter for parameter in parameters if id(parameter) not in apart]}]
         groups += [
-            {"params": own[name], "lr": config.lr * factor, MODALITY: name, FACTOR: factor}
+            {"params": own[name], "lr": settings.lr * factor, MODALITY: name, FACTOR: factor}
             for name, factor in rates.items()
         ]
-    return build_optimizer(config.optim, groups, lr=config.lr, weight_decay=config.weight_decay)
+    return build_optimizer(settings.optim, groups, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
 def rescale(optimizer: Optimizer, rates: Mapping[str, float]) -> None:
@@ -85,9 +82,23 @@ def rescale(optimizer: Optimizer, rates: Mapping[str, float]) -> None:
             group[FACTOR] = new
 
 
-def guide_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
+def guide_optimizer(settings: OptimConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
     """The optimizer of the guide classifiers."""
-    return build_optimizer(config.optim, parameters, lr=config.cls_lr, weight_decay=config.cls_weight_decay)
+    return build_optimizer(settings.optim, parameters, lr=settings.cls_lr, weight_decay=settings.cls_weight_decay)
+
+
+def build_schedule(settings: OptimConfig, epochs: int, optimizer: Optimizer) -> Schedule:
+    """The schedule of a run of that many epochs, for the optimizer of the model."""
+    if settings.schedule == "plateau":
+        return PlateauSchedule(optimizer, when=settings.when)
+    return CosineSchedule(
+        optimizer,
+        epochs=epochs,
+        warmup_epochs=settings.warmup_epochs,
+        peak=settings.lr,
+        final=settings.final_lr,
+        start=settings.warmup_lr,
+    )
 
 
 def retune(optimizer: Optimizer, before: float, lr: float, weight_decay: float) -> None:
@@ -152,7 +163,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         one_of(self, "optim", OPTIMIZERS)
-        one_of(self, "schedule", tuple(SCHEDULES))
+        one_of(self, "schedule", SCHEDULES)
         for name in ("lr", "cls_lr"):
             check(getattr(self, name) > 0, self, name, "a positive number")
         for name in ("weight_decay", "cls_weight_decay", "clip", "warmup_lr", "final_lr"):

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from cggm_ray.engine.optim import FACTOR
-
-if TYPE_CHECKING:
-    from cggm_ray.engine.configuration import Config
+FACTOR = "factor"
+"""Key of a parameter group: by how much its learning rate differs from that of the model."""
 
 
 class Schedule:
@@ -34,8 +32,8 @@ class Schedule:
 class PlateauSchedule(Schedule):
     """A tenth of the learning rate after `when` epochs in which the validation loss did not fall (released code)."""
 
-    def __init__(self, config: Config, optimizer: Optimizer) -> None:
-        self._inner = ReduceLROnPlateau(optimizer, mode="min", factor=0.1, patience=config.optim.when)
+    def __init__(self, optimizer: Optimizer, *, when: int) -> None:
+        self._inner = ReduceLROnPlateau(optimizer, mode="min", factor=0.1, patience=when)
 
     def after_epoch(self, valid_loss: float) -> None:
         """See `Schedule`."""
@@ -56,15 +54,16 @@ class CosineSchedule(Schedule):
     A function of the step alone, so it remembers nothing.
     """
 
-    def __init__(self, config: Config, optimizer: Optimizer) -> None:
-        self._optim, self._epochs, self._optimizer = config.optim, config.train.num_epochs, optimizer
+    def __init__(
+        self, optimizer: Optimizer, *, epochs: int, warmup_epochs: int, peak: float, final: float, start: float
+    ) -> None:
+        self._optimizer, self._epochs, self._warmup_epochs = optimizer, epochs, warmup_epochs
+        self._rates = {"peak": peak, "final": final, "start": start}
 
     def before_step(self, step: int, steps_per_epoch: int) -> None:
         """See `Schedule`."""
-        warmup, total = self._optim.warmup_epochs * steps_per_epoch, self._epochs * steps_per_epoch
-        lr = cosine_with_warmup(
-            step, total, warmup, peak=self._optim.lr, final=self._optim.final_lr, start=self._optim.warmup_lr
-        )
+        warmup, total = self._warmup_epochs * steps_per_epoch, self._epochs * steps_per_epoch
+        lr = cosine_with_warmup(step, total, warmup, **self._rates)
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group.get(FACTOR, 1.0)
 
@@ -76,13 +75,5 @@ def cosine_with_warmup(step: int, total: int, warmup: int, *, peak: float, final
     return final + (peak - final) * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
 
 
-SCHEDULES: dict[str, type[PlateauSchedule] | type[CosineSchedule]] = {
-    "plateau": PlateauSchedule,
-    "cosine": CosineSchedule,
-}
-"""Schedules by the name that `--schedule` takes."""
-
-
-def build_schedule(config: Config, optimizer: Optimizer) -> Schedule:
-    """The schedule of a run."""
-    return SCHEDULES[config.optim.schedule](config, optimizer)
+SCHEDULES = ("plateau", "cosine")
+"""Names that `--schedule` takes."""

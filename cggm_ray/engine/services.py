@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from cggm_ray.core.errors import one_line
-from cggm_ray.engine.configuration import Config
 
 T = TypeVar("T")
 PROJECT = "cggm-ray"
@@ -28,11 +27,11 @@ class MLflow:
 
     Args:
         folder: of the run. A run that goes on is the same run there.
-        config: of the run, logged as parameters.
+        parameters: of the run by name, plain values.
         finished: epochs that the run continues from.
     """
 
-    def __init__(self, folder: Path, config: Config, finished: int) -> None:
+    def __init__(self, folder: Path, parameters: Mapping[str, object], finished: int) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         address = os.environ.get("MLFLOW_TRACKING_URI")
         if address is None:
@@ -52,8 +51,8 @@ class MLflow:
             self._client.update_run(self._run, status="RUNNING")
         else:
             self._run = self._client.create_run(number, run_name=folder.name, tags={FOLDER_TAG: tag}).info.run_id
-            parameters = [Param(key, str(value)[:LONGEST]) for key, value in _flat(config).items()]
-            self._client.log_batch(self._run, params=parameters)
+            logged = [Param(key, str(value)[:LONGEST]) for key, value in parameters.items()]
+            self._client.log_batch(self._run, params=logged)
 
     def log(self, record: Mapping[str, float]) -> None:
         """See `Tracker`."""
@@ -77,11 +76,11 @@ class WandB:
 
     Args:
         folder: of the run. A run that goes on is the same run there.
-        config: of the run.
+        parameters: of the run by name, plain values.
         finished: epochs that the run continues from.
     """
 
-    def __init__(self, folder: Path, config: Config, finished: int) -> None:
+    def __init__(self, folder: Path, parameters: Mapping[str, object], finished: int) -> None:
         import wandb
 
         wanted = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
@@ -100,7 +99,7 @@ class WandB:
             id=_identity(folder),
             resume="allow" if wanted == "online" else None,
             dir=str(folder),
-            config=_flat(config),
+            config=dict(parameters),
             settings=settings,
         )
 
@@ -154,7 +153,3 @@ def _identity(folder: Path) -> str:
     """The same for every start of a run, and another for every folder; without quotes, which end a text in a search."""
     name = re.sub(r"[^\w.-]", "_", folder.name[:40])
     return f"{name}-{hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:12]}"
-
-
-def _flat(config: Config) -> dict[str, object]:
-    return {f"{section}.{key}": value for section, fields in config.to_dict().items() for key, value in fields.items()}

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from cggm_ray.core.batch import Batch, HeadOutput
 from cggm_ray.core.reduction import alone
 from cggm_ray.engine.accumulate import backward
-from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.guards import non_finite
 from cggm_ray.engine.optim import clip_by_total_norm, rescale
 from cggm_ray.engine.runtime import Runtime
@@ -50,16 +49,29 @@ class TrainingStep(nn.Module):
             return self.net.fuse(features, batch.masks)
 
 
-def train_step(config: Config, state: TrainState, step: nn.Module, batch: Batch, runtime: Runtime) -> dict[str, Tensor]:
+def train_step(
+    state: TrainState, step: nn.Module, batch: Batch, runtime: Runtime, *, accumulate: int, clip: float
+) -> dict[str, Tensor]:
     """One optimizer step on a global batch: forward, one backward for everything, clip, move.
+
+    Args:
+        state: of the run.
+        step: a `TrainingStep`, as the runtime wrapped it.
+        batch: this worker's share of the global batch.
+        runtime: where the loop runs.
+        accumulate: parts in which the share is taken.
+        clip: largest L2 norm of the model's gradient; 0 for no clipping.
+
+    Returns:
+        Name of the log to a scalar or [M], detached.
 
     Raises:
         NonFiniteError: on all workers alike, before any parameter moved.
     """
     state.optimizer.zero_grad(set_to_none=True)
-    task_loss, extra = backward(step, batch, config.train.accumulate)
+    task_loss, extra = backward(step, batch, accumulate)
     state.strategy.adjust()
-    total, norms_M = clip_by_total_norm(state.net.parameters(), state.net.encoders.values(), config.optim.clip or None)
+    total, norms_M = clip_by_total_norm(state.net.parameters(), state.net.encoders.values(), clip or None)
     # Loss and norm are those of the global batch, the same on every worker, so all of them stop or none does.
     if state.watch is not None:
         state.watch.note(state.step, batch.index, task_loss, extra, total)

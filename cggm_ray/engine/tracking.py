@@ -18,7 +18,6 @@ from typing import Protocol
 
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.registry import nearest
-from cggm_ray.engine.configuration import Config
 from cggm_ray.storage.files import write_text
 
 METRICS = "metrics.jsonl"
@@ -179,21 +178,30 @@ def check_trackers(names: Sequence[str] | None) -> None:
 
 
 def default_trackers(
-    config: Config, folder: Path, console: Console, modalities: Sequence[str], metric: str, finished: int
+    wanted: Sequence[str] | None,
+    folder: Path,
+    console: Console,
+    modalities: Sequence[str],
+    metric: str,
+    *,
+    finished: int,
+    epochs: int,
+    parameters: Mapping[str, object],
 ) -> list[Tracker]:
     """The metrics file, the lines of progress, and what `--trackers` names; by default TensorBoard if it is installed.
 
     Args:
-        config: of the run.
+        wanted: names of services, or None for the default.
         folder: of the run.
         console: for lines of progress, and for what goes wrong with a service.
         modalities: names, in order.
         metric: the validation metric that selects.
         finished: epochs that the run continues from.
+        epochs: that the run has in all.
+        parameters: of the run by name, plain values, for the services.
     """
-    progress = Progress(console, modalities, metric, finished, config.train.num_epochs)
+    progress = Progress(console, modalities, metric, finished, epochs)
     trackers: list[Tracker] = [JsonLines(folder, finished), progress]
-    wanted = config.run.trackers
     for name in ("tensorboard",) if wanted is None else wanted:
         if name == "tensorboard" and _installed(name):
             trackers.append(TensorBoard(folder, finished))
@@ -202,7 +210,7 @@ def default_trackers(
             from cggm_ray.engine.services import Careful, MLflow, WandB
 
             service = MLflow if name == "mlflow" else WandB
-            trackers.append(Careful(name, partial(service, folder, config, finished), console.say))
+            trackers.append(Careful(name, partial(service, folder, parameters, finished), console.say))
     return trackers
 
 

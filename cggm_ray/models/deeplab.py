@@ -16,11 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from cggm_ray.config.fields import one_of, option
 from cggm_ray.core.batch import Feature, HeadOutput
 from cggm_ray.core.errors import DataError
 from cggm_ray.models.batchnorm import BatchNorm2d, recompute_contexts
 from cggm_ray.models.net import Masks, MultimodalNet
-from cggm_ray.models.resnet import ResNet, ResNetConfig
+from cggm_ray.models.registry import NETWORKS, NetworkInfo, NetworkOptions, NetworkPlan
+from cggm_ray.models.resnet import BACKBONES, ResNet, ResNetConfig
 
 LOW_STRIDE = 4
 """Pixels of the input per pixel of the low-level features, and of the head's map."""
@@ -219,3 +221,30 @@ def _initialise(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepLabOptions(NetworkOptions):
+    """Options of DeepLabv3+."""
+
+    backbone: str = option("resnet101", "residual network of every sequence: resnet18, resnet50, resnet101")
+    recompute: bool = option(
+        False, "compute the encoders' activations again in the backward pass instead of keeping them", resume=True
+    )
+    channels_last: bool = option(False, "channels last in memory, for the matrix units of a GPU", resume=True)
+
+    def __post_init__(self) -> None:
+        one_of(self, "backbone", tuple(BACKBONES))
+
+
+def _build(plan: NetworkPlan[DeepLabOptions]) -> tuple[MultimodalNet, dict[str, nn.Module]]:
+    options, modalities = plan.options, tuple(plan.shapes)
+    config = DeepLabConfig(backbone=BACKBONES[options.backbone], recompute=options.recompute)
+    net, guides = DeepLab(config, modalities, plan.outputs), deeplab_guides(config, modalities, plan.outputs)
+    if options.channels_last:
+        for module in (net, *guides.values()):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net, guides
+
+
+NETWORKS.register("deeplab")(NetworkInfo(build=_build, options=DeepLabOptions, sized=False))

@@ -7,7 +7,7 @@ and fused by a further transformer, of which time step 0 is used, followed by a 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cggm_ray.core.batch import HeadOutput
 from cggm_ray.models.dropout import relu_dropout_linear
 from cggm_ray.models.net import Masks, MultimodalNet
+from cggm_ray.models.registry import NETWORKS, NetworkInfo, NetworkOptions, NetworkPlan
 from cggm_ray.models.settings import ModelConfig
 from cggm_ray.models.transformer import TransformerConfig, TransformerEncoder
 
@@ -109,7 +110,15 @@ def sequence_net(config: ModelConfig, features: Mapping[str, int], outputs: int)
     )
 
 
-def sequence_guides(config: ModelConfig, modalities: Mapping[str, int], outputs: int) -> dict[str, nn.Module]:
+def sequence_guides(config: ModelConfig, modalities: Iterable[str], outputs: int) -> dict[str, nn.Module]:
     """A `SequenceGuide` for each modality."""
     guide = transformer_config(config, config.cls_layers)
     return {name: SequenceGuide(guide, outputs) for name in modalities}
+
+
+def _build(plan: NetworkPlan[NetworkOptions]) -> tuple[MultimodalNet, dict[str, nn.Module]]:
+    widths = {name: shape[-1] for name, shape in plan.shapes.items()}
+    return sequence_net(plan.sizes, widths, plan.outputs), sequence_guides(plan.sizes, widths, plan.outputs)
+
+
+NETWORKS.register("sequence")(NetworkInfo(build=_build, options=NetworkOptions))

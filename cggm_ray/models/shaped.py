@@ -13,26 +13,14 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cggm_ray.core.kinds import IMAGE, SEQUENCE, VECTOR
 from cggm_ray.models.net import MultimodalNet
-from cggm_ray.models.sequence import SequenceEncoder, TransformerFusion, transformer_config
+from cggm_ray.models.registry import NETWORKS, NetworkInfo, NetworkOptions, NetworkPlan
+from cggm_ray.models.sequence import SequenceEncoder, TransformerFusion, sequence_guides, transformer_config
 from cggm_ray.models.settings import ModelConfig
 from cggm_ray.models.transformer import TransformerConfig, TransformerEncoder
 
-SEQUENCE, VECTOR, IMAGE = "sequence", "vector", "image"
-KINDS = {SEQUENCE: "[T, D]", VECTOR: "[D]", IMAGE: "[H, W], [C, H, W] or [H, W, C]"}
 MOST_PATCHES = 64
-
-
-def kind_of(shape: tuple[int, ...]) -> str | None:
-    """What a sample of this shape is taken for; None where it is none of `KINDS`. Two equal axes make an image."""
-    if len(shape) == 2:
-        return IMAGE if shape[0] == shape[1] else SEQUENCE
-    return {1: VECTOR, 3: IMAGE}.get(len(shape))
-
-
-def fits(kind: str, shape: tuple[int, ...]) -> bool:
-    """Whether an encoder of this kind takes samples of this shape; a vector may be given in any."""
-    return len(shape) in {SEQUENCE: (2,), VECTOR: range(1, 9), IMAGE: (2, 3)}[kind]
 
 
 class VectorEncoder(SequenceEncoder):
@@ -115,3 +103,11 @@ def shaped_net(
         TransformerFusion(dataclasses.replace(encoder, layers=config.nlevels - 2), out_dropout=config.out_dropout),
         nn.Linear(config.proj_dim, outputs),
     )
+
+
+def _build(plan: NetworkPlan[NetworkOptions]) -> tuple[MultimodalNet, dict[str, nn.Module]]:
+    net = shaped_net(plan.sizes, plan.shapes, plan.kinds, plan.outputs)
+    return net, sequence_guides(plan.sizes, plan.shapes, plan.outputs)
+
+
+NETWORKS.register("shaped")(NetworkInfo(build=_build, options=NetworkOptions))

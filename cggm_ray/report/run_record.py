@@ -137,7 +137,7 @@ def with_contributions(story: Story) -> Story:
     try:
         run = open_finished(story.folder)
         found = contributions(
-            run.config,
+            run.config.train,
             run.net,
             run.task,
             run.split("valid"),

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from cggm_ray.core.batch import Batch, Feature
-from cggm_ray.engine.configuration import Config
+from cggm_ray.core.errors import CggmError, TrainingError, UsageError
 from cggm_ray.data.loading.sampler import slices
 from cggm_ray.data.loading.split import Split
-from cggm_ray.core.errors import CggmError, TrainingError, UsageError
-from cggm_ray.storage.files import write_text
-from cggm_ray.models.net import MultimodalNet
 from cggm_ray.engine.runtime import Runtime
+from cggm_ray.engine.settings import TrainConfig
+from cggm_ray.models.net import MultimodalNet
+from cggm_ray.storage.files import write_text
 from cggm_ray.tasks import Task
 
 BALANCE = "balance.json"
@@ -166,7 +166,7 @@ def imbalance_degree(values: Sequence[float]) -> float:
 
 @torch.no_grad()
 def contributions(
-    config: Config,
+    settings: TrainConfig,
     net: MultimodalNet,
     task: Task,
     split: Split,
@@ -179,7 +179,7 @@ def contributions(
     """Scores every subset of the network's modalities on a split, each worker taking its part.
 
     Args:
-        config: of the run.
+        settings: batch size and precision of the run.
         net: the bare network, with the weights of the checkpoint.
         task: what is predicted.
         split: to evaluate.
@@ -196,7 +196,7 @@ def contributions(
     chosen = subsets(modalities)
     failure: Exception | None = None
     try:
-        sums = _local_sums(config, net, task, split, runtime, chosen)
+        sums = _local_sums(settings, net, task, split, runtime, chosen)
     except (CggmError, RuntimeError, OSError) as error:
         # The others wait for this worker's sums: it gives zeros, and says that they are none.
         failure = error
@@ -215,7 +215,7 @@ def contributions(
 
 
 def leave_contributions(
-    config: Config,
+    settings: TrainConfig,
     net: MultimodalNet,
     task: Task,
     split: Split,
@@ -230,7 +230,7 @@ def leave_contributions(
     See `contributions` for the arguments.
     """
     try:
-        found = contributions(config, net, task, split, runtime, metric=metric, epoch=epoch)
+        found = contributions(settings, net, task, split, runtime, metric=metric, epoch=epoch)
         if runtime.rank == 0:
             found.save(folder / BALANCE)
     except (CggmError, OSError) as error:
@@ -243,20 +243,20 @@ def _width(task: Task, split: Split) -> int:
 
 
 def _local_sums(
-    config: Config, net: MultimodalNet, task: Task, split: Split, runtime: Runtime, chosen: Sequence[Subset]
+    settings: TrainConfig, net: MultimodalNet, task: Task, split: Split, runtime: Runtime, chosen: Sequence[Subset]
 ) -> Tensor:
     """This worker's sums of loss and metrics, one subset after the other."""
     net.eval()
     device = runtime.device
     states = [task.metrics(device, split.groups) for _ in chosen]
     loss_sums = [torch.zeros(task.n_sums, dtype=torch.float64, device=device) for _ in chosen]
-    plan = list(slices(torch.arange(len(split)), config.train.batch_size, runtime.rank, runtime.world_size))
+    plan = list(slices(torch.arange(len(split)), settings.batch_size, runtime.rank, runtime.world_size))
     for batch in split.batches(plan, epoch=0):
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             features = net.encode(batch.inputs, batch.masks)
             nothing = {name: _zeros(feature) for name, feature in features.items()}
         for subset, state, losses in zip(chosen, states, loss_sums, strict=True):
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
                 seen = {name: (features if name in subset else nothing)[name] for name in features}
                 logits = net.fuse(seen, _masks(batch, subset, net)).logits
             logits = logits.float() if logits.dtype.itemsize < 4 else logits

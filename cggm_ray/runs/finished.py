@@ -8,23 +8,22 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
+from cggm_ray.config.parsing import read_yaml
+from cggm_ray.core.errors import DataError, UsageError
+from cggm_ray.data.dataset import DATASETS, Dataset
+from cggm_ray.data.loading.split import Split
+from cggm_ray.data.shards.opening import open_manifest
+from cggm_ray.data.shards.shards import Manifest, WriteShards, write_shards_here
+from cggm_ray.engine.assembly import build_dataset, build_network, prepare_data, selected_modalities
 from cggm_ray.engine.checkpoints import check_checkpoint
 from cggm_ray.engine.configuration import Config
-from cggm_ray.runs.confusion import CONFUSION
-from cggm_ray.data.dataset import DATASETS, Dataset
-from cggm_ray.engine.assembly import build_network, selected_modalities
-from cggm_ray.data.prepare import prepare
-from cggm_ray.data.shards.shards import Manifest, WriteShards, write_shards_here
-from cggm_ray.data.loading.split import Split
-from cggm_ray.core.errors import DataError, UsageError
-from cggm_ray.models.net import MultimodalNet
-from cggm_ray.runs.folder import CONFIG
 from cggm_ray.engine.runtime import LocalRuntime
 from cggm_ray.engine.state import BEST, load_weights
-from cggm_ray.tasks import Task
+from cggm_ray.models.net import MultimodalNet
+from cggm_ray.runs.confusion import CONFUSION
+from cggm_ray.runs.folder import CONFIG
 from cggm_ray.runs.result import SUMMARY, Result, read_summary
-from cggm_ray.data.shards.opening import open_manifest
-from cggm_ray.config.parsing import read_yaml
+from cggm_ray.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +85,12 @@ def open_finished(
         config = with_classes(config, folder)
     section = dataclasses.replace(config.run, workers="1", use_gpu=False, no_cuda=config.run.no_cuda or not gpu)
     runtime = LocalRuntime(folder, section)
-    shards = prepare(config, write)
+    shards = prepare_data(config, write)
     manifest = open_manifest(shards)
     if data_path is not None:
         check_classes(manifest, folder, data_path)
-    dataset, modalities = DATASETS.get(manifest.dataset)(config), selected_modalities(config, manifest)
-    net, _ = build_network(dataset, manifest, modalities)
+    dataset, modalities = build_dataset(config, manifest.dataset), selected_modalities(config, manifest)
+    net, _ = build_network(config, dataset, manifest, modalities)
     load_weights(net.to(runtime.device), folder / BEST)
     return Finished(
         config=config,

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from cggm_ray.engine.configuration import Config
-from cggm_ray.data.shards.shards import MANIFEST, Manifest
 from cggm_ray.core.errors import UsageError
+from cggm_ray.data.shards.shards import MANIFEST, Manifest
+from cggm_ray.engine.configuration import Config
 
 PROVENANCE = "provenance.jsonl"
 PACKAGES = ("cggm-ray", "torch", "numpy", "ray", "pyarrow", "safetensors")

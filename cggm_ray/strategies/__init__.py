@@ -1,8 +1,9 @@
-"""Balancing strategies: tensors in, tensors out. They know no dataset and no Ray; `cggm_ray.strategies.teachers` reads UMT's files."""
+"""Balancing strategies: tensors in, tensors out. They know no dataset, no file and no Ray."""
 
 from cggm_ray.strategies.agm import AGM
-from cggm_ray.strategies.base import JointTraining, Strategy
+from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.cggm import CGGM
+from cggm_ray.strategies.joint import JointTraining
 from cggm_ray.strategies.mmpareto import MMPareto
 from cggm_ray.strategies.modality_dropout import ModalityDropout
 from cggm_ray.strategies.ogm import OGM

@@ -26,23 +26,18 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cggm_ray.config.fields import check, option
 from cggm_ray.core.batch import Feature
 from cggm_ray.core.reduction import Reduce, alone
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.features import Predict, as_in_inference, keep_only, logits_of
-from cggm_ray.strategies.registry import STRATEGIES, StrategyInfo, StrategyOptions
+from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.strategies.responses import ResponseStrategy
 from cggm_ray.tasks.base import Task
-
-if TYPE_CHECKING:
-    from cggm_ray.engine.configuration import Config
-    from cggm_ray.models.net import MultimodalNet
 
 MOST = 10.0
 """Bound of tau - r."""
@@ -147,10 +142,14 @@ def ratios(score_M: Tensor, seen_M: Tensor) -> Tensor:
     return torch.where(seen_M & (seen_M.sum() > 1), torch.exp(others_M - score_M), 1.0)
 
 
-def _build(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, reduce: Reduce) -> Strategy:
-    options = config.strategy
-    assert isinstance(options, AGMOptions)
-    return AGM(list(net.encoders), as_in_inference(net), task=task, alpha=options.agm_alpha, reduce=reduce)
+def _build(given: Materials[AGMOptions]) -> Strategy:
+    return AGM(
+        given.modalities,
+        as_in_inference(given.net),
+        task=given.task,
+        alpha=given.options.agm_alpha,
+        reduce=given.reduce,
+    )
 
 
 STRATEGIES.register("agm")(StrategyInfo(build=_build, options=AGMOptions))

@@ -13,7 +13,6 @@ All it computes from a batch is a vector of sums, so one all-reduce per step mak
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +20,7 @@ from torch.optim import Optimizer
 
 from cggm_ray.core.batch import Feature, HeadOutput
 from cggm_ray.core.reduction import Reduce, Totals, all_reduce_with_local_gradient, alone
-from cggm_ray.strategies.registry import STRATEGIES, StrategyInfo
 from cggm_ray.tasks.base import Task
-
-if TYPE_CHECKING:
-    from cggm_ray.engine.configuration import Config
-    from cggm_ray.models.net import MultimodalNet
 
 
 class Strategy(nn.Module):
@@ -175,14 +169,3 @@ class Strategy(nn.Module):
     def own_optimizer(self) -> Optimizer | None:
         """The optimizer of what the strategy trains by itself; None where it trains nothing."""
         return None
-
-
-class JointTraining(Strategy):
-    """No balancing: all modalities are trained by the task loss alone."""
-
-
-def _joint(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, reduce: Reduce) -> Strategy:
-    return JointTraining(task=task, reduce=reduce)
-
-
-STRATEGIES.register("none")(StrategyInfo(build=_joint, balances=False))

@@ -12,7 +12,6 @@ A step, one function each:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,18 +21,13 @@ from cggm_ray.core.batch import Feature, HeadOutput
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.reduction import Reduce, alone
 from cggm_ray.core.registry import nearest
-from cggm_ray.engine.optim import guide_optimizer
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.coefficients import COEFFICIENT_RULES, StableRule
 from cggm_ray.strategies.direction import DIRECTION_RULES
 from cggm_ray.strategies.gate import Gates
 from cggm_ray.strategies.guided import Guided
-from cggm_ray.strategies.registry import STRATEGIES, StrategyInfo
+from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks.base import Task
-
-if TYPE_CHECKING:
-    from cggm_ray.engine.configuration import Config
-    from cggm_ray.models.net import MultimodalNet
 
 LEAST_RATE = 1e-6
 
@@ -246,11 +240,11 @@ def _weight(layer: object, what: str) -> Tensor:
     return weight
 
 
-def _build(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, reduce: Reduce) -> Strategy:
-    parts = config.modulation.resolved()
+def _build(given: Materials[StrategyOptions]) -> Strategy:
+    parts = given.modulation
     return CGGM(
-        guides,
-        task=task,
+        given.guides,
+        task=given.task,
         rho=parts.rho,
         lam=parts.lam,
         coefficients=str(parts.coefficients),
@@ -258,27 +252,23 @@ def _build(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], 
         utility=parts.utility,
         smoothing=parts.smoothing,
         floor=parts.floor,
-        optimizer=lambda parameters: guide_optimizer(config.optim, parameters),
-        head=net.head,
+        optimizer=given.guide_optimizer,
+        head=given.net.head,
         magnitude=parts.gate != "off",
         update=parts.gate == "update",
-        bodies=net.bodies() if parts.gate == "body" else None,
-        reduce=reduce,
+        bodies=given.net.bodies() if parts.gate == "body" else None,
+        reduce=given.reduce,
     )
 
 
-STRATEGIES.register("cggm")(
-    StrategyInfo(build=_build, parts={"coefficients": "stable", "direction": "gradient", "gate": "feature"})
-)
-STRATEGIES.register("cggm-paper")(
-    StrategyInfo(build=_build, parts={"coefficients": "paper", "direction": "gradient", "gate": "feature"})
-)
-STRATEGIES.register("cggm-released")(
-    StrategyInfo(build=_build, parts={"coefficients": "released", "direction": "released", "gate": "body"})
-)
-STRATEGIES.register("cggm-magnitude")(
-    StrategyInfo(build=_build, parts={"coefficients": "stable", "direction": "off", "gate": "feature"})
-)
-STRATEGIES.register("cggm-direction")(
-    StrategyInfo(build=_build, parts={"coefficients": "stable", "direction": "gradient", "gate": "off"})
-)
+READINGS = {
+    "cggm": {"coefficients": "stable", "direction": "gradient", "gate": "feature"},
+    "cggm-paper": {"coefficients": "paper", "direction": "gradient", "gate": "feature"},
+    "cggm-released": {"coefficients": "released", "direction": "released", "gate": "body"},
+    "cggm-magnitude": {"coefficients": "stable", "direction": "off", "gate": "feature"},
+    "cggm-direction": {"coefficients": "stable", "direction": "gradient", "gate": "off"},
+}
+"""The readings of the method, and its two halves by themselves."""
+
+for name, parts in READINGS.items():
+    STRATEGIES.register(name)(StrategyInfo(build=_build, options=StrategyOptions, parts=parts))

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -32,15 +31,10 @@ from torch import Tensor, nn
 from cggm_ray.config.fields import at_least, check, option
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.reduction import Reduce, alone
-from cggm_ray.engine.optim import guide_optimizer
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.guided import Guided, MakeOptimizer
-from cggm_ray.strategies.registry import STRATEGIES, StrategyInfo, StrategyOptions
+from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks.base import Task
-
-if TYPE_CHECKING:
-    from cggm_ray.engine.configuration import Config
-    from cggm_ray.models.net import MultimodalNet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,16 +140,14 @@ def blend(
     return weight / weight.sum()
 
 
-def _build(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, reduce: Reduce) -> Strategy:
-    options = config.strategy
-    assert isinstance(options, GBlendOptions)
+def _build(given: Materials[GBlendOptions]) -> Strategy:
     return GBlending(
-        guides,
-        task=task,
-        super_epoch=options.gblend_super_epoch,
-        floor=options.gblend_floor,
-        optimizer=lambda parameters: guide_optimizer(config.optim, parameters),
-        reduce=reduce,
+        given.guides,
+        task=given.task,
+        super_epoch=given.options.gblend_super_epoch,
+        floor=given.options.gblend_floor,
+        optimizer=given.guide_optimizer,
+        reduce=given.reduce,
     )
 
 

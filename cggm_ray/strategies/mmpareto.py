@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,16 +31,11 @@ from cggm_ray.config.fields import check, option
 from cggm_ray.core.batch import Feature, HeadOutput
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.reduction import Reduce, alone
-from cggm_ray.engine.optim import guide_optimizer
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.gate import Gates
 from cggm_ray.strategies.guided import Guided
-from cggm_ray.strategies.registry import STRATEGIES, StrategyInfo, StrategyOptions
+from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks.base import Task
-
-if TYPE_CHECKING:
-    from cggm_ray.engine.configuration import Config
-    from cggm_ray.models.net import MultimodalNet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,16 +202,14 @@ class MMPareto(Guided):
         )
 
 
-def _build(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, reduce: Reduce) -> Strategy:
-    options = config.strategy
-    assert isinstance(options, MMParetoOptions)
+def _build(given: Materials[MMParetoOptions]) -> Strategy:
     return MMPareto(
-        guides,
-        dict(net.encoders.items()),
-        task=task,
-        gamma=options.mmpareto_gamma,
-        optimizer=lambda parameters: guide_optimizer(config.optim, parameters),
-        reduce=reduce,
+        given.guides,
+        dict(given.net.encoders.items()),
+        task=given.task,
+        gamma=given.options.mmpareto_gamma,
+        optimizer=given.guide_optimizer,
+        reduce=given.reduce,
     )
 
 

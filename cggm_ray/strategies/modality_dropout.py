@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cggm_ray.config.fields import check, option
 from cggm_ray.core.batch import Feature, HeadOutput
@@ -24,12 +23,8 @@ from cggm_ray.core.errors import UsageError
 from cggm_ray.core.reduction import Reduce, alone
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.features import each
-from cggm_ray.strategies.registry import STRATEGIES, StrategyInfo, StrategyOptions
+from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks.base import Task, sample_weight
-
-if TYPE_CHECKING:
-    from cggm_ray.engine.configuration import Config
-    from cggm_ray.models.net import MultimodalNet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +107,8 @@ def _where(kept_N: Tensor, feature: Feature) -> Feature:
     return each(feature, lambda part: part.masked_fill(~kept_N.reshape(-1, *[1] * (part.ndim - 1)), 0))
 
 
-def _build(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, reduce: Reduce) -> Strategy:
-    options = config.strategy
-    assert isinstance(options, ModalityDropoutOptions)
-    return ModalityDropout(task=task, p=options.modality_dropout_p, reduce=reduce)
+def _build(given: Materials[ModalityDropoutOptions]) -> Strategy:
+    return ModalityDropout(task=given.task, p=given.options.modality_dropout_p, reduce=given.reduce)
 
 
 STRATEGIES.register("modality-dropout")(StrategyInfo(build=_build, options=ModalityDropoutOptions))

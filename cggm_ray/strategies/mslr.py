@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -27,15 +26,10 @@ from cggm_ray.config.fields import at_least, one_of, option
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.reduction import Reduce, alone
 from cggm_ray.core.registry import nearest
-from cggm_ray.engine.optim import guide_optimizer
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.guided import Guided, MakeOptimizer
-from cggm_ray.strategies.registry import STRATEGIES, StrategyInfo, StrategyOptions
+from cggm_ray.strategies.registry import STRATEGIES, Materials, Setting, StrategyInfo, StrategyOptions
 from cggm_ray.tasks.base import Task
-
-if TYPE_CHECKING:
-    from cggm_ray.engine.configuration import Config
-    from cggm_ray.models.net import MultimodalNet
 
 KINDS = ("keep", "smooth", "dynamic")
 
@@ -167,27 +161,20 @@ def _positive(name: str, text: str) -> float:
     return value
 
 
-def _options(config: Config) -> MSLROptions:
-    options = config.strategy
-    assert isinstance(options, MSLROptions)
-    return options
+def _learning_rates(given: Setting[MSLROptions]) -> dict[str, float]:
+    return learning_rates(given.options, given.modalities, given.lr)
 
 
-def _check(config: Config, modalities: Sequence[str]) -> None:
-    learning_rates(_options(config), modalities, config.optim.lr)
-
-
-def _build(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, reduce: Reduce) -> Strategy:
-    options, lr = _options(config), config.optim.lr
+def _build(given: Materials[MSLROptions]) -> Strategy:
     return MSLR(
-        guides,
-        task=task,
-        factors={name: rate / lr for name, rate in learning_rates(options, list(net.encoders), lr).items()},
-        strategy=options.mslr_strategy,
-        window=options.mslr_window,
-        optimizer=lambda parameters: guide_optimizer(config.optim, parameters),
-        reduce=reduce,
+        given.guides,
+        task=given.task,
+        factors={name: rate / given.lr for name, rate in _learning_rates(given).items()},
+        strategy=given.options.mslr_strategy,
+        window=given.options.mslr_window,
+        optimizer=given.guide_optimizer,
+        reduce=given.reduce,
     )
 
 
-STRATEGIES.register("mslr")(StrategyInfo(build=_build, options=MSLROptions, check=_check))
+STRATEGIES.register("mslr")(StrategyInfo(build=_build, options=MSLROptions, check=_learning_rates))

@@ -26,7 +26,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,14 +38,10 @@ from cggm_ray.core.reduction import Reduce, alone
 from cggm_ray.core.seeding import derive_seed
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.features import Predict, as_in_inference, keep_only, logits_of
-from cggm_ray.strategies.registry import STRATEGIES, StrategyInfo, StrategyOptions
+from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.strategies.responses import ResponseStrategy
 from cggm_ray.tasks.base import Task, sample_weight
 from cggm_ray.tasks.classification import Classification
-
-if TYPE_CHECKING:
-    from cggm_ray.engine.configuration import Config
-    from cggm_ray.models.net import MultimodalNet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,19 +177,17 @@ class OGM(ResponseStrategy):
         self.steps = int(state["steps"])
 
 
-def _build(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, reduce: Reduce) -> Strategy:
-    options = config.strategy
-    assert isinstance(options, OGMOptions)
+def _build(given: Materials[OGMOptions], noisy: bool = False) -> Strategy:
     return OGM(
-        list(net.encoders),
-        as_in_inference(net),
-        task=task,
-        alpha=options.ogm_alpha,
-        noisy=dict(net.encoders.items()) if config.modulation.modulation == "ogm-ge" else None,
-        seed=config.train.seed,
-        reduce=reduce,
+        given.modalities,
+        as_in_inference(given.net),
+        task=given.task,
+        alpha=given.options.ogm_alpha,
+        noisy=dict(given.net.encoders.items()) if noisy else None,
+        seed=given.seed,
+        reduce=given.reduce,
     )
 
 
 STRATEGIES.register("ogm")(StrategyInfo(build=_build, options=OGMOptions))
-STRATEGIES.register("ogm-ge")(StrategyInfo(build=_build, options=OGMOptions, shares="ogm"))
+STRATEGIES.register("ogm-ge")(StrategyInfo(build=partial(_build, noisy=True), options=OGMOptions, shares="ogm"))

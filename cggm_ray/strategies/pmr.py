@@ -26,23 +26,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cggm_ray.config.fields import at_least, check, option
 from cggm_ray.core.batch import Feature, HeadOutput
 from cggm_ray.core.reduction import Reduce, alone
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.features import counted, in_precision
-from cggm_ray.strategies.registry import STRATEGIES, StrategyInfo, StrategyOptions
+from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks import Classification
-from cggm_ray.tasks.base import Task, sample_weight
-
-if TYPE_CHECKING:
-    from cggm_ray.engine.configuration import Config
-    from cggm_ray.models.net import MultimodalNet
+from cggm_ray.tasks.base import sample_weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,18 +250,16 @@ def pooled(feature: Feature, mask: Tensor | None = None) -> Tensor:
     return x.flatten(2).mean(2)
 
 
-def _build(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, reduce: Reduce) -> Strategy:
-    options = config.strategy
-    assert isinstance(options, PMROptions)
-    assert isinstance(task, Classification)
+def _build(given: Materials[PMROptions]) -> Strategy:
+    options = given.options
     return PMR(
-        list(net.encoders),
-        task=task,
+        given.modalities,
+        task=cast(Classification, given.task),
         alpha=options.pmr_alpha,
         mu=options.pmr_mu,
         epochs=options.pmr_epochs,
         momentum=options.pmr_momentum,
-        reduce=reduce,
+        reduce=given.reduce,
     )
 
 

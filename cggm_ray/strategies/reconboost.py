@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,13 +32,9 @@ from cggm_ray.models.ensemble import Ensemble, ensemble_net, ensemble_of
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.features import counted, in_precision
 from cggm_ray.strategies.guided import OfEnsemble
-from cggm_ray.strategies.registry import STRATEGIES, StrategyInfo, StrategyOptions
+from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks import Classification
-from cggm_ray.tasks.base import Task, sample_weight
-
-if TYPE_CHECKING:
-    from cggm_ray.engine.configuration import Config
-    from cggm_ray.models.net import MultimodalNet
+from cggm_ray.tasks.base import sample_weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,20 +151,18 @@ class ReconBoost(OfEnsemble):
         self._epoch = int(state["epoch"])
 
 
-def _build(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, reduce: Reduce) -> Strategy:
-    options = config.strategy
-    assert isinstance(options, ReconBoostOptions)
-    assert isinstance(task, Classification)
+def _build(given: Materials[ReconBoostOptions]) -> Strategy:
+    options = given.options
     return ReconBoost(
-        dict(net.encoders.items()),
-        ensemble_of(net),
-        task=task,
+        dict(given.net.encoders.items()),
+        ensemble_of(given.net),
+        task=cast(Classification, given.task),
         epochs=options.reconboost_epochs,
         rectify=options.reconboost_rectify,
         weight1=options.reconboost_weight1,
         weight2=options.reconboost_weight2,
         alpha=options.reconboost_alpha,
-        reduce=reduce,
+        reduce=given.reduce,
     )
 
 
@@ -177,6 +171,6 @@ STRATEGIES.register("reconboost")(
         build=_build,
         options=ReconBoostOptions,
         tasks=(Classification,),
-        network=lambda config, net, guides: ensemble_net(net, guides, mean=False),
+        network=lambda net, guides: ensemble_net(net, guides, mean=False),
     )
 )

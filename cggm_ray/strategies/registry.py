@@ -1,23 +1,24 @@
-"""What the configuration knows of a strategy, and the strategies by name."""
+"""What a run knows of a strategy, what a strategy is built from, and the strategies by name."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from torch import nn
 
 from cggm_ray.core.reduction import Reduce
 from cggm_ray.core.registry import Registry
-from cggm_ray.strategies.base import Strategy
 from cggm_ray.tasks.base import Task
 
 if TYPE_CHECKING:
-    from cggm_ray.engine.configuration import Config
     from cggm_ray.models.net import MultimodalNet
+    from cggm_ray.strategies.base import Strategy
+    from cggm_ray.strategies.guided import MakeOptimizer
+    from cggm_ray.strategies.settings import ModulationConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,34 +36,80 @@ class StrategyOptions:
         """
         return self
 
+    def teachers(self) -> Sequence[str] | None:
+        """Folders or names of the finished runs whose encoders teach this strategy; None where it has no teachers."""
+        return None
+
+
+S = TypeVar("S", bound=StrategyOptions)
+
 
 @dataclass(frozen=True, kw_only=True)
-class StrategyInfo:
-    """A strategy as the configuration knows it.
+class Setting(Generic[S]):
+    """What a strategy may know of a run before there is a network.
 
     Attributes:
-        build: (configuration, net, guides by modality, task, reduce) to the strategy.
+        options: the strategy's own section of the configuration.
+        modulation: the section that all strategies share, with the strategy's own choice in every part.
+        modalities: their names, in the order of the network's encoders.
+        lr: learning rate of the model.
+        seed: of the run, the same on all workers.
+    """
+
+    options: S
+    modulation: ModulationConfig
+    modalities: tuple[str, ...]
+    lr: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Materials(Setting[S]):
+    """What a strategy is built from.
+
+    Attributes:
+        net: the network that is trained.
+        guides: a guide classifier by modality.
+        task: what is predicted.
+        reduce: sums a vector over workers.
+        guide_optimizer: makes the optimizer of guides from their parameters.
+        teachers: trained encoders by modality, where the options name any.
+    """
+
+    net: MultimodalNet
+    guides: Mapping[str, nn.Module]
+    task: Task
+    reduce: Reduce
+    guide_optimizer: MakeOptimizer
+    teachers: Mapping[str, nn.Module] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrategyInfo(Generic[S]):
+    """A strategy as a run knows it.
+
+    Attributes:
+        build: makes the strategy.
         parts: the parts that `--coefficients`, `--direction`, `--gate` can replace, with this strategy's own choice.
         options: class of its own section of the configuration.
         tasks: the tasks that it can serve; empty for all.
         balances: needs at least two modalities.
         whole_batch: needs the gradients of a worker's whole share at once, so `--accumulate` must be 1.
         shares: the strategy whose section of the configuration it reads, where that is not its own.
-        check: (configuration, modalities) raises a UsageError for what the options alone cannot tell; called before any
-            long work.
-        network: (configuration, net, guides) to the network that is trained, validated, saved and tested; None for the
-            dataset's own. It is a function of its arguments alone, so that a checkpoint finds the same network again.
+        check: raises a UsageError for what the options alone cannot tell; called before any long work.
+        network: (net, guides) to the network that is trained, validated, saved and tested; None for the run's own. It is a
+            function of its arguments alone, so that a checkpoint finds the same network again.
     """
 
-    build: Callable[[Config, MultimodalNet, Mapping[str, nn.Module], Task, Reduce], Strategy]
+    build: Callable[[Materials[S]], Strategy]
+    options: type[S]
     parts: Mapping[str, str] = field(default_factory=dict)
-    options: type[StrategyOptions] = StrategyOptions
     tasks: tuple[type[Task], ...] = ()
     balances: bool = True
     whole_batch: bool = False
     shares: str | None = None
-    check: Callable[[Config, tuple[str, ...]], None] | None = None
-    network: Callable[[Config, MultimodalNet, Mapping[str, nn.Module]], MultimodalNet] | None = None
+    check: Callable[[Setting[S]], object] | None = None
+    network: Callable[[MultimodalNet, Mapping[str, nn.Module]], MultimodalNet] | None = None
 
     @property
     def has_options(self) -> bool:
@@ -74,4 +121,4 @@ class StrategyInfo:
         return not self.tasks or isinstance(task, self.tasks)
 
 
-STRATEGIES: Registry[StrategyInfo] = Registry("strategy", "cggm_ray.strategies")
+STRATEGIES: Registry[StrategyInfo[Any]] = Registry("strategy", "cggm_ray.strategies")

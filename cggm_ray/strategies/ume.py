@@ -7,24 +7,15 @@ are its model; all are trained side by side, by the sum of their losses, and fus
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cggm_ray.core.batch import HeadOutput
-from cggm_ray.core.reduction import Reduce
 from cggm_ray.models.ensemble import ensemble_net, ensemble_of
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.features import counted
 from cggm_ray.strategies.guided import OfEnsemble, losses_of
-from cggm_ray.strategies.registry import STRATEGIES, StrategyInfo
-from cggm_ray.tasks.base import Task
-
-if TYPE_CHECKING:
-    from cggm_ray.engine.configuration import Config
-    from cggm_ray.models.net import MultimodalNet
+from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 
 
 class UME(OfEnsemble):
@@ -46,10 +37,12 @@ class UME(OfEnsemble):
         return losses_M.sum() - self.task.combine(task_sums)
 
 
-def _build(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, reduce: Reduce) -> Strategy:
-    return UME(ensemble_of(net), task=task, reduce=reduce)
+def _build(given: Materials[StrategyOptions]) -> Strategy:
+    return UME(ensemble_of(given.net), task=given.task, reduce=given.reduce)
 
 
 STRATEGIES.register("ume")(
-    StrategyInfo(build=_build, network=lambda config, net, guides: ensemble_net(net, guides, mean=True))
+    StrategyInfo(
+        build=_build, options=StrategyOptions, network=lambda net, guides: ensemble_net(net, guides, mean=True)
+    )
 )

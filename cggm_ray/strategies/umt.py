@@ -13,10 +13,10 @@ weight depends on the scale of the features and is to be tuned.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +27,8 @@ from cggm_ray.core.reduction import Reduce, alone
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.features import counted, in_precision
-from cggm_ray.strategies.registry import STRATEGIES, StrategyInfo, StrategyOptions
+from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks.base import Task, sample_weight
-
-if TYPE_CHECKING:
-    from cggm_ray.engine.configuration import Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +49,10 @@ class UMTOptions(StrategyOptions):
             return self
         runs = tuple(str(storage / Path(run).expanduser()) for run in self.umt_teachers)
         return dataclasses.replace(self, umt_teachers=runs)
+
+    def teachers(self) -> Sequence[str]:
+        """See `StrategyOptions`."""
+        return self.umt_teachers or ()
 
 
 class UMT(Strategy):
@@ -147,23 +148,8 @@ def _distances(feature: Feature, taught: Feature) -> Tensor:
     return torch.stack(squares).sum(0)
 
 
-def _build(config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, reduce: Reduce) -> Strategy:
-    # Files are read where they are known; this package is about tensors.
-    from cggm_ray.strategies.teachers import find_teachers, load_teachers
-
-    options = config.strategy
-    assert isinstance(options, UMTOptions)
-    found = find_teachers(config, options.umt_teachers, list(net.encoders))
-    teachers = load_teachers(dict(net.encoders.items()), found)
-    return UMT(teachers, task=task, alpha=options.umt_alpha, reduce=reduce)
+def _build(given: Materials[UMTOptions]) -> Strategy:
+    return UMT(given.teachers, task=given.task, alpha=given.options.umt_alpha, reduce=given.reduce)
 
 
-def _check(config: Config, modalities: tuple[str, ...]) -> None:
-    from cggm_ray.strategies.teachers import find_teachers
-
-    options = config.strategy
-    assert isinstance(options, UMTOptions)
-    find_teachers(config, options.umt_teachers, modalities)
-
-
-STRATEGIES.register("umt")(StrategyInfo(build=_build, options=UMTOptions, check=_check))
+STRATEGIES.register("umt")(StrategyInfo(build=_build, options=UMTOptions))

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cggm_ray.core.errors import DataError, listed, shown
+from cggm_ray.core.kinds import KINDS, SEQUENCE, fits, kind_of
 from cggm_ray.core.registry import nearest
 from cggm_ray.core.seeding import derive_seed
 from cggm_ray.data.datasets.feature_files import WHOLE, FeatureTable
 from cggm_ray.data.formats.untrusted import finite
 from cggm_ray.data.split_names import SPLITS, split_of
-from cggm_ray.models.shaped import KINDS, SEQUENCE, fits, kind_of
 
 
 @dataclass(frozen=True, kw_only=True)

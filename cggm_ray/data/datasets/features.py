@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from torch import nn
 
 from cggm_ray.config.fields import option
 from cggm_ray.core.errors import UsageError
+from cggm_ray.core.kinds import KINDS
 from cggm_ray.data.dataset import DATASETS, Dataset
 from cggm_ray.data.datasets.feature_demonstration import write_demonstration
 from cggm_ray.data.datasets.feature_files import PRESENT_SUFFIX, WHOLE, find_files, read_tables
@@ -30,7 +30,7 @@ from cggm_ray.data.datasets.feature_table import (
     shape_kinds,
 )
 from cggm_ray.data.loading.split import Split
-from cggm_ray.data.settings import DatasetOptions
+from cggm_ray.data.settings import DatasetOptions, DatasetSettings
 from cggm_ray.data.shards.shards import (
     IDENTITY,
     INDEX,
@@ -44,10 +44,7 @@ from cggm_ray.data.shards.shards import (
     is_modality,
     tensor_column,
 )
-from cggm_ray.engine.configuration import Config
 from cggm_ray.models.net import MultimodalNet
-from cggm_ray.models.sequence import sequence_guides
-from cggm_ray.models.shaped import KINDS, shaped_net
 from cggm_ray.runs.confusion import save_confusion
 from cggm_ray.tasks import Classification, Regression, Task
 
@@ -99,18 +96,19 @@ class Features(Dataset):
 
     name = "features"
     converter = 1
+    network = "shaped"
     Options = FeatureOptions
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        assert isinstance(config.options, FeatureOptions)
-        self.options = config.options
+    def __init__(self, settings: DatasetSettings) -> None:
+        super().__init__(settings)
+        assert isinstance(settings.options, FeatureOptions)
+        self.options = settings.options
         self._root = Path()
         self._notes: dict[str, Any] = {}
 
     def shard_options(self) -> dict[str, Any]:
         """All options, and the modalities, since only those are read."""
-        names = self.config.data.modalities
+        names = self.settings.data.modalities
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self.options).items()}
         return plain | {"modalities": None if names is None else sorted(names)}
 
@@ -163,12 +161,9 @@ class Features(Dataset):
         classes = self._notes["classes"]
         return Regression() if classes is None else Classification(len(classes))
 
-    def network(self, manifest: Manifest, modalities: tuple[str, ...]) -> tuple[MultimodalNet, dict[str, nn.Module]]:
-        """An encoder for every modality by its kind, the released fusion, and a guide for each."""
-        shapes = {name: manifest.modalities[name].shape for name in modalities}
-        outputs, kinds = self.task(manifest).outputs, manifest.notes["kinds"]
-        guides = sequence_guides(self.config.model, dict.fromkeys(modalities, self.config.model.proj_dim), outputs)
-        return shaped_net(self.config.model, shapes, kinds, outputs), guides
+    def kinds(self, manifest: Manifest, modalities: tuple[str, ...]) -> dict[str, str]:
+        """As the options or the shapes said when the set was made."""
+        return {name: manifest.notes["kinds"][name] for name in modalities}
 
     def finish(self, folder: Path, net: MultimodalNet, test: Split) -> None:
         """For classification, the confusion matrix of the test split."""
@@ -177,7 +172,7 @@ class Features(Dataset):
 
     def _splits(self, sources: list[Path]) -> Mapping[str, Samples]:
         """The samples of every split, with what the manifest shall note."""
-        options, modalities = self.options, self.config.data.modalities
+        options, modalities = self.options, self.settings.data.modalities
         lengths = options.pairs("lengths")
         about = {
             name for name in (options.target, options.split or SPLIT, IDENTITY, *lengths.values()) if name is not None

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import nn
 
 from cggm_ray.config.fields import option
 from cggm_ray.core.batch import Batch
@@ -32,7 +31,7 @@ from cggm_ray.data.formats.untrusted import decoded, finite, is_text, plain_arra
 from cggm_ray.data.loading.sampler import Slice
 from cggm_ray.data.loading.split import Split
 from cggm_ray.data.prepare import raw_path
-from cggm_ray.data.settings import DatasetOptions
+from cggm_ray.data.settings import DatasetOptions, DatasetSettings
 from cggm_ray.data.shards.shards import (
     IDENTITY,
     INDEX,
@@ -44,9 +43,7 @@ from cggm_ray.data.shards.shards import (
     tensor_column,
 )
 from cggm_ray.data.split_names import find_splits
-from cggm_ray.engine.configuration import Config
 from cggm_ray.models.net import MultimodalNet
-from cggm_ray.models.sequence import sequence_guides, sequence_net
 from cggm_ray.runs.confusion import save_confusion
 from cggm_ray.tasks import Classification, Task
 
@@ -91,12 +88,13 @@ class Iemocap(Dataset):
 
     name = "iemocap"
     converter = 1
+    network = "sequence"
     Options = IemocapOptions
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        assert isinstance(config.options, IemocapOptions)
-        self.options = config.options
+    def __init__(self, settings: DatasetSettings) -> None:
+        super().__init__(settings)
+        assert isinstance(settings.options, IemocapOptions)
+        self.options = settings.options
         self._root = Path()
         self._widths: dict[str, int] = {}
 
@@ -104,13 +102,12 @@ class Iemocap(Dataset):
         """Fold, normalisation and lengths; the mask is a matter of the model."""
         return {key: value for key, value in vars(self.options).items() if key != "padding_mask"}
 
-    def folds(self) -> dict[str, Config]:
-        """With `--cv all`, a run for every folder of target/."""
+    def folds(self) -> dict[str, DatasetOptions]:
+        """With `--cv all`, options for every folder of target/."""
         if self.options.cv != ALL:
             return {}
         names = _fold_names(raw_path(self))
-        options = {f"cv{name}": dataclasses.replace(self.options, cv=name) for name in names}
-        return {fold: dataclasses.replace(self.config, options=part) for fold, part in options.items()}
+        return {f"cv{name}": dataclasses.replace(self.options, cv=name) for name in names}
 
     def locate(self, path: Path) -> list[Path]:
         """The features, their statistics and the fold's six target files."""
@@ -180,11 +177,6 @@ class Iemocap(Dataset):
     def task(self, manifest: Manifest) -> Task:
         """Four classes."""
         return Classification(CLASSES)
-
-    def network(self, manifest: Manifest, modalities: tuple[str, ...]) -> tuple[MultimodalNet, dict[str, nn.Module]]:
-        """The released network."""
-        widths = {name: manifest.modalities[name].shape[-1] for name in modalities}
-        return sequence_net(self.config.model, widths, CLASSES), sequence_guides(self.config.model, widths, CLASSES)
 
     def open_split(
         self, folder: Path, manifest: Manifest, split: str, modalities: tuple[str, ...], device: torch.device

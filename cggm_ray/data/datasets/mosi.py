@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from torch import nn
 
 from cggm_ray.core.errors import DataError, listed
 from cggm_ray.core.seeding import derive_seed
@@ -30,8 +29,6 @@ from cggm_ray.data.shards.shards import (
     column_values,
     tensor_column,
 )
-from cggm_ray.models.net import MultimodalNet
-from cggm_ray.models.sequence import sequence_guides, sequence_net
 from cggm_ray.tasks import Regression, Task
 
 MODALITIES = ("text", "audio", "vision")
@@ -44,6 +41,7 @@ class Mosi(Dataset):
 
     name = "mosi"
     converter = 1
+    network = "sequence"
 
     def locate(self, path: Path) -> list[Path]:
         """The pickle itself, or the one that a folder holds."""
@@ -93,11 +91,6 @@ class Mosi(Dataset):
     def task(self, manifest: Manifest) -> Task:
         """L1 regression with the sentiment metrics."""
         return Regression(sentiment=True)
-
-    def network(self, manifest: Manifest, modalities: tuple[str, ...]) -> tuple[MultimodalNet, dict[str, nn.Module]]:
-        """The released network."""
-        widths = {name: manifest.modalities[name].shape[-1] for name in modalities}
-        return sequence_net(self.config.model, widths, 1), sequence_guides(self.config.model, widths, 1)
 
 
 def _checked(content: Any, path: Path) -> dict[str, dict[str, np.ndarray]]:

@@ -1,7 +1,7 @@
 """Looks at every structure of h5 files, in a process of its own: the library crashes on some damaged files.
 
-Run by `cggm_ray.data.formats.h5.probe`, with paths on the standard input, one a line in JSON; prints a line for every file that it came
-through. What is merely wrong with a file is said by the process that reads it.
+Run by `h5.probe`, with paths on the standard input, one a line in JSON; prints a line for every file that it came through.
+What is merely wrong with a file is said by the process that reads it.
 """
 
 import contextlib

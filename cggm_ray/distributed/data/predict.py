@@ -16,7 +16,7 @@ from cggm_ray.data.loading.sampler import Slice
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.shards.shards import INDEX, TARGET
 from cggm_ray.distributed.cluster import connect, own_error
-from cggm_ray.engine.assembly import build_network
+from cggm_ray.engine.assembly import build_dataset, build_network
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.evaluation import Predictions, predicted
 from cggm_ray.engine.state import BEST, load_weights
@@ -52,8 +52,8 @@ class Predictor:
     def __init__(self, plan: Plan) -> None:
         DATASETS.adopt(plan.config.data.dataset, plan.dataset)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        manifest, dataset = open_manifest(plan.shards), plan.dataset(plan.config)
-        net, _ = build_network(dataset, manifest, plan.modalities)
+        manifest, dataset = open_manifest(plan.shards), build_dataset(plan.config)
+        net, _ = build_network(plan.config, dataset, manifest, plan.modalities)
         load_weights(net.to(self._device), plan.folder / BEST)
         self._net, self._config = net.eval(), plan.config
         self._split = dataset.open_split(plan.shards, manifest, plan.split, plan.modalities, self._device)
@@ -65,7 +65,7 @@ class Predictor:
         stop = min(start + self._config.train.batch_size, len(self._split))
         part = Slice(index=torch.arange(start, stop), weight=None, samples=stop - start)
         (batch,) = self._split.batches([part], epoch=0)
-        logits = predicted(self._config, self._net, batch).double().cpu().numpy()
+        logits = predicted(self._config.train.precision, self._net, batch).double().cpu().numpy()
         return {INDEX: batch.index.numpy(), TARGET: batch.target.double().reshape(-1).cpu().numpy(), PREDICTION: logits}
 
 

@@ -18,13 +18,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cggm_ray.core.errors import TrainingError
 from cggm_ray.data.dataset import DATASETS
-from cggm_ray.data.prepare import prepare
 from cggm_ray.distributed.cluster import connect, cpus_per_worker, joins, own_error
 from cggm_ray.distributed.data.ingest import write_shards_with_ray
 from cggm_ray.distributed.storage import check_shared
 from cggm_ray.distributed.train.failures import Failures
 from cggm_ray.distributed.train.runtime import STOP, RayRuntime
-from cggm_ray.engine.assembly import open_training
+from cggm_ray.engine.assembly import open_training, prepare_data
 from cggm_ray.engine.checkpoints import Checkpoints, storage_errors
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.guards import naming_missing
@@ -97,7 +96,7 @@ def prepare_on_ray(config: Config) -> Path:
     if joins():
         connect()
         check_shared({"storage_path": config.run.storage, "shard_path": config.shard_root})
-    return prepare(config, write_shards_with_ray)
+    return prepare_data(config, write_shards_with_ray)
 
 
 def trainer(

@@ -17,17 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import nn
 
-from cggm_ray.config.fields import option
+from cggm_ray.config.fields import one_of, option
 from cggm_ray.core.errors import DataError, UsageError
-from cggm_ray.core.registry import nearest
 from cggm_ray.core.seeding import derive_seed, generator
 from cggm_ray.data.dataset import DATASETS, PICTURES, SPLITS, Dataset
 from cggm_ray.data.datasets.brats.maps import MapWriter
 from cggm_ray.data.datasets.brats.overlay import draw_overlays
 from cggm_ray.data.datasets.brats.volumes import (
-    CLASSES,
     SEGMENTATION,
     SEQUENCES,
     SUFFIXES,
@@ -53,11 +50,7 @@ from cggm_ray.data.loading.split import Split
 from cggm_ray.data.prepare import raw_path
 from cggm_ray.data.settings import DatasetOptions
 from cggm_ray.data.shards.shards import Manifest, RawShard
-from cggm_ray.engine.configuration import Config
-from cggm_ray.models.deeplab import DeepLab, DeepLabConfig, deeplab_guides
 from cggm_ray.models.net import MultimodalNet
-from cggm_ray.models.resnet import BACKBONES
-from cggm_ray.models.settings import ModelConfig
 from cggm_ray.tasks import Segmentation, Task
 
 if TYPE_CHECKING:
@@ -70,7 +63,6 @@ SCORES = ("volume", "slice")
 class BratsOptions(DatasetOptions):
     """Options of BraTS."""
 
-    backbone: str = option("resnet101", "residual network of every sequence: resnet18, resnet50, resnet101")
     crop: int = option(160, "pixels of the square that training sees")
     draws: int = option(1, "tumour slices that training draws of every case in an epoch")
     score: str = option(
@@ -79,17 +71,10 @@ class BratsOptions(DatasetOptions):
     valid_part: float = option(0.1, "challenge folders: part of the cases for validation")
     test_part: float = option(0.2, "challenge folders: part of the cases for test")
     split_seed: int = option(0, "challenge folders: seed of the split")
-    recompute: bool = option(
-        False, "compute the encoders' activations again in the backward pass instead of keeping them", resume=True
-    )
-    channels_last: bool = option(False, "channels last in memory, for the matrix units of a GPU", resume=True)
     overlays: int = option(3, "test cases of which a picture is left", resume=True)
 
     def __post_init__(self) -> None:
-        for name, names in (("backbone", tuple(BACKBONES)), ("score", SCORES)):
-            value = getattr(self, name)
-            if value not in names:
-                raise UsageError(f"{name}: unknown {value!r}{nearest(value, names)}; available: {', '.join(names)}")
+        one_of(self, "score", SCORES)
         if self.crop < STRIDE or self.crop % STRIDE:
             raise UsageError(f"crop: found {self.crop}; expected a multiple of {STRIDE}")
         for name in ("valid_part", "test_part"):
@@ -106,26 +91,17 @@ class BratsOptions(DatasetOptions):
 
 @DATASETS.register("brats")
 class Brats(Dataset):
-    """BraTS 2021: classes background, necrotic core, oedema, enhancing tumour.
-
-    Raises:
-        UsageError: the size of a transformer was given, which this network does not have.
-    """
+    """BraTS 2021: classes background, necrotic core, oedema, enhancing tumour."""
 
     name = "brats"
     converter = 1
+    network = "deeplab"
     Options = BratsOptions
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        for name, default in vars(ModelConfig()).items():
-            if getattr(config.model, name) != default:
-                raise UsageError(f"{name}: the network of brats has no transformer; leave it out, choose --backbone")
 
     @property
     def options(self) -> BratsOptions:
         """The configuration's section of this dataset."""
-        options = self.config.options
+        options = self.settings.options
         assert isinstance(options, BratsOptions)
         return options
 
@@ -230,23 +206,13 @@ class Brats(Dataset):
         """Cross-entropy and Dice, scored by volume or by slice."""
         return Segmentation(by_slice=self.options.score == "slice")
 
-    def network(self, manifest: Manifest, modalities: tuple[str, ...]) -> tuple[MultimodalNet, dict[str, nn.Module]]:
-        """DeepLabv3+ with an encoder per sequence."""
-        options = self.options
-        config = DeepLabConfig(backbone=BACKBONES[options.backbone], recompute=options.recompute)
-        net, guides = DeepLab(config, modalities, CLASSES), deeplab_guides(config, modalities, CLASSES)
-        if options.channels_last:
-            for module in (net, *guides.values()):
-                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return net, guides
-
     def open_split(
         self, folder: Path, manifest: Manifest, split: str, modalities: tuple[str, ...], device: torch.device
     ) -> Split:
         """Random tumour slices for training, all slices in order for validation and test."""
         files, options = SliceFiles(folder, manifest, split, modalities), self.options
         if split == "train":
-            seed = self.config.train.seed
+            seed = self.settings.seed
             return TumourSlices(files, seed=seed, crop=options.crop, draws=options.draws, device=device)
         return VolumeSlices(files, crop=options.crop if options.score == "slice" else None, device=device)
 

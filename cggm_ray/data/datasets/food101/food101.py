@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import nn
 
 from cggm_ray.config.fields import option
 from cggm_ray.core.errors import DataError, UsageError
@@ -60,8 +59,6 @@ from cggm_ray.data.shards.shards import (
     TensorSpec,
     describe_sources,
 )
-from cggm_ray.models.net import MultimodalNet
-from cggm_ray.models.sequence import sequence_guides, sequence_net
 from cggm_ray.tasks import Classification, Task
 
 IMAGE_FEATURES = ("cached", "online")
@@ -121,13 +118,14 @@ class Food101(Dataset):
 
     name = "food101"
     converter = 1
+    network = "sequence"
     Options = Food101Options
 
     @property
     def options(self) -> Food101Options:
         """Those of the configuration."""
-        assert isinstance(self.config.options, Food101Options)
-        return self.config.options
+        assert isinstance(self.settings.options, Food101Options)
+        return self.settings.options
 
     @property
     def online(self) -> bool:
@@ -162,7 +160,7 @@ class Food101(Dataset):
 
     def describe(self, sources: list[Path]) -> tuple[Source, ...]:
         """Checksums of JSON files and encoders; images by name, size and time of change, since they are many."""
-        files = describe_sources(sources, self.config.shard_root)
+        files = describe_sources(sources, self.settings.shard_root)
         self._records = {split: read_records(path) for split, path in zip(self._splits(sources), sources, strict=False)}
         check_labels(self._records, self._root)
         total, digest = 0, hashlib.sha256()
@@ -211,7 +209,7 @@ class Food101(Dataset):
             text_padding=options.text_padding,
             precision=options.extract_precision,
             batch=options.extract_batch,
-            no_cuda=self.config.run.no_cuda,
+            no_cuda=self.settings.no_cuda,
         )
         decode = functools.partial(DecodeImages, size=self._vit.size("image_size"), seed=options.data_seed)
         return Stage(make=decode), Stage(make=functools.partial(EncodeShard, encoding), pooled=True)
@@ -252,11 +250,9 @@ class Food101(Dataset):
         """Cross-entropy over the classes of the data."""
         return Classification(len(manifest.notes["classes"]))
 
-    def network(self, manifest: Manifest, modalities: tuple[str, ...]) -> tuple[MultimodalNet, dict[str, nn.Module]]:
-        """The released network, with a projection for each modality."""
-        widths = {name: manifest.notes["widths"][name] for name in modalities}
-        classes = len(manifest.notes["classes"])
-        return sequence_net(self.config.model, widths, classes), sequence_guides(self.config.model, widths, classes)
+    def shapes(self, manifest: Manifest, modalities: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+        """Those of the features, also where the shards hold pixels."""
+        return {name: (*manifest.modalities[name].shape[:1], manifest.notes["widths"][name]) for name in modalities}
 
     def open_split(
         self, folder: Path, manifest: Manifest, split: str, modalities: tuple[str, ...], device: torch.device
@@ -265,7 +261,7 @@ class Food101(Dataset):
         if not self.online or IMAGE not in modalities:
             return super().open_split(folder, manifest, split, modalities, device)
         pixels = super().open_split(folder, manifest, split, modalities, torch.device("cpu"))
-        return OnlineSplit(pixels, self._image_encoder(manifest, device), split == "train", self.config.train.seed)
+        return OnlineSplit(pixels, self._image_encoder(manifest, device), split == "train", self.settings.seed)
 
     def _image_encoder(self, manifest: Manifest, device: torch.device) -> ImageFeatures:
         """One ViT for all splits."""
@@ -325,7 +321,7 @@ class Food101(Dataset):
             return
         shown = "; ".join(lines[:SHOWN])
         if len(lines) > SHOWN:
-            path = self.config.shard_root / "food101-unreadable.txt"
+            path = self.settings.shard_root / "food101-unreadable.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("\n".join(lines) + "\n")
             shown += f"; and {len(lines) - SHOWN} more, all in {path}"

@@ -1,0 +1,62 @@
+"""The networks by name, and what one is built from.
+
+A network is one file in this package that registers how it is built. Which one a run trains is the dataset's default, or
+what `--network` names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from torch import nn
+
+from cggm_ray.core.registry import Registry
+from cggm_ray.models.net import MultimodalNet
+from cggm_ray.models.settings import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """Options of one network alone; a network that has any subclasses this, with `option` for every field."""
+
+
+S = TypeVar("S", bound=NetworkOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkPlan(Generic[S]):
+    """What a network is built from.
+
+    Attributes:
+        shapes: modality to the shape of one sample as the network gets it, in the order of the fusion.
+        kinds: modality to 'sequence', 'vector' or 'image'.
+        outputs: C, the number of outputs of the head.
+        sizes: layers, widths and dropouts, for networks that have them.
+        options: the network's own section of the configuration.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    kinds: Mapping[str, str]
+    outputs: int
+    sizes: ModelConfig
+    options: S
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkInfo(Generic[S]):
+    """A network as a run knows it.
+
+    Attributes:
+        build: makes the network and a guide classifier for every modality.
+        options: class of its own section of the configuration.
+        sized: whether it has the sizes of `ModelConfig`; a run that sets them for another one is refused.
+    """
+
+    build: Callable[[NetworkPlan[S]], tuple[MultimodalNet, dict[str, nn.Module]]]
+    options: type[S]
+    sized: bool = True
+
+
+NETWORKS: Registry[NetworkInfo[Any]] = Registry("network", "cggm_ray.models")
