@@ -27,10 +27,10 @@ import transformers
 from PIL import Image
 
 from cggm_ray.data.datasets.food101.food101 import Food101Options
-from cggm_ray.data.prepare import prepare
 from cggm_ray.data.shards.shards import RawShard, Shard, Stage, Transform
 from cggm_ray.distributed.cluster import connect
 from cggm_ray.distributed.data.ingest import write_shards_with_ray
+from cggm_ray.engine.assembly import prepare_data
 from cggm_ray.engine.configuration import Config
 
 
@@ -118,7 +118,7 @@ def main() -> None:
         config = Config(options=options).replace(flags)
         connect()
         begun = time.monotonic()
-        prepare(config, partial(write, notes=notes))
+        prepare_data(config, partial(write, notes=notes))
         whole = time.monotonic() - begun
         busy: dict[str, float] = defaultdict(float)
         spans = {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in notes.iterdir()}

@@ -23,9 +23,9 @@ from fuzz_readers import READERS
 from PIL import Image
 
 from cggm_ray.data.datasets.mosi import planted_imbalance
-from cggm_ray.data.prepare import prepare
 from cggm_ray.data.settings import DataConfig
 from cggm_ray.data.shards.shards import FORMAT, tensor_column, write_shards_here
+from cggm_ray.engine.assembly import prepare_data
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.runtime import RunConfig
 
@@ -78,7 +78,7 @@ def whole_folder(folder: Path) -> Path:
     content = planted_imbalance(1, samples={"train": 6, "valid": 3, "test": 3}, steps=3)
     (folder / "mosi.pkl").write_bytes(pickle.dumps(content))
     config = Config(data=DataConfig(data_path=str(folder / "mosi.pkl")), run=RunConfig(storage_path=str(folder)))
-    made = prepare(config, write_shards_here)
+    made = prepare_data(config, write_shards_here)
     for role in ("set", "shard"):
         shutil.copytree(made, folder / role)
     (folder / "manifest").mkdir()

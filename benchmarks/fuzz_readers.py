@@ -22,14 +22,13 @@ import torch
 from cggm_ray.commands.cli import parse
 from cggm_ray.core.errors import LONGEST, CggmError
 from cggm_ray.data.dataset import Dataset
-from cggm_ray.data.datasets.brats.brats import Brats, BratsOptions
+from cggm_ray.data.datasets.brats.brats import BratsOptions
 from cggm_ray.data.datasets.brats.volumes import read_nifti
-from cggm_ray.data.datasets.features import FeatureOptions, Features
+from cggm_ray.data.datasets.features import FeatureOptions
 from cggm_ray.data.datasets.food101.augment import image_problem, resized
 from cggm_ray.data.datasets.food101.encoders import find_bert, find_vit
 from cggm_ray.data.datasets.food101.food101_records import FILES, check_labels, read_records
-from cggm_ray.data.datasets.iemocap import Iemocap, IemocapOptions
-from cggm_ray.data.datasets.mosi import Mosi
+from cggm_ray.data.datasets.iemocap import IemocapOptions
 from cggm_ray.data.formats.h5 import PROBE
 from cggm_ray.data.loading.sampler import slices
 from cggm_ray.data.loading.split import load_split
@@ -37,6 +36,7 @@ from cggm_ray.data.loading.stream import StreamSplit
 from cggm_ray.data.settings import DataConfig
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.shards.shards import MANIFEST, Manifest, open_set
+from cggm_ray.engine.assembly import build_dataset
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.runtime import RunConfig
 from cggm_ray.studies.space import draw_trials, read_search
@@ -69,8 +69,8 @@ def features(path: Path) -> None:
     """As `pipelines/features.py`, for classes and for numbers."""
     classes, numbers = FeatureOptions(), FeatureOptions(task="regression", target="mark")
     each(
-        lambda: convert(Features(config("features", classes)), path),
-        lambda: convert(Features(config("features", numbers)), path),
+        lambda: convert(build_dataset(config("features", classes)), path),
+        lambda: convert(build_dataset(config("features", numbers)), path),
     )
 
 
@@ -78,8 +78,8 @@ def mosi_and_features(path: Path) -> None:
     """A pickle may be meant for either pipeline."""
     options = FeatureOptions(task="regression", target="labels")
     each(
-        lambda: convert(Mosi(config("mosi")), path),
-        lambda: convert(Features(config("features", options)), path),
+        lambda: convert(build_dataset(config("mosi")), path),
+        lambda: convert(build_dataset(config("features", options)), path),
         lambda: features(path),
     )
 
@@ -101,12 +101,12 @@ def each(*ways: Callable[[], None]) -> None:
 def iemocap(folder: Path) -> None:
     """As `pipelines/iemocap.py`."""
     for norm in ("trn", "utt"):
-        convert(Iemocap(config("iemocap", IemocapOptions(norm_method=norm, text_length=4))), folder)
+        convert(build_dataset(config("iemocap", IemocapOptions(norm_method=norm, text_length=4))), folder)
 
 
 def brats(folder: Path) -> None:
     """As `pipelines/brats.py`."""
-    convert(Brats(config("brats", BratsOptions(crop=16))), folder)
+    convert(build_dataset(config("brats", BratsOptions(crop=16))), folder)
 
 
 def search(path: Path) -> None:

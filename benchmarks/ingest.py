@@ -28,12 +28,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cggm_ray.core.batch import Batch
-from cggm_ray.data.dataset import DATASETS
 from cggm_ray.data.datasets.food101.food101 import Food101Options
 from cggm_ray.data.loading.sampler import epoch_order, slices
 from cggm_ray.data.loading.split import Split, TensorSplit
 from cggm_ray.data.shards.shards import open_set
-from cggm_ray.engine.assembly import new_state
+from cggm_ray.engine.assembly import build_dataset, new_state
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.runtime import LocalRuntime
 from cggm_ray.engine.step import TrainingStep, train_step
@@ -87,7 +86,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
 
     def opened(budget: int) -> Split:
         limited = dataclasses.replace(config, data=dataclasses.replace(config.data, memory_budget=budget))
-        dataset = DATASETS.get("food101")(limited)
+        dataset = build_dataset(limited, "food101")
         return dataset.open_split(folder, manifest, "train", tuple(SHAPES), torch.device("cpu"))
 
     memory, streamed = opened(EVERYTHING), opened(arguments.budget)
@@ -106,7 +105,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
 
     torch.manual_seed(0)
     net, guides = PROBLEMS["food101"].networks(config)
-    task = DATASETS.get("food101")(config).task(manifest)
+    task = build_dataset(config, "food101").task(manifest)
     assert task.outputs == CLASSES
     runtime = LocalRuntime(folder, config.run)
     state = new_state(config, net, guides, task, runtime)
@@ -120,7 +119,9 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
                 for taken, batch in enumerate(source(), start=1):
                     samples += len(batch)
                     if what == "train":
-                        train_step(config, state, step, batch, runtime)
+                        train_step(
+                            state, step, batch, runtime, accumulate=config.train.accumulate, clip=config.optim.clip
+                        )
                         if taken == arguments.steps:
                             break
                 if number:

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from cggm_ray.commands.cli import parse
-from cggm_ray.data.prepare import prepare
 from cggm_ray.data.shards.shards import open_set, write_shards_here
 from cggm_ray.distributed.cluster import connect
 from cggm_ray.distributed.data.ingest import write_shards_with_ray
+from cggm_ray.engine.assembly import prepare_data
 from cggm_ray.engine.configuration import Config
 
 
@@ -32,7 +32,7 @@ def seconds(config: Config, writer: Callable[..., Any]) -> tuple[float, int]:
     with tempfile.TemporaryDirectory() as folder:
         fresh = dataclasses.replace(config, data=dataclasses.replace(config.data, shard_path=folder))
         start = time.perf_counter()
-        made = prepare(fresh, writer)
+        made = prepare_data(fresh, writer)
         taken = time.perf_counter() - start
         manifest = open_set(made)
         assert manifest is not None

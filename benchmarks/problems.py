@@ -120,7 +120,7 @@ def product_step(
     state = new_state(config, net, guides, problem.task(), runtime)
     step = TrainingStep(net, state.strategy, config.train.precision).train()
     data = (batch or problem.data()).to(runtime.device)
-    return lambda: train_step(config, state, step, data, runtime)
+    return lambda: train_step(state, step, data, runtime, accumulate=config.train.accumulate, clip=config.optim.clip)
 
 
 def naive_step(problem: Problem, device: str = "cpu") -> Callable[[], float]:

@@ -31,7 +31,6 @@ import pyarrow as pa
 import torch
 
 from cggm_ray.core.reduction import alone
-from cggm_ray.data.dataset import DATASETS
 from cggm_ray.data.datasets.food101.food101 import Food101Options
 from cggm_ray.data.loading.sampler import epoch_order, slices
 from cggm_ray.data.loading.split import set_bytes
@@ -47,10 +46,10 @@ from cggm_ray.data.shards.shards import (
     tensor_column,
     write_shard,
 )
+from cggm_ray.engine.assembly import build_dataset, build_network, build_strategy
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.optim import model_optimizer
 from cggm_ray.models.settings import ModelConfig
-from cggm_ray.strategies.registry import STRATEGIES
 
 SHAPES = {"image": (197, 768), "text": (50, 768)}
 CLASSES = 101
@@ -115,11 +114,11 @@ def measure(folder: Path, budget: int, batch_size: int, steps: int) -> dict[str,
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset="food101", memory_budget=budget))
     manifest = open_set(folder)
     assert manifest is not None
-    dataset = DATASETS.get("food101")(config)
+    dataset = build_dataset(config, "food101")
     modalities = tuple(SHAPES)
-    net, guides = dataset.network(manifest, modalities)
+    net, guides = build_network(config, dataset, manifest, modalities)
     task = dataset.task(manifest)
-    strategy = STRATEGIES.get("cggm").build(config, net, guides, task, alone)
+    strategy = build_strategy(config, net, guides, task, alone)
     optimizer = model_optimizer(config.optim, net.parameters())
 
     def step(inputs: dict[str, torch.Tensor], target: torch.Tensor) -> None:

@@ -36,10 +36,10 @@ from cggm_ray.commands.train import run
 from cggm_ray.config.fields import option
 from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset
 from cggm_ray.data.loading.split import Split, set_bytes
-from cggm_ray.data.prepare import prepare
 from cggm_ray.data.settings import DataConfig, DatasetOptions
 from cggm_ray.data.shards.shards import INDEX, SHARD_BYTES, TARGET, Manifest, RawShard, open_set, tensor_column
 from cggm_ray.distributed.data.ingest import write_shards_with_ray
+from cggm_ray.engine.assembly import prepare_data
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.runtime import RunConfig
 from cggm_ray.engine.settings import TrainConfig
@@ -207,7 +207,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="stream_on_ray_") as folder:
         config = configuration(arguments, Path(folder))
         with sampled(store.look):
-            shards = prepare(config, write_shards_with_ray)
+            shards = prepare_data(config, write_shards_with_ray)
         manifest = open_set(shards)
         assert manifest is not None
         whole = int(set_bytes(shards, manifest, tuple(SHAPES)) / MIB) + 1

@@ -112,7 +112,14 @@ def steps(kind: str, values: dict[str, Any], runtime: LocalRuntime, number: int 
                 weight=part.weight,
                 masks={name: mask[part.index] for name, mask in masks.items()},
             )
-            seen.append({k: v.detach().clone() for k, v in train_step(config, state, step, batch, runtime).items()})
+            seen.append(
+                {
+                    k: v.detach().clone()
+                    for k, v in train_step(
+                        state, step, batch, runtime, accumulate=config.train.accumulate, clip=config.optim.clip
+                    ).items()
+                }
+            )
             state.step += 1
         state.epoch += 1
     parameters = {**net.state_dict(), **{f"strategy.{k}": v for k, v in state.strategy.state_dict().items()}}

@@ -122,7 +122,14 @@ def run_steps(changes: Mapping[str, Any], runtime: LocalRuntime, accumulate: int
     for epoch in range(EPOCHS):
         step.train()
         for part in slices(epoch_order(SAMPLES, 1, epoch), BATCH, runtime.rank, runtime.world_size):
-            values = train_step(config, state, step, batch(part.index, part.weight), runtime)
+            values = train_step(
+                state,
+                step,
+                batch(part.index, part.weight),
+                runtime,
+                accumulate=config.train.accumulate,
+                clip=config.optim.clip,
+            )
             logged.append({name: value.clone() for name, value in values.items()})
             state.step += 1
         seen, strategy = torch.zeros(0, dtype=torch.float64), state.strategy

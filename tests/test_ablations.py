@@ -92,7 +92,14 @@ def moved(gate: str) -> tuple[dict[str, Tensor], Tensor]:
     state = new_state(config, net, guides, Classification(3), runtime)
     before = {name: value.detach().clone() for name, value in net.named_parameters()}
     batch = Batch(inputs=inputs, target=target, index=torch.arange(len(target)))
-    values = train_step(config, state, TrainingStep(net, state.strategy, "fp32"), batch, runtime)
+    values = train_step(
+        state,
+        TrainingStep(net, state.strategy, "fp32"),
+        batch,
+        runtime,
+        accumulate=config.train.accumulate,
+        clip=config.optim.clip,
+    )
     return {name: value.detach() - before[name] for name, value in net.named_parameters()}, values["coefficient"]
 
 

@@ -22,13 +22,13 @@ from brats_files import configured, write_challenge, write_released
 from cggm_ray.__main__ import main as command
 from cggm_ray.commands.cli import main
 from cggm_ray.commands.export import Inference, exported
-from cggm_ray.data.datasets.brats.brats import Brats, BratsOptions
+from cggm_ray.data.datasets.brats.brats import BratsOptions
 from cggm_ray.data.datasets.features import FeatureOptions
 from cggm_ray.data.loading.sampler import slices
-from cggm_ray.data.prepare import prepare
 from cggm_ray.data.settings import DataConfig
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.shards.shards import column_values, write_shards_here
+from cggm_ray.engine.assembly import build_dataset, prepare_data
 from cggm_ray.engine.configuration import Config
 from cggm_ray.runs.finished import open_finished
 from conftest import SMALL, small_set, tamper, write_pickle
@@ -173,7 +173,9 @@ def test_masks_are_part_of_the_program(classes: Path) -> None:
 
 
 def test_segmentation_is_exported_and_predicts_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = Config(data=DataConfig(dataset="brats"), options=BratsOptions(backbone="resnet18", overlays=1))
+    recipe = Config(data=DataConfig(dataset="brats"), options=BratsOptions(overlays=1)).replace(
+        {"backbone": "resnet18"}
+    )
     argv = ["--local", "--storage_path", str(tmp_path), "--name", "run", "--num_epochs", "1", "--crop", "32"]
     assert main(recipe, [*argv, "--batch_size", "8", "--cpus_per_worker", "1", "--report", "false"]) == 0
     assert command(["export", str(tmp_path / "run")]) == 0
@@ -195,8 +197,8 @@ def test_a_perfect_prediction_is_the_raw_segmentation(layout: str, tmp_path: Pat
     """The truth as logits goes through slices, frame and file, and comes out as it was, in its place."""
     raw = (write_released if layout == "released" else write_challenge)(tmp_path / "data")
     config = configured(tmp_path, raw)
-    shards = prepare(config, write_shards_here)
-    dataset = Brats(config)
+    shards = prepare_data(config, write_shards_here)
+    dataset = build_dataset(config)
     out = tmp_path / "maps"
     out.mkdir()
     whole, maps = dataset.open_maps(

@@ -123,7 +123,7 @@ def test_scores_are_those_of_a_network_that_sees_zeros(tmp_path: Path, masked: b
     target = torch.randint(4, (11,))
     split = TensorSplit(inputs, target, masks=masks if masked else None)
     task, runtime = Classification(4), LocalRuntime(tmp_path, config.run)
-    found = contributions(config, net, task, split, runtime, metric="accuracy", epoch=1)
+    found = contributions(config.train, net, task, split, runtime, metric="accuracy", epoch=1)
     assert [sorted(subset) for subset in found.scores] == [[], ["a"], ["b"], ["a", "b"]]
     net.eval()
     for subset, score in found.scores.items():
@@ -150,7 +150,7 @@ def test_the_sums_of_two_workers_add_up(tmp_path: Path) -> None:
     config, net = tiny({"a": 3, "b": 5}, 4)
     split = TensorSplit({"a": torch.randn(9, 6, 3), "b": torch.randn(9, 2, 5)}, torch.randint(4, (9,)))
     task = Classification(4)
-    alone = contributions(config, net, task, split, LocalRuntime(tmp_path, config.run), metric="loss", epoch=1)
+    alone = contributions(config.train, net, task, split, LocalRuntime(tmp_path, config.run), metric="loss", epoch=1)
     parts: list[torch.Tensor] = []
 
     class Part(LocalRuntime):
@@ -167,7 +167,7 @@ def test_the_sums_of_two_workers_add_up(tmp_path: Path) -> None:
         runtime = Part(tmp_path, config.run)
         parts = parts[:rank]
         runtime.rank, runtime.world_size = rank, 2
-        together = contributions(config, net, task, split, runtime, metric="loss", epoch=1)
+        together = contributions(config.train, net, task, split, runtime, metric="loss", epoch=1)
     assert together.scores == pytest.approx(alone.scores, rel=1e-6)
 
 
@@ -175,7 +175,9 @@ def test_a_worker_that_fails_fails_all(tmp_path: Path) -> None:
     config, net = tiny({"a": 3, "b": 5}, 4)
     split = TensorSplit({"a": torch.randn(9, 6, 3), "b": torch.randn(9, 2, 6)}, torch.randint(4, (9,)))
     with pytest.raises(TrainingError, match="the subsets of modalities were not scored: mat1 and mat2"):
-        contributions(config, net, Classification(4), split, LocalRuntime(tmp_path, config.run), metric="loss", epoch=1)
+        contributions(
+            config.train, net, Classification(4), split, LocalRuntime(tmp_path, config.run), metric="loss", epoch=1
+        )
 
 
 def test_features_of_several_maps(tmp_path: Path) -> None:
@@ -186,7 +188,7 @@ def test_features_of_several_maps(tmp_path: Path) -> None:
     split = TensorSplit({name: torch.randn(3, 1, 32, 32) for name in names}, torch.randint(4, (3, 32, 32)))
     config = Config(train=TrainConfig(batch_size=2), run=RunConfig(local=True, cpus_per_worker=1))
     task = Segmentation(by_slice=True)
-    found = contributions(config, net, task, split, LocalRuntime(tmp_path, config.run), metric="loss", epoch=1)
+    found = contributions(config.train, net, task, split, LocalRuntime(tmp_path, config.run), metric="loss", epoch=1)
     assert len(found.scores) == 4
     assert all(math.isfinite(score) for score in found.scores.values())
     assert len(set(found.scores.values())) == 4

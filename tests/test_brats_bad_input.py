@@ -15,11 +15,11 @@ import torch
 from brats_files import SHAPE, configured, volume, write_challenge, write_h5, write_released
 from cggm_ray.commands.cli import main
 from cggm_ray.core.errors import DataError, UsageError
-from cggm_ray.data.datasets.brats.brats import Brats, BratsOptions
+from cggm_ray.data.datasets.brats.brats import BratsOptions
 from cggm_ray.data.datasets.brats.volumes import SEQUENCES, has_tumour
 from cggm_ray.data.loading.split import Split
-from cggm_ray.data.prepare import prepare
 from cggm_ray.data.shards.shards import open_set, write_shards_here
+from cggm_ray.engine.assembly import build_dataset, prepare_data
 from cggm_ray.engine.configuration import Config
 from conftest import sets
 
@@ -35,10 +35,10 @@ def challenge(tmp_path: Path) -> Path:
 
 
 def opened(config: Config, split: str) -> Split:
-    shards = prepare(config, write_shards_here)
+    shards = prepare_data(config, write_shards_here)
     manifest = open_set(shards)
     assert manifest is not None
-    return Brats(config).open_split(shards, manifest, split, SEQUENCES, torch.device("cpu"))
+    return build_dataset(config).open_split(shards, manifest, split, SEQUENCES, torch.device("cpu"))
 
 
 def rewrite(path: Path, change: Callable[[h5py.File], None]) -> None:
@@ -89,7 +89,7 @@ def test_truncated_h5(tmp_path: Path, released: Path) -> None:
     path = released / "valid" / "case3.h5"
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(DataError, match=r"valid/case3.h5: not a readable h5 file: .*truncated"):
-        prepare(configured(tmp_path, released), write_shards_here)
+        prepare_data(configured(tmp_path, released), write_shards_here)
 
 
 def without_tumour(folder: Path) -> None:
@@ -120,7 +120,7 @@ def test_no_tumour_in_any_training_case(
         # As an older version left it, which let the worker find out.
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("cggm_ray.data.datasets.brats.brats.require_tumour", lambda *_: None)
-            prepare(config, write_shards_here)
+            prepare_data(config, write_shards_here)
     assert main(config, ["--name", "run", "--local", str(local)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"none of the {cases} training cases has a tumour; expected labels other than 0 in at least one" in line
@@ -142,7 +142,7 @@ def test_labels_are_read_up_to_the_first_tumour(
         return has_tumour(files)
 
     monkeypatch.setattr("cggm_ray.data.datasets.brats.brats.has_tumour", asking)
-    list(Brats(configured(tmp_path, released)).read(sorted(released.rglob("*.h5"))))
+    list(build_dataset(configured(tmp_path, released)).read(sorted(released.rglob("*.h5"))))
     assert asked == ["case0.h5", "case1.h5"]
 
 
@@ -152,14 +152,14 @@ def test_no_tumour_to_score_by_slice(tmp_path: Path, released: Path) -> None:
     message = "none of the 1 cases of split valid has a tumour, which --score slice needs; use --score volume"
     for folder in (tmp_path, tmp_path / "other"):
         with pytest.raises(DataError, match=message):
-            prepare(configured(folder, released, score="slice", crop=16), write_shards_here)
+            prepare_data(configured(folder, released, score="slice", crop=16), write_shards_here)
 
 
 def test_nifti_shapes_that_differ(tmp_path: Path, challenge: Path) -> None:
     path = challenge / "BraTS2021_00002" / "BraTS2021_00002_t1.nii.gz"
     nibabel.save(nibabel.Nifti1Image(np.ones((12, 20, 5), np.float32), np.eye(4)), path)
     with pytest.raises(DataError, match=r"00002_t1.nii.gz: shape \(12, 20, 5\); .*flair.nii.gz has \(12, 20, 6\)"):
-        prepare(configured(tmp_path, challenge), write_shards_here)
+        prepare_data(configured(tmp_path, challenge), write_shards_here)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_bad_nifti_values(tmp_path: Path, challenge: Path, name: str, values: np
     path = challenge / "BraTS2021_00001" / f"BraTS2021_00001_{name}.nii.gz"
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), path)
     with pytest.raises(DataError, match=message):
-        prepare(configured(tmp_path, challenge), write_shards_here)
+        prepare_data(configured(tmp_path, challenge), write_shards_here)
 
 
 def test_broken_nifti(tmp_path: Path, challenge: Path) -> None:
@@ -187,13 +187,13 @@ def test_broken_nifti(tmp_path: Path, challenge: Path) -> None:
             DataError,
             match=r"00001_t1ce.nii.gz: (not a readable NIfTI file: Not a gzipped|the NIfTI file ends too early)",
         ):
-            prepare(configured(tmp_path, challenge), write_shards_here)
+            prepare_data(configured(tmp_path, challenge), write_shards_here)
 
 
 def test_a_missing_sequence(tmp_path: Path, challenge: Path) -> None:
     (challenge / "BraTS2021_00001" / "BraTS2021_00001_seg.nii.gz").unlink()
     with pytest.raises(DataError, match=r"BraTS2021_00001: BraTS2021_00001_seg.nii.gz is missing"):
-        prepare(configured(tmp_path, challenge), write_shards_here)
+        prepare_data(configured(tmp_path, challenge), write_shards_here)
 
 
 def test_an_empty_split(tmp_path: Path, released: Path) -> None:
@@ -201,13 +201,13 @@ def test_an_empty_split(tmp_path: Path, released: Path) -> None:
     with pytest.raises(
         DataError, match=r"released/valid: no .h5 file; expected at least one case in each of train, valid"
     ):
-        prepare(configured(tmp_path, released), write_shards_here)
+        prepare_data(configured(tmp_path, released), write_shards_here)
 
 
 def test_a_folder_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "other" / "photos").mkdir(parents=True)
     with pytest.raises(DataError, match=r"other: neither <train\|valid\|test>/<case>.h5 nor .*; found photos"):
-        prepare(configured(tmp_path, tmp_path / "other"), write_shards_here)
+        prepare_data(configured(tmp_path, tmp_path / "other"), write_shards_here)
 
 
 def test_a_full_disk_is_named(tmp_path: Path, released: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,12 +216,12 @@ def test_a_full_disk_is_named(tmp_path: Path, released: Path, monkeypatch: pytes
 
     monkeypatch.setattr("cggm_ray.data.shards.shards.pq.write_table", full)
     with pytest.raises(DataError, match=r"train-00000.parquet: cannot write the shard: No space left on device"):
-        prepare(configured(tmp_path, released), write_shards_here)
+        prepare_data(configured(tmp_path, released), write_shards_here)
 
 
 def test_a_damaged_shard(tmp_path: Path, released: Path) -> None:
     config = configured(tmp_path, released)
-    shards = prepare(config, write_shards_here)
+    shards = prepare_data(config, write_shards_here)
     manifest = open_set(shards)
     assert manifest is not None
     path = shards / manifest.splits["valid"][0].file

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from brats_files import SHAPE, configured, volume, write_challenge, write_h5, write_released
-from cggm_ray.data.datasets.brats.brats import Brats, BratsOptions
+from cggm_ray.data.datasets.brats.brats import BratsOptions
 from cggm_ray.data.datasets.brats.volumes import SEQUENCES
 from cggm_ray.data.loading.sampler import slices
 from cggm_ray.data.loading.slices import SliceFiles, TumourSlices, VolumeSlices, augmented, centred
-from cggm_ray.data.prepare import prepare
 from cggm_ray.data.shards.shards import Manifest, open_set, write_shards_here
+from cggm_ray.engine.assembly import build_dataset, prepare_data
 from cggm_ray.engine.configuration import Config
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def challenge(tmp_path: Path) -> Path:
 
 
 def converted(config: Config) -> tuple[Path, Manifest]:
-    shards = prepare(config, write_shards_here)
+    shards = prepare_data(config, write_shards_here)
     manifest = open_set(shards)
     assert manifest is not None
     return shards, manifest
@@ -114,7 +114,7 @@ def test_a_case_that_moves_to_another_split_makes_new_shards(tmp_path: Path, rel
 
 def opened(config: Config, split: str) -> TumourSlices | VolumeSlices:
     shards, manifest = converted(config)
-    found = Brats(config).open_split(shards, manifest, split, SEQUENCES, CPU)
+    found = build_dataset(config).open_split(shards, manifest, split, SEQUENCES, CPU)
     assert isinstance(found, TumourSlices | VolumeSlices)
     return found
 

@@ -17,18 +17,19 @@ from brats_files import write_challenge
 from cggm_ray.commands.cli import main
 from cggm_ray.commands.train import run
 from cggm_ray.core.errors import DataError, UsageError
-from cggm_ray.data.datasets.brats.brats import DEMONSTRATION_CASES, DEMONSTRATION_SHAPE, Brats, BratsOptions
+from cggm_ray.data.datasets.brats.brats import DEMONSTRATION_CASES, DEMONSTRATION_SHAPE, BratsOptions
 from cggm_ray.data.datasets.brats.overlay import COLOURS, coloured
 from cggm_ray.data.datasets.brats.volumes import SEQUENCES
-from cggm_ray.data.prepare import prepare
 from cggm_ray.data.settings import DataConfig
 from cggm_ray.data.shards.shards import Manifest, open_set, write_shards_here
+from cggm_ray.engine.assembly import build_dataset, build_network, prepare_data
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.evaluation import evaluate
 from cggm_ray.engine.optim import OptimConfig
 from cggm_ray.engine.runtime import LocalRuntime, RunConfig
 from cggm_ray.engine.schedules import cosine_with_warmup
 from cggm_ray.engine.settings import TrainConfig
+from cggm_ray.models.deeplab import DeepLabOptions
 from cggm_ray.models.resnet import BACKBONES, ResNetConfig
 from cggm_ray.models.settings import ModelConfig
 from cggm_ray.tasks.metrics import TUMOUR_REGIONS
@@ -63,7 +64,8 @@ def configured(tmp_path: Path, data: Path, **changes: object) -> Config:
         optim=OptimConfig(optim="SGD", schedule="cosine", lr=0.05, final_lr=0.01, warmup_epochs=1, warmup_lr=0.001),
         train=TrainConfig(batch_size=3, num_epochs=3),
         run=RunConfig(storage_path=str(tmp_path / "runs"), name="run", local=True),
-        options=BratsOptions(backbone="resnet18", crop=16),
+        options=BratsOptions(crop=16),
+        networks={"deeplab": DeepLabOptions(backbone="resnet18")},
     )
     return config.replace(changes)
 
@@ -144,18 +146,15 @@ def test_a_run_that_broke_off_goes_on_as_if_it_had_not(
 def test_scores_of_volumes_do_not_depend_on_batches(tmp_path: Path, cases: Path, small_backbone: None) -> None:
     """The metrics of `evaluate`, by hand on whole volumes."""
     config = configured(tmp_path, cases)
-    shards = prepare(config, write_shards_here)
+    shards = prepare_data(config, write_shards_here)
     manifest = open_set(shards)
     assert isinstance(manifest, Manifest)
-    dataset, names = Brats(config), ("flair", "t1ce")
+    dataset, names = build_dataset(config), ("flair", "t1ce")
     torch.manual_seed(6)
-    net, _ = dataset.network(manifest, names)
+    net, _ = build_network(config, dataset, manifest, names)
     split, task = dataset.open_split(shards, manifest, "test", names, CPU), dataset.task(manifest)
     runtime = LocalRuntime(tmp_path, config.run)
-    found = [
-        evaluate(dataclasses.replace(config, train=TrainConfig(batch_size=size)), net, task, split, runtime)
-        for size in (1, 4, 6)
-    ]
+    found = [evaluate(TrainConfig(batch_size=size), net, task, split, runtime) for size in (1, 4, 6)]
     for other in found[1:]:
         assert other == pytest.approx(found[0], rel=1e-5)
     scores = []
@@ -185,7 +184,7 @@ def test_sizes_of_a_transformer_are_refused(tmp_path: Path, cases: Path) -> None
 
 
 def test_demonstration_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
-    dataset = Brats(configured(tmp_path, tmp_path))
+    dataset = build_dataset(configured(tmp_path, tmp_path))
     first, again = (dataset.demonstration(tmp_path / name, 7) for name in ("a", "b"))
     for split, number in DEMONSTRATION_CASES.items():
         files = sorted((first / split).glob("*.h5"))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cggm_ray.data.prepare import prepare
 from cggm_ray.data.shards.shards import write_shards_here
+from cggm_ray.engine.assembly import prepare_data
 from cggm_ray.engine.configuration import Config
 from cggm_ray.storage import digests
 from cggm_ray.storage.digests import FILE, file_digest, file_digests, keep_digests, load_digests, look
@@ -191,10 +191,10 @@ def test_several_writers(shards: Path) -> None:
 def test_a_second_run_reads_no_raw_file(tmp_path: Path, reads: list[str]) -> None:
     source = write_pickle(tmp_path / "small.pkl", small_set())
     config = Config().replace({"data_path": source, "storage_path": tmp_path})
-    first = prepare(config, write_shards_here)
+    first = prepare_data(config, write_shards_here)
     assert reads == ["small.pkl"]
-    assert prepare(config, write_shards_here) == first
+    assert prepare_data(config, write_shards_here) == first
     assert reads == ["small.pkl"]
     write_pickle(source, small_set(4))
-    assert prepare(config, write_shards_here) != first
+    assert prepare_data(config, write_shards_here) != first
     assert reads == ["small.pkl"] * 2

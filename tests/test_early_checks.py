@@ -16,8 +16,9 @@ from cggm_ray.data.datasets.brats.brats import BratsOptions
 from cggm_ray.data.datasets.features import FeatureOptions
 from cggm_ray.data.datasets.food101.food101 import Food101Options
 from cggm_ray.data.datasets.iemocap import IemocapOptions
-from cggm_ray.data.prepare import prepare, raw_path
+from cggm_ray.data.prepare import raw_path
 from cggm_ray.data.shards.shards import RawShard, Shard, Stage, open_set, write_shards_here
+from cggm_ray.engine.assembly import prepare_data
 from cggm_ray.engine.configuration import Config
 from cggm_ray.models.settings import ModelConfig
 from conftest import sets, small_set, write_pickle
@@ -89,7 +90,7 @@ def test_before_the_conversion(
 @pytest.mark.parametrize("name", ["mosi", "food101"])
 def test_against_a_set_that_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, flags: str) -> None:
     config = recipe(name, tmp_path)
-    prepare(config, write_shards_here)
+    prepare_data(config, write_shards_here)
     names = {"name": name, "task": TASKS.get(name, "Classification"), "first": FIRST.get(name, "text")}
     assert FLAGS[flags].format(**names) in refused(config, flags.format(**names), capsys)
 
@@ -108,7 +109,7 @@ def test_what_is_said_of_a_set_before_it_is_made_holds(tmp_path: Path, name: str
     paths = dataset.locate(raw_path(dataset))
     dataset.describe(paths)
     specs = dataset.specs(next(iter(dataset.read(paths))))
-    manifest = open_set(prepare(config, write_shards_here))
+    manifest = open_set(prepare_data(config, write_shards_here))
     assert manifest is not None
     assert {column: specs[column] for column in manifest.modalities} == manifest.modalities
     assert [column for column in specs if column in manifest.modalities] == list(manifest.modalities)

@@ -17,11 +17,10 @@ import pytest
 import torch
 
 from cggm_ray.commands.train import run
-from cggm_ray.data.dataset import DATASETS
 from cggm_ray.data.datasets.features import FeatureOptions
 from cggm_ray.data.loading.split import TensorSplit
-from cggm_ray.data.prepare import prepare
 from cggm_ray.data.shards.shards import Manifest, open_set, write_shards_here
+from cggm_ray.engine.assembly import build_dataset, build_network, prepare_data
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.runtime import RunConfig
 from cggm_ray.engine.settings import TrainConfig
@@ -34,10 +33,10 @@ DATA = Path(os.environ.get("CGGM_DATA", Path(__file__).parents[2] / "shared" / "
 
 
 def converted(settings: Config) -> tuple[Manifest, dict[str, TensorSplit]]:
-    folder = prepare(settings, write_shards_here)
+    folder = prepare_data(settings, write_shards_here)
     manifest = open_set(folder)
     assert manifest is not None
-    dataset = DATASETS.get("features")(settings)
+    dataset = build_dataset(settings, "features")
     splits = {}
     for name in manifest.splits:
         split = dataset.open_split(folder, manifest, name, tuple(manifest.modalities), torch.device("cpu"))
@@ -225,7 +224,7 @@ def test_kinds_can_be_told(tmp_path: Path) -> None:
     manifest, _ = converted(config(tmp_path, as_npz(tmp_path, arrays()), kinds=("face:sequence", "words:vector")))
     assert manifest.notes["kinds"] == {"words": "vector", "face": "sequence", "age": "vector"}
     settings = config(tmp_path, as_npz(tmp_path, arrays()), kinds=("face:sequence", "words:vector"))
-    net, guides = DATASETS.get("features")(settings).network(manifest, ("words", "face"))
+    net, guides = build_network(settings, build_dataset(settings), manifest, ("words", "face"))
     features = net.encode({"words": torch.randn(2, 5, 3), "face": torch.randn(2, 8, 8)})
     assert {name: tuple(h.shape) for name, h in features.items()} == {"words": (2, 1, 8), "face": (2, 8, 8)}
     assert all(guides[name](h).logits.shape == (2, 3) for name, h in features.items())
@@ -270,8 +269,8 @@ def test_digits_by_flags(tmp_path: Path) -> None:
 
 def test_shards_follow_the_options(tmp_path: Path) -> None:
     settings = config(tmp_path, as_npz(tmp_path, arrays()), "words,age", split="part")
-    first = prepare(settings, write_shards_here)
+    first = prepare_data(settings, write_shards_here)
     swapped = dataclasses.replace(settings, data=dataclasses.replace(settings.data, modalities=("age", "words")))
-    assert prepare(swapped, write_shards_here) == first
+    assert prepare_data(swapped, write_shards_here) == first
     other = dataclasses.replace(settings, options=FeatureOptions(split="part", target="mark", task="regression"))
-    assert prepare(other, write_shards_here) != first
+    assert prepare_data(other, write_shards_here) != first

@@ -12,8 +12,8 @@ import pytest
 
 from cggm_ray.core.errors import DataError, UsageError
 from cggm_ray.data.datasets.features import FeatureOptions
-from cggm_ray.data.prepare import prepare
 from cggm_ray.data.shards.shards import write_shards_here
+from cggm_ray.engine.assembly import prepare_data
 from feature_sets import arrays, config
 
 
@@ -82,7 +82,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     }
     for file, message in expected.items():
         with pytest.raises(DataError, match=message):
-            prepare(config(tmp_path, tmp_path / file), write_shards_here)
+            prepare_data(config(tmp_path, tmp_path / file), write_shards_here)
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,9 @@ from safetensors import safe_open
 
 from cggm_ray.commands.train import run
 from cggm_ray.core.errors import DataError, UsageError
-from cggm_ray.data.dataset import DATASETS
 from cggm_ray.data.loading.sampler import epoch_order, slices
-from cggm_ray.data.prepare import prepare
 from cggm_ray.data.shards.shards import open_set, write_shards_here
+from cggm_ray.engine.assembly import build_dataset, prepare_data
 from cggm_ray.engine.state import WEIGHTS
 from conftest import sets
 from food101_files import CLASSES, configuration, edit, reference_features, save_vit, with_options, write_set
@@ -44,12 +43,14 @@ def raw(source: Path, tmp_path: Path) -> Path:
 
 def test_features_are_those_of_transformers(source: Path, tmp_path: Path) -> None:
     config = configuration(source, tmp_path)
-    folder = prepare(config, write_shards_here)
+    folder = prepare_data(config, write_shards_here)
     manifest = open_set(folder)
     assert manifest is not None
     assert list(manifest.modalities) == ["image", "text"]
     assert manifest.notes["classes"] == sorted(CLASSES)
-    split = DATASETS.get("food101")(config).open_split(folder, manifest, "test", ("image", "text"), torch.device("cpu"))
+    split = build_dataset(config, "food101").open_split(
+        folder, manifest, "test", ("image", "text"), torch.device("cpu")
+    )
     (batch,) = split.batches(slices(torch.arange(len(split)), 100, 0, 1), 0)
     images, texts = reference_features(source)
     np.testing.assert_allclose(batch.inputs["image"].numpy(), images, atol=1e-5)
@@ -60,10 +61,10 @@ def test_features_are_those_of_transformers(source: Path, tmp_path: Path) -> Non
 
 def test_padding_of_texts_can_be_zero(source: Path, tmp_path: Path) -> None:
     config = configuration(source, tmp_path, text_padding="zero")
-    folder = prepare(config, write_shards_here)
+    folder = prepare_data(config, write_shards_here)
     manifest = open_set(folder)
     assert manifest is not None
-    split = DATASETS.get("food101")(config).open_split(folder, manifest, "test", ("text",), torch.device("cpu"))
+    split = build_dataset(config, "food101").open_split(folder, manifest, "test", ("text",), torch.device("cpu"))
     (batch,) = split.batches(slices(torch.arange(2), 2, 0, 1), 0)
     _, texts = reference_features(source)
     # [CLS] pie [SEP], and [CLS] hot soup [SEP].
@@ -75,11 +76,11 @@ def test_padding_of_texts_can_be_zero(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_is_close_and_half_the_size(source: Path, tmp_path: Path, precision: str) -> None:
     config = configuration(source, tmp_path, extract_precision=precision)
-    folder = prepare(config, write_shards_here)
+    folder = prepare_data(config, write_shards_here)
     manifest = open_set(folder)
     assert manifest is not None
     assert manifest.modalities["image"].dtype == "float16"
-    split = DATASETS.get("food101")(config).open_split(folder, manifest, "test", ("image",), torch.device("cpu"))
+    split = build_dataset(config, "food101").open_split(folder, manifest, "test", ("image",), torch.device("cpu"))
     (batch,) = split.batches(slices(torch.arange(len(split)), 100, 0, 1), 0)
     assert batch.inputs["image"].dtype == torch.float32
     images, _ = reference_features(source)
@@ -93,10 +94,10 @@ def test_run_streamed_equals_run_in_memory(source: Path, tmp_path: Path) -> None
     results, kinds = [], []
     for budget in (64, 1):
         config = configuration(source, tmp_path / str(budget), memory_budget=budget, vit=str(vit), views=6)
-        folder = prepare(config, write_shards_here)
+        folder = prepare_data(config, write_shards_here)
         manifest = open_set(folder)
         assert manifest is not None
-        split = DATASETS.get("food101")(config).open_split(folder, manifest, "train", ("image",), torch.device("cpu"))
+        split = build_dataset(config, "food101").open_split(folder, manifest, "train", ("image",), torch.device("cpu"))
         kinds.append(type(split).__name__)
         results.append(run(config))
     assert kinds == ["TensorSplit", "StreamSplit"]
@@ -105,21 +106,21 @@ def test_run_streamed_equals_run_in_memory(source: Path, tmp_path: Path) -> None
 
 
 def test_validation_is_a_stratified_part_of_train_unless_dev_is_there(source: Path, tmp_path: Path) -> None:
-    manifest = open_set(prepare(configuration(source, tmp_path / "a", valid_share=0.34), write_shards_here))
+    manifest = open_set(prepare_data(configuration(source, tmp_path / "a", valid_share=0.34), write_shards_here))
     assert manifest is not None
     assert [manifest.rows(split) for split in ("train", "valid", "test")] == [12, 6, 6]
     folder = write_set(tmp_path / "with_dev", dev=3)
-    manifest = open_set(prepare(configuration(folder, tmp_path / "b"), write_shards_here))
+    manifest = open_set(prepare_data(configuration(folder, tmp_path / "b"), write_shards_here))
     assert manifest is not None
     assert [manifest.rows(split) for split in ("train", "valid", "test")] == [18, 3, 6]
 
 
 def test_online_augments_anew_in_every_epoch_and_leaves_test_alone(source: Path, tmp_path: Path) -> None:
     config = configuration(source, tmp_path, image_features="online")
-    folder = prepare(config, write_shards_here)
+    folder = prepare_data(config, write_shards_here)
     manifest = open_set(folder)
     assert manifest is not None
-    dataset = DATASETS.get("food101")(config)
+    dataset = build_dataset(config, "food101")
     train, test = (
         dataset.open_split(folder, manifest, name, ("image", "text"), torch.device("cpu")) for name in ("train", "test")
     )
@@ -180,15 +181,15 @@ def test_one_modality_alone(source: Path, tmp_path: Path) -> None:
 
 def test_second_run_reuses_and_a_changed_image_rebuilds(raw: Path, tmp_path: Path) -> None:
     config = configuration(raw, tmp_path)
-    first = prepare(config, write_shards_here)
+    first = prepare_data(config, write_shards_here)
 
     def never(*_: Any) -> Any:
         raise AssertionError("converted again")
 
-    assert prepare(config, never) == first
+    assert prepare_data(config, never) == first
     save = raw / "images" / "0.jpg"
     save.write_bytes((raw / "images" / "1.jpg").read_bytes())
-    assert prepare(config, write_shards_here) != first
+    assert prepare_data(config, write_shards_here) != first
 
 
 def _drop(key: str) -> Callable[[Path], None]:
@@ -226,21 +227,21 @@ def test_weights_of_another_model_are_refused(raw: Path, tmp_path: Path) -> None
     """The configuration says one layer more than the weights have: transformers would fill it at random."""
     edit(raw / "vit" / "config.json", lambda content: content.__setitem__("num_hidden_layers", 2))
     with pytest.raises(DataError, match=r"vit: the weights in .* lack"):
-        prepare(configuration(raw, tmp_path / "out"), write_shards_here)
+        prepare_data(configuration(raw, tmp_path / "out"), write_shards_here)
 
 
 def test_skip_bad_allows_so_many_and_no_more(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (raw / "images" / "5.jpg").write_bytes(b"no image")
     (raw / "images" / "7.jpg").unlink()
     config = configuration(raw, tmp_path / "out", skip_bad=2)
-    manifest = open_set(prepare(config, write_shards_here))
+    manifest = open_set(prepare_data(config, write_shards_here))
     assert manifest is not None
     assert manifest.rows("train") + manifest.rows("valid") == 16
     assert set(manifest.notes["skipped"]) == {"images/5.jpg", "images/7.jpg"}
     assert "left out (skip_bad 2): images/7.jpg: no such file" in capsys.readouterr().err
     for allowed in (0, 1):
         with pytest.raises(DataError, match=f"2 images cannot be read, skip_bad allows {allowed}"):
-            prepare(with_options(config, skip_bad=allowed), write_shards_here)
+            prepare_data(with_options(config, skip_bad=allowed), write_shards_here)
 
 
 def test_options_that_cannot_be(source: Path, tmp_path: Path) -> None:
@@ -249,9 +250,9 @@ def test_options_that_cannot_be(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="extract_precision: unknown 'fp8'"):
         configuration(source, tmp_path, extract_precision="fp8")
     with pytest.raises(DataError, match=r"text_length: 13 pieces; the BERT in .* takes 12"):
-        prepare(configuration(source, tmp_path, text_length=13), write_shards_here)
+        prepare_data(configuration(source, tmp_path, text_length=13), write_shards_here)
     with pytest.raises(DataError, match=r"vit: \./nowhere: no such folder"):
-        prepare(configuration(source, tmp_path, vit="./nowhere"), write_shards_here)
+        prepare_data(configuration(source, tmp_path, vit="./nowhere"), write_shards_here)
 
 
 def test_full_disk_leaves_nothing(source: Path, tmp_path: Path) -> None:
@@ -262,7 +263,7 @@ def test_full_disk_leaves_nothing(source: Path, tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
     try:
         with pytest.raises(DataError, match=r"train-00000\.parquet: cannot write the shard"):
-            prepare(config, write_shards_here)
+            prepare_data(config, write_shards_here)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not sets(tmp_path / "shards")
@@ -271,7 +272,7 @@ def test_full_disk_leaves_nothing(source: Path, tmp_path: Path) -> None:
 def test_shard_folder_that_cannot_be_made(source: Path, tmp_path: Path) -> None:
     (tmp_path / "shards").write_text("a file")
     with pytest.raises(DataError, match="shards: cannot make the folder for shards"):
-        prepare(configuration(source, tmp_path), write_shards_here)
+        prepare_data(configuration(source, tmp_path), write_shards_here)
 
 
 @pytest.mark.ray
@@ -293,7 +294,7 @@ def test_error_of_an_actor_reaches_the_driver_as_one_line(raw: Path, tmp_path: P
 
     edit(raw / "vit" / "config.json", lambda content: content.__setitem__("num_hidden_layers", 2))
     with pytest.raises(DataError, match=r"vit: the weights in .* lack 16 parameters") as caught:
-        prepare(configuration(raw, tmp_path / "out"), write_shards_with_ray)
+        prepare_data(configuration(raw, tmp_path / "out"), write_shards_with_ray)
     assert "\n" not in str(caught.value)
     assert not sets(tmp_path / "out" / "shards")
 

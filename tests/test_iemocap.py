@@ -17,14 +17,13 @@ import torch
 from cggm_ray.commands.train import run
 from cggm_ray.core.batch import Batch
 from cggm_ray.core.errors import DataError, UsageError
-from cggm_ray.data.dataset import DATASETS
-from cggm_ray.data.datasets.iemocap import Iemocap, IemocapOptions
+from cggm_ray.data.datasets.iemocap import IemocapOptions
 from cggm_ray.data.formats.safe_pickle import load_npy, load_pickle
 from cggm_ray.data.loading.sampler import slices
 from cggm_ray.data.loading.split import load_split
-from cggm_ray.data.prepare import prepare
 from cggm_ray.data.settings import DataConfig
 from cggm_ray.data.shards.shards import open_set, write_shards_here
+from cggm_ray.engine.assembly import build_dataset, prepare_data
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.runtime import RunConfig
 from cggm_ray.engine.settings import TrainConfig
@@ -51,10 +50,10 @@ def config(tmp_path: Path, data: Path, modulation: str = "cggm", epochs: int = 2
 
 def opened(settings: Config, split: str = "train") -> tuple[Sequence[str], Batch]:
     """Names of the utterances of a split, and all of it as one batch."""
-    folder = prepare(settings, write_shards_here)
+    folder = prepare_data(settings, write_shards_here)
     manifest = open_set(folder)
     assert manifest is not None
-    dataset = DATASETS.get("iemocap")(settings)
+    dataset = build_dataset(settings, "iemocap")
     found = dataset.open_split(folder, manifest, split, ("text", "audio", "vision"), torch.device("cpu"))
     assert found.names is not None
     (batch,) = found.batches(slices(torch.arange(len(found)), len(found), 0, 1), epoch=0)
@@ -132,7 +131,7 @@ def test_utterance_without_any_step(tmp_path: Path) -> None:
     assert batch.present is not None
     assert batch.present["text"].tolist() == [False, True, True, True, True, True]
     assert run(settings) is not None
-    folder = prepare(settings, write_shards_here)
+    folder = prepare_data(settings, write_shards_here)
     manifest = open_set(folder)
     assert manifest is not None
     with pytest.raises(DataError, match=rf"split train, sample {FIRST} has none of the modalities text"):
@@ -183,7 +182,7 @@ BROKEN: dict[str, Callable[[Path], object]] = {
 def test_bad_options_are_named(tmp_path: Path, options: dict[str, object], message: str) -> None:
     data = small_layout(tmp_path / "iemocap")
     with pytest.raises(UsageError, match=message):
-        prepare(config(tmp_path, data, **options), write_shards_here)
+        prepare_data(config(tmp_path, data, **options), write_shards_here)
 
 
 def test_object_arrays_are_read_without_running_them(tmp_path: Path) -> None:
@@ -204,7 +203,7 @@ def test_object_arrays_are_read_without_running_them(tmp_path: Path) -> None:
 
 def test_demonstration_has_the_true_widths(tmp_path: Path) -> None:
     settings = config(tmp_path, tmp_path, cv="all")
-    dataset = Iemocap(dataclasses.replace(settings, data=DataConfig(dataset="iemocap")))
+    dataset = build_dataset(dataclasses.replace(settings, data=DataConfig(dataset="iemocap")))
     assert list(dataset.folds()) == ["cv1", "cv2"]
     path = dataset.demonstration(tmp_path / "runs" / "demonstration", settings.train.seed)
     for modality, width in {"text": 1024, "audio": 130, "vision": 342}.items():

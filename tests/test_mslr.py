@@ -12,8 +12,7 @@ from torch import nn
 from cggm_ray import Classification, Regression
 from cggm_ray.core.errors import UsageError
 from cggm_ray.engine.configuration import Config
-from cggm_ray.engine.optim import model_optimizer, rescale, retune
-from cggm_ray.engine.schedules import CosineSchedule, PlateauSchedule
+from cggm_ray.engine.optim import build_schedule, model_optimizer, rescale, retune
 from cggm_ray.strategies.mslr import MSLR, MSLROptions, learning_rates
 from strategy_runs import assert_resumes, assert_workers_follow_one, last, lines, pipeline
 
@@ -114,7 +113,7 @@ def test_schedules_and_retuning_keep_the_ratios() -> None:
     def assert_rates(lr: float, a: float, b: float) -> None:
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([lr, lr * a, lr * b])
 
-    plateau = PlateauSchedule(config, optimizer)
+    plateau = build_schedule(config.optim, config.train.num_epochs, optimizer)
     plateau.after_epoch(1.0)
     assert_rates(0.1, 0.5, 4.0)
     plateau.after_epoch(2.0)
@@ -123,7 +122,7 @@ def test_schedules_and_retuning_keep_the_ratios() -> None:
     assert_rates(0.01, 1.5, 4.0)
     retune(optimizer, 0.1, 0.2, 0.3)
     assert_rates(0.02, 1.5, 4.0)
-    CosineSchedule(config, optimizer).before_step(0, 5)
+    build_schedule(config.optim, config.train.num_epochs, optimizer).before_step(0, 5)
     assert_rates(0.1, 1.5, 4.0)
 
 

@@ -11,11 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from cggm_ray.commands.cli import main, parse
 from cggm_ray.core.errors import TrainingError
-from cggm_ray.data.dataset import DATASETS
-from cggm_ray.data.prepare import prepare
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.shards.shards import write_shards_here
-from cggm_ray.engine.assembly import new_state
+from cggm_ray.engine.assembly import build_dataset, build_network, new_state, prepare_data
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.runtime import LocalRuntime, RunConfig
 from cggm_ray.engine.state import TENSORS, VALUES, WEIGHTS
@@ -83,10 +81,10 @@ def test_every_tensor_of_the_memory_matters(small_pickle: Path, tmp_path: Path, 
 def test_a_checkpoint_without_one_of_its_tensors_is_refused(small_pickle: Path, tmp_path: Path) -> None:
     checkpoint = last(train(small_pickle, tmp_path, "run", 1))
     config = parse(Config(), [*SMALL, "--data_path", str(small_pickle), "--storage_path", str(tmp_path)]).config
-    shards = prepare(config, write_shards_here)
+    shards = prepare_data(config, write_shards_here)
     manifest = open_manifest(shards)
-    dataset = DATASETS.get("mosi")(config)
-    net, guides = dataset.network(manifest, tuple(manifest.modalities))
+    dataset = build_dataset(config, "mosi")
+    net, guides = build_network(config, dataset, manifest, tuple(manifest.modalities))
     runtime = LocalRuntime(tmp_path / "run", config.run)
     state = new_state(config, net, guides, dataset.task(manifest), runtime)
     state.load(checkpoint)

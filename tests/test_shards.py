@@ -18,7 +18,6 @@ from cggm_ray.data.datasets import mosi
 from cggm_ray.data.loading.sampler import epoch_order, slices
 from cggm_ray.data.loading.split import load_split
 from cggm_ray.data.loading.stream import StreamSplit
-from cggm_ray.data.prepare import prepare
 from cggm_ray.data.shards.packed import pack, unpack
 from cggm_ray.data.shards.shards import (
     MANIFEST,
@@ -30,6 +29,7 @@ from cggm_ray.data.shards.shards import (
     tensor_column,
     write_shards_here,
 )
+from cggm_ray.engine.assembly import prepare_data
 from cggm_ray.engine.configuration import Config
 from cggm_ray.storage.digests import file_digest
 from conftest import sets, small_set, write_pickle
@@ -51,7 +51,7 @@ def test_shards_hold_the_cleaned_arrays(tmp_path: Path, monkeypatch: pytest.Monk
     content["valid"]["audio"][0, 0, 0] = np.inf
     monkeypatch.setattr(mosi, "SHARD_BYTES", 4000)
     source = write_pickle(tmp_path / "small.pkl", content)
-    folder = prepare(config(source, tmp_path), write_shards_here)
+    folder = prepare_data(config(source, tmp_path), write_shards_here)
     manifest = open_set(folder)
     assert manifest is not None
     assert len(manifest.splits["train"]) > 1
@@ -74,10 +74,10 @@ def test_shards_hold_the_cleaned_arrays(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_second_run_reuses_and_changed_source_rebuilds(tmp_path: Path) -> None:
     source = write_pickle(tmp_path / "small.pkl", small_set(3))
-    first = prepare(config(source, tmp_path), write_shards_here)
-    assert prepare(config(source, tmp_path), refuse) == first
+    first = prepare_data(config(source, tmp_path), write_shards_here)
+    assert prepare_data(config(source, tmp_path), refuse) == first
     write_pickle(source, small_set(4))
-    second = prepare(config(source, tmp_path), write_shards_here)
+    second = prepare_data(config(source, tmp_path), write_shards_here)
     assert second != first
     assert open_set(first) is not None
 
@@ -85,12 +85,12 @@ def test_second_run_reuses_and_changed_source_rebuilds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("harm", ["no manifest", "cut manifest", "shard gone", "shard cut"])
 def test_a_damaged_set_is_made_anew(tmp_path: Path, harm: str) -> None:
     source = write_pickle(tmp_path / "small.pkl", small_set())
-    folder = prepare(config(source, tmp_path), write_shards_here)
+    folder = prepare_data(config(source, tmp_path), write_shards_here)
     good = {file.name: file.read_bytes() for file in folder.iterdir()}
     victim = folder / (MANIFEST if "manifest" in harm else "valid-00000.parquet")
     victim.unlink() if harm in ("no manifest", "shard gone") else victim.write_bytes(good[victim.name][:-20])
     assert open_set(folder) is None
-    assert prepare(config(source, tmp_path), write_shards_here) == folder
+    assert prepare_data(config(source, tmp_path), write_shards_here) == folder
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == good
 
 
@@ -102,14 +102,14 @@ def test_a_conversion_that_dies_leaves_nothing_that_is_read(tmp_path: Path) -> N
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(config(source, tmp_path), die)
+        prepare_data(config(source, tmp_path), die)
     assert sets(tmp_path / "shards") == []
-    folder = prepare(config(source, tmp_path), write_shards_here)
+    folder = prepare_data(config(source, tmp_path), write_shards_here)
     assert json.loads((folder / MANIFEST).read_text())["dataset"] == "mosi"
 
 
 def test_a_changed_byte_in_a_shard_of_equal_length_is_an_error(tmp_path: Path) -> None:
-    folder = prepare(config(write_pickle(tmp_path / "small.pkl", small_set()), tmp_path), write_shards_here)
+    folder = prepare_data(config(write_pickle(tmp_path / "small.pkl", small_set()), tmp_path), write_shards_here)
     shard = folder / "train-00000.parquet"
     content = bytearray(shard.read_bytes())
     content[len(content) // 3 : len(content) // 3 + 8] = b"\xff" * 8
@@ -148,7 +148,7 @@ def with_a_gap(table: pa.Table, column: str) -> pa.Table:
 def test_a_shard_that_is_not_what_its_manifest_says(
     tmp_path: Path, change: Callable[[pa.Table, str], pa.Table], column: str, message: str, read: str
 ) -> None:
-    folder = prepare(config(write_pickle(tmp_path / "small.pkl", small_set()), tmp_path), write_shards_here)
+    folder = prepare_data(config(write_pickle(tmp_path / "small.pkl", small_set()), tmp_path), write_shards_here)
     manifest, shard = open_set(folder), folder / "train-00000.parquet"
     assert manifest is not None
     pq.write_table(pack(change(unpack(pq.read_table(shard)), column)), shard)
@@ -176,14 +176,14 @@ def test_order_is_a_function_of_seed_and_epoch(workers: int) -> None:
 def test_a_damaged_shard_is_named_with_its_sources(small_pickle: Path, tmp_path: Path) -> None:
     plain = config(small_pickle, tmp_path)
     careful = plain.replace({"verify": True})
-    folder = prepare(careful, write_shards_here)
-    assert prepare(careful, write_shards_here) == folder
+    folder = prepare_data(careful, write_shards_here)
+    assert prepare_data(careful, write_shards_here) == folder
     shard = folder / "valid-00000.parquet"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    assert prepare(plain, write_shards_here) == folder
+    assert prepare_data(plain, write_shards_here) == folder
     with pytest.raises(DataError, match="damaged: sha256") as caught:
-        prepare(careful, write_shards_here)
+        prepare_data(careful, write_shards_here)
     assert str(shard) in str(caught.value)
     assert f"made from {small_pickle}" in str(caught.value)

@@ -14,7 +14,7 @@ from cggm_ray.core.errors import UsageError
 from cggm_ray.data.settings import DataConfig
 from cggm_ray.engine.configuration import Config
 from cggm_ray.runs.folder import differences
-from cggm_ray.strategies.base import JointTraining
+from cggm_ray.strategies.joint import JointTraining
 from cggm_ray.strategies.registry import STRATEGIES, StrategyInfo, StrategyOptions
 from cggm_ray.tasks import Classification
 

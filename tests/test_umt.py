@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from cggm_ray.strategies.teachers import find_teachers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -19,6 +18,7 @@ from cggm_ray import Classification, UsageError
 from cggm_ray.commands.cli import main
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.state import WEIGHTS
+from cggm_ray.engine.teachers import find_teachers
 from cggm_ray.strategies.umt import UMT
 from conftest import SMALL, small_set, write_pickle
 from strategy_cases import linear_inputs, linear_net, lines, run, umt_flags

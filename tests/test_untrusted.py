@@ -19,8 +19,8 @@ from cggm_ray.core.errors import LONGEST, CggmError, DataError, listed, one_line
 from cggm_ray.data.formats import h5
 from cggm_ray.data.formats.parquet import read_parquet
 from cggm_ray.data.formats.untrusted import check_texts, image_memory, inside, open_image, plain_array
-from cggm_ray.data.prepare import prepare
 from cggm_ray.data.shards.shards import MANIFEST, describe_sources, open_set, write_shards_here
+from cggm_ray.engine.assembly import prepare_data
 from feature_sets import arrays, as_npz, config
 
 FUZZ = Path(__file__).parents[1] / "benchmarks" / "fuzz.py"
@@ -49,7 +49,7 @@ def test_paths_stay_inside(path: str, good: bool) -> None:
 def test_a_manifest_names_shards_of_its_own_folder(tmp_path: Path, name: str) -> None:
     """Another file of the right size is no shard, so the set counts as none, and is made anew in its place."""
     settings = config(tmp_path, as_npz(tmp_path, arrays()))
-    folder = prepare(settings, write_shards_here)
+    folder = prepare_data(settings, write_shards_here)
     text = (folder / MANIFEST).read_text()
     content = json.loads(text)
     shard = content["splits"]["train"][0]
@@ -59,7 +59,7 @@ def test_a_manifest_names_shards_of_its_own_folder(tmp_path: Path, name: str) ->
     shard["file"] = name
     (folder / MANIFEST).write_text(json.dumps(content))
     assert open_set(folder) is None
-    assert prepare(settings, write_shards_here) == folder
+    assert prepare_data(settings, write_shards_here) == folder
     assert (folder / MANIFEST).read_text() == text
     assert (other / "train-00000.parquet").exists()
 
@@ -104,7 +104,7 @@ def test_texts_of_parquet_take_memory_once(tmp_path: Path) -> None:
     pq.write_table(pa.table(table), tmp_path / "f.parquet")
     assert (tmp_path / "f.parquet").stat().st_size < 10**6
     with pytest.raises(DataError, match=r"f\.parquet, column id: found 40,000,000,000 bytes"):
-        prepare(config(tmp_path, tmp_path / "f.parquet"), write_shards_here)
+        prepare_data(config(tmp_path, tmp_path / "f.parquet"), write_shards_here)
 
 
 def test_tensors_that_are_null_take_memory_too(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_ray_does_not_unpickle_what_a_parquet_file_says(tmp_path: Path) -> None:
     schema = pa.schema([field, pa.field("label", pa.int64())])
     pq.write_table(pa.table([storage, pa.array([0, 1, 0, 1])], schema=schema), tmp_path / "f.parquet")
     with pytest.raises(DataError, match=r"f\.parquet"):
-        prepare(config(tmp_path, tmp_path / "f.parquet"), write_shards_here)
+        prepare_data(config(tmp_path, tmp_path / "f.parquet"), write_shards_here)
     assert not (tmp_path / "executed").exists()
 
 

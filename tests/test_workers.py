@@ -100,7 +100,7 @@ def run_scenario(kind: str, rule: dict[str, str], runtime: LocalRuntime, accumul
                 index=part.index,
                 weight=part.weight,
             )
-            values = train_step(config, state, step, batch, runtime)
+            values = train_step(state, step, batch, runtime, accumulate=config.train.accumulate, clip=config.optim.clip)
             coefficients.append(values.get("coefficient", torch.zeros(0)))
             state.step += 1
         state.epoch += 1

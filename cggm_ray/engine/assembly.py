@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from cggm_ray.core.errors import UsageError
+from cggm_ray.core.reduction import Reduce
 from cggm_ray.core.registry import nearest
 from cggm_ray.core.seeding import derive_seed, make_deterministic
 from cggm_ray.data.dataset import DATASETS, Dataset
@@ -36,6 +37,7 @@ from cggm_ray.engine.tracking import Console, check_trackers
 from cggm_ray.models.net import MultimodalNet, compile_parts
 from cggm_ray.models.registry import NETWORKS, NetworkPlan
 from cggm_ray.models.settings import ModelConfig
+from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.registry import STRATEGIES, Materials, Setting
 from cggm_ray.tasks import Task
 
@@ -250,13 +252,21 @@ def open_training(config: Config, shards: Path, runtime: Runtime, folder: Path) 
     )
 
 
-def new_state(
-    config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, runtime: Runtime
-) -> TrainState:
-    """A run before its first step, on the runtime's device."""
-    net.to(runtime.device)
-    for guide in guides.values():
-        guide.to(runtime.device)
+def build_strategy(
+    config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, reduce: Reduce
+) -> Strategy:
+    """The strategy of a run.
+
+    Args:
+        config: of the run.
+        net: the network that is trained.
+        guides: a guide classifier by modality.
+        task: what is predicted.
+        reduce: sums a vector over workers.
+
+    Raises:
+        UsageError: a teacher does not fit.
+    """
     runs = config.strategy.teachers()
     encoders = dict(net.encoders.items())
     teachers = {} if runs is None else load_teachers(encoders, find_teachers(config, runs, tuple(encoders)))
@@ -265,11 +275,22 @@ def new_state(
         net=net,
         guides=guides,
         task=task,
-        reduce=runtime.reduce(),
+        reduce=reduce,
         guide_optimizer=partial(guide_optimizer, config.optim),
         teachers=teachers,
     )
-    strategy = STRATEGIES.get(config.modulation.modulation).build(materials)
+    return STRATEGIES.get(config.modulation.modulation).build(materials)
+
+
+def new_state(
+    config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, runtime: Runtime
+) -> TrainState:
+    """A run before its first step, on the runtime's device."""
+    net.to(runtime.device)
+    for guide in guides.values():
+        guide.to(runtime.device)
+    strategy = build_strategy(config, net, guides, task, runtime.reduce())
+    encoders = dict(net.encoders.items())
     optimizer = model_optimizer(config.optim, net.parameters(), encoders, strategy.rates())
     metric = config.train.select or task.selection[0]
     # A GPU works ahead of this process as long as nobody asks for a number. To skip a step, somebody must.
