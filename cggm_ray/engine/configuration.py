@@ -72,7 +72,7 @@ class Config(Sections):
     @property
     def strategy(self) -> StrategyOptions:
         """The options of the run's own strategy."""
-        return self.strategies[self._strategy_section]
+        return self.strategies.get(self._strategy_section) or STRATEGIES.get(self._strategy_section).options()
 
     def network_options(self, name: str) -> NetworkOptions:
         """The options of a network of that name."""
