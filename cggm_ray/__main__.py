@@ -31,8 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     one.set_defaults(do=_report)
     one = commands.add_parser("predict", help="write what the best checkpoint of a run predicts, and its metrics")
     one.add_argument("run", type=Path, help="folder of the run")
-    one.add_argument("--data_path", type=Path, help="raw data with labels, as for training; default the run's own")
-    one.add_argument("--split", default="test", choices=SPLITS, help="of that data [test]")
+    one.add_argument("--data_path", type=Path, help="raw data, labels are not needed; default the run's own")
+    one.add_argument(
+        "--split", choices=SPLITS, help="part of that data; default all of it, or test of the run's own data"
+    )
     one.add_argument(
         "--out", type=Path, help="file, or folder of maps; default predictions-SPLIT-NAME in the folder of the run"
     )
@@ -79,6 +81,9 @@ def _predict(arguments: argparse.Namespace) -> int:
         raise UsageError(f"workers: found {arguments.workers}; expected a whole number of at least 1")
     workers = arguments.workers if arguments.ray or arguments.workers > 1 else None
     done = predict(arguments.run, arguments.data_path, arguments.split, arguments.out, workers)
+    print(f"{'predicted':<22}{done.samples:>10}")
+    if done.labelled < done.samples:
+        print(f"{'labelled':<22}{done.labelled:>10}")
     for name, value in done.metrics.items():
         print(f"{name:<22}{value:>10.4f}")
     print(done.path)

@@ -24,11 +24,12 @@ from cggm_ray.folds import fold_table, save_folds
 from cggm_ray.guards import naming_missing
 from cggm_ray.locks import holding
 from cggm_ray.provenance import note_start
+from cggm_ray.recorded import record_data
 from cggm_ray.runtime import LocalRuntime, Record
 from cggm_ray.state import BEST, PREDICTIONS
 from cggm_ray.stopping import Asked, listening
 from cggm_ray.tracking import METRICS, check_trackers, read_metrics
-from cggm_ray.train import Result, check, fit
+from cggm_ray.train import Result, check, fit, open_manifest
 from cggm_ray.values import read_yaml
 
 CONFIG = "config.yaml"
@@ -235,6 +236,10 @@ def claim(config: Config, folder: Path, shards: Path) -> Path:
     """
     check(config, shards)
     open_folder(config, folder)
+    try:
+        record_data(folder, open_manifest(shards))
+    except OSError as error:
+        raise UsageError(f"storage_path: {folder} cannot be written: {error.strerror}") from None
     return shards
 
 
