@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -179,7 +180,11 @@ def test_metrics_are_of_the_labelled_samples(run: Path, tmp_path: Path, capsys: 
 
 @pytest.mark.ray
 def test_ray_predicts_unlabelled_samples_too(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray import cloudpickle
+
     monkeypatch.setenv("RAY_ADDRESS", "local")
+    # The workers cannot import this file.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     new = content(13, 4)
     new["label"][5:] = np.nan
     for name in ("ray", "here"):
