@@ -21,7 +21,7 @@ from cggm_ray.errors import CggmError, StoppedError, UsageError
 from cggm_ray.modulation.base import STRATEGIES
 from cggm_ray.registry import nearest
 from cggm_ray.run import run
-from cggm_ray.values import read_yaml, value_type
+from cggm_ray.values import local_path, read_yaml, value_type
 
 _GONE = {"attn_mask": "the released code parsed this flag and never used it; leave it out"}
 
@@ -105,11 +105,13 @@ def parse(recipe: Config, argv: Sequence[str], description: str | None = None) -
         raise UsageError(
             "tune: given together with --seeds or --compare; search first, then compare with --config best.yaml"
         )
-    config = recipe if path is None else Config.from_dict(read_yaml(Path(path), "config"), recipe, source=path)
+    config = recipe
+    if path is not None:
+        config = Config.from_dict(read_yaml(local_path("config", path), "config"), recipe, source=path)
     return Command(
         config=config.replace(given, source="flag"),
         dry_run=dry_run,
-        tune=None if tune is None else Path(tune),
+        tune=None if tune is None else local_path("tune", tune),
         seeds=seeds,
         strategies=strategies,
     )

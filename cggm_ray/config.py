@@ -20,7 +20,7 @@ from cggm_ray.modulation.direction import DIRECTION_RULES
 from cggm_ray.optim import OPTIMIZERS, SCHEDULES
 from cggm_ray.options import DatasetOptions, StrategyOptions, at_least, check, one_of, option
 from cggm_ray.registry import nearest
-from cggm_ray.values import coerce
+from cggm_ray.values import coerce, refuse_url
 
 GATES = ("feature", "body", "update", "off")
 PRECISIONS = ("fp32", "bf16")
@@ -34,10 +34,15 @@ class DataConfig:
 
     dataset: str = option("mosi", "registered dataset")
     data_path: str | None = option(
-        None, "raw data, a file or the folder that holds it; without it a demonstration set is made", resume=True
+        None,
+        "raw data, a file or the folder that holds it; without it a demonstration set is made",
+        resume=True,
+        path=True,
     )
     modalities: tuple[str, ...] | None = option(None, "comma-separated modalities to use; default all")
-    shard_path: str | None = option(None, "folder for the converted data; default STORAGE_PATH/shards", resume=True)
+    shard_path: str | None = option(
+        None, "folder for the converted data; default STORAGE_PATH/shards", resume=True, path=True
+    )
     memory_budget: int = option(
         4096, "MiB of samples that a worker may hold; a larger set is streamed from its shards", resume=True
     )
@@ -222,7 +227,7 @@ class RunConfig:
         None, "beside metrics.jsonl: tensorboard, mlflow, wandb; default tensorboard where it is installed", resume=True
     )
     storage_path: str = option(
-        "~/cggm_runs", "folder of all runs; on several nodes one that all of them mount", resume=True
+        "~/cggm_runs", "folder of all runs; on several nodes one that all of them mount", resume=True, path=True
     )
     name: str | None = option(
         None, "folder of this run; the same name continues it; default made from the time", resume=True
@@ -249,10 +254,6 @@ class RunConfig:
             )
         if self.use_gpu and self.no_cuda:
             raise UsageError("use_gpu: given together with no_cuda; expected one of them")
-        if "://" in self.storage_path:
-            raise UsageError(
-                f"storage_path: found the URL {self.storage_path}; expected a folder that every node mounts"
-            )
         if self.name is not None and (not self.name or self.name != Path(self.name).name or self.name.startswith(".")):
             raise UsageError(f"name: found {self.name!r}; expected a plain folder name")
 
@@ -296,6 +297,12 @@ class Config:
     strategies: Mapping[str, StrategyOptions] = field(default_factory=default_strategies)
 
     def __post_init__(self) -> None:
+        sections = self.sections()
+        for section, key in self.fields():
+            if key.metadata["path"]:
+                value = getattr(sections[section], key.name)
+                for text in (value,) if isinstance(value, str) else value or ():
+                    refuse_url(key.name, text)
         if self.train.batch_size < self.run.max_workers:
             raise UsageError(
                 f"batch_size: found {self.train.batch_size} samples for {self.run.max_workers} workers; expected at least one "

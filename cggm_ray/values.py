@@ -20,6 +20,10 @@ LARGEST = 2**53
 """Whole numbers up to here are exact in every file that a run writes."""
 
 
+URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]+:/")
+"""A scheme and a slash. A scheme has two characters at least, so `C:/data` and `C:\\data` are none."""
+
+
 class _Loader(yaml.SafeLoader):
     """Yaml without its numbers to base 60, for which `workers: 2:8` would be 128."""
 
@@ -66,6 +70,27 @@ def read_yaml(path: Path, field: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"{field}: {path} holds a {type(content).__name__}; expected a mapping of keys to values")
     return content
+
+
+def refuse_url(field: str, path: str) -> None:
+    """Raises a UsageError where a path is a URL: taken for a path, it would be a new folder with the scheme's name.
+
+    Args:
+        field: named in the message.
+        path: as it was given, before `Path` joins its slashes.
+    """
+    if URL.match(path):
+        raise UsageError(f"{field}: found the URL {path}; only local or mounted folders are taken so far")
+
+
+def local_path(field: str, text: str) -> Path:
+    """The path that a flag gives.
+
+    Raises:
+        UsageError: it is a URL.
+    """
+    refuse_url(field, text)
+    return Path(text)
 
 
 def _count(node: Any, where: str, known: dict[int, int | None]) -> int:
