@@ -3,6 +3,9 @@
 The names below are the library: a balancing strategy for a model and a loop of your own. They need torch and nothing else.
 """
 
+from cggm_ray import workdir as workdir
+
+# isort: split
 from cggm_ray.batch import Batch, HeadOutput
 from cggm_ray.errors import CggmError, DataError, UsageError
 from cggm_ray.modulation import CGGM, JointTraining, Strategy

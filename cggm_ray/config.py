@@ -20,7 +20,7 @@ from cggm_ray.modulation.direction import DIRECTION_RULES
 from cggm_ray.optim import OPTIMIZERS, SCHEDULES
 from cggm_ray.options import DatasetOptions, StrategyOptions, at_least, check, one_of, option
 from cggm_ray.registry import nearest
-from cggm_ray.values import coerce, refuse_url
+from cggm_ray.values import check_path, coerce, whole
 
 GATES = ("feature", "body", "update", "off")
 PRECISIONS = ("fp32", "bf16")
@@ -270,7 +270,7 @@ class RunConfig:
     @property
     def storage(self) -> Path:
         """`storage_path`, absolute."""
-        return Path(self.storage_path).expanduser().absolute()
+        return whole("storage_path", self.storage_path)
 
 
 def default_strategies() -> dict[str, StrategyOptions]:
@@ -302,7 +302,7 @@ class Config:
             if key.metadata["path"]:
                 value = getattr(sections[section], key.name)
                 for text in (value,) if isinstance(value, str) else value or ():
-                    refuse_url(key.name, text)
+                    check_path(key.name, text)
         if self.train.batch_size < self.run.max_workers:
             raise UsageError(
                 f"batch_size: found {self.train.batch_size} samples for {self.run.max_workers} workers; expected at least one "
@@ -312,9 +312,7 @@ class Config:
     @property
     def shard_root(self) -> Path:
         """Folder of all converted sets."""
-        return (
-            Path(self.data.shard_path).expanduser().absolute() if self.data.shard_path else self.run.storage / "shards"
-        )
+        return whole("shard_path", self.data.shard_path) if self.data.shard_path else self.run.storage / "shards"
 
     @property
     def strategy(self) -> StrategyOptions:

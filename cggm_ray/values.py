@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from cggm_ray import workdir
 from cggm_ray.errors import UsageError, shown
 
 MOST_BYTES = 2**18
@@ -72,8 +73,8 @@ def read_yaml(path: Path, field: str) -> dict[str, Any]:
     return content
 
 
-def refuse_url(field: str, path: str) -> None:
-    """Raises a UsageError where a path is a URL: taken for a path, it would be a new folder with the scheme's name.
+def check_path(field: str, path: str) -> None:
+    """Raises a UsageError where a path leads nowhere: a URL would become a new folder with the scheme's name.
 
     Args:
         field: named in the message.
@@ -81,15 +82,34 @@ def refuse_url(field: str, path: str) -> None:
     """
     if URL.match(path):
         raise UsageError(f"{field}: found the URL {path}; only local or mounted folders are taken so far")
+    if workdir.GONE and not path.startswith(("/", "~")):
+        raise UsageError(
+            f"{field}: found the relative path {shown(path)}, and the working directory does not exist any more; expected an "
+            "absolute path, or a start in a folder that is there"
+        )
+
+
+def whole(field: str, path: str) -> Path:
+    """A path without `~`, absolute.
+
+    Raises:
+        UsageError: `~` stands for nobody's home, as in a container whose user has no name.
+    """
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:
+        raise UsageError(
+            f"{field}: found {shown(path)}, and there is no home folder for ~; expected an absolute path, or HOME to be set"
+        ) from None
 
 
 def local_path(field: str, text: str) -> Path:
     """The path that a flag gives.
 
     Raises:
-        UsageError: it is a URL.
+        UsageError: it is a URL, or relative to a working directory that is gone.
     """
-    refuse_url(field, text)
+    check_path(field, text)
     return Path(text)
 
 

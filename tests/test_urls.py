@@ -12,7 +12,7 @@ from cggm_ray.cli import main
 from cggm_ray.config import Config, DataConfig
 from cggm_ray.data.food101 import Food101Options
 from cggm_ray.errors import UsageError
-from cggm_ray.values import refuse_url
+from cggm_ray.values import check_path
 
 RECIPE = Config(data=DataConfig(dataset="food101"), options=Food101Options())
 FIELDS = [key.name for _, key in RECIPE.fields() if key.metadata["path"]]
@@ -85,5 +85,5 @@ def test_from_python() -> None:
 
 @pytest.mark.parametrize("path", [r"C:\data\x", "C:/data", "d:/x", "./s3:/x", "runs/a:b", "~/runs", "/mnt/s3://x", "x"])
 def test_paths_are_no_urls(path: str) -> None:
-    refuse_url("data_path", path)
+    check_path("data_path", path)
     assert Config(data=DataConfig(data_path=path)).data.data_path == path

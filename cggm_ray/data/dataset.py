@@ -47,6 +47,7 @@ from cggm_ray.modulation.base import STRATEGIES
 from cggm_ray.options import DatasetOptions
 from cggm_ray.registry import Registry, nearest
 from cggm_ray.tasks import Classification, Task
+from cggm_ray.values import whole
 
 if TYPE_CHECKING:
     from cggm_ray.evaluation import Collector
@@ -361,7 +362,7 @@ def raw_path(dataset: Dataset) -> Path:
     config = dataset.config
     if config.data.data_path is None:
         return dataset.demonstration(config.shard_root.parent / "demonstration", config.train.seed)
-    path = Path(config.data.data_path).expanduser().absolute()
+    path = whole("data_path", config.data.data_path)
     if not path.exists():
         raise DataError(f"data_path: {path} does not exist; expected the raw data of {dataset.name}")
     return path
