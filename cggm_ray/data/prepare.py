@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
+from cggm_ray.config.parsing import whole
 from cggm_ray.core.errors import DataError
 from cggm_ray.data.dataset import DATASETS, Dataset
 from cggm_ray.data.shards.packed import unpack
@@ -17,15 +18,14 @@ from cggm_ray.data.shards.shards import (
     Manifest,
     RawShard,
     WriteShards,
-    described,
     fingerprint,
     open_set,
     publish,
     sole_converter,
     staging_folder,
-    table_specs,
     verify_set,
 )
+from cggm_ray.data.specs import described, table_specs
 from cggm_ray.data.split_names import SPLITS as SPLITS
 from cggm_ray.engine.assembly import check_configuration
 from cggm_ray.engine.configuration import Config
@@ -113,7 +113,7 @@ def raw_path(dataset: Dataset) -> Path:
     config = dataset.config
     if config.data.data_path is None:
         return dataset.demonstration(config.shard_root.parent / "demonstration", config.train.seed)
-    path = Path(config.data.data_path).expanduser().absolute()
+    path = whole("data_path", config.data.data_path)
     if not path.exists():
         raise DataError(f"data_path: {path} does not exist; expected the raw data of {dataset.name}")
     return path

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import torch
 
 from cggm_ray.data.shards.shards import TARGET, column_values
+from cggm_ray.engine.state import PREDICTIONS
 from cggm_ray.storage.files import write_text
 from cggm_ray.tasks.metrics import confusion_counts
-from cggm_ray.engine.state import PREDICTIONS
 
 CONFUSION = "confusion.csv"
 

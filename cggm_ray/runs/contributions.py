@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from cggm_ray.core.batch import Batch, Feature
-from cggm_ray.engine.configuration import Config
+from cggm_ray.core.errors import CggmError, TrainingError, UsageError
 from cggm_ray.data.loading.sampler import slices
 from cggm_ray.data.loading.split import Split
-from cggm_ray.core.errors import CggmError, TrainingError, UsageError
-from cggm_ray.storage.files import write_text
-from cggm_ray.models.net import MultimodalNet
+from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.runtime import Runtime
+from cggm_ray.models.net import MultimodalNet
+from cggm_ray.storage.files import write_text
 from cggm_ray.tasks import Task
 
 BALANCE = "balance.json"

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-import torch
-import yaml
-from cggm_ray.config import Config
-from cggm_ray.data.dataset import DATASETS, PICTURES, prepare
-from cggm_ray.data.shards import write_shards_here
-from cggm_ray.errors import CggmError, NonFiniteError, StoppedError, TrainingError, UsageError, one_line
-from cggm_ray.files import clear_partials, set_aside, write_text
-from cggm_ray.folds import fold_table, save_folds
-from cggm_ray.guards import naming_missing
-from cggm_ray.locks import holding
-from cggm_ray.provenance import note_start
-from cggm_ray.runtime import LocalRuntime, Record
-from cggm_ray.state import BEST, PREDICTIONS
-from cggm_ray.stopping import Asked, listening
-from cggm_ray.tracking import METRICS, check_trackers, read_metrics
-from cggm_ray.train import Result, check, fit
-from cggm_ray.values import read_yaml
 
+import yaml
+
+from cggm_ray.config.parsing import read_yaml
+from cggm_ray.core.errors import UsageError
+from cggm_ray.data.shards.opening import open_manifest
+from cggm_ray.engine.assembly import check
+from cggm_ray.engine.configuration import Config
+from cggm_ray.recorded import record_data
+from cggm_ray.storage.files import clear_partials, set_aside, write_text
+from cggm_ray.storage.locks import holding
 
 CONFIG = "config.yaml"
 
@@ -116,6 +107,10 @@ def claim(config: Config, folder: Path, shards: Path) -> Path:
     """
     check(config, shards)
     open_folder(config, folder)
+    try:
+        record_data(folder, open_manifest(shards))
+    except OSError as error:
+        raise UsageError(f"storage_path: {folder} cannot be written: {error.strerror}") from None
     return shards
 
 

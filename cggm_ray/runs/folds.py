@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cggm_ray.core.errors import UsageError
-from cggm_ray.storage.files import write_text
 from cggm_ray.runs.result import Result
+from cggm_ray.storage.files import write_text
 
 FOLDS = "folds.json"
 
