@@ -3,6 +3,7 @@
 The names below are the library: a balancing strategy for a model and a loop of your own. They need torch and nothing else.
 """
 
+# isort: split
 from cggm_ray.core.batch import Batch, HeadOutput
 from cggm_ray.core.errors import CggmError, DataError, UsageError
 from cggm_ray.strategies import CGGM, JointTraining, Strategy

@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
+from cggm_ray.config.parsing import local_path
 from cggm_ray.core.errors import CggmError, UsageError
 
 SPLITS = ("train", "valid", "test")
@@ -23,18 +24,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("verify", help="evaluate the best checkpoint of a run again, and compare")
-    one.add_argument("run", type=Path, help="folder of the run")
+    one.add_argument("run", type=partial(local_path, "run"), help="folder of the run")
     one.set_defaults(do=_verify)
     one = commands.add_parser("report", help="write a page about one run, or several beside each other")
-    one.add_argument("runs", type=Path, nargs="+", metavar="run", help="folder of a run")
-    one.add_argument("--out", type=Path, help="folder for the page; default report in the folder of the run")
+    one.add_argument("runs", type=partial(local_path, "run"), nargs="+", metavar="run", help="folder of a run")
+    one.add_argument(
+        "--out", type=partial(local_path, "out"), help="folder for the page; default report in the folder of the run"
+    )
     one.set_defaults(do=_report)
     one = commands.add_parser("predict", help="write what the best checkpoint of a run predicts, and its metrics")
-    one.add_argument("run", type=Path, help="folder of the run")
-    one.add_argument("--data_path", type=Path, help="raw data with labels, as for training; default the run's own")
-    one.add_argument("--split", default="test", choices=SPLITS, help="of that data [test]")
+    one.add_argument("run", type=partial(local_path, "run"), help="folder of the run")
     one.add_argument(
-        "--out", type=Path, help="file, or folder of maps; default predictions-SPLIT-NAME in the folder of the run"
+        "--data_path",
+        type=partial(local_path, "data_path"),
+        help="raw data, labels are not needed; default the run's own",
+    )
+    one.add_argument(
+        "--split", choices=SPLITS, help="part of that data; default all of it, or test of the run's own data"
+    )
+    one.add_argument(
+        "--out",
+        type=partial(local_path, "out"),
+        help="file, or folder of maps; default predictions-SPLIT-NAME in the folder of the run",
     )
     one.add_argument("--ray", action="store_true", help="convert and predict with Ray Data, for large data")
     one.add_argument(
@@ -42,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     one.set_defaults(do=_predict)
     one = commands.add_parser("export", help="write the network as a torch.export program, without guides")
-    one.add_argument("run", type=Path, help="folder of the run")
-    one.add_argument("--out", type=Path, help="file; default model.pt2 in the folder of the run")
+    one.add_argument("run", type=partial(local_path, "run"), help="folder of the run")
+    one.add_argument("--out", type=partial(local_path, "out"), help="file; default model.pt2 in the folder of the run")
     one.set_defaults(do=_export)
-    arguments = parser.parse_args(argv)
     try:
+        arguments = parser.parse_args(argv)
         code: int = arguments.do(arguments)
     except CggmError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -79,6 +90,9 @@ def _predict(arguments: argparse.Namespace) -> int:
         raise UsageError(f"workers: found {arguments.workers}; expected a whole number of at least 1")
     workers = arguments.workers if arguments.ray or arguments.workers > 1 else None
     done = predict(arguments.run, arguments.data_path, arguments.split, arguments.out, workers)
+    print(f"{'predicted':<22}{done.samples:>10}")
+    if done.labelled < done.samples:
+        print(f"{'labelled':<22}{done.labelled:>10}")
     for name, value in done.metrics.items():
         print(f"{name:<22}{value:>10.4f}")
     print(done.path)

@@ -292,6 +292,7 @@ OWN: dict[str, dict[str, Callable[[Path], list[str]]]] = {
         "nested too deeply": yaml_file("config", "name: " + "[" * 1000),
         "a day that is none": yaml_file("config", "name: 2001-99-99"),
         "a file of another kind": yaml_file("config", "# " + "x" * 2**18),
+        "a URL in place of a folder": yaml_file("config", "shard_path: s3://bucket/shards"),
         "a name with a line break": yaml_file("config", 'name: "a\\nb"'),
         "no such file": lambda folder: ["--config", str(folder / "none.yaml")],
     },

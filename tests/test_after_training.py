@@ -105,9 +105,9 @@ def test_other_features_or_no_data_are_one_line(run: Path, tmp_path: Path, capsy
         part["audio"] = part["audio"][:, :, :-1]
     narrow = write_pickle(tmp_path / "narrow.pkl", content)
     capsys.readouterr()
-    assert command(["predict", str(run), "--data_path", str(narrow)]) == 1
+    assert command(["predict", str(run), "--data_path", str(narrow)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "these weights cannot be used" in line
+    assert "modality audio: samples of shape (4, 15); the run was trained on samples of shape (4, 16)" in line
     assert command(["predict", str(run), "--data_path", str(tmp_path / "nothing.pkl")]) == 2
     assert "does not exist" in capsys.readouterr().err
     assert command(["predict", str(tmp_path)]) == 2
@@ -202,7 +202,13 @@ def test_a_perfect_prediction_is_the_raw_segmentation(layout: str, tmp_path: Pat
     out = tmp_path / "maps"
     out.mkdir()
     whole, maps = dataset.open_maps(
-        shards, open_manifest(shards), "test", ("flair", "t1ce", "t1", "t2"), torch.device("cpu"), out
+        shards,
+        open_manifest(shards),
+        "test",
+        ("flair", "t1ce", "t1", "t2"),
+        torch.device("cpu"),
+        out,
+        dataset.locate(raw),
     )
     for batch in whole.batches(list(slices(torch.arange(len(whole)), 3, 0, 1)), epoch=0):
         maps.take(batch, nn.functional.one_hot(batch.target, 4).movedim(-1, 1).float())

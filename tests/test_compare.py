@@ -12,8 +12,9 @@ import pytest
 from scipy import stats
 
 from cggm_ray.commands.cli import main
-from cggm_ray.commands.compare import Results, markdown, paired_difference
+from cggm_ray.commands.compare import Results, comparison_table, markdown
 from cggm_ray.engine.configuration import Config
+from cggm_ray.studies.statistics import FEWEST_PAIRS, holm, paired_difference
 from conftest import SMALL, small_set, write_pickle
 
 
@@ -37,6 +38,89 @@ def test_differences_that_say_nothing() -> None:
     assert (one.pairs, one.mean, one.low, one.p) == (1, pytest.approx(-0.2), None, None)
     equal = paired_difference([0.5, 0.6], [0.4, 0.5])
     assert (equal.mean, equal.p) == (pytest.approx(0.1), None)
+    # Differences that vary by rounding alone are no evidence.
+    rounded = paired_difference([0.1 * k + 0.3 for k in range(7)], [0.1 * k for k in range(7)])
+    assert (rounded.pairs, rounded.low, rounded.p) == (7, None, None)
+    strange = paired_difference([0.5, float("nan"), 0.4, 0.3, 0.2], [0.1] * 5)
+    assert (strange.low, strange.p) == (None, None)
+
+
+@pytest.mark.parametrize("pairs", range(2, 8))
+def test_no_interval_from_fewer_than_five_pairs(pairs: int) -> None:
+    random = np.random.default_rng(pairs)
+    strategy, baseline = random.normal(0.7, 0.05, pairs), random.normal(0.8, 0.05, pairs)
+    found = paired_difference(strategy.tolist(), baseline.tolist())
+    assert found.p == pytest.approx(float(stats.ttest_rel(strategy, baseline).pvalue))
+    assert FEWEST_PAIRS == 5
+    if pairs < 5:
+        assert (found.low, found.high) == (None, None)
+        return
+    # scipy's own percentile bootstrap from other random numbers.
+    other = stats.bootstrap((strategy - baseline,), np.mean, n_resamples=50_000, method="percentile", rng=1)
+    assert (found.low, found.high) == pytest.approx(tuple(other.confidence_interval), abs=8e-3)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        # By hand: 4 * 0.005, 3 * 0.01, 2 * 0.03, and 0.04, which is raised to the one before.
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        # `p.adjust(c(0.01, 0.02, 0.03, 0.04, 0.05), "holm")` of R: 5, 4, 3, 2 and 1 times, never falling.
+        ([0.01, 0.02, 0.03, 0.04, 0.05], [0.05, 0.08, 0.09, 0.09, 0.09]),
+        ([0.6, 0.5], [1.0, 1.0]),
+        ([0.04], [0.04]),
+        # What was not tested does not count.
+        ([0.02, None, 0.04], [0.04, None, 0.04]),
+        ([None], [None]),
+        ([], []),
+    ],
+)
+def test_holm_against_values_by_hand(given: list[float | None], expected: list[float | None]) -> None:
+    found = holm({str(place): p for place, p in enumerate(given)})
+    assert list(found) == [str(place) for place in range(len(given))]
+    assert list(found.values()) == pytest.approx(expected)
+
+
+def test_holm_rejects_what_the_sequential_test_rejects() -> None:
+    """Holm's procedure as he wrote it: compare the smallest p with a / m, the next with a / (m - 1), until one fails."""
+    random = np.random.default_rng(4)
+    for _ in range(200):
+        values = random.uniform(0, 0.1, 6)
+        rejected = set()
+        for rank, place in enumerate(np.argsort(values)):
+            if values[place] > 0.05 / (6 - rank):
+                break
+            rejected.add(str(place))
+        found = holm({str(place): float(p) for place, p in enumerate(values)})
+        assert {name for name, p in found.items() if p is not None and p <= 0.05} == rejected
+
+
+def test_the_table_says_what_it_did() -> None:
+    random = np.random.default_rng(0)
+    runs = {
+        name: {f"seed-{seed}": {"mae": float(random.normal(mean, 0.03))} for seed in range(number)}
+        for name, mean, number in (("none", 0.8, 6), ("a", 0.77, 6), ("b", 0.75, 6), ("c", 0.7, 4))
+    }
+    results = Results(values=runs, metric="mae", better="min")
+    changes = results.differences("mae")
+    for name, change in changes.items():
+        pairs = [pair for pair in runs[name] if pair in runs["none"]]
+        both = [[runs[one][pair]["mae"] for pair in pairs] for one in (name, "none")]
+        assert change.p == pytest.approx(float(stats.ttest_rel(*both).pvalue))
+    ordered = sorted(changes.values(), key=lambda change: change.p or 0)
+    assert ordered[0].p_holm == pytest.approx(min(1, 3 * (ordered[0].p or 0)))
+    head, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in comparison_table(results)]
+    assert head[3:] == ["difference to none", "pairs", "95% interval", "p", "p (Holm)"]
+    by_name = {line[0]: line for line in lines}
+    assert by_name["none"][3:] == [""] * 5
+    assert by_name["a"][4] == "6"
+    assert by_name["a"][5].startswith("[")
+    assert by_name["c"][4:6] == ["4", "n < 5"]
+    text = markdown(results, Config())
+    assert "over 4 to 6 pairs" in text
+    assert "none from fewer than 5 pairs" in text
+    assert "two-sided paired t-test" in text
+    assert "corrected by Holm's method for the 3 tests of this table" in text
 
 
 def test_pairs_are_matched_by_name_and_a_missing_run_drops_its_pair() -> None:
@@ -45,8 +129,7 @@ def test_pairs_are_matched_by_name_and_a_missing_run_drops_its_pair() -> None:
         "cggm": {"seed-2": {"mae": 1.5}, "seed-1": {"mae": 0.75}},
     }
     results = Results(values=values, metric="mae", better="min")
-    change = results.difference("cggm", "mae")
-    assert change is not None
+    change = results.differences("mae")["cggm"]
     assert (change.pairs, change.mean) == (2, pytest.approx(-0.375))
     text = markdown(results, Config())
     assert "| cggm     | 2    | 1.1250 ± 0.5303 | -0.3750" in text

@@ -6,14 +6,17 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from cggm_ray.__main__ import main as command
 from cggm_ray.commands.train import run
 from cggm_ray.core.batch import Batch
 from cggm_ray.core.errors import DataError, UsageError
@@ -28,6 +31,7 @@ from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.runtime import RunConfig
 from cggm_ray.engine.settings import TrainConfig
 from cggm_ray.models.settings import ModelConfig
+from cggm_ray.runs.finished import open_new
 from cggm_ray.strategies.settings import ModulationConfig
 from conftest import sets
 from iemocap_layout import PLACES, small_layout, write_layout
@@ -249,3 +253,60 @@ def test_real_features_are_learned(tmp_path: Path, real_layout: Path) -> None:
     assert result is not None
     # Four classes of equal size; chance is 0.25.
     assert result.test["accuracy"] > 0.45
+
+
+def test_new_utterances_are_predicted_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Against the network called by hand, with the audio statistics of the training data, which is gone."""
+    trained = small_layout(tmp_path / "trained")
+    with h5py.File(trained / "A" / "comparE_mean_std.h5") as h5:
+        mean, std = h5["1/mean"][()], h5["1/std"][()]
+    assert run(config(tmp_path, trained, epochs=1)) is not None
+    shutil.rmtree(trained)
+    shutil.rmtree(tmp_path / "runs" / "shards")
+    new = small_layout(tmp_path / "new")
+    shutil.rmtree(new / "target")
+    (new / "A" / "comparE_mean_std.h5").unlink()
+    capsys.readouterr()
+    assert command(["predict", str(tmp_path / "runs" / "r"), "--data_path", str(new)]) == 0
+    assert "accuracy" not in capsys.readouterr().out
+    found = pq.read_table(tmp_path / "runs" / "r" / "predictions-new.parquet")
+    assert found["target"].null_count == 12
+    net = open_new(tmp_path / "runs" / "r", new).net
+    for row, name in enumerate(found["id"].to_pylist()):
+        inputs = {}
+        for modality, file in PLACES.items():
+            value = read(new / file, name)
+            value = (value - mean) / std if modality == "audio" else value
+            padded = np.zeros((1, SHORT[f"{modality}_length"], value.shape[1]), np.float32)
+            padded[0, : len(value)] = value[: padded.shape[1]]
+            inputs[modality] = torch.from_numpy(padded)
+        with torch.no_grad():
+            assert np.allclose(found["prediction"][row].as_py(), net(inputs)[0].numpy(), atol=1e-5)
+    # Some have labels: those of a fold with a test split alone.
+    partly = small_layout(tmp_path / "partly")
+    for file in (partly / "target" / "1").glob("*"):
+        if not file.name.startswith("tst"):
+            file.unlink()
+    capsys.readouterr()
+    assert command(["predict", str(tmp_path / "runs" / "r"), "--data_path", str(partly)]) == 0
+    printed = dict(line.split() for line in capsys.readouterr().out.splitlines()[:-1])
+    assert (printed["predicted"], printed["labelled"]) == ("12", "3")
+    again = pq.read_table(tmp_path / "runs" / "r" / "predictions-partly.parquet")
+    assert again["prediction"].equals(found["prediction"])
+    truth = np.array(again["target"].to_pylist()[9:])
+    right = np.array([list(row) for row in again["prediction"].to_pylist()[9:]]).argmax(1) == truth
+    assert printed["accuracy"] == f"{right.mean():.4f}"
+    assert command(["predict", str(tmp_path / "runs" / "r"), "--data_path", str(partly), "--split", "valid"]) == 2
+    assert "leave out --split" in capsys.readouterr().err
+    assert command(["predict", str(tmp_path / "runs" / "r"), "--data_path", str(partly), "--split", "test"]) == 0
+    assert pq.read_table(tmp_path / "runs" / "r" / "predictions-test-partly.parquet").num_rows == 3
+
+
+def test_an_utterance_that_lacks_a_modality_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(config(tmp_path, small_layout(tmp_path / "trained"), epochs=1)) is not None
+    new = small_layout(tmp_path / "new")
+    with h5py.File(new / PLACES["vision"], "a") as h5:
+        del h5["Ses01F_impro04_F000"]
+    assert command(["predict", str(tmp_path / "runs" / "r"), "--data_path", str(new)]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert "denseface.h5, utterance Ses01F_impro04_F000: the key is missing" in line

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import yaml
 
 from cggm_ray.commands.train import run
-from cggm_ray.config.parsing import read_yaml, value_type
+from cggm_ray.config.parsing import local_path, read_yaml, value_type
 from cggm_ray.core.errors import CggmError, StoppedError, UsageError
 from cggm_ray.core.registry import nearest
 from cggm_ray.engine.configuration import Config
@@ -105,11 +105,13 @@ def parse(recipe: Config, argv: Sequence[str], description: str | None = None) -
         raise UsageError(
             "tune: given together with --seeds or --compare; search first, then compare with --config best.yaml"
         )
-    config = recipe if path is None else Config.from_dict(read_yaml(Path(path), "config"), recipe, source=path)
+    config = recipe
+    if path is not None:
+        config = Config.from_dict(read_yaml(local_path("config", path), "config"), recipe, source=path)
     return Command(
         config=config.replace(given, source="flag"),
         dry_run=dry_run,
-        tune=None if tune is None else Path(tune),
+        tune=None if tune is None else local_path("tune", tune),
         seeds=seeds,
         strategies=strategies,
     )

@@ -25,7 +25,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-from scipy import stats
 
 from cggm_ray.core.errors import CggmError, StorageError, TrainingError
 from cggm_ray.data.dataset import DATASETS
@@ -42,6 +41,7 @@ from cggm_ray.runs.provenance import note_start
 from cggm_ray.runs.result import read_summary
 from cggm_ray.storage.files import write_text
 from cggm_ray.studies.space import Resources
+from cggm_ray.studies.statistics import FEWEST_PAIRS, LEVEL, RESAMPLES, Difference, holm, paired_difference
 from cggm_ray.studies.store import (
     FAILED,
     FINISHED,
@@ -55,45 +55,7 @@ from cggm_ray.studies.store import (
 )
 
 BASELINE = "none"
-LEVEL = 0.95
-RESAMPLES = 9999
 MARKDOWN, RUNS, TABLE = "comparison.md", "runs.csv", "comparison.csv"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """How a strategy differs from the baseline in one metric, over the runs that both have.
-
-    Attributes:
-        pairs: number of them.
-        mean: of the differences, strategy minus baseline.
-        low, high: bounds of the bootstrap interval of that mean, at `LEVEL`; None for fewer than two pairs.
-        p: of the two-sided paired t-test; None where it is undefined.
-    """
-
-    pairs: int
-    mean: float
-    low: float | None
-    high: float | None
-    p: float | None
-
-
-def paired_difference(strategy: Sequence[float], baseline: Sequence[float]) -> Difference:
-    """Statistics of paired runs.
-
-    Args:
-        strategy: a metric by run.
-        baseline: the same metric of the runs that they are paired with.
-    """
-    changes = np.asarray(strategy) - np.asarray(baseline)
-    low = high = p = None
-    if len(changes) > 1 and np.ptp(changes) > 0:
-        found = stats.bootstrap(
-            (changes,), np.mean, confidence_level=LEVEL, n_resamples=RESAMPLES, method="percentile", rng=0
-        )
-        low, high = map(float, found.confidence_interval)
-        p = float(stats.ttest_rel(strategy, baseline).pvalue)
-    return Difference(pairs=len(changes), mean=float(changes.mean()), low=low, high=high, p=p)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,13 +87,18 @@ class Results:
         """A metric by run."""
         return [run[metric] for run in self.values[strategy].values()]
 
-    def difference(self, strategy: str, metric: str) -> Difference | None:
-        """To the baseline; None where no pair has both."""
-        ours, theirs = self.values[strategy], self.values[self.baseline]
-        pairs = [pair for pair in ours if pair in theirs]
-        if not pairs:
-            return None
-        return paired_difference([ours[p][metric] for p in pairs], [theirs[p][metric] for p in pairs])
+    def differences(self, metric: str) -> dict[str, Difference]:
+        """Of every strategy to the baseline, p-values corrected over them; without those that share no pair with it."""
+        theirs = self.values[self.baseline]
+        found = {}
+        for strategy, ours in self.values.items():
+            pairs = [pair for pair in ours if pair in theirs]
+            if strategy != self.baseline and pairs:
+                found[strategy] = paired_difference(
+                    [ours[p][metric] for p in pairs], [theirs[p][metric] for p in pairs]
+                )
+        corrected = holm({strategy: change.p for strategy, change in found.items()})
+        return {name: dataclasses.replace(change, p_holm=corrected[name]) for name, change in found.items()}
 
 
 def compare(config: Config, strategies: Sequence[str], seeds: Sequence[int]) -> None:
@@ -232,9 +199,15 @@ def markdown(results: Results, config: Config, failed: Sequence[Outcome] = ()) -
     lines += _table(["", *results.values], others)
     lines.append("")
     if several:
+        changes = results.differences(results.metric)
+        tests = sum(change.p is not None for change in changes.values())
+        numbers = sorted({change.pairs for change in changes.values()})
         lines.append(
-            f"Differences are taken run by run (same seed). Interval: percentile bootstrap of their mean, {RESAMPLES} "
-            "resamples. p: two-sided paired t-test, not corrected for the number of strategies."
+            f"Differences are taken run by run (same seed and fold), strategy minus {results.baseline}, over "
+            f"{' to '.join(map(str, dict.fromkeys(numbers[:1] + numbers[-1:]))) or 'no'} pairs. Interval: percentile bootstrap "
+            f"of their mean, {RESAMPLES} resamples; none from fewer than {FEWEST_PAIRS} pairs, of which it would be too "
+            f"narrow. p: two-sided paired t-test. p (Holm): the same, corrected by Holm's method for the {tests} tests of this "
+            "table, one a strategy."
         )
     lines += [f"Failed: {outcome.record.name}: {outcome.record.error}" for outcome in failed]
     command = shlex.join(["python", *sys.argv])
@@ -247,12 +220,16 @@ def comparison_table(results: Results) -> list[str]:
     several = len(results.values) > 1
     head = ["strategy", "runs", results.metric]
     if several:
-        head += [f"difference to {results.baseline}", f"{LEVEL:.0%} interval", "p"]
-    return _table(head, [_row(results, strategy, several) for strategy in results.values])
+        head += [f"difference to {results.baseline}", "pairs", f"{LEVEL:.0%} interval", "p", "p (Holm)"]
+    changes = results.differences(results.metric)
+    return _table(head, [_row(results, strategy, changes.get(strategy), several) for strategy in results.values])
 
 
 def write_tables(folder: Path, results: Results) -> None:
-    """`runs.csv`, one row a run, and `comparison.csv`, one row a strategy and metric."""
+    """`runs.csv`, one row a run, and `comparison.csv`, one row a strategy and metric.
+
+    p-values are corrected over the strategies of one metric.
+    """
     runs = [
         {"strategy": strategy, "run": pair, **metrics}
         for strategy, by_pair in results.values.items()
@@ -260,9 +237,11 @@ def write_tables(folder: Path, results: Results) -> None:
     ]
     pyarrow.csv.write_csv(pa.Table.from_pylist(runs), folder / RUNS)
     rows = []
+    names = [field.name for field in dataclasses.fields(Difference)]
+    changes = {metric: results.differences(metric) for metric in results.metrics}
     for strategy in results.values:
         for metric in results.metrics:
-            values, change = results.of(strategy, metric), results.difference(strategy, metric)
+            values, change = results.of(strategy, metric), changes[metric].get(strategy)
             rows.append(
                 {
                     "strategy": strategy,
@@ -271,7 +250,7 @@ def write_tables(folder: Path, results: Results) -> None:
                     "mean": float(np.mean(values)),
                     "std": _deviation(values),
                     "baseline": results.baseline,
-                    **{f"difference_{k}": v for k, v in (dataclasses.asdict(change) if change else {}).items()},
+                    **{f"difference_{name}": getattr(change, name, None) for name in names},
                 }
             )
     pyarrow.csv.write_csv(pa.Table.from_pylist(rows), folder / TABLE)
@@ -283,16 +262,18 @@ def versions() -> str:
     return f"{packages}, Python {platform.python_version()}"
 
 
-def _row(results: Results, strategy: str, several: bool) -> list[str]:
+def _row(results: Results, strategy: str, change: Difference | None, several: bool) -> list[str]:
     values = results.of(strategy, results.metric)
     row = [strategy, str(len(values)), _spread(values)]
     if not several:
         return row
-    change = results.difference(strategy, results.metric)
-    if strategy == results.baseline or change is None:
-        return [*row, "", "", ""]
-    interval = "" if change.low is None or change.high is None else f"[{change.low:+.4f}, {change.high:+.4f}]"
-    return [*row, f"{change.mean:+.4f}", interval, _probability(change.p)]
+    if change is None:
+        return [*row, *([""] * 5)]
+    interval = f"n < {FEWEST_PAIRS}" if change.pairs < FEWEST_PAIRS else "no spread"
+    if change.low is not None and change.high is not None:
+        interval = f"[{change.low:+.4f}, {change.high:+.4f}]"
+    numbers = [interval, _probability(change.p), _probability(change.p_holm)]
+    return [*row, f"{change.mean:+.4f}", str(change.pairs), *numbers]
 
 
 def _probability(p: float | None) -> str:

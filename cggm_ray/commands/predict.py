@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from cggm_ray.core.errors import StorageError, UsageError
-from cggm_ray.data.shards.shards import WriteShards, write_shards_here
-from cggm_ray.engine.evaluation import Predictions, evaluate, write_predictions
+from cggm_ray.core.batch import Batch
+from cggm_ray.core.errors import StorageError, TrainingError, UsageError
+from cggm_ray.core.reduction import Reduce
+from cggm_ray.data.shards.shards import PREDICT, WriteShards, write_shards_here
+from cggm_ray.engine.evaluation import Collector, Predictions, evaluate, write_predictions
 from cggm_ray.engine.runtime import Record, numbers
-from cggm_ray.runs.finished import Finished, open_finished, read_run
+from cggm_ray.runs.finished import Finished, open_finished, open_new, read_run
 from cggm_ray.storage.files import write_folder
 
 
@@ -23,38 +26,41 @@ class Predicted:
 
     Attributes:
         path: of the predictions.
-        metrics: loss and metrics of these samples.
+        samples: that were predicted, or volumes of a segmentation.
+        labelled: those of them that have a label.
+        metrics: loss and metrics of the samples that have a label; empty where none has.
     """
 
     path: Path
+    samples: int
+    labelled: int
     metrics: Mapping[str, float]
 
 
 def predict(
     folder: Path,
     data_path: Path | None = None,
-    split: str = "test",
+    split: str | None = None,
     out: Path | None = None,
     workers: int | None = None,
 ) -> Predicted:
     """Writes what the best checkpoint of a run predicts.
 
-    Index, id, target and prediction of every sample go into a parquet file, maps of a segmentation into a folder.
-
-    The data is read, checked and converted as for training.
+    A row for every sample goes into a parquet file, see `write_predictions`; maps of a segmentation go into a folder. Other
+    data than the run's own needs neither labels nor splits, and may be a single sample; the run's own is not needed then.
 
     Args:
         folder: of the run.
-        data_path: raw data with labels; default the run's own.
-        split: of it.
-        out: the file, or for a segmentation the folder of maps; default `predictions-<split>-<name of the data>` in the
+        data_path: raw data of the same dataset; default the run's own.
+        split: the part of it; default everything of other data, and the test split of the run's own.
+        out: the file, or for a segmentation the folder of maps; default `predictions[-<split>]-<name of the data>` in the
             folder of the run, with .parquet for a file.
         workers: so many predict at once on Ray; None for this process. Maps are always written by this process.
 
     Raises:
         UsageError: the folder holds no finished run, or `out` is in the way.
-        DataError: the data is not there, bad, or of other classes.
-        TrainingError: the checkpoint is damaged, or the data has other features than it was trained on.
+        DataError: the data is not there, bad, or of other features or classes than the run was trained with.
+        TrainingError: the checkpoint is damaged, or a sample was left out.
         StorageError: the file cannot be written.
     """
     # What needs no data is checked before the data is converted.
@@ -67,8 +73,14 @@ def predict(
         from cggm_ray.distributed.data.ingest import write_shards_with_ray
 
         write = write_shards_with_ray
-    run = open_finished(folder, data_path, write)
-    name = f"predictions-{split}-{Path(data_path or config.data.data_path or 'demonstration').stem}"
+    name = Path(data_path or config.data.data_path or "demonstration").stem
+    if data_path is None:
+        split = "test" if split is None else split
+        run = open_finished(folder, write)
+    else:
+        run = open_new(folder, data_path, split, write)
+    name = f"predictions-{name}" if split is None else f"predictions-{split}-{name}"
+    split = PREDICT if data_path is not None else str(split)
     if not run.task.dense:
         return predict_values(run, folder.absolute(), split, out or folder.absolute() / f"{name}.parquet", workers)
     if out is not None and out.exists():
@@ -78,9 +90,10 @@ def predict(
 
 def predict_values(run: Finished, folder: Path, split: str, out: Path, workers: int | None) -> Predicted:
     """Writes the file of a run whose prediction for a sample is a vector; see `predict`."""
+    samples = run.split(split)
     if workers is None:
-        collected = Predictions.empty(len(run.split(split)), run.task.outputs)
-        evaluate(run.config.train, run.net, run.task, run.split(split), run.runtime, collected)
+        collected = Predictions.empty(len(samples), run.task.outputs)
+        evaluate(run.config.train, run.net, run.task, samples, run.runtime, collected)
     else:
         from cggm_ray.distributed.data.predict import predict_on_ray
 
@@ -88,37 +101,72 @@ def predict_values(run: Finished, folder: Path, split: str, out: Path, workers: 
     partial = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_predictions(partial, run.split(split).names, collected)
+        write_predictions(partial, samples.names, collected, run.dataset.class_names(run.trained))
         partial.replace(out)
     except OSError as error:
         raise StorageError(f"{out} cannot be written: {error.strerror}") from None
     finally:
         partial.unlink(missing_ok=True)
-    return Predicted(path=out, metrics=metrics_of(run, collected))
+    return Predicted(
+        path=out, samples=len(samples), labelled=int(collected.labelled.sum()), metrics=metrics_of(run, collected)
+    )
 
 
 def predict_maps(run: Finished, split: str, out: Path) -> Predicted:
     """Writes the folder of a segmentation, replacing one that is there, in this process; see `predict`."""
     metrics: Record = {}
+    volumes = labelled = 0
 
     def write(partial: Path) -> None:
+        nonlocal volumes, labelled
         modalities, device = run.modalities, run.runtime.device
-        whole, maps = run.dataset.open_maps(run.shards, run.manifest, split, modalities, device, partial)
-        metrics.update(evaluate(run.config.train, run.net, run.task, whole, run.runtime, maps))
+        whole, maps = run.dataset.open_maps(run.shards, run.manifest, split, modalities, device, partial, run.sources)
+        counting = LabelledGroups(maps)
+        metrics.update(evaluate(run.config.train, run.net, run.task, whole, run.runtime, counting))
+        labelled = len(counting.labelled)
+        volumes, written = len(run.manifest.splits[split]), len(list(partial.iterdir()))
+        if written != volumes:
+            raise TrainingError(f"{out}: {written} maps of {volumes} volumes were written; two may have the same name")
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_folder(out, write)
     except OSError as error:
         raise StorageError(f"{out} cannot be written: {error.strerror}") from None
-    return Predicted(path=out, metrics=numbers(metrics))
+    return Predicted(path=out, samples=volumes, labelled=labelled, metrics=numbers(metrics))
+
+
+class LabelledGroups:
+    """Hands the predictions of slices on to what writes maps, and counts the volumes that have labels.
+
+    Args:
+        maps: writes the maps.
+
+    Attributes:
+        labelled: numbers of the volumes.
+    """
+
+    def __init__(self, maps: Collector) -> None:
+        self._maps = maps
+        self.labelled: set[int] = set()
+
+    def take(self, batch: Batch, logits: Tensor) -> None:
+        """See `Collector`."""
+        group = batch.index if batch.group is None else batch.group
+        self.labelled.update((group if batch.labelled is None else group[batch.labelled.to(group.device)]).tolist())
+        self._maps.take(batch, logits)
+
+    def share(self, reduce: Reduce, device: torch.device) -> None:
+        """Nothing: one process writes all maps."""
 
 
 def metrics_of(run: Finished, collected: Predictions) -> dict[str, float]:
-    """Loss and metrics of predictions [samples, C], from the predictions alone."""
-    target = collected.target[:, 0]
+    """Loss and metrics of those predictions [samples, C] that have a label; empty where none has."""
+    if not bool(collected.labelled.any()):
+        return {}
+    target = collected.target[collected.labelled, 0]
     target = target.long() if run.task.outputs > 1 else target.float()
-    logits = collected.logits.float()
+    logits = collected.logits[collected.labelled].float()
     state = run.task.metrics()
     state.update(logits, target, None, None)
     with torch.no_grad():

@@ -9,7 +9,7 @@ from cggm_ray.core.errors import UsageError, shown
 from cggm_ray.core.registry import nearest
 
 
-def option(default: Any, text: str, *aliases: str, resume: bool = False) -> Any:
+def option(default: Any, text: str, *aliases: str, resume: bool = False, path: bool = False) -> Any:
     """A field with its help text and further flag names.
 
     Args:
@@ -17,8 +17,9 @@ def option(default: Any, text: str, *aliases: str, resume: bool = False) -> Any:
         text: help of the flag.
         aliases: other names, such as the released code's.
         resume: the field may differ when a run is continued.
+        path: the field names files or folders, so a URL is refused.
     """
-    return field(default=default, metadata={"help": text, "aliases": aliases, "resume": resume})
+    return field(default=default, metadata={"help": text, "aliases": aliases, "resume": resume, "path": path})
 
 
 def check(holds: bool, part: Any, name: str, expected: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from cggm_ray import workdir
 from cggm_ray.core.errors import UsageError, shown
 
 MOST_BYTES = 2**18
@@ -18,6 +19,10 @@ MOST_NODES = 10_000
 """Values of a yaml file, with those that aliases repeat: a few lines of aliases can stand for billions."""
 LARGEST = 2**53
 """Whole numbers up to here are exact in every file that a run writes."""
+
+
+URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]+:/")
+"""A scheme and a slash. A scheme has two characters at least, so `C:/data` and `C:\\data` are none."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -66,6 +71,46 @@ def read_yaml(path: Path, field: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"{field}: {path} holds a {type(content).__name__}; expected a mapping of keys to values")
     return content
+
+
+def check_path(field: str, path: str) -> None:
+    """Raises a UsageError where a path leads nowhere: a URL would become a new folder with the scheme's name.
+
+    Args:
+        field: named in the message.
+        path: as it was given, before `Path` joins its slashes.
+    """
+    if URL.match(path):
+        raise UsageError(f"{field}: found the URL {path}; only local or mounted folders are taken so far")
+    if workdir.GONE and not path.startswith(("/", "~")):
+        raise UsageError(
+            f"{field}: found the relative path {shown(path)}, and the working directory does not exist any more; expected an "
+            "absolute path, or a start in a folder that is there"
+        )
+
+
+def whole(field: str, path: str) -> Path:
+    """A path without `~`, absolute.
+
+    Raises:
+        UsageError: `~` stands for nobody's home, as in a container whose user has no name.
+    """
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:
+        raise UsageError(
+            f"{field}: found {shown(path)}, and there is no home folder for ~; expected an absolute path, or HOME to be set"
+        ) from None
+
+
+def local_path(field: str, text: str) -> Path:
+    """The path that a flag gives.
+
+    Raises:
+        UsageError: it is a URL, or relative to a working directory that is gone.
+    """
+    check_path(field, text)
+    return Path(text)
 
 
 def _count(node: Any, where: str, known: dict[int, int | None]) -> int:

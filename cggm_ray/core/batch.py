@@ -27,6 +27,7 @@ class Batch:
         present: modality name to bool [N], False where a sample lacks the modality; None when nothing is missing.
         group: int64 [N], the volume that a slice belongs to; None where samples stand alone.
         weight: [N], 1 for a sample that counts and 0 for one that only fills a place; None when all count.
+        labelled: bool [N], False for a sample without a label, whose target is 0 and means nothing; None when all have one.
         masks: modality name to bool [N, T], False at steps that are padding, or [N, 1] where there are no steps to tell
             apart; a sample that lacks the modality has a row of False. None when nothing is missing or padded.
     """
@@ -38,6 +39,7 @@ class Batch:
     group: Tensor | None = None
     weight: Tensor | None = None
     masks: dict[str, Tensor] | None = None
+    labelled: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -61,6 +63,7 @@ class Batch:
                     group=None if self.group is None else self.group[rows],
                     weight=None if self.weight is None else self.weight[rows],
                     masks=take(self.masks, rows),
+                    labelled=None if self.labelled is None else self.labelled[rows],
                 )
             )
         return result
@@ -79,6 +82,7 @@ class Batch:
             group=None if self.group is None else self.group.to(device, non_blocking=True),
             weight=None if self.weight is None else self.weight.to(device, non_blocking=True),
             masks=None if self.masks is None else move(self.masks),
+            labelled=None if self.labelled is None else self.labelled.to(device, non_blocking=True),
         )
 
 

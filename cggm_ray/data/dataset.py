@@ -8,7 +8,7 @@ Ray Data tasks or in this process. A dataset whose work needs several steps, one
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +20,7 @@ from cggm_ray.core.kinds import VECTOR, kind_of
 from cggm_ray.core.registry import Registry
 from cggm_ray.data.loading.split import Split, load_split, set_bytes
 from cggm_ray.data.loading.stream import StreamSplit
+from cggm_ray.data.new_data import one_split
 from cggm_ray.data.settings import DatasetOptions, DatasetSettings
 from cggm_ray.data.shards.shards import (
     Manifest,
@@ -28,10 +29,10 @@ from cggm_ray.data.shards.shards import (
     Stage,
     TensorSpec,
     describe_sources,
-    table_specs,
 )
+from cggm_ray.data.shards.specs import table_specs
 from cggm_ray.data.split_names import SPLITS as SPLITS
-from cggm_ray.tasks import Task
+from cggm_ray.tasks import Classification, Task
 
 if TYPE_CHECKING:
     from cggm_ray.engine.evaluation import Collector
@@ -85,6 +86,42 @@ class Dataset(ABC):
         Raises:
             DataError: nothing there that looks like the dataset.
         """
+
+    def locate_new(self, path: Path) -> list[Path]:
+        """The raw files under the path of data that is only predicted; splits and labels are not needed. By default `locate`.
+
+        Raises:
+            DataError: nothing there that looks like the dataset.
+        """
+        return self.locate(path)
+
+    def read_new(self, sources: list[Path], trained: Manifest, split: str | None) -> Iterable[RawShard]:
+        """Raw shards of data that is only predicted, checked: all of the split `PREDICT`, numbered 0, 1, ... as they come.
+
+        The predictions are in this order. `stages` turns these shards into the same columns as those of `read`; of a shard
+        with a sample that has no label there is also a column `labelled` (bool), and its target is 0. All shards have the
+        same columns. By default the shards of `read`, so the data needs what training data needs.
+
+        Args:
+            sources: from `locate_new`.
+            trained: manifest of the set that the run was trained on: its notes say which classes there are, its modalities
+                which columns the network may take.
+            split: the part that is wanted where the data has parts; None for all samples.
+
+        Raises:
+            DataError: an input is not what the format promises, or there is no such part.
+        """
+        return one_split(self.read(sources), split)
+
+    def takes(self, modality: str, trained: tuple[int, ...], found: tuple[int, ...]) -> bool:
+        """Whether a network that was trained on samples of one shape takes those of another.
+
+        By default the first of several axes, time, may differ.
+        """
+        return (
+            len(trained) == len(found)
+            and trained[1 if len(trained) > 1 else 0 :] == found[1 if len(found) > 1 else 0 :]
+        )
 
     @abstractmethod
     def read(self, sources: list[Path]) -> Iterable[RawShard]:
@@ -147,6 +184,14 @@ class Dataset(ABC):
         shapes = self.shapes(manifest, modalities)
         return {name: kind_of(shape) or VECTOR for name, shape in shapes.items()}
 
+    def class_names(self, manifest: Manifest) -> tuple[str, ...] | None:
+        """Names of the classes; None where none are predicted. By default those in the notes, as `classes`, or numbers."""
+        task = self.task(manifest)
+        if not isinstance(task, Classification):
+            return None
+        names = manifest.notes.get("classes")
+        return tuple(map(str, range(task.outputs) if names is None else names))
+
     def open_split(
         self, folder: Path, manifest: Manifest, split: str, modalities: tuple[str, ...], device: torch.device
     ) -> Split:
@@ -157,13 +202,21 @@ class Dataset(ABC):
         return StreamSplit(folder, manifest, split, modalities, device, self.settings.seed, budget)
 
     def open_maps(
-        self, folder: Path, manifest: Manifest, split: str, modalities: tuple[str, ...], device: torch.device, out: Path
+        self,
+        folder: Path,
+        manifest: Manifest,
+        split: str,
+        modalities: tuple[str, ...],
+        device: torch.device,
+        out: Path,
+        sources: Sequence[Path],
     ) -> tuple[Split, Collector]:
         """For a dense task: whole samples of a split, and what writes the map that is predicted for each into a folder.
 
         Args:
             folder, manifest, split, modalities, device: see `open_split`.
-            out: an empty folder.
+            out: an empty folder; one file a sample is expected in it.
+            sources: the raw files, as `locate` or `locate_new` found them.
 
         Raises:
             UsageError: the dataset does not say how its maps are written.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from cggm_ray.config.parsing import whole
 from cggm_ray.core.errors import DataError
 from cggm_ray.data.dataset import Dataset
 from cggm_ray.data.shards.packed import unpack
@@ -16,15 +17,14 @@ from cggm_ray.data.shards.shards import (
     Manifest,
     RawShard,
     WriteShards,
-    described,
     fingerprint,
     open_set,
     publish,
     sole_converter,
     staging_folder,
-    table_specs,
     verify_set,
 )
+from cggm_ray.data.shards.specs import described, table_specs
 from cggm_ray.data.split_names import SPLITS as SPLITS
 
 
@@ -105,7 +105,7 @@ def raw_path(dataset: Dataset) -> Path:
     settings = dataset.settings
     if settings.data.data_path is None:
         return dataset.demonstration(settings.shard_root.parent / "demonstration", settings.seed)
-    path = Path(settings.data.data_path).expanduser().absolute()
+    path = whole("data_path", settings.data.data_path)
     if not path.exists():
         raise DataError(f"data_path: {path} does not exist; expected the raw data of {dataset.name}")
     return path

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray._private import services
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.state import state
 from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.exceptions import AuthenticationError
 from ray.experimental.internal_kv import _internal_kv_get as internal_kv_get
 
 from cggm_ray.core.errors import CggmError, UsageError
+from cggm_ray.distributed.session import session_folder
 from cggm_ray.engine.runtime import RunConfig
 
 MOST_CPUS = 4
@@ -29,13 +34,25 @@ def running_cluster() -> str | None:
     """Address of the cluster to join: that of the job, of RAY_ADDRESS, or one that runs on this machine; None where none is.
 
     Raises:
-        UsageError: RAY_ADDRESS names a cluster that does not answer.
+        UsageError: RAY_ADDRESS is no address, or names a cluster that does not answer.
     """
-    address = services.canonicalize_bootstrap_address(None)  # type: ignore[arg-type]
-    if address is None or "://" in address:
-        return address
-    host, port = address.rsplit(":", 1)
+    # Ray logs a traceback beside what it raises.
+    log = logging.getLogger(services.__name__)
+    before, log.disabled = log.disabled, True
     try:
+        address = services.canonicalize_bootstrap_address(None)  # type: ignore[arg-type]
+    except Exception as error:
+        found = os.environ.get("RAY_ADDRESS")
+        raise UsageError(
+            f"RAY_ADDRESS: found {found!r}, which leads to no cluster: {error}; expected HOST:PORT of one that runs, or local "
+            "to start one here"
+        ) from None
+    finally:
+        log.disabled = before
+    if address is None:
+        return None
+    try:
+        host, port = address.rsplit(":", 1)
         socket.create_connection((host, int(port)), timeout=ANSWER).close()
     except (OSError, ValueError):
         if "RAY_ADDRESS" in os.environ:
@@ -56,19 +73,44 @@ def connect() -> None:
     """Joins the running cluster, or starts one on this machine.
 
     Raises:
-        UsageError: the cluster does not answer, or refuses the token.
+        UsageError: with what to do: the cluster does not answer, refuses the token or has other versions, or none can be
+            started here.
     """
     if ray.is_initialized():
         return
+    address = running_cluster()
+    where: dict[str, Any] = (
+        {"address": "local", "_temp_dir": session_folder()} if address is None else {"address": address}
+    )
     try:
         # The dashboard stays on: Ray Train's own housekeeping asks it which runs are alive.
-        ray.init(address=running_cluster() or "local", logging_level=logging.WARNING, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(
-            f"Ray: {text}; check RAY_ADDRESS and the token (RAY_AUTH_TOKEN, ~/.ray/auth_token), or set RAY_ADDRESS=local to "
-            "start a cluster on this machine"
-        ) from error
+        ray.init(**where, logging_level=logging.WARNING, log_to_driver=False)
+    # Whatever the processes that Ray starts run into comes out here, as exceptions of many kinds.
+    except Exception as error:
+        with suppress(Exception):
+            ray.shutdown()
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"Ray: {text}; {_way_out(error, address)}") from error
+
+
+def _way_out(error: Exception, address: str | None) -> str:
+    """What to do about an error of `ray.init`."""
+    text = str(error).lower()
+    if "version mismatch" in text:
+        return "run this program with the Python and the Ray of the cluster, or set RAY_ADDRESS=local to start one here"
+    if isinstance(error, AuthenticationError) or "token" in text or "/.ray" in text:
+        return (
+            "check the token: RAY_AUTH_TOKEN, or the file ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH, which must be the "
+            "cluster's; `ray get-auth-token --generate` makes one"
+        )
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "free some space there, or set RAY_TMPDIR to a short folder on another local disk"
+    if address is None:
+        return (
+            "a cluster could not be started on this machine; set RAY_TMPDIR to a short folder on a local disk that can be "
+            "written, RAY_ADDRESS=HOST:PORT to join a cluster, or --local to train without Ray"
+        )
+    return f"the cluster at {address} cannot be used; check RAY_ADDRESS, or set RAY_ADDRESS=local to start one here"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cggm_ray.config.parsing import check_path, whole
 from cggm_ray.config.sections import Sections
 from cggm_ray.core.errors import UsageError
 from cggm_ray.data.dataset import DATASETS
@@ -56,6 +57,12 @@ class Config(Sections):
     networks: Mapping[str, NetworkOptions] = field(default_factory=default_networks)
 
     def __post_init__(self) -> None:
+        sections = self.sections()
+        for section, key in self.fields():
+            if key.metadata["path"]:
+                value = getattr(sections[section], key.name)
+                for text in (value,) if isinstance(value, str) else value or ():
+                    check_path(key.name, text)
         if self.train.batch_size < self.run.max_workers:
             raise UsageError(
                 f"batch_size: found {self.train.batch_size} samples for {self.run.max_workers} workers; expected at least one "
@@ -65,9 +72,7 @@ class Config(Sections):
     @property
     def shard_root(self) -> Path:
         """Folder of all converted sets."""
-        return (
-            Path(self.data.shard_path).expanduser().absolute() if self.data.shard_path else self.run.storage / "shards"
-        )
+        return whole("shard_path", self.data.shard_path) if self.data.shard_path else self.run.storage / "shards"
 
     @property
     def strategy(self) -> StrategyOptions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ from cggm_ray.models.net import MultimodalNet
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.tasks import Task
 
+PREDICTION = "prediction"
+"""Column of the predictions."""
+
 
 class Collector(Protocol):
     """Takes the predictions of a split while it is evaluated."""
@@ -44,23 +48,31 @@ class Predictions:
     Attributes:
         logits: [samples, C].
         target: [samples, values].
+        labelled: bool [samples], False where there is no label; the target is 0 there.
     """
 
     logits: Tensor
     target: Tensor
+    labelled: Tensor
 
     @classmethod
     def empty(cls, samples: int, outputs: int) -> Predictions:
         """Zeros, to be filled; a target is one value."""
-        return cls(torch.zeros(samples, outputs, dtype=torch.float64), torch.zeros(samples, 1, dtype=torch.float64))
+        return cls(
+            torch.zeros(samples, outputs, dtype=torch.float64),
+            torch.zeros(samples, 1, dtype=torch.float64),
+            torch.ones(samples, dtype=torch.bool),
+        )
 
     def take(self, batch: Batch, logits: Tensor) -> None:
         """See `Collector`."""
         self.logits[batch.index] = logits.double().cpu()
         self.target[batch.index] = batch.target.double().reshape(len(batch), -1).cpu()
+        if batch.labelled is not None:
+            self.labelled[batch.index] = batch.labelled.cpu()
 
     def share(self, reduce: Reduce, device: torch.device) -> None:
-        """See `Collector`."""
+        """See `Collector`. Where there are several workers every sample has a label."""
         for part in (self.logits, self.target):
             part.copy_(reduce(part.to(device)))
 
@@ -95,7 +107,7 @@ def evaluate(
     collected: Collector | None = None,
     observer: Observer | None = None,
 ) -> Record:
-    """Loss and metrics of a split, each worker taking its part.
+    """Loss and metrics of the samples of a split that have a label, each worker taking its part; empty where none has.
 
     Args:
         settings: batch size and precision of the run.
@@ -111,11 +123,14 @@ def evaluate(
         observer.strategy.eval()
     metrics = task.metrics(runtime.device, split.groups)
     loss_sums = torch.zeros(task.n_sums, dtype=torch.float64, device=runtime.device)
+    labelled = 0
     plan = list(slices(torch.arange(len(split)), settings.batch_size, runtime.rank, runtime.world_size))
     for batch in split.batches(plan, epoch=0):
         logits = predicted(settings.precision, net, batch, observer)
-        metrics.update(logits, batch.target, batch.weight, batch.group)
-        loss_sums += task.sums(logits, batch.target, batch.weight)
+        weight = counted(batch)
+        metrics.update(logits, batch.target, weight, batch.group)
+        loss_sums += task.sums(logits, batch.target, weight)
+        labelled += len(batch) if batch.labelled is None else int(batch.labelled.sum())
         if collected is not None and batch.weight is None:
             collected.take(batch, logits)
     reduce = runtime.reduce()
@@ -125,7 +140,17 @@ def evaluate(
         total, observer.sums = total.split([len(loss_sums) + len(metrics.sums), sum(map(len, seen))])
     if collected is not None and reduce is not alone:
         collected.share(reduce, runtime.device)
+    if runtime.world_size == 1 and not labelled:
+        return {}
     return {"loss": float(task.combine(total[: task.n_sums])), **metrics.compute(total[task.n_sums :])}
+
+
+def counted(batch: Batch) -> Tensor | None:
+    """Weights [N] of the samples of a batch in metrics: 0 where there is no label too; None where all count."""
+    if batch.labelled is None:
+        return batch.weight
+    labelled = batch.labelled.float()
+    return labelled if batch.weight is None else batch.weight * labelled
 
 
 def predicted(precision: str, net: MultimodalNet, batch: Batch, observer: Observer | None = None) -> Tensor:
@@ -138,11 +163,33 @@ def predicted(precision: str, net: MultimodalNet, batch: Batch, observer: Observ
     return logits.float() if logits.dtype.itemsize < 4 else logits
 
 
-def write_predictions(path: Path, names: Sequence[str] | None, collected: Predictions) -> None:
-    """Test predictions as parquet: index, id if samples have names, target, prediction (a value, or the logits)."""
+def write_predictions(
+    path: Path, names: Sequence[str] | None, collected: Predictions, classes: Sequence[str] | None = None
+) -> None:
+    """Predictions as parquet.
+
+    The columns are index, id if samples have names, target (null without a label) and prediction (a value, or the logits);
+    for classes also probability [C] and class, the name of the most probable one. The names of all stand in the metadata of
+    the file as `classes`.
+
+    Args:
+        path: of the file.
+        names: of the samples, where they have any.
+        collected: what was predicted.
+        classes: their names, where classes were predicted.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     columns = {INDEX: pa.array(np.arange(len(collected.target)))}
     if names is not None:
         columns[IDENTITY] = pa.array(names)
-    for name, values in ((TARGET, collected.target), ("prediction", collected.logits)):
-        columns[name] = tensor_column((values[:, 0] if values.shape[1] == 1 else values).numpy())
-    pq.write_table(pa.table(columns), path)
+    columns[TARGET] = pa.array(collected.target[:, 0].numpy(), mask=~collected.labelled.numpy())
+    logits = collected.logits
+    columns[PREDICTION] = tensor_column((logits[:, 0] if logits.shape[1] == 1 else logits).numpy())
+    metadata = None
+    if classes is not None:
+        columns["probability"] = tensor_column(logits.softmax(1).numpy())
+        columns["class"] = pa.array([classes[number] for number in logits.argmax(1).tolist()])
+        metadata = {"classes": json.dumps(list(classes))}
+    pq.write_table(pa.table(columns, metadata=metadata), path)

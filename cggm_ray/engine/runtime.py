@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cggm_ray.config.fields import at_least, check, option
+from cggm_ray.config.parsing import whole
 from cggm_ray.core.errors import StorageError, UsageError
 from cggm_ray.core.reduction import alone
 from cggm_ray.engine.checkpoints import Checkpoints
@@ -227,7 +228,7 @@ class RunConfig:
         None, "beside metrics.jsonl: tensorboard, mlflow, wandb; default tensorboard where it is installed", resume=True
     )
     storage_path: str = option(
-        "~/cggm_runs", "folder of all runs; on several nodes one that all of them mount", resume=True
+        "~/cggm_runs", "folder of all runs; on several nodes one that all of them mount", resume=True, path=True
     )
     name: str | None = option(
         None, "folder of this run; the same name continues it; default made from the time", resume=True
@@ -254,10 +255,6 @@ class RunConfig:
             )
         if self.use_gpu and self.no_cuda:
             raise UsageError("use_gpu: given together with no_cuda; expected one of them")
-        if "://" in self.storage_path:
-            raise UsageError(
-                f"storage_path: found the URL {self.storage_path}; expected a folder that every node mounts"
-            )
         if self.name is not None and (not self.name or self.name != Path(self.name).name or self.name.startswith(".")):
             raise UsageError(f"name: found {self.name!r}; expected a plain folder name")
 
@@ -274,4 +271,4 @@ class RunConfig:
     @property
     def storage(self) -> Path:
         """`storage_path`, absolute."""
-        return Path(self.storage_path).expanduser().absolute()
+        return whole("storage_path", self.storage_path)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cggm_ray.config.parsing import read_yaml
-from cggm_ray.core.errors import DataError, UsageError
+from cggm_ray.core.errors import UsageError
 from cggm_ray.data.dataset import DATASETS, Dataset
 from cggm_ray.data.loading.split import Split
+from cggm_ray.data.new_data import prepare_new
+from cggm_ray.data.prepare import raw_path
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.shards.shards import Manifest, WriteShards, write_shards_here
 from cggm_ray.engine.assembly import build_dataset, build_network, prepare_data, selected_modalities
@@ -22,6 +24,7 @@ from cggm_ray.engine.state import BEST, load_weights
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.runs.confusion import CONFUSION
 from cggm_ray.runs.folder import CONFIG
+from cggm_ray.runs.recorded import recorded_manifest
 from cggm_ray.runs.result import SUMMARY, Result, read_summary
 from cggm_ray.tasks import Task
 
@@ -36,6 +39,8 @@ class Finished:
         dataset: with that configuration.
         shards: folder of the set.
         manifest: of the set.
+        trained: manifest of the set that the run was trained on; the same where the set is the run's own.
+        sources: raw files of the set.
         modalities: that the network takes.
         task: what it predicts.
         net: with the best weights, in evaluation mode, without guides.
@@ -47,6 +52,8 @@ class Finished:
     dataset: Dataset
     shards: Path
     manifest: Manifest
+    trained: Manifest
+    sources: Sequence[Path]
     modalities: tuple[str, ...]
     task: Task
     net: MultimodalNet
@@ -58,39 +65,82 @@ class Finished:
         Raises:
             DataError: its shards are damaged.
         """
+        if name not in self.manifest.splits:
+            raise UsageError(f"split: unknown {name!r}; available: {', '.join(self.manifest.splits)}")
         return self.dataset.open_split(self.shards, self.manifest, name, self.modalities, self.runtime.device)
 
 
-def open_finished(
-    folder: Path, data_path: Path | None = None, write: WriteShards = write_shards_here, *, gpu: bool = True
-) -> Finished:
-    """Reads a finished run; its data is converted again if the shards are gone.
+def open_finished(folder: Path, write: WriteShards = write_shards_here, *, gpu: bool = True) -> Finished:
+    """Reads a finished run and its data, which is converted again if the shards are gone.
 
     Args:
         folder: of the run.
-        data_path: other raw data of the same dataset, instead of the run's own.
-        write: converts it.
+        write: converts its data.
         gpu: whether one may be used.
 
     Raises:
         UsageError: the folder holds no finished run.
         DataError: the data is not there, or bad.
-        TrainingError: the checkpoint is damaged, or of another network than the data asks for.
+        TrainingError: the checkpoint is damaged, or of another network than the data needs.
     """
     folder = folder.absolute()
     config, result = read_run(folder)
     check_checkpoint(folder / BEST)
-    if data_path is not None:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, data_path=str(data_path)))
-        config = with_classes(config, folder)
-    section = dataclasses.replace(config.run, workers="1", use_gpu=False, no_cuda=config.run.no_cuda or not gpu)
-    runtime = LocalRuntime(folder, section)
     shards = prepare_data(config, write)
     manifest = open_manifest(shards)
-    if data_path is not None:
-        check_classes(manifest, folder, data_path)
-    dataset, modalities = build_dataset(config, manifest.dataset), selected_modalities(config, manifest)
-    net, _ = build_network(config, dataset, manifest, modalities)
+    dataset = build_dataset(config, manifest.dataset)
+    sources = dataset.locate(raw_path(dataset))
+    return _opened(folder, config, result, dataset, shards, manifest, manifest, sources, gpu=gpu)
+
+
+def open_new(
+    folder: Path, data_path: Path, split: str | None = None, write: WriteShards = write_shards_here
+) -> Finished:
+    """Reads a finished run with other data, of which everything is one split, `PREDICT`. The run's own data is not needed.
+
+    Args:
+        folder: of the run.
+        data_path: raw data of the same dataset.
+        split: the part of it; None for all.
+        write: converts it.
+
+    Raises:
+        UsageError: the folder holds no finished run.
+        DataError: the data is not there, bad, or of other features or classes than the run was trained with.
+        TrainingError: the checkpoint is damaged.
+    """
+    folder = folder.absolute()
+    config, result = read_run(folder)
+    check_checkpoint(folder / BEST)
+    trained = recorded_manifest(folder)
+    if trained is None:
+        # Runs of earlier versions recorded nothing; their shards, or their raw data, must still be there.
+        trained = open_manifest(prepare_data(config, write))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, data_path=str(data_path)))
+    config = with_classes(config, trained)
+    dataset = build_dataset(config, trained.dataset)
+    modalities = selected_modalities(config, trained)
+    shards, sources = prepare_new(dataset, raw_path(dataset), trained, modalities, split, write)
+    return _opened(folder, config, result, dataset, shards, open_manifest(shards), trained, sources)
+
+
+def _opened(
+    folder: Path,
+    config: Config,
+    result: Result,
+    dataset: Dataset,
+    shards: Path,
+    manifest: Manifest,
+    trained: Manifest,
+    sources: Sequence[Path],
+    *,
+    gpu: bool = True,
+) -> Finished:
+    """The run with the network that its own data asks for; see `Finished`."""
+    section = dataclasses.replace(config.run, workers="1", use_gpu=False, no_cuda=config.run.no_cuda or not gpu)
+    runtime = LocalRuntime(folder, section)
+    modalities = selected_modalities(config, trained)
+    net, _ = build_network(config, dataset, trained, modalities)
     load_weights(net.to(runtime.device), folder / BEST)
     return Finished(
         config=config,
@@ -98,37 +148,23 @@ def open_finished(
         dataset=dataset,
         shards=shards,
         manifest=manifest,
+        trained=trained,
+        sources=sources,
         modalities=modalities,
-        task=dataset.task(manifest),
+        task=dataset.task(trained),
         net=net.eval(),
         runtime=runtime,
     )
 
 
-def with_classes(config: Config, folder: Path) -> Config:
+def with_classes(config: Config, trained: Manifest) -> Config:
     """The configuration with the classes of the run, where its dataset would take those of the new data instead."""
-    names = class_names(folder)
+    names = trained.notes.get("classes")
     if names and getattr(config.options, "classes", ()) is None:
         return dataclasses.replace(
-            config, options=config.options.__class__(**{**vars(config.options), "classes": names})
+            config, options=config.options.__class__(**{**vars(config.options), "classes": tuple(names)})
         )
     return config
-
-
-def check_classes(manifest: Manifest, folder: Path, data_path: Path) -> None:
-    """Refuses data whose classes are others than those that a run was trained on.
-
-    Raises:
-        DataError: names the first that differs.
-    """
-    trained, found = class_names(folder), manifest.notes.get("classes")
-    if not trained or found is None:
-        return
-    for number, (ours, theirs) in enumerate(itertools.zip_longest(trained, map(str, found))):
-        if ours != theirs:
-            raise DataError(
-                f"{data_path}: class {number} is {theirs!r}; the run was trained with {ours!r} in its place"
-            )
 
 
 def class_names(folder: Path) -> tuple[str, ...]:

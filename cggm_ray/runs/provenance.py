@@ -1,7 +1,7 @@
 """What made a run: `provenance.jsonl` in its folder has a line for every start.
 
 Versions, the command, the commit of the code that a person runs from, and the checksums of the data. The environment and
-the names of users and machines are left out.
+the names of users and machines are left out. A run does not depend on it: what cannot be found out is null.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import platform
 import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cggm_ray.core.errors import UsageError
+from cggm_ray.core.errors import CggmError
 from cggm_ray.data.shards.shards import MANIFEST, Manifest
 from cggm_ray.engine.configuration import Config
 
@@ -33,7 +33,7 @@ GIT_SECONDS = 10
 def note_start(
     folder: Path, config: Config, shards: Path, workers: int | None = None, threads: int | None = None
 ) -> None:
-    """Adds the line of this start.
+    """Adds the line of this start. Where it cannot be written, a printed line says so.
 
     Args:
         folder: of the run or the study.
@@ -41,14 +41,11 @@ def note_start(
         shards: folder of the converted set.
         workers: that train; None where their number changes, or where several runs share a folder.
         threads: of torch in each; default those of this process.
-
-    Raises:
-        UsageError: the folder cannot be written.
     """
     entry = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "git": git_commit(Path.cwd()),
+        "command": [Path(argument).name if place == 0 else argument for place, argument in enumerate(sys.argv)],
+        "git": git_commit(),
         "versions": versions(),
         "workers": workers,
         "threads": threads or torch.get_num_threads(),
@@ -61,7 +58,7 @@ def note_start(
         with (folder / PROVENANCE).open("a") as file:
             file.write(json.dumps(entry) + "\n")
     except OSError as error:
-        raise UsageError(f"storage_path: {folder / PROVENANCE} cannot be written: {error.strerror}") from None
+        print(f"{folder / PROVENANCE} cannot be written: {error.strerror}; this start is not recorded", flush=True)
 
 
 def read_provenance(folder: Path) -> list[dict[str, Any]]:
@@ -83,19 +80,27 @@ def versions() -> dict[str, str | None]:
     """Of Python and of the packages that compute; None for one that is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
+        # Metadata that was damaged raises what its parser raises.
         try:
             found[package] = version(package)
-        except PackageNotFoundError:
+        except Exception:
             found[package] = None
     return found
 
 
-def git_commit(folder: Path) -> dict[str, Any] | None:
-    """Commit of the checkout that a folder lies in, and whether tracked files differ from it; None where there is none."""
+def git_commit(folder: Path | None = None) -> dict[str, Any] | None:
+    """Commit of the checkout that a folder lies in, and whether tracked files differ from it.
+
+    Args:
+        folder: default the working directory.
+
+    Returns:
+        None where there is no checkout, or git is not installed or does not read it, such as one of another owner.
+    """
 
     def git(*arguments: str) -> str:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
+            ["git", *([] if folder is None else ["-C", str(folder)]), *arguments],
             capture_output=True,
             text=True,
             check=True,
@@ -109,14 +114,22 @@ def git_commit(folder: Path) -> dict[str, Any] | None:
             "commit": git("rev-parse", "HEAD"),
             "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
         }
-    except (OSError, subprocess.SubprocessError):
+    # Texts of git may be in no encoding that this process reads.
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None
 
 
-def data_entry(shards: Path) -> dict[str, Any]:
-    """Name of a set, the checksum of its manifest, which has those of all shards, and its first raw files with theirs."""
-    text = (shards / MANIFEST).read_text()
-    sources = Manifest.from_json(text).sources
+def data_entry(shards: Path) -> dict[str, Any] | None:
+    """Name of a set, the checksum of its manifest, which has those of all shards, and its first raw files with theirs.
+
+    Returns:
+        None where the manifest cannot be read; whoever opens the set says so.
+    """
+    try:
+        text = (shards / MANIFEST).read_text()
+        sources = Manifest.from_json(text).sources
+    except (OSError, ValueError, KeyError, TypeError, CggmError):
+        return None
     return {
         "set": shards.name,
         "manifest_sha256": hashlib.sha256(text.encode()).hexdigest(),

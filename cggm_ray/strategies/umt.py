@@ -37,7 +37,7 @@ class UMTOptions(StrategyOptions):
 
     umt_alpha: float = option(1.0, "umt: weight of the distance between features and those of the teachers")
     umt_teachers: tuple[str, ...] | None = option(
-        None, "umt: comma-separated finished runs with one modality each, folders or names in STORAGE_PATH"
+        None, "umt: comma-separated finished runs with one modality each, folders or names in STORAGE_PATH", path=True
     )
 
     def __post_init__(self) -> None:

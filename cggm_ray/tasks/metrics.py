@@ -186,7 +186,8 @@ class DiceMetrics(Metrics):
 class VolumeDiceMetrics(Metrics):
     """Dice in three dimensions: of every volume from all of its slices, averaged over volumes.
 
-    A region that neither truth nor prediction has counts as 1, as in the BraTS challenge.
+    A region that neither truth nor prediction has counts as 1, as in the BraTS challenge. Volumes without a slice of weight
+    above 0 do not count.
 
     Args:
         volumes: in the split.
@@ -194,24 +195,27 @@ class VolumeDiceMetrics(Metrics):
     """
 
     def __init__(self, volumes: int, device: torch.device | str = "cpu") -> None:
-        super().__init__(volumes * len(TUMOUR_REGIONS) * 3, device)
+        # Three counts of every region, and the slices that count.
+        super().__init__(volumes * (len(TUMOUR_REGIONS) * 3 + 1), device)
         self.volumes = volumes
 
     def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, group: Tensor | None = None) -> None:
         """Adds slices: logits [N, 4, H, W], class maps [N, H, W], the volume of each slice [N]."""
         counts = region_counts(logits.argmax(1), target).flatten(1)
+        counts = torch.cat([counts, torch.ones_like(counts[:, :1])], 1)
         counts = counts if weight is None else counts * weight.double()[:, None]
         self.sums.reshape(self.volumes, -1).index_add_(0, _volume(group), counts)
 
     def per_volume(self, sums: Tensor) -> Tensor:
         """Dice [volumes, 3] in the order of `TUMOUR_REGIONS`."""
-        both, predicted, true = sums.reshape(self.volumes, len(TUMOUR_REGIONS), 3).unbind(2)
+        both, predicted, true = sums.reshape(self.volumes, -1)[:, :-1].unflatten(1, (-1, 3)).unbind(2)
         size = predicted + true
         return torch.where(size > 0, 2 * both / size.clamp(min=1), 1.0)
 
     def compute(self, sums: Tensor) -> dict[str, float]:
         """dice_et, dice_tc, dice_wt, dice_mean."""
-        return _named_dice(self.per_volume(sums).mean(0))
+        counted = sums.reshape(self.volumes, -1)[:, -1] > 0
+        return _named_dice(self.per_volume(sums)[counted].mean(0))
 
 
 class SliceDiceMetrics(Metrics):

@@ -11,7 +11,7 @@ The target files may have other names of the splits, such as train, dev and test
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ from cggm_ray.data.settings import DatasetOptions, DatasetSettings
 from cggm_ray.data.shards.shards import (
     IDENTITY,
     INDEX,
+    LABELLED,
+    PREDICT,
     SHARD_BYTES,
     STEPS,
     TARGET,
@@ -53,6 +55,8 @@ RELEASED_NAMES = dict(zip(SPLITS, ("trn", "val", "tst"), strict=True))
 CLASSES = 4
 NORMALISATIONS = ("trn", "utt")
 ALL = "all"
+STATISTICS = "mean_std"
+"""Of the notes: mean and standard deviation of the audio of the train split, [2, 1, D]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +91,7 @@ class Iemocap(Dataset):
     """IEMOCAP: one of four emotions from text, audio and vision."""
 
     name = "iemocap"
-    converter = 1
+    converter = 2
     network = "sequence"
     Options = IemocapOptions
 
@@ -96,7 +100,8 @@ class Iemocap(Dataset):
         assert isinstance(settings.options, IemocapOptions)
         self.options = settings.options
         self._root = Path()
-        self._widths: dict[str, int] = {}
+        self._widths: dict[str, tuple[str, int]] = {}
+        self._statistics: np.ndarray | None = None
 
     def shard_options(self) -> dict[str, Any]:
         """Fold, normalisation and lengths; the mask is a matter of the model."""
@@ -124,31 +129,92 @@ class Iemocap(Dataset):
             files.append(path / MEAN_STD)
         for split in SPLITS:
             files += [self._target_file(split, "label"), self._target_file(split, "int2name")]
-        for file in files:
-            if not file.is_file():
-                raise DataError(f"{file}: does not exist; expected it in the layout of IEMOCAP")
-        return files
+        return _existing(files)
+
+    def locate_new(self, path: Path) -> list[Path]:
+        """The features; their statistics and the target files of the fold where there are any."""
+        if not path.is_dir():
+            raise DataError(f"{path}: a file; expected the folder that holds A, V and L")
+        self._root = path
+        optional = [path / MEAN_STD] if self.options.norm_method == "trn" else []
+        for split in SPLITS:
+            optional += [self._target_file(split, "label"), self._target_file(split, "int2name")]
+        return _existing([path / file for file in FEATURES.values()]) + [file for file in optional if file.is_file()]
 
     def read(self, sources: list[Path]) -> Iterator[RawShard]:
         """Utterances and classes of every split; shapes are checked here, the features are read in `transform`."""
         targets = {split: self._target(split) for split in SPLITS}
         probe([source for source in sources if source.suffix == ".h5"])
-        for modality, file in FEATURES.items():
-            with open_h5(self._root / file) as features:
-                self._check_features(features, modality, targets)
+        for modality in FEATURES:
+            for split, (names, _) in targets.items():
+                self._check_features(modality, names, f" ({self._target_file(split, 'int2name')})")
         if self.options.norm_method == "trn":
-            self._mean_std()
-        step = max(1, SHARD_BYTES // sum(4 * self.options.length(m) * width for m, width in self._widths.items()))
+            self._statistics = self._mean_std()
         for split, (names, labels) in targets.items():
-            for number, start in enumerate(range(0, len(names), step)):
-                rows = slice(start, start + step)
-                table = {IDENTITY: names[rows], TARGET: labels[rows], INDEX: range(start, start + len(names[rows]))}
-                yield RawShard(split=split, number=number, table=pa.table({k: pa.array(v) for k, v in table.items()}))
+            yield from self._shards(split, {IDENTITY: np.array(names, object), TARGET: labels})
+
+    def read_new(self, sources: list[Path], trained: Manifest, split: str | None) -> Iterator[RawShard]:
+        """Every utterance that the features have; the audio is normalised as it was for training.
+
+        Labels are those of the fold, where the folder has it; with a split its utterances alone are read.
+        """
+        probe([source for source in sources if source.suffix == ".h5"])
+        there = [part for part in SPLITS if self._target_file(part, "int2name") in sources]
+        if split is not None and split not in there:
+            raise DataError(
+                f"{self._target_file(split, 'int2name')}: does not exist; leave out --split to predict everything"
+            )
+        targets = {part: self._target(part) for part in there}
+        labels = {
+            name: label for names, numbers in targets.values() for name, label in zip(names, numbers, strict=True)
+        }
+        names = self._utterances() if split is None else targets[split][0]
+        for modality in FEATURES:
+            self._check_features(modality, names)
+        if self.options.norm_method == "trn":
+            recorded = trained.notes.get(STATISTICS)
+            # Runs of earlier versions recorded none.
+            self._statistics = self._mean_std() if recorded is None else np.array(recorded, np.float32)
+        columns = {
+            IDENTITY: np.array(names, object),
+            TARGET: np.array([labels.get(name, 0) for name in names], np.int64),
+            LABELLED: np.array([name in labels for name in names]),
+        }
+        yield from self._shards(PREDICT, columns)
+
+    def _shards(self, split: str, columns: Mapping[str, np.ndarray]) -> Iterator[RawShard]:
+        step = max(1, SHARD_BYTES // sum(4 * self.options.length(m) * width for m, (_, width) in self._widths.items()))
+        for number, start in enumerate(range(0, len(columns[IDENTITY]), step)):
+            table = {name: pa.array(values[start : start + step]) for name, values in columns.items()}
+            table[INDEX] = pa.array(np.arange(start, start + len(table[IDENTITY])))
+            yield RawShard(split=split, number=number, table=pa.table(table))
+
+    def _utterances(self) -> list[str]:
+        """All utterances of the features, each of which must be there in every modality."""
+        names: list[str] = []
+        for file in FEATURES.values():
+            with open_h5(self._root / file) as features:
+                found = list(features)
+            names = names or found
+            for name in sorted(set(names) ^ set(found))[:1]:
+                where = self._root / file if name in names else self._root / FEATURES["text"]
+                raise DataError(
+                    f"{where}, utterance {name}: the key is missing; the features of another modality have it; expected every "
+                    "utterance in all of them"
+                )
+        if not names:
+            raise DataError(f"{self._root / FEATURES['text']}: no utterance; expected at least one")
+        return names
+
+    def notes(self) -> dict[str, Any]:
+        """The names of the classes, and what the audio is normalised by, where that comes from the train split."""
+        notes: dict[str, Any] = {"classes": [str(number) for number in range(CLASSES)]}
+        return notes if self._statistics is None else notes | {STATISTICS: self._statistics.tolist()}
 
     def transform(self, table: pa.Table) -> pa.Table:
         """Reads the utterances' features, normalises the audio, cuts and pads with zeros at the end."""
         names = table.column(IDENTITY).to_pylist()
-        mean_std = self._mean_std() if self.options.norm_method == "trn" else None
+        mean_std = self._statistics if self.options.norm_method == "trn" else None
         for modality, file in FEATURES.items():
             length = self.options.length(modality)
             with open_h5(self._root / file) as features:
@@ -187,7 +253,7 @@ class Iemocap(Dataset):
 
     def finish(self, folder: Path, net: MultimodalNet, test: Split) -> None:
         """The confusion matrix of the test split."""
-        save_confusion(folder, [str(number) for number in range(CLASSES)])
+        save_confusion(folder, self.notes()["classes"])
 
     def _target_file(self, split: str, what: str) -> Path:
         folder = self._root / "target" / self.options.cv
@@ -209,22 +275,21 @@ class Iemocap(Dataset):
             raise DataError(f"{path}: no utterance; expected at least one")
         return names, labels
 
-    def _check_features(self, features: Any, modality: str, targets: dict[str, tuple[list[str], np.ndarray]]) -> None:
-        """Every utterance is there, and all have as many features as the first."""
-        first = ""
-        for split, (names, _) in targets.items():
+    def _check_features(self, modality: str, names: Sequence[str], listed_in: str = "") -> None:
+        """Every utterance is there, and all have as many features as the first of all."""
+        path = self._root / FEATURES[modality]
+        with open_h5(path) as features:
             for name in names:
-                where = f"{features.filename}, utterance {name} ({self._target_file(split, 'int2name')})"
+                where = f"{path}, utterance {name}{listed_in}"
                 if name not in features:
                     raise DataError(f"{where}: the key is missing; the file has {len(features)} utterances")
-                check_dataset(features[name], Path(features.filename), f"utterance {name}")
+                check_dataset(features[name], path, f"utterance {name}")
                 shape, dtype = features[name].shape, features[name].dtype
                 if len(shape) != 2 or not shape[1]:
                     raise DataError(f"{where}: found shape {shape} of {dtype}; expected [steps, features] of numbers")
-                if not first:
-                    first, self._widths[modality] = name, shape[1]
-                if shape[1] != self._widths[modality]:
-                    raise DataError(f"{where}: {shape[1]} features; utterance {first} has {self._widths[modality]}")
+                first, width = self._widths.setdefault(modality, (name, shape[1]))
+                if shape[1] != width:
+                    raise DataError(f"{where}: {shape[1]} features; utterance {first} has {width}")
 
     def _mean_std(self) -> np.ndarray:
         """Mean and standard deviation of the audio features, [2, 1, D], from the fold's train split."""
@@ -237,8 +302,8 @@ class Iemocap(Dataset):
                     raise DataError(f"{where}: the key is missing; found folds {listed(file)}")
                 check_dataset(file[f"{self.options.cv}/{key}"], path, f"fold {self.options.cv}, {key}")
                 values = file[f"{self.options.cv}/{key}"][()]
-                if values.shape != (self._widths["audio"],):
-                    raise DataError(f"{where}: shape {values.shape}; the audio has {self._widths['audio']} features")
+                if values.shape != self._widths["audio"][1:]:
+                    raise DataError(f"{where}: shape {values.shape}; the audio has {self._widths['audio'][1]} features")
                 if not finite(values).all():
                     raise DataError(f"{where}: found {values[~finite(values)][0]}; expected finite numbers")
                 parts.append(values[None].astype(np.float32))
@@ -260,6 +325,18 @@ class _Unmasked:
         """See `Split`."""
         for batch in self._split.batches(plan, epoch):
             yield dataclasses.replace(batch, masks=None, present=None)
+
+
+def _existing(files: list[Path]) -> list[Path]:
+    """The files.
+
+    Raises:
+        DataError: one is not there.
+    """
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"{file}: does not exist; expected it in the layout of IEMOCAP")
+    return files
 
 
 def _normalised(value: np.ndarray, mean_std: np.ndarray | None) -> np.ndarray:

@@ -19,6 +19,8 @@ from cggm_ray.data.shards.packed import unpack
 from cggm_ray.data.shards.shards import (
     IDENTITY,
     INDEX,
+    LABELLED,
+    PREDICT,
     PRESENT,
     STEPS,
     TARGET,
@@ -64,6 +66,7 @@ class TensorSplit:
         masks: by modality, bool [samples, T] or [samples, 1]; see `Batch.masks`.
         views: by modality that has several views, [views, samples, ...]; one is drawn for every sample and epoch.
         seed: of the draw.
+        labelled: bool [samples]; None where all have a label.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class TensorSplit:
         masks: dict[str, Tensor] | None = None,
         views: dict[str, Tensor] | None = None,
         seed: int = 0,
+        labelled: Tensor | None = None,
     ) -> None:
         self.inputs = inputs
         self.target = target
@@ -81,6 +85,7 @@ class TensorSplit:
         self.masks = masks or {}
         self.views = views or {}
         self.seed = seed
+        self.labelled = labelled
         self.groups: int | None = None
 
     def __len__(self) -> int:
@@ -103,6 +108,7 @@ class TensorSplit:
                 present={name: mask.any(1) for name, mask in masks.items()} or None,
                 weight=None if part.weight is None else part.weight.to(self.target.device, non_blocking=True),
                 masks=masks or None,
+                labelled=None if self.labelled is None else self.labelled[rows],
             )
 
 
@@ -182,6 +188,7 @@ def load_split(
     identities = [names[row] for row in rows] if names else None
     masks = read_masks(tensors, modalities, {name: manifest.modalities[name].shape for name in modalities})
     check_presence(masks, modalities, f"{folder}: split {split}", identities)
+    check_labelled(tensors.get(LABELLED), split, folder, identities)
     several = {name: torch.stack([tensors[c] for c in columns]) for name, columns in views.items() if len(columns) > 1}
     return TensorSplit(
         {name: tensors[name] for name in modalities if name not in several},
@@ -190,24 +197,28 @@ def load_split(
         masks,
         several,
         seed,
+        tensors.get(LABELLED),
     )
 
 
 def rows_in_order(index: np.ndarray, manifest: Manifest, split: str, folder: Path) -> np.ndarray:
-    """Places of the samples 0, 1, 2, ... among the rows of a split's shards.
+    """Places of the samples 0, 1, 2, ... among the rows of a split's shards; those to predict are in the order of the rows.
 
     Raises:
         DataError: rows are missing or doubled.
     """
-    rows, wanted = np.argsort(index), manifest.rows(split)
+    wanted = manifest.rows(split)
+    rows = np.argsort(index) if split != PREDICT else np.arange(len(index))
+    index = index if split != PREDICT else rows
     if len(rows) != wanted or not np.array_equal(index[rows], np.arange(wanted)):
         raise DataError(f"{folder}: the rows of split {split} are not 0 to {wanted - 1}, each once")
     return rows
 
 
 def about_columns(stored: Sequence[str], modalities: Sequence[str]) -> list[str]:
-    """The columns of a shard that say which samples have a modality, and how many steps of it are no padding."""
-    return [prefix + name for name in modalities for prefix in (PRESENT, STEPS) if prefix + name in stored]
+    """The columns of a shard that say which samples have a modality or a label, and how many steps are no padding."""
+    names = [prefix + name for name in modalities for prefix in (PRESENT, STEPS)]
+    return [name for name in (*names, LABELLED) if name in stored]
 
 
 def read_masks(
@@ -247,3 +258,23 @@ def check_presence(
             f"{where}, sample {names[bad] if names else bad} has none of the modalities {', '.join(modalities)}; "
             "expected at least one"
         )
+
+
+def check_labelled(labelled: Tensor | None, split: str, folder: Path, names: Sequence[str] | None) -> None:
+    """Refuses samples without a label where they are not only predicted.
+
+    Args:
+        labelled: bool [samples]; None where all have a label.
+        split: of the samples.
+        folder: of the set.
+        names: of the samples, where they have any.
+
+    Raises:
+        DataError: names the first of them.
+    """
+    if split == PREDICT or labelled is None or bool(labelled.all()):
+        return
+    bad = int((~labelled).nonzero()[0])
+    raise DataError(
+        f"{folder}: split {split}, sample {names[bad] if names else bad} has no label; expected one for every sample"
+    )

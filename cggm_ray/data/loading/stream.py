@@ -21,6 +21,7 @@ from cggm_ray.core.batch import Batch
 from cggm_ray.data.loading.sampler import Slice
 from cggm_ray.data.loading.split import (
     about_columns,
+    check_labelled,
     check_presence,
     drawn_views,
     full,
@@ -30,7 +31,16 @@ from cggm_ray.data.loading.split import (
     view_columns,
 )
 from cggm_ray.data.shards.packed import unpack
-from cggm_ray.data.shards.shards import IDENTITY, INDEX, TARGET, UNREADABLE, Manifest, check_columns, column_values
+from cggm_ray.data.shards.shards import (
+    IDENTITY,
+    INDEX,
+    LABELLED,
+    TARGET,
+    UNREADABLE,
+    Manifest,
+    check_columns,
+    column_values,
+)
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -96,6 +106,8 @@ class StreamSplit:
         self.names: Sequence[str] | None = [names[row] for row in rows] if names else None
         self._masks = read_masks(columns, modalities, {name: spec.shape for name, spec in self._specs.items()})
         check_presence(self._masks, modalities, f"{folder}: split {split}", self.names)
+        self._labelled = columns.get(LABELLED)
+        check_labelled(self._labelled, split, folder, self.names)
         self._views = {name: view_columns(stored, name) for name in modalities}
 
     def __len__(self) -> int:
@@ -146,6 +158,7 @@ class StreamSplit:
             present={name: mask.any(1) for name, mask in masks.items()} or None,
             weight=part.weight,
             masks=masks or None,
+            labelled=None if self._labelled is None else self._labelled[part.index],
         )
 
 

@@ -39,14 +39,17 @@ from cggm_ray.storage.locks import holding
 
 FORMAT = 3
 MANIFEST = "manifest.json"
-INDEX, IDENTITY, TARGET = "index", "id", "target"
-RESERVED = (INDEX, IDENTITY, TARGET)
+INDEX, IDENTITY, TARGET, LABELLED = "index", "id", "target", "labelled"
+"""Columns that are no modality. `labelled` (bool) is there where some samples have no label; their target is 0."""
+RESERVED = (INDEX, IDENTITY, TARGET, LABELLED)
+PREDICT = "predict"
+"""The one split of a set that was made to be predicted: its samples are numbered in the order of its shards."""
 VIEW, PRESENT, STEPS = "view/", "present/", "steps/"
-UNREADABLE = (OSError, ValueError, pa.ArrowException)
-"""What reading a damaged shard raises."""
 """Prefixes of columns about a modality: a further view of it, `view/1/image`, ... (view 0 is the column of the modality
 itself); bool, whether a sample has it; int64, its time steps before the padding."""
-SHARD_NAME = re.compile(r"(train|valid|test)-\d{5,}\.parquet")
+UNREADABLE = (OSError, ValueError, pa.ArrowException)
+"""What reading a damaged shard raises."""
+SHARD_NAME = re.compile(r"(train|valid|test|predict)-\d{5,}\.parquet")
 SHARD_BYTES = 16 * 2**20
 MOST_SOURCES = 3
 """Raw files that a message names."""
@@ -112,7 +115,7 @@ class Manifest:
         """What a column of the shards holds of a sample."""
         if column == TARGET:
             return self.target
-        if column.startswith(PRESENT):
+        if column == LABELLED or column.startswith(PRESENT):
             return TensorSpec(shape=(), dtype="bool")
         if column == INDEX or column.startswith(STEPS):
             return TensorSpec(shape=(), dtype="int64")
@@ -388,18 +391,3 @@ def staging_folder(folder: Path) -> Path:
     except OSError as error:
         raise DataError(f"{folder.parent}: cannot make the folder for shards: {error.strerror}") from None
     return staging
-
-
-def described(specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
-    """The fields of a manifest that come from the columns of a shard."""
-    return {
-        "modalities": {name: spec for name, spec in specs.items() if is_modality(name)},
-        "target": specs[TARGET],
-    }
-
-
-def table_specs(table: pa.Table) -> Mapping[str, TensorSpec]:
-    """Shape and type of one sample for every column of a shard."""
-    table = table.slice(0, 1)
-    values = {name: column_values(table.column(name)) for name in table.column_names if name != IDENTITY}
-    return {name: TensorSpec(shape=v.shape[1:], dtype=str(v.dtype)) for name, v in values.items()}

@@ -14,15 +14,15 @@ from cggm_ray.core.errors import TrainingError
 from cggm_ray.data.dataset import DATASETS, Dataset
 from cggm_ray.data.loading.sampler import Slice
 from cggm_ray.data.shards.opening import open_manifest
-from cggm_ray.data.shards.shards import INDEX, TARGET
+from cggm_ray.data.shards.shards import INDEX, LABELLED, TARGET, Manifest
 from cggm_ray.distributed.cluster import connect, own_error
 from cggm_ray.engine.assembly import build_dataset, build_network
 from cggm_ray.engine.configuration import Config
-from cggm_ray.engine.evaluation import Predictions, predicted
+from cggm_ray.engine.evaluation import PREDICTION, Predictions, predicted
 from cggm_ray.engine.state import BEST, load_weights
 from cggm_ray.runs.finished import Finished
 
-START, PREDICTION = "start", "prediction"
+START = "start"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,7 @@ class Plan:
         config: of the run, with the path of the data.
         dataset: class of the dataset, which a person may have registered in a file of their own.
         shards: folder of the set.
+        trained: manifest of the set that the run was trained on, which decides on the network.
         modalities: that the network takes.
         folder: of the run.
         split: whose samples are predicted.
@@ -41,6 +42,7 @@ class Plan:
     config: Config
     dataset: type[Dataset]
     shards: Path
+    trained: Manifest
     modalities: tuple[str, ...]
     folder: Path
     split: str
@@ -53,20 +55,26 @@ class Predictor:
         DATASETS.adopt(plan.config.data.dataset, plan.dataset)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         manifest, dataset = open_manifest(plan.shards), build_dataset(plan.config)
-        net, _ = build_network(plan.config, dataset, manifest, plan.modalities)
+        net, _ = build_network(plan.config, dataset, plan.trained, plan.modalities)
         load_weights(net.to(self._device), plan.folder / BEST)
         self._net, self._config = net.eval(), plan.config
         self._split = dataset.open_split(plan.shards, manifest, plan.split, plan.modalities, self._device)
 
     @torch.no_grad()
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Rows of index, target and prediction [C], for a block of one range."""
+        """Rows of index, target, whether there is one, and prediction [C], for a block of one range."""
         start = int(block[START][0])
         stop = min(start + self._config.train.batch_size, len(self._split))
         part = Slice(index=torch.arange(start, stop), weight=None, samples=stop - start)
         (batch,) = self._split.batches([part], epoch=0)
         logits = predicted(self._config.train.precision, self._net, batch).double().cpu().numpy()
-        return {INDEX: batch.index.numpy(), TARGET: batch.target.double().reshape(-1).cpu().numpy(), PREDICTION: logits}
+        labelled = torch.ones(len(batch), dtype=torch.bool) if batch.labelled is None else batch.labelled.cpu()
+        return {
+            INDEX: batch.index.numpy(),
+            TARGET: batch.target.double().reshape(-1).cpu().numpy(),
+            LABELLED: labelled.numpy(),
+            PREDICTION: logits,
+        }
 
 
 def predict_on_ray(run: Finished, folder: Path, split: str, workers: int) -> Predictions:
@@ -92,6 +100,7 @@ def predict_on_ray(run: Finished, folder: Path, split: str, workers: int) -> Pre
         config=run.config,
         dataset=type(run.dataset),
         shards=run.shards,
+        trained=run.trained,
         modalities=run.modalities,
         folder=folder,
         split=split,
@@ -113,6 +122,7 @@ def predict_on_ray(run: Finished, folder: Path, split: str, workers: int) -> Pre
             logits = np.stack([np.asarray(row) for row in block[PREDICTION]])
             collected.logits[index] = torch.from_numpy(np.array(logits, dtype=np.float64))
             collected.target[index] = torch.from_numpy(np.array(block[TARGET], dtype=np.float64))[:, None]
+            collected.labelled[index] = torch.from_numpy(np.array(block[LABELLED], dtype=bool))
             seen += len(index)
     except Exception as error:
         raise own_error(error) or TrainingError(f"{folder}: the prediction failed: {error}") from error

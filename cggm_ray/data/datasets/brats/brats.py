@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +47,6 @@ from cggm_ray.data.loading.slices import (
     slice_table,
 )
 from cggm_ray.data.loading.split import Split
-from cggm_ray.data.prepare import raw_path
 from cggm_ray.data.settings import DatasetOptions
 from cggm_ray.data.shards.shards import Manifest, RawShard
 from cggm_ray.models.net import MultimodalNet
@@ -217,13 +216,19 @@ class Brats(Dataset):
         return VolumeSlices(files, crop=options.crop if options.score == "slice" else None, device=device)
 
     def open_maps(
-        self, folder: Path, manifest: Manifest, split: str, modalities: tuple[str, ...], device: torch.device, out: Path
+        self,
+        folder: Path,
+        manifest: Manifest,
+        split: str,
+        modalities: tuple[str, ...],
+        device: torch.device,
+        out: Path,
+        sources: Sequence[Path],
     ) -> tuple[Split, Collector]:
         """Whole volumes, and a NIfTI file for each."""
         whole = VolumeSlices(SliceFiles(folder, manifest, split, modalities), crop=None, device=device)
-        files = self.locate(raw_path(self))
-        sources = {path.stem if path.suffix == ".h5" else path.parent.name: path for path in files}
-        return whole, MapWriter(out, whole, sources)
+        cases = {path.stem if path.suffix == ".h5" else path.parent.name: path for path in sources}
+        return whole, MapWriter(out, whole, cases)
 
     def finish(self, folder: Path, net: MultimodalNet, test: Split) -> None:
         """Pictures of prediction and truth for the first test cases."""

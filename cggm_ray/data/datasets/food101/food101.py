@@ -71,12 +71,13 @@ class Food101Options(DatasetOptions):
     """Encoders and features of Food-101."""
 
     vit: str | None = option(
-        None, "ViT, a local folder or a hub name; default the folder vit beside train.json", resume=True
+        None, "ViT, a local folder or a hub name; default the folder vit beside train.json", resume=True, path=True
     )
     bert: str | None = option(
         None,
         "BERT with its tokenizer, a local folder or a hub name; default the folder bert beside train.json",
         resume=True,
+        path=True,
     )
     image_features: str = option(
         "cached", "cached: extracted once; online: a fresh augmentation in every epoch, encoded while training"

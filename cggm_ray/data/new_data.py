@@ -1,0 +1,174 @@
+"""Data that is only predicted: a set of one split, which the network of a finished run takes. No labels are needed."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
+
+from cggm_ray.core.errors import DataError
+from cggm_ray.data.shards.packed import unpack
+from cggm_ray.data.shards.shards import (
+    PREDICT,
+    Manifest,
+    RawShard,
+    WriteShards,
+    fingerprint,
+    open_set,
+    publish,
+    sole_converter,
+    staging_folder,
+    verify_set,
+)
+from cggm_ray.data.shards.specs import described, table_specs
+
+if TYPE_CHECKING:
+    from cggm_ray.data.dataset import Dataset
+
+
+def prepare_new(
+    dataset: Dataset,
+    path: Path,
+    trained: Manifest,
+    modalities: Sequence[str],
+    split: str | None,
+    write: WriteShards,
+) -> tuple[Path, list[Path]]:
+    """Makes the shards of data to predict, or finds them; the data is checked against that of the run before either.
+
+    Args:
+        dataset: with the configuration of the run.
+        path: of the new data.
+        trained: manifest of the set that the run was trained on.
+        modalities: that its network takes.
+        split: the part of the new data; None for all of it.
+        write: runs the conversion.
+
+    Returns:
+        The folder of the set, and the raw files.
+
+    Raises:
+        DataError: bad input, or other features or classes than the run was trained with; nothing was written.
+    """
+    paths = dataset.locate_new(path)
+    sources = dataset.describe(paths)
+    options = dataset.shard_options() | {PREDICT: {"split": split, "trained": trained_digest(trained)}}
+    name = fingerprint(dataset.name, dataset.converter, options, sources)
+    folder = dataset.settings.shard_root / f"{dataset.name}-{name}"
+    manifest = open_set(folder)
+    if manifest is not None:
+        if dataset.settings.data.verify:
+            verify_set(folder, manifest)
+        return folder, paths
+    raw = checked_shards(dataset.read_new(paths, trained, split), path, split)
+    notes = dataset.notes()
+    check_classes(trained, notes, path)
+    draft = Manifest(
+        dataset=dataset.name,
+        converter=dataset.converter,
+        options=options,
+        sources=sources,
+        splits={PREDICT: ()},
+        notes=trained.notes | notes,
+        **described(dataset.specs(raw[0])),
+    )
+    check_fits(dataset, draft, trained, modalities, path)
+    with sole_converter(folder):
+        if open_set(folder) is not None:
+            return folder, paths
+        staging = staging_folder(folder)
+        try:
+            shards = write(dataset.stages(), raw, staging)
+            for shard, wanted in zip(shards, raw, strict=True):
+                if shard.rows < wanted.table.num_rows:
+                    raise DataError(
+                        f"{path}: {wanted.table.num_rows} samples became {shard.rows} in {shard.file}; expected a "
+                        "prediction for every one"
+                    )
+            made = described(table_specs(unpack(pq.read_table(staging / shards[0].file))))
+            done = replace(draft, splits={PREDICT: tuple(shards)}, **made)
+            check_fits(dataset, done, trained, modalities, path)
+            publish(staging, folder, done)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return folder, paths
+
+
+def trained_digest(trained: Manifest) -> str:
+    """Checksum of what a conversion of new data may take from the set that the run was trained on."""
+    about = asdict(trained)
+    kept = [about[name] for name in ("modalities", "target", "notes")]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def one_split(raw: Iterable[RawShard], split: str | None) -> Iterator[RawShard]:
+    """Raw shards of all splits, or of one, as those of the split `PREDICT`, numbered in their order."""
+    number = 0
+    for shard in raw:
+        if split in (None, shard.split) and shard.table.num_rows:
+            yield replace(shard, split=PREDICT, number=number)
+            number += 1
+
+
+def checked_shards(raw: Iterable[RawShard], path: Path, split: str | None) -> list[RawShard]:
+    """The raw shards of data to predict, of which there must be one at least.
+
+    Raises:
+        DataError: there is none, or they are not numbered as they come.
+    """
+    found = list(raw)
+    if not found:
+        raise DataError(f"{path}: found no sample{f' of split {split}' if split else ''}; expected at least one")
+    for number, shard in enumerate(found):
+        if (shard.split, shard.number) != (PREDICT, number):
+            raise DataError(
+                f"{path}: read_new gave the shard {shard.file}; expected {PREDICT} with the number {number}, as they come"
+            )
+    return found
+
+
+def check_fits(dataset: Dataset, manifest: Manifest, trained: Manifest, modalities: Sequence[str], path: Path) -> None:
+    """Refuses data whose samples the network of a run cannot take.
+
+    Args:
+        dataset: whose `takes` decides.
+        manifest: of the new data.
+        trained: of the data of the run.
+        modalities: that the network takes.
+        path: of the new data.
+
+    Raises:
+        DataError: names modality, shape found and shape expected.
+    """
+    for name in modalities:
+        wanted, found = trained.modalities[name].shape, manifest.modalities.get(name)
+        if found is None:
+            raise DataError(
+                f"{path}: modality {name} is missing; found {', '.join(manifest.modalities)}; the run was trained with "
+                f"{', '.join(modalities)}"
+            )
+        if not dataset.takes(name, wanted, found.shape):
+            raise DataError(
+                f"{path}: modality {name}: samples of shape {found.shape}; the run was trained on samples of shape {wanted}"
+            )
+
+
+def check_classes(trained: Manifest, notes: Mapping[str, object], path: Path) -> None:
+    """Refuses data whose classes are others than those that a run was trained on.
+
+    Raises:
+        DataError: names the first that differs.
+    """
+    ours, theirs = trained.notes.get("classes"), notes.get("classes")
+    if not isinstance(ours, list | tuple) or not isinstance(theirs, list | tuple):
+        return
+    for number, (wanted, found) in enumerate(itertools.zip_longest(map(str, ours), map(str, theirs))):
+        if wanted != found:
+            raise DataError(f"{path}: class {number} is {found!r}; the run was trained with {wanted!r} in its place")

@@ -1,0 +1,68 @@
+"""Where a cluster that is started here keeps its session: sockets, logs and what does not fit into memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from ray._common.utils import get_default_ray_temp_dir
+
+from cggm_ray.core.errors import UsageError
+
+SOCKET = 107
+"""Bytes that the path of a socket may have."""
+WITHIN = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store") + len("_and_longer")
+"""Bytes of the longest path that Ray makes in the folder, with room for longer names of sockets."""
+LONGEST = SOCKET - WITHIN
+LEAST_FREE = 16
+"""MiB that a session needs in any case."""
+
+
+def session_folder() -> str | None:
+    """The folder for Ray's session; None where the one that Ray takes by itself will do.
+
+    Schedulers set TMPDIR to long paths, in which Ray's sockets do not fit. A short folder is used then, and a line says so.
+
+    Raises:
+        UsageError: no folder will do.
+    """
+    usual = Path(get_default_ray_temp_dir())
+    wrong = unfit(usual)
+    if wrong is None:
+        return None
+    variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
+    wrong = f"{variable or 'RAY_TMPDIR'}: {usual.parent if variable else usual} {wrong}"
+    places = {"/tmp", "/var/tmp", "/dev/shm", os.environ.get("XDG_RUNTIME_DIR") or "/tmp", os.path.expanduser("~")}
+    tried = [Path(place) / f"ray-{os.getuid()}" for place in sorted(places, key=lambda place: (place != "/tmp", place))]
+    for folder in tried:
+        if unfit(folder, own=True) is None:
+            print(f"{wrong}; Ray keeps its session in {folder}", flush=True)
+            return str(folder)
+    raise UsageError(
+        f"{wrong}; nor will {', '.join(map(str, tried))} do; set RAY_TMPDIR to a folder on a local disk that can be written, "
+        f"with a path of at most {LONGEST - len('/ray')} bytes"
+    )
+
+
+def unfit(folder: Path, own: bool = False) -> str | None:
+    """What is wrong with a folder for Ray's sessions, which is made if need be; None if nothing is.
+
+    Args:
+        folder: to look at.
+        own: whether it must belong to this user, as one of a known name in a folder that everybody may write must.
+    """
+    if not folder.is_absolute():
+        return "is no absolute path"
+    if len(os.fsencode(folder)) > LONGEST:
+        return f"is too long for the sockets of Ray, whose paths have at most {SOCKET} bytes"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700 if own else 0o777)
+        if own and (folder.is_symlink() or folder.stat().st_uid != os.getuid()):
+            return "belongs to somebody else"
+        with tempfile.NamedTemporaryFile(dir=folder):
+            free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return f"cannot be written: {error.strerror or error}"
+    return None if free >= LEAST_FREE * 2**20 else f"has less than {LEAST_FREE} MiB free"
