@@ -76,7 +76,7 @@ def test_direction_alone_leaves_the_scale() -> None:
     ("name", "direction", "gate"), [("cggm-magnitude", "off", "feature"), ("cggm-direction", "gradient", "off")]
 )
 def test_their_parts(name: str, direction: str, gate: str) -> None:
-    parts = ModulationConfig(modulation=name).resolved()
+    parts = ModulationConfig(modulation=name).resolved(STRATEGIES.get(name).parts)
     assert (parts.direction, parts.gate) == (direction, gate)
     assert Config().replace({"modulation": name}).to_dict()["modulation"]["gate"] == gate
 

@@ -51,7 +51,7 @@ def test_every_variant_is_a_configuration(benchmarks: dict[str, ModuleType], fla
     for name, given in flags.items():
         for variant in benchmarks["variants"].VARIANTS:
             config = parsed(benchmarks, name, [*given, *benchmarks["variants"].flags_of(variant, name)]).config
-            seen.add((name, str(config.modulation.resolved())))
+            seen.add((name, str(config.resolved_modulation)))
     assert len(seen) == len(flags) * len(benchmarks["variants"].VARIANTS)
 
 

@@ -153,7 +153,7 @@ def setting(config: Config, modalities: tuple[str, ...]) -> dict[str, Any]:
     """The fields of `Setting`: what the strategy of a run may know of it."""
     return {
         "options": config.strategy,
-        "modulation": config.modulation.resolved(),
+        "modulation": config.resolved_modulation,
         "modalities": modalities,
         "lr": config.optim.lr,
         "seed": config.train.seed,

@@ -57,6 +57,7 @@ class Config(Sections):
     networks: Mapping[str, NetworkOptions] = field(default_factory=default_networks)
 
     def __post_init__(self) -> None:
+        self.modulation.check_parts(self._parts)
         sections = self.sections()
         for section, key in self.fields():
             if key.metadata["path"]:
@@ -84,13 +85,22 @@ class Config(Sections):
         return self.networks.get(name) or NETWORKS.get(name).options()
 
     @property
+    def resolved_modulation(self) -> ModulationConfig:
+        """The section with the strategy's own choice in every part that was left open."""
+        return self.modulation.resolved(self._parts)
+
+    @property
+    def _parts(self) -> Mapping[str, str]:
+        return STRATEGIES.get(self.modulation.modulation).parts
+
+    @property
     def _strategy_section(self) -> str:
         name = self.modulation.modulation
         return STRATEGIES.get(name).shares or name
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Section to field to plain value; the parts of the strategy are resolved; other strategies and networks left out."""
-        resolved = dataclasses.replace(self, modulation=self.modulation.resolved())
+        resolved = dataclasses.replace(self, modulation=self.resolved_modulation)
         network = self.model.network or DATASETS.get(self.data.dataset).network
         left_out = (self.strategies.keys() - {self._strategy_section}) | (self.networks.keys() - {network})
         return {

@@ -90,7 +90,7 @@ def compared(stories: Sequence[Story], metric: str) -> tuple[Figure, str]:
 
 def balance(story: Story) -> tuple[Figure, str]:
     """By modality: the guide's score, the norm of the encoder's gradient, the cosine to the fused gradient."""
-    weights = story.config.modulation.resolved().direction == "released"
+    weights = story.config.resolved_modulation.direction == "released"
     wanted = {
         "score": "score of the guide",
         "grad_norm": "gradient norm of the encoder",

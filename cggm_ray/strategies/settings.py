@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,10 @@ from cggm_ray.config.fields import check, one_of, option
 from cggm_ray.core.errors import UsageError
 from cggm_ray.strategies.coefficients import COEFFICIENT_RULES
 from cggm_ray.strategies.direction import DIRECTION_RULES
-from cggm_ray.strategies.registry import STRATEGIES
 
 GATES = ("feature", "body", "update", "off")
+PARTS = {"coefficients": tuple(COEFFICIENT_RULES), "direction": tuple(DIRECTION_RULES), "gate": GATES}
+"""Parts of a strategy that can be replaced, and what they can be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,22 +36,21 @@ class ModulationConfig:
     floor: float = option(0.01, "rule stable: improvement granted to every modality")
 
     def __post_init__(self) -> None:
-        info = STRATEGIES.get(self.modulation)
-        known = {"coefficients": tuple(COEFFICIENT_RULES), "direction": tuple(DIRECTION_RULES), "gate": GATES}
-        for name, names in known.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if name not in info.parts:
-                raise UsageError(f"{name}: the strategy {self.modulation!r} has no such part; leave it out")
-            one_of(self, name, names)
+        for name, names in PARTS.items():
+            if getattr(self, name) is not None:
+                one_of(self, name, names)
         check(self.rho > 0, self, "rho", "a positive number")
         check(self.lam >= 0, self, "lam", "zero or a positive number")
         check(0 <= self.smoothing < 1, self, "smoothing", "a number in [0, 1)")
         check(self.floor > 0, self, "floor", "a positive number")
 
-    def resolved(self) -> ModulationConfig:
-        """The same with the strategy's own choice in every part that was left open."""
-        parts = STRATEGIES.get(self.modulation).parts
+    def check_parts(self, parts: Mapping[str, str]) -> None:
+        """Raises a UsageError where a part is given that the strategy, which has these, does not have."""
+        for name in PARTS:
+            if getattr(self, name) is not None and name not in parts:
+                raise UsageError(f"{name}: the strategy {self.modulation!r} has no such part; leave it out")
+
+    def resolved(self, parts: Mapping[str, str]) -> ModulationConfig:
+        """The same with the strategy's own choice, from its parts, in every part that was left open."""
         open_parts: dict[str, Any] = {name: value for name, value in parts.items() if getattr(self, name) is None}
         return dataclasses.replace(self, **open_parts)
