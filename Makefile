@@ -1,5 +1,6 @@
 # make run    installs into .venv, trains on the demonstration set through Ray Data and Ray Train, prints the table
 # make test   installs the test tools as well, then lint, types and tests; those that start a cluster come last, one by one
+# make slow   the tests that take minutes each
 # make bench  the short set of benchmarks, on a machine that does nothing else
 
 PYTHON ?= python3
@@ -9,28 +10,32 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 BENCH := OMP_NUM_THREADS=2 $(BIN)/python benchmarks
 
-.PHONY: run test lint bench clean
+.PHONY: run test slow lint bench clean
 
 run: $(VENV)/.run
 	$(BIN)/python pipelines/mosi.py --num_epochs 8
 
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest -m "not ray" --numprocesses 2 --dist loadfile --durations=40
-	$(BIN)/python -m pytest -m ray --durations=40
+	$(BIN)/python -m pytest -m "not ray and not slow" --numprocesses 2 --dist loadfile --durations=40 --cov=cggm_ray
+	$(BIN)/python -m pytest -m "ray and not slow" --durations=40 --cov=cggm_ray --cov-append --cov-report=term
+
+slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow --durations=40
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --quiet
 
 bench: $(VENV)/.run
-	$(BENCH)/step.py
-	$(BENCH)/step.py --breakdown
-	$(BENCH)/scaling.py
-	$(BENCH)/ingest.py
-	$(BENCH)/startup.py --repeats 3
-	$(BENCH)/preprocess.py pipelines/mosi.py
-	$(BENCH)/trials.py
+	$(BENCH)/speed/step.py
+	$(BENCH)/speed/step.py --breakdown
+	$(BENCH)/scale/scaling.py
+	$(BENCH)/speed/ingest.py
+	$(BENCH)/speed/startup.py --repeats 3
+	$(BENCH)/speed/preprocess.py pipelines/mosi.py
+	$(BENCH)/speed/trials.py
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

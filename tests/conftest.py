@@ -28,8 +28,6 @@ SMALL = [
 ]
 """Flags for a small network on the data of `small_set`."""
 
-LARGE = pytest.mark.skipif("CGGM_LARGE" not in os.environ, reason="takes minutes (set CGGM_LARGE=1)")
-
 torch.set_num_threads(1)
 # What is tested are numbers; a busy machine takes as long as it takes.
 settings.register_profile("tests", deadline=None)

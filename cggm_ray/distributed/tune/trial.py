@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
-from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
+import ray
 from cggm_ray.core.errors import CggmError, StorageError, TrainingError
 from cggm_ray.data.dataset import DATASETS, Dataset
 from cggm_ray.distributed.cluster import own_error
@@ -45,6 +44,7 @@ from cggm_ray.studies.store import (
     trial_name,
     write_record,
 )
+from ray import tune
 
 NUMBER = "number"
 """Key of Tune's configuration that says which trial of the study it is."""

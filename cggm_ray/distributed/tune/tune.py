@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -27,6 +26,7 @@ from cggm_ray.distributed.cluster import connect, nodes_later, nodes_now, own_er
 from cggm_ray.distributed.tune.trial import NUMBER, Study, train_trial
 from cggm_ray.studies.space import Search, Values, suggest
 from cggm_ray.studies.store import FAILED, STOPPED, Trial, ended, outcomes, read_record
+from ray import tune
 
 STATE = "tune"
 TUNE_SETTINGS = {

@@ -1,0 +1,93 @@
+"""Commands in the documents are commands of this package: they parse, their files exist, and their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+
+from cggm_ray.commands.cli import build_parser, main, parse
+from cggm_ray.engine.tracking import read_metrics
+from conftest import SMALL
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ELLIPSIS = "[...]"
+"""Stands for the flags of the rows of a table."""
+
+
+def commands(page: Path) -> list[str]:
+    """What calls Python, in indented lines with those that continue them and within a text; comments are left out."""
+    text = page.read_text().replace("\\\n", " ")
+    found = re.findall(r"^    (python \S.*?)(?:\s+#.*)?$", text, re.MULTILINE)
+    found += re.findall(r"`(python (?:pipelines|benchmarks)/[^`]+)`", text)
+    return [command.replace(ELLIPSIS, "") for command in found]
+
+
+def identity(value: Path) -> str:
+    return value.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=identity)
+def test_commands_parse(page: Path) -> None:
+    for command in commands(page):
+        _, target, *flags = shlex.split(command)
+        if target == "-m":
+            assert flags[0] == "cggm_ray", command
+            continue
+        if target.startswith(("pipelines/", "benchmarks/")):
+            assert (ROOT / target).is_file(), command
+        if target.startswith("pipelines/") and "--help" not in flags:
+            recipe = runpy.run_path(str(ROOT / target))["RECIPE"]
+            config = flags.index("--config") if "--config" in flags else None
+            if config is not None and not (ROOT / flags[config + 1]).exists():
+                # A file that a search leaves behind.
+                del flags[config : config + 2]
+            asked = parse(recipe, flags)
+            assert asked.tune is None or (ROOT / asked.tune).is_file(), command
+
+
+def test_there_are_commands() -> None:
+    assert sum(len(commands(page)) for page in PAGES) > 20
+
+
+@pytest.mark.parametrize("page", PAGES, ids=identity)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=identity)
+def test_files_that_are_named_exist(page: Path) -> None:
+    for name in re.findall(r"`((?:tests|benchmarks|cggm_ray|pipelines|tune_configs)/[\w./-]+\.\w+)", page.read_text()):
+        assert (ROOT / name).exists(), name
+
+
+def test_flags_of_the_migration_table_exist() -> None:
+    known = set()
+    for script in (ROOT / "pipelines").glob("*.py"):
+        parser = build_parser(runpy.run_path(str(script))["RECIPE"])
+        known |= {option for action in parser._actions for option in action.option_strings}
+    table = (ROOT / "docs" / "migration.md").read_text()
+    for row in re.findall(r"^\| `--.*$", table, re.MULTILINE):
+        cells = row.split("|")
+        # 'the same' means the flags of the first cell.
+        flags = re.findall(r"--\w+", cells[2]) or re.findall(r"--\w+", cells[1])
+        if "refused" not in row:
+            assert set(flags) <= known, row
+
+
+def test_the_quickstart_runs(tmp_path: Path) -> None:
+    """Its local commands one after the other, with a smaller network."""
+    storage = tmp_path / "runs"
+    for command in commands(ROOT / "docs" / "quickstart.md"):
+        _, script, *flags = shlex.split(command)
+        recipe = runpy.run_path(str(ROOT / script))["RECIPE"]
+        if "--local" in flags:
+            assert main(recipe, [*flags, *SMALL[:-6], "--storage_path", str(storage)]) == 0, command
+    assert [line["epoch"] for line in read_metrics(storage / "first")] == [1, 2, 3, 4, 5]
+    assert (storage / "pair" / "comparison.md").exists()
