@@ -254,9 +254,7 @@ def test_digits_by_flags(tmp_path: Path) -> None:
         str(tmp_path),
     ]
     root = Path(__file__).parents[1]
-    done = subprocess.run(
-        command, cwd=root, capture_output=True, text=True, timeout=200, env=os.environ | {"PYTHONPATH": "."}
-    )
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": "."})
     assert done.returncode == 0, done.stderr
     header, *rows = (tmp_path / "r" / "confusion.csv").read_text().splitlines()
     assert header == "truth," + ",".join(f'"{digit}"' for digit in range(10))

@@ -35,7 +35,7 @@ def summary(program: Path, *flags: str) -> dict[str, dict[str, float]]:
     command = [sys.executable, str(program), "--storage_path", str(runs), "--num_epochs", "2", "--name", "r", *flags]
     # Only the package's own root: what is next to the tests is not importable for a person either.
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=program.parent, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=program.parent, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "best epoch" in done.stdout
     return json.loads((runs / "r" / "summary.json").read_text())

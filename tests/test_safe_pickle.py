@@ -149,7 +149,7 @@ def test_missing_and_unreadable(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=300), st.integers(0, 2000))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_damaged_bytes_give_a_named_error_or_data(noise: bytes, position: int) -> None:
     whole = pickle.dumps(CONTENT)
     position %= len(whole)
