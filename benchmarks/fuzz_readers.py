@@ -26,7 +26,8 @@ from cggm_ray.data.brats import Brats, BratsOptions
 from cggm_ray.data.dataset import Dataset
 from cggm_ray.data.encoders import find_bert, find_vit
 from cggm_ray.data.features import FeatureOptions, Features
-from cggm_ray.data.food101_records import FILES, check_labels, read_records
+from cggm_ray.data.food101_lists import find_lists
+from cggm_ray.data.food101_records import check_labels, read_lists
 from cggm_ray.data.h5 import PROBE
 from cggm_ray.data.iemocap import Iemocap, IemocapOptions
 from cggm_ray.data.mosi import Mosi
@@ -114,8 +115,7 @@ def search(path: Path) -> None:
 
 def records(folder: Path) -> None:
     """As `pipelines/food101.py`, before it looks at images."""
-    splits = {split: read_records(folder / file) for split, file in FILES.items() if (folder / file).exists()}
-    check_labels(splits, folder)
+    check_labels(read_lists(find_lists(folder), folder))
 
 
 def image(path: Path) -> None:

@@ -24,6 +24,8 @@ STORED = {"fp32": "float32", "bf16": "float16", "fp16": "float16"}
 LARGEST = 2**18
 """Of the sizes in a model's configuration: what is above is made to fill the memory before the weights are looked at."""
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+_PREFIXES = {"vit": "ViT", "bert": "Bert"}
+"""How names of architectures begin."""
 _INSTALL = "food101 needs transformers; install it with: pip install 'cggm-ray[food101]'"
 
 
@@ -106,9 +108,7 @@ def _find(flag: str, value: str) -> EncoderInfo:
     if not path.exists():
         raise DataError(f"{flag}: {value} has no config.json; expected a folder that transformers saved")
     config = read_json(path)
-    kind = config.get("model_type") if isinstance(config, dict) else config
-    if kind != flag:
-        raise DataError(f"{flag}: {path}, field model_type: found {shown(kind)}; expected {flag!r}")
+    _check_kind(flag, path, config)
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not weights:
         raise DataError(f"{flag}: {value} has no weights; expected model.safetensors or pytorch_model.bin")
@@ -116,6 +116,27 @@ def _find(flag: str, value: str) -> EncoderInfo:
         _check_weights(flag, weight)
     tokenizer = [folder / name for name in (*TOKENIZER_FILES, "tokenizer_config.json") if (folder / name).exists()]
     return EncoderInfo(flag=flag, reference=reference, files=(path, *weights, *tokenizer), config=config)
+
+
+def _check_kind(flag: str, path: Path, config: Any) -> None:
+    """Refuses another model. Folders of 2019 lack model_type; their architectures tell, and else the names of the weights.
+
+    Raises:
+        DataError: names the field that says another model.
+    """
+    if not isinstance(config, dict):
+        raise DataError(f"{flag}: {path}: found a {type(config).__name__}; expected an object with model_type {flag!r}")
+    kind = config.get("model_type")
+    if kind is not None:
+        if kind != flag:
+            raise DataError(f"{flag}: {path}, field model_type: found {shown(kind)}; expected {flag!r}")
+        return
+    names = config.get("architectures")
+    if names is not None and not (isinstance(names, list) and all(str(n).startswith(_PREFIXES[flag]) for n in names)):
+        raise DataError(
+            f"{flag}: {path}, field architectures: found {shown(names)}, and no model_type; expected names that begin with "
+            f"{_PREFIXES[flag]}, or model_type {flag!r}"
+        )
 
 
 def _check_weights(flag: str, path: Path) -> None:

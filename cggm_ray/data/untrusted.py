@@ -6,6 +6,7 @@ taken for it.
 
 from __future__ import annotations
 
+import codecs
 import json
 import pickle
 import threading
@@ -29,6 +30,8 @@ MOST_PIXELS = 89_478_485
 """Of an image: 256 MiB in colour, the size from which Pillow warns."""
 LARGE_PIXELS = 2**24
 _LARGE_IMAGE = threading.Lock()
+_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+"""Byte order marks and the encodings that they stand for."""
 
 
 @contextmanager
@@ -83,11 +86,52 @@ def check_size(claimed: int, held: int, where: str, remedy: str = "a broken or h
         )
 
 
+def read_text(path: Path, kind: str) -> str:
+    """The content of a text file: UTF-8, or what its byte order mark says (UTF-8 or UTF-16).
+
+    Args:
+        path: of the file.
+        kind: of it, such as 'JSON file', for messages.
+
+    Raises:
+        DataError: the file cannot be read, or is in another encoding.
+    """
+    with reading(path, kind):
+        content = path.read_bytes()
+    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path}, line {line}: found byte 0x{error.object[error.start]:02x}, which is not {encoding.removesuffix('-sig')}; "
+            "expected a file in UTF-8, or in UTF-16 with a byte order mark (Excel: save as CSV UTF-8)"
+        ) from None
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise DataError(
+            f"{path}, line {line}: found a zero character; expected a file in UTF-8, or in UTF-16 with a byte order mark"
+        )
+    return text
+
+
 def read_json(path: Path) -> Any:
-    """The content of a JSON file, without the numbers that JSON lacks and with every key once.
+    """The content of a JSON file; see `read_text` and `parse_json`.
 
     Raises:
         DataError: the file cannot be read, or is not JSON.
+    """
+    text = read_text(path, "JSON file")
+    with reading(path, "JSON file"):
+        return parse_json(text)
+
+
+def parse_json(text: str) -> Any:
+    """What JSON says, without the numbers that JSON lacks and with every key once.
+
+    Raises:
+        ValueError: the text is not JSON.
+        RecursionError: it is nested too deeply.
     """
 
     def constant(name: str) -> Any:
@@ -101,8 +145,7 @@ def read_json(path: Path) -> Any:
             raise ValueError(f"the key {shown(twice)} is there twice in one object")
         return content
 
-    with reading(path, "JSON file"):
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=constant, object_pairs_hook=mapping)
+    return json.loads(text, parse_constant=constant, object_pairs_hook=mapping)
 
 
 def is_text(value: Any) -> bool:
@@ -232,6 +275,10 @@ def open_image(path: Path) -> Any:
     if width * height > MOST_PIXELS:
         image.close()
         raise ValueError(f"found {width} x {height} pixels; expected at most {MOST_PIXELS:,}")
+    if image.format == "TIFF":
+        # Pillow maps an uncompressed TIFF into memory only where it knows a file name, and then takes the width of a turned one
+        # for its height.
+        image.filename = ""
     return image
 
 
