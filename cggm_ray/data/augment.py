@@ -65,7 +65,7 @@ def look_at(path: Path | None, size: int, bits: int | None = None) -> Looked:
         bits: see `resized`.
     """
     if path is None:
-        return Looked(problem="no such file")
+        return Looked(problem="no such file below the data folder")
     try:
         with open_image(path) as image, image_memory(image):
             image.draft("RGB", (size, size))

@@ -201,7 +201,7 @@ class Food101(Dataset):
                 columns = {
                     INDEX: pa.array(np.arange(start, start + len(part))),
                     IDENTITY: pa.array([record.id for record in part]),
-                    TARGET: pa.array(np.array([number_of[record.label] for record in part], dtype=np.int64)),
+                    TARGET: pa.array(np.array([number_of[str(record.label)] for record in part], dtype=np.int64)),
                     TEXT: pa.array([record.text for record in part]),
                     PATH: pa.array([str(record.file) for record in part]),
                     VIEWS: pa.array([views if split == "train" else 0] * len(part)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -75,7 +75,9 @@ def read_records(path: Path, images: ImageFinder, labelled: bool = True) -> List
     Raises:
         DataError: names file, record and field.
     """
-    records, seen, used = [], set(), dict[str, None]()
+    records: list[Record] = []
+    seen: set[str] = set()
+    used: dict[str, None] = {}
     for where, entry in read_rows(path):
         names = {field: next((name for name in FIELDS[field] if name in entry), None) for field in KEYS}
         for field in ("text_tokens", "img_path", *(("label",) if labelled else ())):
@@ -244,7 +246,7 @@ def check_labels(splits: dict[str, Listed]) -> list[str]:
     return sorted(classes)
 
 
-def shared_images(splits: dict[str, Iterable[Record]]) -> list[str]:
+def shared_images(splits: Mapping[str, Iterable[Record]]) -> list[str]:
     """A line for every two splits that have images in common."""
     files = {split: {record.file for record in records} - {None} for split, records in splits.items()}
     names = list(files)
