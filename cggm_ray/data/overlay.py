@@ -11,8 +11,8 @@ from cggm_ray.data.sampler import Slice
 from cggm_ray.data.slices import VolumeSlices
 from cggm_ray.models.net import MultimodalNet
 
-COLOURS = np.array([[0, 0, 0], [220, 50, 47], [38, 139, 210], [240, 200, 30]], dtype=np.float64)
-"""Of the classes: none, red for the necrotic core, blue for oedema, yellow for enhancing tumour."""
+COLOURS = np.array([[0, 0, 0], [220, 50, 47], [38, 139, 210], [240, 200, 30], [70, 170, 90]], dtype=np.float64)
+"""Of the classes: none, red for the necrotic core, blue for oedema, yellow for enhancing tumour, green for the cavity."""
 OPACITY = 0.5
 LIGHTEST = 99.5
 
