@@ -55,7 +55,7 @@ def rewrite(path: Path, place: np.ndarray | None, values: np.ndarray | None = No
 
 @pytest.mark.parametrize("place", [PLACE, OBLIQUE], ids=["straight", "oblique"])
 @pytest.mark.parametrize("codes", ["RAS", "LAS", "RPI", "SAR", "ASL", "PIR"])
-@pytest.mark.parametrize("names", [("seg",), ("t1ce",), ("t1ce", "t1", "t2"), SEQUENCES[1:] + ("seg",)])
+@pytest.mark.parametrize("names", [("seg",), ("t1ce",), ("t1ce", "t1", "t2"), (*SEQUENCES[1:], "seg")])
 def test_files_in_another_orientation_are_turned(
     tmp_path: Path, place: np.ndarray, codes: str, names: tuple[str, ...]
 ) -> None:
@@ -183,7 +183,7 @@ def test_a_file_without_geometry_is_taken_with_a_word(
     for _ in range(2):
         prepare(config, write_shards_here)
         said = capsys.readouterr().out
-        assert f"geometry: 4 of 4 cases have files whose headers do not say where they lie {''}" in said
+        assert "geometry: 4 of 4 cases have files whose headers do not say where they lie" in said
         assert f"_{name}.nii.gz" in said
 
 
@@ -231,7 +231,9 @@ def test_trailing_axes_of_length_one(tmp_path: Path) -> None:
 def test_sequences_in_one_file_are_refused(tmp_path: Path) -> None:
     files = write_case(tmp_path / "case")
     rewrite(files["flair"], PLACE, np.ones((*SHAPE, 4), np.float32))
-    with pytest.raises(DataError, match=r"case_flair.nii.gz: shape \(12, 20, 6, 4\); expected three axes, one sequence"):
+    with pytest.raises(
+        DataError, match=r"case_flair.nii.gz: shape \(12, 20, 6, 4\); expected three axes, one sequence"
+    ):
         check_nifti(files)
 
 

@@ -69,7 +69,8 @@ def checked_labels(values: np.ndarray, where: str) -> np.ndarray:
     whole = values if values.dtype.kind in "iu" else np.rint(values)
     good = (whole >= 0) & (whole <= LARGEST)
     if whole is not values:
-        good &= np.abs(values - whole) <= ROUNDED
+        # Of what is no label anyway the difference is not needed: infinity has none.
+        good &= np.abs(np.where(good, values, 0) - np.where(good, whole, 0)) <= ROUNDED
     if not good.all():
         raise DataError(
             f"{where}: label {values[~good].flat[0]:g} is outside the classes; expected 0, 1, 2, 4 or 0, 1, 2, 3"
@@ -93,6 +94,7 @@ def decide(found: Iterable[tuple[str, frozenset[int]]], wanted: str = AUTO) -> t
         DataError: a label that the wanted convention does not have, or labels 3 and 4 in one set.
     """
     first: dict[int, str] = {}
+    both = None
     for where, labels in found:
         if wanted != AUTO:
             strange = sorted(labels - set(CONVENTIONS[wanted].labels))
@@ -100,10 +102,12 @@ def decide(found: Iterable[tuple[str, frozenset[int]]], wanted: str = AUTO) -> t
                 raise DataError(f"{where}: label {strange[0]}; expected the labels of --labels {CONVENTIONS[wanted]}")
         for label in labels:
             first.setdefault(label, where)
+        if both is None and {3, 4} <= labels:
+            both = where
     if wanted != AUTO:
         return CONVENTIONS[wanted], None
     if 3 in first and 4 in first:
-        places = f"{first[3]}: labels 3 and 4" if first[3] == first[4] else f"{first[3]}: label 3; {first[4]}: label 4"
+        places = f"{first[3]}: label 3; {first[4]}: label 4" if both is None else f"{both}: labels 3 and 4"
         raise DataError(
             f"{places}; expected 0, 1, 2, 4 or 0, 1, 2, 3 in all cases of a set, or with --labels brats2024 enhancing tumour "
             "as 3 and resection cavity as 4"

@@ -89,7 +89,7 @@ def case_files(folder: Path, *, labelled: bool | None = True) -> dict[str, Path]
         if not found:
             own_files = {name for members in cases.get(case, {}).values() for name in members}
             others = [name for name in names if name not in own_files]
-            raise DataError(_missing(folder, role, example.get(case), others))
+            raise DataError(_missing(folder, role, example.get(case), own_files, others))
         files[role] = folder / _only(folder, role, found)
     return files
 
@@ -102,19 +102,20 @@ def _only(folder: Path, role: str, found: list[str]) -> str:
     return packed[0]
 
 
-def _missing(folder: Path, role: str, example: re.Match[str] | None, others: Sequence[str]) -> str:
+def _missing(folder: Path, role: str, example: re.Match[str] | None, own_files: set[str], others: Sequence[str]) -> str:
     """What a case lacks, in the way its other files are named, and which files there are that are none of its sequences."""
-    suffix, mark, year = (".nii.gz", "_", role)
+    suffix, mark, name = (".nii.gz", "_", role)
     if example is not None:
         suffix, mark = example["suffix"], example["mark"] or ""
         # The names of 2023 and 2024, where its other files have those.
         late = {"flair": "t2f", "t1ce": "t1c", "t1": "t1n", "t2": "t2w"}
-        if example["name"].lower() in late.values():
-            year = late.get(role, role)
+        matches = [match for own in own_files if (match := FILE.fullmatch(own))]
+        if any(match["name"].lower() in late.values() for match in matches):
+            name = late.get(role, role)
     prefix = folder.name if example is None else example["case"] or ""
     beside = f"; found {_joined(others)} beside the others" if others else ""
     return (
-        f"{folder}: {prefix}{mark}{year}{suffix} is missing{beside}; expected the sequences {', '.join(SEQUENCES)} and "
+        f"{folder}: {prefix}{mark}{name}{suffix} is missing{beside}; expected the sequences {', '.join(SEQUENCES)} and "
         f"{SEGMENTATION}"
     )
 
