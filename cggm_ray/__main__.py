@@ -31,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     one.add_argument(
         "--out", type=partial(local_path, "out"), help="folder for the page; default report in the folder of the run"
     )
+    one.add_argument(
+        "--no_contributions", action="store_true", help="leave out the subsets of modalities that a run has not scored"
+    )
     one.set_defaults(do=_report)
     one = commands.add_parser("predict", help="write what the best checkpoint of a run predicts, and its metrics")
     one.add_argument("run", type=partial(local_path, "run"), help="folder of the run")
@@ -62,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CggmError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return code
 
 
@@ -79,7 +85,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from cggm_ray.report.page import report
 
-    print(report(arguments.runs, arguments.out))
+    print(report(arguments.runs, arguments.out, not arguments.no_contributions))
     return 0
 
 

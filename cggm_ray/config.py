@@ -223,6 +223,11 @@ class RunConfig:
     report: bool = option(
         True, "at the end, score every subset of modalities and draw the page report/report.html", resume=True
     )
+    contributions_seconds: int = option(
+        300,
+        "seconds for scoring subsets of modalities at the end, without those that take longer; 0 for none",
+        resume=True,
+    )
     trackers: tuple[str, ...] | None = option(
         None, "beside metrics.jsonl: tensorboard, mlflow, wandb; default tensorboard where it is installed", resume=True
     )
@@ -242,6 +247,7 @@ class RunConfig:
         )
         at_least(self, "resize_interval", 1)
         at_least(self, "max_failures", 0)
+        at_least(self, "contributions_seconds", 0)
         at_least(self, "collective_timeout", 1)
         if self.fresh and self.allow_config_change:
             raise UsageError("fresh: given together with allow_config_change; expected one of them")
@@ -299,10 +305,9 @@ class Config:
     def __post_init__(self) -> None:
         sections = self.sections()
         for section, key in self.fields():
-            if key.metadata["path"]:
-                value = getattr(sections[section], key.name)
-                for text in (value,) if isinstance(value, str) else value or ():
-                    check_path(key.name, text)
+            value = getattr(sections[section], key.name) if key.metadata["path"] else None
+            for text in (value,) if isinstance(value, str) else value or ():
+                check_path(key.name, text)
         if self.train.batch_size < self.run.max_workers:
             raise UsageError(
                 f"batch_size: found {self.train.batch_size} samples for {self.run.max_workers} workers; expected at least one "

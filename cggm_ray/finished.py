@@ -15,10 +15,10 @@ from cggm_ray.data.dataset import DATASETS, Dataset, build_network, prepare, raw
 from cggm_ray.data.new_data import prepare_new
 from cggm_ray.data.shards import Manifest, WriteShards, write_shards_here
 from cggm_ray.data.split import Split
+from cggm_ray.ending import CONFIG
 from cggm_ray.errors import UsageError
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.recorded import recorded_manifest
-from cggm_ray.run import CONFIG
 from cggm_ray.runtime import LocalRuntime
 from cggm_ray.state import BEST, load_weights
 from cggm_ray.tasks import Task

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 import yaml
 
+from cggm_ray.checkpoints import storage_errors
 from cggm_ray.config import Config
-from cggm_ray.data.dataset import DATASETS, PICTURES, prepare
+from cggm_ray.data.dataset import DATASETS, prepare
 from cggm_ray.data.shards import write_shards_here
+from cggm_ray.ending import CONFIG, after_test, place
 from cggm_ray.errors import CggmError, NonFiniteError, StoppedError, TrainingError, UsageError, one_line
 from cggm_ray.files import clear_partials, set_aside, write_text
 from cggm_ray.folds import fold_table, save_folds
@@ -25,15 +27,11 @@ from cggm_ray.guards import naming_missing
 from cggm_ray.locks import holding
 from cggm_ray.provenance import note_start
 from cggm_ray.recorded import record_data
-from cggm_ray.runtime import LocalRuntime, Record
-from cggm_ray.state import BEST, PREDICTIONS
-from cggm_ray.stopping import Asked, listening
-from cggm_ray.tracking import METRICS, check_trackers, read_metrics
-from cggm_ray.train import Result, check, fit, open_manifest
+from cggm_ray.runtime import LocalRuntime
+from cggm_ray.stopping import LEAVING_OUT, Asked, Interrupted, interrupting, listening
+from cggm_ray.tracking import check_trackers, read_metrics
+from cggm_ray.train import Result, check, finish, open_manifest, open_training, train
 from cggm_ray.values import read_yaml
-
-CONFIG = "config.yaml"
-REPORT = "report/report.html"
 
 
 def run(config: Config) -> Result | None:
@@ -53,44 +51,60 @@ def run(config: Config) -> Result | None:
     config = named(config)
     folds = DATASETS.get(config.data.dataset)(config).folds()
     if not folds:
-        return run_one(config)
-    results = {}
+        return run_one(config, Asked())
+    results, asked = {}, Asked()
     for fold, part in folds.items():
         print(f"fold {fold}")
-        result = run_one(dataclasses.replace(part, run=dataclasses.replace(part.run, name=f"{config.run.name}-{fold}")))
+        named_part = dataclasses.replace(part, run=dataclasses.replace(part.run, name=f"{config.run.name}-{fold}"))
+        result = run_one(named_part, asked)
         if result is not None:
             results[fold] = result
+        if asked.signal and len(results) < len(folds):
+            raise StoppedError(f"stopped after fold {fold}; the same command goes on with the next", 128 + asked.signal)
     if results:
         print(fold_table(results, save_folds(config.run.storage / str(config.run.name), results)))
     return None
 
 
-def run_one(config: Config) -> Result | None:
-    """See `run`; the configuration is one run with a name."""
+def run_one(config: Config, asked: Asked) -> Result | None:
+    """See `run`; the configuration is one run with a name.
+
+    A signal after the test leaves out what follows it: the run is finished all the same, and this returns its result.
+
+    Args:
+        config: of the run.
+        asked: notes a signal.
+    """
     folder = run_folder(config)
     if config.run.local or "TORCHELASTIC_RUN_ID" in os.environ:
-        result = run_locally(config, folder)
+        result = run_locally(config, folder, asked)
     else:
         # Ray is imported here and not above: the library and local runs do without it.
         from cggm_ray.distributed.launch import run_on_ray
 
-        result = run_on_ray(config, folder)
+        result = run_on_ray(config, folder, asked)
     if result is not None:
-        if config.run.report:
-            leave_report(result.folder)
-        print(table(result))
+        if config.run.report and not asked.signal:
+            leave_report(result.folder, asked)
+        if asked.signal:
+            print(f"{result.folder} is finished; what was left to do after the test was left out", flush=True)
         check_finite(result)
     return result
 
 
-def leave_report(folder: Path) -> None:
-    """Draws the page of a run that is over. A page is worth less than a run: what goes wrong is said, whatever it is."""
+def leave_report(folder: Path, asked: Asked) -> None:
+    """Draws the page of a run that is over, up to the first signal: what goes wrong is said and changes nothing."""
+    print("drawing the report (--report false leaves it out)", flush=True)
     try:
-        # Imported here: a run without a page does without matplotlib.
-        from cggm_ray.report.page import FOLDER, write_page
-        from cggm_ray.report.runs import read_story
+        with interrupting(asked):
+            # Imported here: a run without a page does without matplotlib.
+            from cggm_ray.report.page import FOLDER, write_page
+            from cggm_ray.report.runs import read_story
 
-        write_page([read_story(folder)], folder / FOLDER)
+            page = write_page([read_story(folder)], folder / FOLDER)
+        print(place("report", page), flush=True)
+    except Interrupted:
+        pass
     except Exception as error:
         print(f"{folder}: the report was not drawn: {one_line(f'{type(error).__name__}: {error}')}", flush=True)
 
@@ -110,9 +124,8 @@ def check_finite(result: Result) -> None:
             )
 
 
-def run_locally(config: Config, folder: Path) -> Result | None:
+def run_locally(config: Config, folder: Path, asked: Asked) -> Result | None:
     """The run in this process, or in the processes that torchrun started. SIGTERM and Ctrl-C save, then stop it."""
-    asked = Asked()
     runtime = LocalRuntime(folder, config.run, asked)
     seconds = config.run.collective_timeout
     try:
@@ -120,8 +133,16 @@ def run_locally(config: Config, folder: Path) -> Result | None:
             raise UsageError(f"batch_size: found {config.train.batch_size} for {runtime.world_size} processes")
         with ExitStack() as owned:
             shards = _prepare_first(config, folder, runtime, owned)
-            with listening(asked), naming_missing(runtime, seconds, TrainingError):
-                result = fit(config, shards, runtime, folder)
+            with (
+                listening(asked),
+                naming_missing(runtime, seconds, TrainingError),
+                storage_errors(runtime.checkpoints),
+            ):
+                training = open_training(config, shards, runtime, folder)
+                train(training)
+                result = finish(training)
+                asked.answer = LEAVING_OUT
+                after_test(training, result)
         return result if runtime.rank == 0 else None
     except StoppedError as stop:
         # One line for all processes.
@@ -275,30 +296,3 @@ def start_over(config: Config, folder: Path) -> Config:
     if aside is not None:
         print(f"starting over; what was there is kept in {aside}")
     return dataclasses.replace(config, run=dataclasses.replace(config.run, fresh=False))
-
-
-def table(result: Result) -> str:
-    """Metrics of validation and test side by side, and where everything lies."""
-
-    def row(name: str, valid: str, test: str) -> str:
-        return f"{name:<22}{valid:>10}{test:>10}"
-
-    def value(record: Record, name: str) -> str:
-        return f"{record[name]:.4f}"
-
-    lines = [f"best epoch {result.best_epoch}", row("", "valid", "test")]
-    lines += [row(name, value(result.valid, name), value(result.test, name)) for name in result.test]
-    places = {
-        "configuration": CONFIG,
-        "metrics by epoch": METRICS,
-        "best checkpoint": BEST,
-        "test predictions": PREDICTIONS,
-        "pictures": PICTURES,
-        "report": REPORT,
-    }
-    lines += [
-        f"{what + ':':<18} {result.folder / where}"
-        for what, where in places.items()
-        if (result.folder / where).exists()
-    ]
-    return "\n".join(lines)

@@ -70,6 +70,10 @@ class Runtime(Protocol):
         """
         ...
 
+    def wish(self) -> Notice:
+        """What this worker alone was asked, for work that it does alone."""
+        ...
+
 
 def save_on_rank_0(runtime: Runtime, position: Position, write: Callable[[Path], None]) -> None:
     """See `Runtime.save`. Returns on all workers when the checkpoint is there."""
@@ -166,6 +170,10 @@ class LocalRuntime:
     def notice(self, now: bool = False) -> Notice:
         """See `Runtime`."""
         return self._agreement(now)
+
+    def wish(self) -> Notice:
+        """See `Runtime`."""
+        return self.asked.notice()
 
     def close(self) -> None:
         """Leaves the process group, whose threads end here.

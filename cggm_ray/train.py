@@ -1,4 +1,4 @@
-"""The loop, from top to bottom: `fit` calls `train` and `finish`, `train` calls `train_epoch`, that calls `train_step`.
+"""The loop, from top to bottom: `train` calls `train_epoch`, that calls `train_step`; `finish` tests.
 
 It knows no dataset, no strategy and no Ray; those come in through `Dataset`, `Strategy` and `Runtime`.
 """
@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from cggm_ray.accumulate import backward
-from cggm_ray.balance import MOST_AT_THE_END, leave_contributions
 from cggm_ray.batch import Batch, HeadOutput
-from cggm_ray.checkpoints import agree, check_checkpoint, storage_errors
+from cggm_ray.checkpoints import agree, check_checkpoint
 from cggm_ray.config import Config
 from cggm_ray.data.dataset import DATASETS, Dataset, build_network, check_configuration, selected_modalities
 from cggm_ray.data.sampler import epoch_order, slices
@@ -102,7 +101,7 @@ class TrainingStep(nn.Module):
 
 
 def check(config: Config, shards: Path) -> None:
-    """Raises what `fit` would raise about the configuration, before any worker starts; `prepare` does it before that.
+    """Raises what `open_training` would raise about the configuration, before any worker starts; `prepare` does it before that.
 
     Raises:
         DataError: the shards are gone.
@@ -123,17 +122,6 @@ def open_manifest(shards: Path) -> Manifest:
     if manifest is None:
         raise DataError(f"{shards}: not a complete set of shards; on several nodes the folder must be shared storage")
     return manifest
-
-
-def fit(config: Config, shards: Path, runtime: Runtime, folder: Path) -> Result:
-    """Trains, keeps the best checkpoint by validation, and tests it once.
-
-    See `open_training` for the arguments and `train` for what it raises.
-    """
-    with storage_errors(runtime.checkpoints):
-        training = open_training(config, shards, runtime, folder)
-        train(training)
-        return finish(training)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -388,10 +376,6 @@ def finish(training: Training) -> Result:
         training.dataset.finish(folder, state.net, splits["test"])
         summary = {"best_epoch": result.best_epoch, "epochs": state.epoch, "valid": result.valid, "test": result.test}
         write_text(folder / SUMMARY, json.dumps(summary, indent=1))
-    if config.run.report and len(training.modalities) <= MOST_AT_THE_END:
-        leave_contributions(
-            config, state.net, task, splits["valid"], runtime, folder, metric=state.best.metric, epoch=state.best.epoch
-        )
     return result
 
 

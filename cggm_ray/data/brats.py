@@ -299,10 +299,10 @@ class Brats(Dataset):
         cases = {case.name: case for case in gather(sources, labelled=False)}
         return whole, MapWriter(out, whole, cases, _convention(manifest))
 
-    def finish(self, folder: Path, net: MultimodalNet, test: Split) -> None:
-        """Pictures of prediction and truth for the first test cases."""
+    def pictures(self, folder: Path, net: MultimodalNet, test: Split) -> Iterator[Path] | None:
+        """Prediction and truth of the first test cases."""
         assert isinstance(test, VolumeSlices)
-        draw_overlays(folder / PICTURES, net, test, self.options.overlays)
+        return draw_overlays(folder / PICTURES, net, test, self.options.overlays) if self.options.overlays else None
 
 
 def _h5_files(path: Path, pattern: str = f"*/*{H5}") -> list[Path]:

@@ -24,18 +24,25 @@ from cggm_ray.distributed.failures import Failures
 from cggm_ray.distributed.ingest import write_shards_with_ray
 from cggm_ray.distributed.runtime import STOP, RayRuntime
 from cggm_ray.distributed.storage import check_shared
+from cggm_ray.ending import after_test
 from cggm_ray.errors import TrainingError
 from cggm_ray.guards import naming_missing
 from cggm_ray.provenance import note_start
 from cggm_ray.run import claim, sole_owner
+from cggm_ray.stopping import Asked
 from cggm_ray.tracking import Console, following
 from cggm_ray.train import Result, finish, open_training, read_summary, train
 
 
-def run_on_ray(config: Config, folder: Path) -> Result:
+def run_on_ray(config: Config, folder: Path, asked: Asked) -> Result:
     """Prepares the data and trains on a cluster.
 
     The folder of the run is also Ray Train's, which is how a run of the same name finds its checkpoints.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        asked: notes a signal that this driver handed on.
 
     Raises:
         CggmError: a worker's own error, or a TrainingError for what Ray reports.
@@ -48,7 +55,7 @@ def run_on_ray(config: Config, folder: Path) -> Result:
         fixed = config.run.min_workers == config.run.max_workers
         note_start(folder, config, shards, config.run.max_workers if fixed else None, cpus)
         try:
-            with following(folder), stopping_workers(folder), storage_errors(Checkpoints(folder)):
+            with following(folder), stopping_workers(folder, asked), storage_errors(Checkpoints(folder)):
                 trainer(config, shards, folder, cpus).fit()
         except Exception as error:
             raise own_error(error) or TrainingError(f"{folder}: the run failed: {error}") from error
@@ -56,11 +63,12 @@ def run_on_ray(config: Config, folder: Path) -> Result:
 
 
 @contextmanager
-def stopping_workers(folder: Path) -> Iterator[None]:
+def stopping_workers(folder: Path, asked: Asked) -> Iterator[None]:
     """On SIGTERM to this driver, such as `ray job stop` sends, has the workers save and stop; a second one ends it at once.
 
     Args:
         folder: of the run; the workers look for a file in it.
+        asked: notes the signal.
     """
     (folder / STOP).unlink(missing_ok=True)
     if threading.current_thread() is not threading.main_thread():
@@ -69,8 +77,12 @@ def stopping_workers(folder: Path) -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
 
     def take(number: int, frame: FrameType | None) -> None:
+        asked.signal = number
         signal.signal(signal.SIGTERM, before)
-        os.write(2, b"the workers save and stop; the same signal once more ends at once\n")
+        os.write(
+            2,
+            b"the workers save, or leave out what follows the test, and stop; the same signal once more ends at once\n",
+        )
         with suppress(OSError):
             (folder / STOP).touch()
 
@@ -164,4 +176,4 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
         training = open_training(config, Path(arguments["shards"]), runtime, folder)
         train(training)
         if arguments["test"]:
-            finish(training)
+            after_test(training, finish(training))

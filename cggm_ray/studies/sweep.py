@@ -25,10 +25,11 @@ import yaml
 
 from cggm_ray.config import Config
 from cggm_ray.data.dataset import DATASETS, PICTURES
+from cggm_ray.ending import table
 from cggm_ray.errors import TrainingError, UsageError
 from cggm_ray.files import copy_files, write_folder, write_text
 from cggm_ray.provenance import note_start
-from cggm_ray.run import named, open_folder, run_folder, sole_owner, start_over, table
+from cggm_ray.run import named, open_folder, run_folder, sole_owner, start_over
 from cggm_ray.state import BEST
 from cggm_ray.studies.pictures import draw_search
 from cggm_ray.studies.search import Resources, Search, Values, draw_trials, read_search, try_values
