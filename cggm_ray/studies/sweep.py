@@ -123,7 +123,7 @@ def run_search(plan: Plan) -> None:
     print(table(dataclasses.replace(result, folder=plan.folder)))
     trained, full = sum(outcome.epochs for outcome in found), plan.epochs * len(found)
     print(f"{trained} of {full} epochs trained, {1 - trained / full:.0%} saved")
-    for what, name in {"all trials": f"{TABLE}.csv", "best configuration": BEST_CONFIG}.items():
+    for what, name in {"all trials": f"{TABLE}.csv", "best configuration": BEST_CONFIG, "pictures": PICTURES}.items():
         print(f"{what + ':':<20} {plan.folder / name}")
 
 
