@@ -73,6 +73,10 @@ class RegressionMetrics(Metrics):
         return {"mae": error / n, "corr": covariance / variance**0.5 if variance > 1e-24 * n * n else float("nan")}
 
 
+SENTIMENT_RANGE = 3
+"""Acc-7 clips sentiments to plus and minus so much."""
+
+
 class SentimentMetrics(RegressionMetrics):
     """The metrics of CMU-MOSI: a sentiment in [-3, 3].
 
@@ -87,7 +91,7 @@ class SentimentMetrics(RegressionMetrics):
         """Adds a batch of predictions [N, 1] or [N] and targets with as many values."""
         super().update(logits, target, weight, group)
         p, y, w = _flat(logits, target, weight)
-        same = [(p.clamp(-k, k).round() == y.clamp(-k, k).round()) * w for k in (3, 2)]
+        same = [(p.clamp(-k, k).round() == y.clamp(-k, k).round()) * w for k in (SENTIMENT_RANGE, 2)]
         self.sums[7:9] += torch.stack([s.sum() for s in same])
         self.sums[9:13] += confusion_counts(y >= 0, p >= 0, 2, w)
         self.sums[13:17] += confusion_counts(y > 0, p > 0, 2, w * (y != 0))

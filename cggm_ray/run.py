@@ -167,6 +167,7 @@ def _prepare_first(config: Config, folder: Path, runtime: LocalRuntime, owned: E
             owned.enter_context(sole_owner(folder))
             claim(config, folder, shards)
             note_start(folder, config, shards, runtime.world_size)
+            print_taken(shards)
         except CggmError as error:
             failure = error
     failed = runtime.reduce()(torch.tensor(float(failure is not None), dtype=torch.float64, device=runtime.device))
@@ -262,6 +263,16 @@ def claim(config: Config, folder: Path, shards: Path) -> Path:
     except OSError as error:
         raise UsageError(f"storage_path: {folder} cannot be written: {error.strerror}") from None
     return shards
+
+
+def print_taken(shards: Path) -> None:
+    """Prints what the set takes as what, where its dataset notes it: target, modalities, and what is left out.
+
+    Args:
+        shards: folder of the set.
+    """
+    for line in open_manifest(shards).notes.get("taken", ()):
+        print(one_line(line), flush=True)
 
 
 def open_folder(config: Config, folder: Path) -> None:

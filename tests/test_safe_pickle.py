@@ -65,7 +65,7 @@ class Evil:
         (getattr, ("text", "upper"), "builtins.getattr"),
         (functools.partial, (os.system, "touch {mark}"), "functools.partial"),
         (np.load, ("{mark}",), "numpy.load"),
-        (collections.OrderedDict, (), "collections.OrderedDict"),
+        (collections.Counter, (), "collections.Counter"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

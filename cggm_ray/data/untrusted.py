@@ -183,13 +183,17 @@ def plain_array(value: Any, where: str) -> np.ndarray:
         DataError: it holds other things, lists that make no array, or is larger than it has any right to be.
     """
     if isinstance(value, list | tuple):
-        _check_leaves(value, where)
+        check_leaves(value, where)
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(f"{where}: found lists that make no array: {error}") from None
     if array.dtype.kind == "O":
         items = [decoded(item) for item in array.ravel().tolist()]
+        if items and all(isinstance(item, bool | int | float | np.number | np.bool) for item in items):
+            numbers = np.array(items)
+            if numbers.dtype.kind in "biuf":
+                return numbers.reshape(array.shape)
         if not all(isinstance(item, str) for item in items):
             raise DataError(f"{where}: found an array of objects; expected numbers or texts")
         check_texts(items, where)
@@ -216,17 +220,38 @@ def decoded(value: Any) -> Any:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-def _check_leaves(value: Any, where: str) -> None:
-    """Counts what nested lists unfold to. A list that holds one other list twice, ten times over, is a thousand long."""
+def check_leaves(value: Any, where: str) -> None:
+    """Counts what nested lists unfold to. A list that holds one other list twice, ten times over, is a thousand long.
+
+    Args:
+        value: a list, a tuple or an array of objects, whose leaves are numbers, texts and arrays of them.
+        where: file and field.
+
+    Raises:
+        DataError: it unfolds to far more than it holds, or holds itself.
+    """
+
+    def holds(part: Any) -> bool:
+        return isinstance(part, list | tuple) or (isinstance(part, np.ndarray) and part.dtype.kind == "O")
+
     being_counted = -1
     sizes: dict[int, int] = {}
+    held: dict[int, int] = {}
+    # An array of objects makes new lists of them: they are kept, so that no two share an id.
+    lists: dict[int, Any] = {}
     waiting: list[tuple[Any, bool]] = [(value, False)]
     while waiting:
         item, counted = waiting.pop()
-        nested = [part for part in item if isinstance(part, list | tuple)]
+        if id(item) not in lists:
+            lists[id(item)] = item.ravel().tolist() if isinstance(item, np.ndarray) else item
+        parts = lists[id(item)]
+        nested = [part for part in parts if holds(part)]
         if counted:
-            sizes[id(item)] = len(item) - len(nested) + sum(sizes[id(part)] for part in nested)
-            check_size(8 * sizes[id(item)], 0, where, "lists that hold the same list many times")
+            arrays = [part for part in parts if isinstance(part, np.ndarray) and not holds(part)]
+            held.update({id(part): part.nbytes for part in arrays})
+            size = sum(sizes[id(part)] for part in nested) + sum(part.size for part in arrays)
+            sizes[id(item)] = len(parts) - len(nested) - len(arrays) + size
+            check_size(8 * sizes[id(item)], sum(held.values()), where, "lists that hold the same list many times")
         elif sizes.get(id(item)) == being_counted:
             raise DataError(f"{where}: found a list that holds itself; expected numbers or texts")
         elif id(item) not in sizes:

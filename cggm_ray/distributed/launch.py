@@ -28,7 +28,7 @@ from cggm_ray.ending import after_test
 from cggm_ray.errors import TrainingError
 from cggm_ray.guards import naming_missing
 from cggm_ray.provenance import note_start
-from cggm_ray.run import claim, sole_owner
+from cggm_ray.run import claim, print_taken, sole_owner
 from cggm_ray.stopping import Asked
 from cggm_ray.tracking import Console, following
 from cggm_ray.train import Result, finish, open_training, read_summary, train
@@ -54,6 +54,7 @@ def run_on_ray(config: Config, folder: Path, asked: Asked) -> Result:
         claim(config, folder, shards)
         fixed = config.run.min_workers == config.run.max_workers
         note_start(folder, config, shards, config.run.max_workers if fixed else None, cpus)
+        print_taken(shards)
         try:
             with following(folder), stopping_workers(folder, asked), storage_errors(Checkpoints(folder)):
                 trainer(config, shards, folder, cpus).fit()
