@@ -29,6 +29,7 @@ from cggm_ray.data.feature_table import (
     shape_kinds,
 )
 from cggm_ray.data.layouts import WHOLE
+from cggm_ray.data.new_samples import Labels, masked_steps, new_shards, part_of
 from cggm_ray.data.samples import Samples
 from cggm_ray.data.sentiment import is_sentiment, range_of
 from cggm_ray.data.shards import (
@@ -49,7 +50,7 @@ from cggm_ray.data.taken import LENGTH_SUFFIXES, block, count_infinite, find_len
 from cggm_ray.errors import UsageError, listed
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.sequence import sequence_guides
-from cggm_ray.models.shaped import KINDS, shaped_net
+from cggm_ray.models.shaped import KINDS, SEQUENCE, shaped_net
 from cggm_ray.options import DatasetOptions, at_least, one_of, option
 from cggm_ray.tasks import Classification, Regression, Task
 
@@ -153,6 +154,26 @@ class Features(Dataset):
                     columns[IDENTITY] = pa.array(part.names[rows])
                 yield RawShard(split=split, number=number, table=pa.table(columns))
 
+    def read_new(self, sources: list[Path], trained: Manifest, split: str | None) -> Iterator[RawShard]:
+        """The samples of a file with or without labels and splits, with the modalities and classes of the training data."""
+        options, notes = self.options, trained.notes
+        self._notes = dict(notes)
+        lengths, names = options.pairs("lengths"), tuple(trained.modalities)
+        column = options.split or SPLIT
+        about = {options.target, column, IDENTITY, *lengths.values()}
+        about |= {name + suffix for name in names for suffix in (PRESENT_SUFFIX, *LENGTH_SUFFIXES)}
+        tables = read_tables(sources, self._root, lambda name: name in names or name in about)
+        whole = tables.get(WHOLE)
+        parts = part_of(tables, split, column if whole is not None and column in whole.available else None)
+        labels = Labels(column=options.target, classes=notes["classes"], index=options.target_index)
+        return new_shards(parts, names, masked_steps(trained), lengths, labels)
+
+    def takes(self, modality: str, trained: tuple[int, ...], found: tuple[int, ...]) -> bool:
+        """Sequences of any length; everything else in the shape of the training data."""
+        if self._notes["kinds"][modality] == SEQUENCE:
+            return super().takes(modality, trained, found)
+        return trained == found
+
     def transform(self, table: pa.Table) -> pa.Table:
         """float32; bytes (uint8) are scaled to [0, 1]."""
         for name in filter(is_modality, table.column_names):
@@ -174,7 +195,11 @@ class Features(Dataset):
         """As the option says; the notes are kept for `finish`."""
         self._notes = manifest.notes
         classes = self._notes["classes"]
-        return Regression(sentiment=self._notes["sentiment"]) if classes is None else Classification(len(classes))
+        return (
+            Regression(sentiment=self._notes.get("sentiment", False))
+            if classes is None
+            else Classification(len(classes))
+        )
 
     def network(self, manifest: Manifest, modalities: tuple[str, ...]) -> tuple[MultimodalNet, dict[str, nn.Module]]:
         """An encoder for every modality by its kind, the released fusion, and a guide for each."""
@@ -221,6 +246,7 @@ class Features(Dataset):
         splits = divide(tables, samples, rows, shares, options.split_seed)
         self._notes = {"kinds": kinds, "classes": None if classes is None else list(classes), "sentiment": sentiment}
         ragged = [name for name in names if any(name in table.steps for table in tables.values())]
+        self._notes["masked"] = sorted({*ragged, *lengths})
         known = about | {*names, *lengths.values()}
         self._notes["taken"] = block(
             str(self._root),

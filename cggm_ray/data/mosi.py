@@ -23,8 +23,11 @@ from torch import nn
 from cggm_ray.config import Config
 from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset
 from cggm_ray.data.feature_files import split_pickles
+from cggm_ray.data.layouts import columns_by_split
+from cggm_ray.data.new_samples import Labels, masked_steps, new_shards, part_of
 from cggm_ray.data.safe_pickle import load_pickle
-from cggm_ray.data.sentiment_sets import Sentiments, read_sentiments
+from cggm_ray.data.sentiment import target_in
+from cggm_ray.data.sentiment_sets import Sentiments, read_sentiments, tables_of
 from cggm_ray.data.shards import (
     IDENTITY,
     INDEX,
@@ -96,8 +99,20 @@ class Mosi(Dataset):
         found = read_sentiments(
             contents, where, self.options.target, self.options.target_index, self.config.data.modalities
         )
-        self._notes = {"taken": found.taken, "missing": list(found.missing)}
+        self._notes = {
+            "taken": found.taken,
+            "missing": list(found.missing),
+            "masked": sorted(found.splits["train"].steps),
+        }
         return self._shards(found)
+
+    def read_new(self, sources: list[Path], trained: Manifest, split: str | None) -> Iterator[RawShard]:
+        """The samples of pickles with or without labels and splits, with the modalities of the training data."""
+        contents = {path: load_pickle(path) for path in sources}
+        where = str(sources[0] if len(sources) == 1 else sources[0].parent)
+        parts = part_of(tables_of(columns_by_split(contents, where), where), split, None)
+        labels = Labels(column=self.options.target or target_in(parts), index=self.options.target_index)
+        return new_shards(parts, tuple(trained.modalities), masked_steps(trained), {}, labels)
 
     def _shards(self, found: Sentiments) -> Iterator[RawShard]:
         for split in SPLITS:

@@ -86,16 +86,22 @@ def numbers_of(table: FeatureTable, column: str, values: np.ndarray, index: int 
     return chosen.reshape(-1, 1)
 
 
+def target_in(tables: Mapping[str, FeatureTable]) -> str | None:
+    """The first of the usual names of the sentiment that the first table has; None where it has none of them."""
+    table = next(iter(tables.values()))
+    return next((name for name in TARGETS if name in table.available), None)
+
+
 def find_target(tables: Mapping[str, FeatureTable]) -> str:
     """The column of the sentiment: the first of the usual names that the first table has.
 
     Raises:
         DataError: none.
     """
+    found = target_in(tables)
+    if found is not None:
+        return found
     table = next(iter(tables.values()))
-    for name in TARGETS:
-        if name in table.available:
-            return name
     raise DataError(
         f"{table.where}: field {TARGETS[0]} is missing; found {listed(table.available)}; expected text, audio, vision, "
         f"{TARGETS[0]}, or --target to name the field"

@@ -106,7 +106,7 @@ def read_sentiments(
 
 
 def _tables(contents: Mapping[Path, Any], where: str) -> dict[str, FeatureTable]:
-    """A table for every split, its modalities under their usual names."""
+    """A table for every split, all of which must be there."""
     if len(contents) == 1:
         (content,) = contents.values()
         if not isinstance(content, Mapping):
@@ -117,7 +117,7 @@ def _tables(contents: Mapping[Path, Any], where: str) -> dict[str, FeatureTable]
     else:
         named = {path.stem: content for path, content in contents.items()}
     found = find_splits(named, where)
-    tables = {}
+    tables: dict[str, FeatureTable] = {}
     for split in SPLITS:
         if split not in found:
             raise DataError(f"{where}: split {split} is missing; found {listed(named)}; expected {', '.join(SPLITS)}")
@@ -128,11 +128,24 @@ def _tables(contents: Mapping[Path, Any], where: str) -> dict[str, FeatureTable]
                 f"{place}: found a {type(content).__name__}; expected a dict of {', '.join(MODALITIES)}, {LABELS}, or a "
                 "list of samples"
             )
+        tables |= tables_of({split: columns}, where)
+    return tables
+
+
+def tables_of(splits: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, FeatureTable]:
+    """A table for every split, its modalities under their usual names.
+
+    Args:
+        splits: split to column to values, or all of them under `WHOLE`.
+        where: the set, for messages.
+    """
+    tables = {}
+    for split, columns in splits.items():
         for name, others in OTHER_NAMES.items():
-            other = next((other for other in others if other in columns), name)
-            if name not in columns and other != "words" and other in columns:
+            other = next((other for other in others if other in columns and other != "words"), None)
+            if name not in columns and other is not None:
                 columns = _renamed(columns, other, name)
-        tables[split] = column_table(columns, columns, place, lambda _: True)
+        tables[split] = column_table(columns, columns, f"{where}: split {split}" if split else where, lambda _: True)
     return tables
 
 
