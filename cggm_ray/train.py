@@ -208,9 +208,8 @@ def train(training: Training) -> None:
         observer = Observer(state.strategy) if state.strategy.observes else None
         valid = evaluate(config, state.net, training.task, splits["valid"], runtime, observer=observer)
         state.end_epoch()
-        nothing = torch.zeros(0, dtype=torch.float64)
-        observed = nothing if observer is None or observer.sums is None else observer.sums
-        state.strategy.end_epoch(record, valid, observed)
+        observed = None if observer is None else observer.sums
+        state.strategy.end_epoch(record, valid, torch.zeros(0, dtype=torch.float64) if observed is None else observed)
         rescale(state.optimizer, state.strategy.rates())
         state.schedule.after_epoch(valid["loss"])
         # A network that overflows on validation is not the best one, whatever its metric says.
@@ -250,6 +249,7 @@ def new_state(
     for guide in guides.values():
         guide.to(runtime.device)
     strategy = STRATEGIES.get(config.modulation.modulation).build(config, net, guides, task, runtime.reduce())
+    strategy.is_guarded = True
     optimizer = model_optimizer(config.optim, net.parameters(), dict(net.encoders.items()), strategy.rates())
     metric = config.train.select or task.selection[0]
     # A GPU works ahead of this process as long as nobody asks for a number. To skip a step, somebody must.
