@@ -313,6 +313,16 @@ def test_passes_that_do_not_train_do_not_count() -> None:
             loop.balance.modulate(loop.net.encode(batch(number)[0]), batch(number)[1])
 
 
+def test_one_backward_pass_for_two_forward_passes() -> None:
+    loop = make("cggm")
+    for number in range(3):
+        loop.optimizer.zero_grad()
+        (loop.loss(*batch(2 * number)) + loop.loss(*batch(2 * number + 1))).backward()
+        loop.move()
+        loop.balance.step()
+    loop.assert_finite()
+
+
 def test_a_strategy_that_trains_nothing_works_without_step() -> None:
     loops = [make("agm") for _ in range(2)]
     for number in range(5):

@@ -116,6 +116,7 @@ class OpenStep:
             term.register_hook(lambda _: self._drop_if_cleared(strategy))
         return term
 
+    @torch.no_grad()
     def end(self, strategy: Strategy) -> bool:
         """Ends a step: unscales the guides' gradients; buffers go back, on the device, where something is not finite.
 
@@ -233,7 +234,8 @@ def _put_back(buffers: Buffers, where: Tensor | None = None) -> None:
             continue
         # A buffer whose width the first batch gave was empty before.
         before = before.to(now.device) if before.shape == now.shape else torch.zeros_like(now)
-        now.copy_(before if where is None else torch.where(where.to(now.device), before, now))
+        # Through `data`, because batch norm keeps its running statistics for a backward pass that may still come.
+        now.data.copy_(before if where is None else torch.where(where.to(now.device), before, now))
 
 
 def own_parameters(strategy: Strategy) -> list[nn.Parameter]:
