@@ -52,6 +52,7 @@ from hostile_files import (
     cut,
     huge_nifti,
     linked,
+    moved_nifti,
     nifti,
     npz_bomb,
     npz_header,
@@ -262,6 +263,8 @@ OWN: dict[str, dict[str, Callable[[Path], list[str]]]] = {
             write_challenge, lambda folder: (folder / "BraTS2021_00001/BraTS2021_00001_t2.nii.gz").unlink()
         ),
         "NIfTI: another shape": spoilt(write_challenge, nifti("t1", np.ones((12, 20, 5), np.float32))),
+        "NIfTI: a segmentation that is a voxel off": spoilt(write_challenge, moved_nifti),
+        "NIfTI: labels of two conventions": spoilt(write_challenge, nifti("seg", np.full((12, 20, 6), 3, np.uint8))),
         "NIfTI: a label outside the classes": spoilt(write_challenge, nifti("seg", np.full((12, 20, 6), 9, np.uint8))),
         "NIfTI: the same value everywhere": spoilt(write_challenge, nifti("t2", np.full((12, 20, 6), 5, np.float32))),
         "NIfTI: a header that says 256 TiB": spoilt(write_challenge, huge_nifti),
