@@ -11,7 +11,9 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
+from cggm_ray.cli import add_import
 from cggm_ray.errors import CggmError, UsageError
+from cggm_ray.own_code import import_file
 from cggm_ray.values import local_path
 
 SPLITS = ("train", "valid", "test")
@@ -59,8 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     one.add_argument("run", type=partial(local_path, "run"), help="folder of the run")
     one.add_argument("--out", type=partial(local_path, "out"), help="file; default model.pt2 in the folder of the run")
     one.set_defaults(do=_export)
+    for each in commands.choices.values():
+        add_import(each)
     try:
         arguments = parser.parse_args(argv)
+        for file in arguments.imports or ():
+            import_file(file)
         code: int = arguments.do(arguments)
     except CggmError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -18,7 +18,7 @@ from cggm_ray.data.split import Split
 from cggm_ray.ending import CONFIG
 from cggm_ray.errors import UsageError
 from cggm_ray.models.net import MultimodalNet
-from cggm_ray.recorded import recorded_manifest
+from cggm_ray.recorded import import_classes, recorded_manifest
 from cggm_ray.runtime import LocalRuntime
 from cggm_ray.state import BEST, load_weights
 from cggm_ray.tasks import Task
@@ -182,6 +182,7 @@ def read_config(folder: Path) -> Config:
     if not (folder / CONFIG).exists():
         raise UsageError(f"{folder / CONFIG} does not exist; expected the folder of a run")
     values = read_yaml(folder / CONFIG, "run")
+    import_classes(folder, values)
     # The class of the dataset's own options follows from its name.
     data = values.get("data")
     name = data.get("dataset", "mosi") if isinstance(data, dict) else "mosi"

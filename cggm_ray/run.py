@@ -259,7 +259,7 @@ def claim(config: Config, folder: Path, shards: Path) -> Path:
     check(config, shards)
     open_folder(config, folder)
     try:
-        record_data(folder, open_manifest(shards))
+        record_data(folder, open_manifest(shards), config)
     except OSError as error:
         raise UsageError(f"storage_path: {folder} cannot be written: {error.strerror}") from None
     return shards

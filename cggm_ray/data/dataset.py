@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from cggm_ray.config import Config
-from cggm_ray.data.new_data import one_split
+from cggm_ray.data.new_data import one_split, some_files
 from cggm_ray.data.packed import unpack
 from cggm_ray.data.shards import (
     Manifest,
@@ -257,7 +257,7 @@ def prepare(config: Config, write: WriteShards) -> Path:
         UsageError: see `check_configuration`; nothing was written.
     """
     dataset = DATASETS.get(config.data.dataset)(config)
-    paths = dataset.locate(raw_path(dataset))
+    paths = some_files(dataset, raw_path(dataset), dataset.locate)
     sources = dataset.describe(paths)
     folder = (
         config.shard_root

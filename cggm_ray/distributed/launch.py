@@ -18,7 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cggm_ray.checkpoints import Checkpoints, storage_errors
 from cggm_ray.config import Config, RunConfig
-from cggm_ray.data.dataset import DATASETS, prepare
+from cggm_ray.data.dataset import prepare
 from cggm_ray.distributed.cluster import connect, cpus_per_worker, joins, own_error
 from cggm_ray.distributed.failures import Failures
 from cggm_ray.distributed.ingest import write_shards_with_ray
@@ -27,6 +27,7 @@ from cggm_ray.distributed.storage import check_shared
 from cggm_ray.ending import after_test
 from cggm_ray.errors import TrainingError
 from cggm_ray.guards import naming_missing
+from cggm_ray.own_code import adopt, entries
 from cggm_ray.provenance import note_start
 from cggm_ray.run import claim, print_taken, sole_owner
 from cggm_ray.stopping import Asked
@@ -132,8 +133,8 @@ def trainer(
         train_on_worker,
         train_loop_config={
             "config": config,
-            # A dataset that a person registered in a file of their own is not known to a worker; it travels along.
-            "dataset": DATASETS.get(config.data.dataset),
+            # What a person registered in a file of their own is not known to a worker; it travels along.
+            "own": entries(config),
             "shards": str(shards),
             "folder": str(folder),
             "threads": cpus,
@@ -167,7 +168,7 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
     """The loop on one worker."""
     torch.set_num_threads(arguments["threads"])
     config: Config = arguments["config"]
-    DATASETS.adopt(config.data.dataset, arguments["dataset"])
+    adopt(arguments["own"])
     folder, seconds = Path(arguments["folder"]), config.run.collective_timeout
     runtime = RayRuntime(folder)
     if runtime.rank == 0 and config.run.min_workers < config.run.max_workers:

@@ -11,13 +11,14 @@ import ray.data
 import torch
 
 from cggm_ray.config import Config
-from cggm_ray.data.dataset import DATASETS, Dataset, build_network
+from cggm_ray.data.dataset import DATASETS, build_network
 from cggm_ray.data.sampler import Slice
 from cggm_ray.data.shards import INDEX, LABELLED, TARGET, Manifest
 from cggm_ray.distributed.cluster import connect, own_error
 from cggm_ray.errors import TrainingError
 from cggm_ray.evaluation import PREDICTION, Predictions, predicted
 from cggm_ray.finished import Finished
+from cggm_ray.own_code import Entry, adopt, entries
 from cggm_ray.state import BEST, load_weights
 from cggm_ray.train import open_manifest
 
@@ -30,7 +31,7 @@ class Plan:
 
     Attributes:
         config: of the run, with the path of the data.
-        dataset: class of the dataset, which a person may have registered in a file of their own.
+        own: what a person registered in files of their own.
         shards: folder of the set.
         trained: manifest of the set that the run was trained on, which decides on the network.
         modalities: that the network takes.
@@ -39,7 +40,7 @@ class Plan:
     """
 
     config: Config
-    dataset: type[Dataset]
+    own: tuple[Entry, ...]
     shards: Path
     trained: Manifest
     modalities: tuple[str, ...]
@@ -51,9 +52,9 @@ class Predictor:
     """The network in an actor; a call takes the first sample of a range and predicts the range."""
 
     def __init__(self, plan: Plan) -> None:
-        DATASETS.adopt(plan.config.data.dataset, plan.dataset)
+        adopt(plan.own)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        manifest, dataset = open_manifest(plan.shards), plan.dataset(plan.config)
+        manifest, dataset = open_manifest(plan.shards), DATASETS.get(plan.config.data.dataset)(plan.config)
         net, _ = build_network(dataset, plan.trained, plan.modalities)
         load_weights(net.to(self._device), plan.folder / BEST)
         self._net, self._config = net.eval(), plan.config
@@ -97,7 +98,7 @@ def predict_on_ray(run: Finished, folder: Path, split: str, workers: int) -> Pre
     collected = Predictions.empty(samples, run.task.outputs)
     plan = Plan(
         config=run.config,
-        dataset=type(run.dataset),
+        own=entries(run.config),
         shards=run.shards,
         trained=run.trained,
         modalities=run.modalities,

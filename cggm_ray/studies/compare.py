@@ -32,6 +32,7 @@ from cggm_ray.data.dataset import DATASETS, prepare
 from cggm_ray.data.shards import write_shards_here
 from cggm_ray.errors import CggmError, StorageError, TrainingError
 from cggm_ray.files import write_text
+from cggm_ray.own_code import entries
 from cggm_ray.provenance import note_start
 from cggm_ray.run import claim, named, open_folder, run_folder, sole_owner
 from cggm_ray.runtime import LocalRuntime
@@ -316,7 +317,7 @@ def _run_on_ray(config: Config, folder: Path, trials: Sequence[Trial]) -> None:
         base=config,
         shards=None,
         trials=tuple(trials),
-        dataset=DATASETS.get(config.data.dataset),
+        own=entries(config),
         resources=Resources(cpu=config.run.cpus_per_worker or 1, gpu=1.0 if config.run.use_gpu else 0.0),
         test=True,
     )

@@ -28,6 +28,7 @@ from cggm_ray.data.dataset import DATASETS, PICTURES
 from cggm_ray.ending import table
 from cggm_ray.errors import TrainingError, UsageError
 from cggm_ray.files import copy_files, write_folder, write_text
+from cggm_ray.own_code import entries
 from cggm_ray.provenance import note_start
 from cggm_ray.run import named, open_folder, run_folder, sole_owner, start_over
 from cggm_ray.state import BEST
@@ -99,7 +100,7 @@ def run_search(plan: Plan) -> None:
         base=plan.base,
         shards=plan.shards,
         trials=tuple(trials),
-        dataset=DATASETS.get(plan.base.data.dataset),
+        own=entries(plan.base),
         resources=_resources(search, plan.base),
         test=False,
         exchanges=search.scheduler.name == "pbt",
