@@ -5,7 +5,7 @@ Shapes: N samples, H = W the size that the ViT takes, T steps (patches and the c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from cggm_ray.data.shards import describe_sources
 from cggm_ray.data.untrusted import read_json
 from cggm_ray.errors import DataError, UsageError, shown
 
@@ -92,6 +93,51 @@ def find_bert(value: str, text_length: int) -> EncoderInfo:
             f"text_length: {text_length} pieces; the BERT in {value} takes {info.size('max_position_embeddings')}"
         )
     return info
+
+
+def find_again(flag: str, recorded: str, beside: str | None) -> str:
+    """Where the encoder of a run is now: where it was, or else beside the new data."""
+    gone = recorded.startswith("/") and not Path(recorded).is_dir()
+    if gone and beside is None:
+        raise DataError(
+            f"{flag}: {recorded}, which the run was trained with, is gone; expected it there or beside the data"
+        )
+    return str(beside) if gone else recorded
+
+
+def checksums(infos: Sequence[EncoderInfo], cache: Path) -> dict[str, str]:
+    """Checksum of every file of some encoders, by encoder and name of the file.
+
+    Args:
+        infos: of the encoders.
+        cache: see `cggm_ray.data.shards.describe_sources`.
+    """
+    return {
+        f"{info.flag}/{path.name}": source.sha256
+        for info in infos
+        for path, source in zip(info.files, describe_sources(list(info.files), cache), strict=True)
+    }
+
+
+def check_same(infos: Sequence[EncoderInfo], known: Mapping[str, str], cache: Path) -> None:
+    """Refuses encoders other than those that a run was trained with, for the features would be others without a word.
+
+    Args:
+        infos: of the encoders.
+        known: their checksums for the run; see `checksums`.
+        cache: see `cggm_ray.data.shards.describe_sources`.
+
+    Raises:
+        DataError: names the first file that is another one.
+    """
+    found = checksums(infos, cache)
+    for name in sorted({*known, *found}):
+        if known.get(name) != found.get(name):
+            flag, file = name.split("/", 1)
+            place = next(info.reference for info in infos if info.flag == flag)
+            raise DataError(
+                f"{flag}: {file} in {place} is another file than the run was trained with; expected the same encoder"
+            )
 
 
 def _find(flag: str, value: str) -> EncoderInfo:

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,18 +28,23 @@ from cggm_ray.data.encoders import (
     STORED,
     EncoderInfo,
     ImageFeatures,
+    check_same,
+    checksums,
+    find_again,
     find_bert,
     find_vit,
     load_tokenizer,
 )
 from cggm_ray.data.food101_demo import write_demonstration
-from cggm_ray.data.food101_lists import find_lists
+from cggm_ray.data.food101_lists import find_lists, find_new_lists
 from cggm_ray.data.food101_records import Listed, Record, check_labels, read_lists, shared_images, stratified
 from cggm_ray.data.image_range import WIDEST
 from cggm_ray.data.image_text import IMAGE, PATH, TEXT, VIEWS, DecodeImages, EncodeShard, Encoding, OnlineSplit
 from cggm_ray.data.shards import (
     IDENTITY,
     INDEX,
+    LABELLED,
+    PREDICT,
     SHARD_BYTES,
     TARGET,
     Manifest,
@@ -122,6 +127,9 @@ class Food101(Dataset):
     converter = 2
     Options = Food101Options
 
+    _new = False
+    """Whether the data is only predicted."""
+
     @property
     def options(self) -> Food101Options:
         """Those of the configuration."""
@@ -153,14 +161,22 @@ class Food101(Dataset):
         require_pillow()
         self._root = path if path.is_dir() else path.parent
         self._lists = find_lists(self._root)
-        self._vit, self._bert = self._encoders(dict.fromkeys((self._lists.folder, self._root)))
+        self._vit, self._bert = self._encoders({flag: self._beside(flag) for flag in ("vit", "bert")})
         return [*self._lists.files.values(), *self._vit.files, *self._bert.files]
+
+    def locate_new(self, path: Path) -> list[Path]:
+        """The list or lists alone: the encoders are those of the run."""
+        require_pillow()
+        self._root = path if path.is_dir() else path.parent
+        self._lists, self._new = find_new_lists(path), True
+        return list(self._lists.files.values())
 
     def describe(self, sources: list[Path]) -> tuple[Source, ...]:
         """Checksums of lists and encoders; images by name, size and time of change, since they are many."""
         files = describe_sources(sources, self.config.shard_root)
-        self._listed = read_lists(self._lists, self._root)
-        check_labels(self._listed)
+        self._listed = read_lists(self._lists, self._root, labelled=not self._new)
+        if not self._new:
+            check_labels(self._listed)
         self._say(*(f"{split}: {found}" for split, found in self._listed.items()))
         self._say(*(f"not read: {path}" for path in self._lists.unread))
         total, digest = 0, hashlib.sha256()
@@ -179,7 +195,7 @@ class Food101(Dataset):
     def read(self, sources: list[Path]) -> Iterator[RawShard]:
         """Names and texts; every image was decoded once by now, so the extraction does not stop half way."""
         load_tokenizer(self._bert)
-        splits, self._skipped, self._remarks = self._readable(self._listed)
+        splits, self._skipped, self._remarks = self._readable(self._listed, self.options.skip_bad)
         if "valid" not in splits:
             share, seed = self.options.valid_share, self.options.data_seed
             rest, valid = stratified(splits["train"], share, seed)
@@ -191,22 +207,43 @@ class Food101(Dataset):
         self._remarks += shared_images(splits)
         self._say(*self._remarks)
         self._classes = check_labels(self._listed)
-        number_of = {label: number for number, label in enumerate(self._classes)}
         views = 0 if self.online else self.options.views
         for split in SPLITS:
-            step = max(1, SHARD_BYTES // self._sample_bytes(max(1, views)))
-            records = splits[split]
-            for number, start in enumerate(range(0, len(records), step)):
-                part = records[start : start + step]
-                columns = {
-                    INDEX: pa.array(np.arange(start, start + len(part))),
-                    IDENTITY: pa.array([record.id for record in part]),
-                    TARGET: pa.array(np.array([number_of[str(record.label)] for record in part], dtype=np.int64)),
-                    TEXT: pa.array([record.text for record in part]),
-                    PATH: pa.array([str(record.file) for record in part]),
-                    VIEWS: pa.array([views if split == "train" else 0] * len(part)),
-                }
-                yield RawShard(split=split, number=number, table=pa.table(columns))
+            yield from self._shards(split, splits[split], views if split == "train" else 0)
+
+    def read_new(self, sources: list[Path], trained: Manifest, split: str | None) -> Iterator[RawShard]:
+        """All records, or those of one list; every image must be readable, so that no prediction is missing."""
+        if split is not None and split not in self._listed:
+            raise DataError(
+                f"{self._root}: found lists of {', '.join(self._listed)}; expected one of the split {split}"
+            )
+        listed = {part: found for part, found in self._listed.items() if split in (None, part)}
+        self._classes = check_labels(listed, trained.notes["classes"])
+        given = {flag: find_again(flag, trained.notes[flag], self._beside(flag)) for flag in ("vit", "bert")}
+        self._vit, self._bert = self._encoders(given)
+        check_same((self._vit, self._bert), trained.notes["encoders"], self.config.shard_root)
+        load_tokenizer(self._bert)
+        splits, self._skipped, self._remarks = self._readable(listed, 0)
+        self._say(*self._remarks)
+        yield from self._shards(PREDICT, [record for records in splits.values() for record in records], 0)
+
+    def _shards(self, split: str, records: list[Record], views: int) -> Iterator[RawShard]:
+        number_of = {label: number for number, label in enumerate(self._classes)}
+        step = max(1, SHARD_BYTES // self._sample_bytes(max(1, 0 if self.online else self.options.views)))
+        labelled = all(record.label is not None for record in records)
+        for number, start in enumerate(range(0, len(records), step)):
+            part = records[start : start + step]
+            columns = {
+                INDEX: pa.array(np.arange(start, start + len(part))),
+                IDENTITY: pa.array([record.id for record in part]),
+                TARGET: pa.array(np.array([number_of.get(str(record.label), 0) for record in part], dtype=np.int64)),
+                TEXT: pa.array([record.text for record in part]),
+                PATH: pa.array([str(record.file) for record in part]),
+                VIEWS: pa.array([views] * len(part)),
+            }
+            if not labelled:
+                columns[LABELLED] = pa.array([record.label is not None for record in part])
+            yield RawShard(split=split, number=number, table=pa.table(columns))
 
     def stages(self) -> tuple[Stage, ...]:
         """Decode and augment in tasks, encode where the models are."""
@@ -230,13 +267,15 @@ class Food101(Dataset):
         return Stage(make=decode), Stage(make=functools.partial(EncodeShard, encoding), pooled=True)
 
     def notes(self) -> dict[str, Any]:
-        """Class names, left-out images, remarks about the data, widths of the features, and the ViT."""
+        """Class names, left-out images, remarks about the data, widths of the features, and the encoders."""
         return {
             "classes": self._classes,
             "skipped": self._skipped,
             "remarks": self._remarks,
             "widths": {IMAGE: self._vit.size("hidden_size"), TEXT: self._bert.size("hidden_size")},
             "vit": self._vit.reference,
+            "bert": self._bert.reference,
+            "encoders": checksums((self._vit, self._bert), self.config.shard_root),
         }
 
     def specs(self, first: RawShard) -> dict[str, TensorSpec]:
@@ -252,7 +291,7 @@ class Food101(Dataset):
 
     def accept(self, folder: Path, manifest: Manifest) -> None:
         """Stops where more images were left out than this run allows; says what was said when the set was made."""
-        self._allow(manifest.notes["skipped"])
+        self._allow(manifest.notes["skipped"], self.options.skip_bad)
         self._say(*manifest.notes["remarks"])
 
     def demonstration(self, folder: Path, seed: int) -> Path:
@@ -291,15 +330,21 @@ class Food101(Dataset):
             )
         return self._image_features
 
-    def _encoders(self, folders: Iterable[Path]) -> tuple[EncoderInfo, EncoderInfo]:
+    def _beside(self, flag: str) -> str | None:
+        """The folder of an encoder beside the lists or in the data folder, or None."""
+        folders = (folder / flag for folder in (self._lists.folder, self._root))
+        return next((str(folder) for folder in folders if folder.is_dir()), None)
+
+    def _encoders(self, defaults: Mapping[str, str | None]) -> tuple[EncoderInfo, EncoderInfo]:
+        """Those of the options, or the defaults."""
+
         def value(flag: str) -> str:
-            given = getattr(self.options, flag)
-            beside = next((folder / flag for folder in folders if (folder / flag).is_dir()), None)
-            if given is None and beside is None:
+            found = getattr(self.options, flag) or defaults[flag]
+            if found is None:
                 raise DataError(
                     f"{flag}: expected a local folder or a hub name; {self._root} has no folder {flag} either"
                 )
-            return str(given if given is not None else beside)
+            return str(found)
 
         return find_vit(value("vit")), find_bert(value("bert"), self.options.text_length)
 
@@ -315,7 +360,9 @@ class Food101(Dataset):
         text = self.options.text_length * self._bert.size("hidden_size") * item
         return max(steps * width * item, size * size * 3) * views + text
 
-    def _readable(self, splits: dict[str, Listed]) -> tuple[dict[str, list[Record]], dict[str, str], list[str]]:
+    def _readable(
+        self, splits: dict[str, Listed], allowed: int
+    ) -> tuple[dict[str, list[Record]], dict[str, str], list[str]]:
         """The records whose image can be read, the others' images with the reason, and what is special about the images."""
         size, bits = self._vit.size("image_size"), self.options.image_bits
         files = {record.image: record.file for found in splits.values() for record in found.records}
@@ -323,7 +370,7 @@ class Food101(Dataset):
         with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
             looked = list(pool.map(lambda name: look_at(files[name], size, bits), names))
         bad = {name: look.problem for name, look in zip(names, looked, strict=True) if look.problem is not None}
-        self._allow(bad)
+        self._allow(bad, allowed)
         kept = {split: [r for r in found.records if r.image not in bad] for split, found in splits.items()}
         for split, records in kept.items():
             if not records:
@@ -335,12 +382,11 @@ class Food101(Dataset):
         for line in lines:
             print(f"{self.name}: {one_line(line)}", flush=True)
 
-    def _allow(self, bad: dict[str, str]) -> None:
-        """Lists unreadable images; raises DataError where there are more than `skip_bad`."""
+    def _allow(self, bad: dict[str, str], allowed: int) -> None:
+        """Lists unreadable images; raises DataError where there are more than so many."""
         if not bad:
             return
         lines = [f"{name}: {reason}" for name, reason in bad.items()]
-        allowed = self.options.skip_bad
         if len(bad) <= allowed:
             print("\n".join(f"left out (skip_bad {allowed}): {line}" for line in lines), file=sys.stderr)
             return

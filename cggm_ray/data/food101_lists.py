@@ -30,6 +30,8 @@ SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _HEADERLESS = ("image", "title", "label")
 _DELIMITERS = {".csv": ",;\t", ".tsv": "\t"}
+ALL = "all"
+"""The part of data to predict whose list is not named after a split."""
 _LONGEST_CELL = 2**24
 """Characters of a cell; the default of the csv module, 131,072, is less than some pages have."""
 
@@ -77,14 +79,44 @@ def find_lists(root: Path) -> Lists:
     return found
 
 
+def find_new_lists(path: Path) -> Lists:
+    """The lists of data that is only predicted: a file, the lists of a folder that are named after splits, or its only list.
+
+    Raises:
+        DataError: there is no list, or there are several and none is named after a split.
+    """
+    if path.is_file():
+        if path.suffix.lower() not in SUFFIXES:
+            raise DataError(
+                f"{path}: found the suffix {path.suffix!r}; expected a list of samples, {', '.join(SUFFIXES)}"
+            )
+        return Lists(folder=path.parent, files={split_of(path.stem) or ALL: path})
+    there = _candidates(path)
+    found = _lists_in(path)
+    if found is None and len(there) == 1:
+        return Lists(folder=path, files={split_of(there[0].stem) or ALL: there[0]})
+    if found is None:
+        raise DataError(
+            f"{path}: found {listed(file.name for file in there)}; expected one list of samples ({', '.join(SUFFIXES)}), or "
+            "its path as data_path"
+        )
+    unread = tuple(file for file in there if file not in found.files.values())
+    return Lists(folder=path, files=found.files, unread=unread)
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """The files of a folder that can be lists."""
+    paths = (path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES)
+    return [path for path in paths if not path.name.startswith(".") and path.is_file()]
+
+
 def _lists_in(folder: Path) -> Lists | None:
     """The lists of one folder, or None where it has none of train or test."""
     kinds: dict[str, dict[str, list[Path]]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
-            named = _split_in(path.stem)
-            if named is not None:
-                kinds.setdefault(named[1], {}).setdefault(named[0], []).append(path)
+    for path in _candidates(folder):
+        named = _split_in(path.stem)
+        if named is not None:
+            kinds.setdefault(named[1], {}).setdefault(named[0], []).append(path)
     kinds = {
         kind: by_split for kind, by_split in kinds.items() if "train" in by_split or (kind == "" and "test" in by_split)
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -59,9 +59,12 @@ class Listed:
         return f"{len(self.records)} records of {self.path} ({', '.join(self.names)}){without}"
 
 
-def read_lists(lists: Lists, root: Path) -> dict[str, Listed]:
+def read_lists(lists: Lists, root: Path, labelled: bool = True) -> dict[str, Listed]:
     """The records of all splits; see `read_records`."""
-    return {split: read_records(path, ImageFinder(root, path.parent, split)) for split, path in lists.files.items()}
+    return {
+        split: read_records(path, ImageFinder(root, path.parent, split), labelled)
+        for split, path in lists.files.items()
+    }
 
 
 def read_records(path: Path, images: ImageFinder, labelled: bool = True) -> Listed:
@@ -229,21 +232,30 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir())
 
 
-def check_labels(splits: dict[str, Listed]) -> list[str]:
-    """The classes: the labels of train, sorted.
+def check_labels(splits: dict[str, Listed], known: Sequence[str] | None = None) -> list[str]:
+    """The classes: the labels of train, sorted; or those that are known. Records without a label are left alone.
+
+    Args:
+        splits: by name.
+        known: the classes of a run; None for those of train.
 
     Raises:
-        DataError: another split has a label that train lacks.
+        DataError: a label is none of the classes.
     """
-    classes = {record.label for record in splits["train"].records if record.label is not None}
+    source = "the run" if known is not None else splits["train"].path.name
+    labels = (
+        {record.label for record in splits["train"].records if record.label is not None} if known is None else set()
+    )
+    classes = sorted(labels) if known is None else list(known)
+    among = {None, *classes}
     for found in splits.values():
         for record in found.records:
-            if record.label not in classes:
+            if record.label not in among:
                 raise DataError(
                     f"{found.path}, id {record.id}, field label: {shown(record.label)} is not among the {len(classes)} classes "
-                    f"of {splits['train'].path.name}"
+                    f"of {source}"
                 )
-    return sorted(classes)
+    return classes
 
 
 def shared_images(splits: Mapping[str, Iterable[Record]]) -> list[str]:
