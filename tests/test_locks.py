@@ -15,6 +15,7 @@ import pytest
 
 from cggm_ray.cli import main
 from cggm_ray.config import Config
+from cggm_ray.data.digests import FILE
 from cggm_ray.locks import holding
 from conftest import SMALL, sets
 
@@ -122,7 +123,8 @@ def test_what_a_killed_conversion_left_is_removed(small_pickle: Path, tmp_path: 
     made.rename(unfinished)
     other.mkdir()
     assert main(Config(), flags(small_pickle, tmp_path, "--fresh")) == 0
-    assert sorted(path.name for path in made.parent.glob(".*")) == [other.name]
+    # Checksums of raw files are kept once these have been the same for a while.
+    assert {path.name for path in made.parent.glob(".*")} - {FILE} == {other.name}
     assert made.exists()
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+import cggm_ray
 from cggm_ray.checkpoints import Checkpoints
 from cggm_ray.cli import main
 from cggm_ray.config import Config
@@ -28,6 +29,7 @@ from cggm_ray.state import VALUES, WEIGHTS, Position
 from cggm_ray.tracking import LOG, Console, read_metrics
 from conftest import SMALL
 
+PACKAGE = str(Path(cggm_ray.__file__).parent)
 TIMES = {"seconds", "samples_per_second"}
 
 
@@ -178,7 +180,7 @@ def killed_at(line: int, work: Callable[[], object]) -> bool:
 
         def trace(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
             nonlocal left
-            if not frame.f_code.co_filename.endswith(("/checkpoints.py", "/files.py", "/shutil.py", __file__)):
+            if not frame.f_code.co_filename.startswith((PACKAGE, shutil.__file__, __file__)):
                 return None
             left -= event == "line"
             if not left:
