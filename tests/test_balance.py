@@ -175,9 +175,9 @@ class Pair(LocalRuntime):
     def reduce(self) -> Callable[[torch.Tensor], torch.Tensor]:
         def add(part: torch.Tensor) -> torch.Tensor:
             self._sums[self.rank] = part.clone()
-            self._both.wait(60)
+            self._both.wait()
             total = self._sums[0] + self._sums[1]
-            self._both.wait(60)
+            self._both.wait()
             return total
 
         return add
@@ -185,8 +185,17 @@ class Pair(LocalRuntime):
 
 def in_two_threads(folder: Path, config: Config, call: Callable[[Pair], Contributions]) -> list[Contributions]:
     sums, both = [torch.zeros(0), torch.zeros(0)], Barrier(2)
+
+    def either(rank: int) -> Contributions:
+        try:
+            return call(Pair(folder, config.run, rank, sums, both))
+        except BaseException:
+            # The other one would wait for ever.
+            both.abort()
+            raise
+
     with ThreadPoolExecutor(2) as pool:
-        runs = [pool.submit(call, Pair(folder, config.run, rank, sums, both)) for rank in (0, 1)]
+        runs = [pool.submit(either, rank) for rank in (0, 1)]
         return [run.result() for run in runs]
 
 
