@@ -41,7 +41,7 @@ def command(folder: Path, *arguments: str, code: int = 0) -> subprocess.Complete
     """A command about a run in a process of its own, which is started somewhere else."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local"}
     line = [sys.executable, "-m", "cggm_ray", *arguments]
-    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     return done
 
@@ -143,7 +143,7 @@ def test_a_strategy_of_an_own_file_trains_and_is_known_later(place: list[str], t
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local"}
     line = [sys.executable, str(ROOT / "pipelines" / "mosi.py"), "--import", "mine.py", "--modulation", "mine"]
     line += [*SMALL, "--mine_factor", "0.25", "--storage_path", "runs", "--name", "r", *place]
-    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "mine_factor: 0.25" in (tmp_path / "runs" / "r" / "config.yaml").read_text()
     done = command(tmp_path, "verify", "runs/r", code=0)
