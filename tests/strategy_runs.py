@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from cggm_ray.commands.cli import main
@@ -33,6 +30,7 @@ from cggm_ray.strategies.registry import STRATEGIES
 from cggm_ray.tasks import Classification, Regression
 from conftest import SMALL
 from feature_sets import arrays, as_npz
+from groups import in_group
 from test_resume import TIMES, same_state
 
 SAMPLES, BATCH, EPOCHS = 22, 5, 4
@@ -143,9 +141,7 @@ def run_steps(changes: Mapping[str, Any], runtime: LocalRuntime, accumulate: int
     }
 
 
-def _worker(rank: int, size: int, port: int, folder: str, cases: Sequence[tuple[Mapping[str, Any], int, str]]) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
+def _worker(rank: int, size: int, folder: str, cases: Sequence[tuple[Mapping[str, Any], int, str]]) -> None:
     runtime = LocalRuntime(Path(folder), RunConfig(no_cuda=True))
     torch.save(
         [run_steps(changes, runtime, parts, kind) for changes, parts, kind in cases], Path(folder) / f"{rank}.pt"
@@ -159,10 +155,7 @@ def assert_workers_follow_one(
     """Two processes, and batches in parts, give what one process gives with the whole batch; what that is."""
     one = run_steps(changes, LocalRuntime(folder, RunConfig(no_cuda=True)), kind=kind)
     cases = [(changes, parts, kind) for parts in ((1, 2) if accumulate else (1,))]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_worker, args=(2, port, str(folder), cases), nprocs=2)
+    in_group(2, _worker, str(folder), cases)
     for rank in (0, 1):
         for number, got in enumerate(torch.load(folder / f"{rank}.pt")):
             for name, want in one["parameters"].items():

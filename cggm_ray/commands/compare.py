@@ -36,6 +36,7 @@ from cggm_ray.engine.checkpoints import storage_errors
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.loop import train
 from cggm_ray.engine.runtime import LocalRuntime
+from cggm_ray.own_code import entries
 from cggm_ray.runs.finishing import finish
 from cggm_ray.runs.folder import claim, named, open_folder, run_folder, sole_owner
 from cggm_ray.runs.provenance import note_start
@@ -331,7 +332,7 @@ def _run_on_ray(config: Config, folder: Path, trials: Sequence[Trial]) -> None:
         base=config,
         shards=None,
         trials=tuple(trials),
-        dataset=DATASETS.get(config.data.dataset),
+        own=entries(config),
         resources=Resources(cpu=config.run.cpus_per_worker or 1, gpu=1.0 if config.run.use_gpu else 0.0),
         test=True,
     )

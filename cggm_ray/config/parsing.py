@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from cggm_ray import workdir
+from cggm_ray.core import workdir
 from cggm_ray.core.errors import UsageError, shown
 
 MOST_BYTES = 2**18

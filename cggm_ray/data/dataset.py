@@ -8,7 +8,7 @@ Ray Data tasks or in this process. A dataset whose work needs several steps, one
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -30,7 +30,7 @@ from cggm_ray.data.shards.shards import (
     TensorSpec,
     describe_sources,
 )
-from cggm_ray.data.specs import table_specs
+from cggm_ray.data.shards.specs import table_specs
 from cggm_ray.data.split_names import SPLITS as SPLITS
 from cggm_ray.engine.configuration import Config
 from cggm_ray.models.net import MultimodalNet
@@ -215,7 +215,14 @@ class Dataset(ABC):
         raise UsageError(f"predictions: the dataset {self.name} does not say how its maps are written")
 
     def finish(self, folder: Path, net: MultimodalNet, test: Split) -> None:  # noqa: B027 (most datasets leave nothing)
-        """Leaves what only this dataset has in the folder of a finished run, such as pictures. Rank 0 calls it."""
+        """Leaves what only this dataset has in the folder of a run, before it is finished, in no time. Rank 0 calls it."""
+
+    def pictures(self, folder: Path, net: MultimodalNet, test: Split) -> Iterator[Path] | None:
+        """Draws test cases for the folder of a finished run, a file at a time; None where there is nothing to draw.
+
+        Rank 0 takes from it until it is done or a signal comes.
+        """
+        return None
 
 
 DATASETS: Registry[type[Dataset]] = Registry("dataset", "cggm_ray.data")

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from cggm_ray.config.parsing import whole
 from cggm_ray.core.errors import DataError
 from cggm_ray.data.dataset import DATASETS, Dataset
+from cggm_ray.data.new_data import some_files
 from cggm_ray.data.shards.packed import unpack
 from cggm_ray.data.shards.shards import (
     Manifest,
@@ -25,7 +26,7 @@ from cggm_ray.data.shards.shards import (
     staging_folder,
     verify_set,
 )
-from cggm_ray.data.specs import described, table_specs
+from cggm_ray.data.shards.specs import described, table_specs
 from cggm_ray.data.split_names import SPLITS as SPLITS
 from cggm_ray.engine.assembly import check_configuration
 from cggm_ray.engine.configuration import Config
@@ -50,7 +51,7 @@ def prepare(config: Config, write: WriteShards) -> Path:
         UsageError: see `check_configuration`; nothing was written.
     """
     dataset = DATASETS.get(config.data.dataset)(config)
-    paths = dataset.locate(raw_path(dataset))
+    paths = some_files(dataset, raw_path(dataset), dataset.locate)
     sources = dataset.describe(paths)
     folder = (
         config.shard_root

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray._private import services
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.state import state
@@ -24,6 +25,7 @@ from ray.experimental.internal_kv import _internal_kv_get as internal_kv_get
 from cggm_ray.core.errors import CggmError, UsageError
 from cggm_ray.distributed.session import session_folder
 from cggm_ray.engine.runtime import RunConfig
+from cggm_ray.own_code import imported_modules
 
 MOST_CPUS = 4
 ANSWER = 5.0
@@ -76,6 +78,9 @@ def connect() -> None:
         UsageError: with what to do: the cluster does not answer, refuses the token or has other versions, or none can be
             started here.
     """
+    for module in imported_modules():
+        # No other process finds them by their names.
+        cloudpickle.register_pickle_by_value(module)
     if ray.is_initialized():
         return
     address = running_cluster()

@@ -110,7 +110,7 @@ WORKING_AHEAD = ("cuda",)
 
 
 def check(config: Config, shards: Path) -> None:
-    """Raises what `fit` would raise about the configuration, before any worker starts; `prepare` does it before that.
+    """Raises what `open_training` would raise about the configuration, before any worker starts; `prepare` does it before that.
 
     Raises:
         DataError: the shards are gone.
@@ -192,6 +192,7 @@ def new_state(
     for guide in guides.values():
         guide.to(runtime.device)
     strategy = STRATEGIES.get(config.modulation.modulation).build(config, net, guides, task, runtime.reduce())
+    strategy.is_guarded = True
     optimizer = model_optimizer(config.optim, net.parameters(), dict(net.encoders.items()), strategy.rates())
     metric = config.train.select or task.selection[0]
     # A GPU works ahead of this process as long as nobody asks for a number. To skip a step, somebody must.

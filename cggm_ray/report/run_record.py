@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -128,12 +129,14 @@ def read_story(folder: Path, label: str | None = None) -> Story:
 
 
 def with_contributions(story: Story) -> Story:
-    """The story with the scores of the subsets, computed if the run is finished and left none.
+    """The story with the scores of all subsets, computed if the run is finished and did not leave them.
 
     They are kept in the run's folder where that can be written. Where they cannot be had, a note says why.
     """
-    if story.contributions is not None or story.result is None:
+    if (story.contributions is not None and not story.contributions.missing) or story.result is None:
         return story
+    # To stderr: what a program prints is the path of the page.
+    print(f"{story.folder}: scoring the subsets of modalities (--no_contributions leaves them out)", file=sys.stderr)
     try:
         run = open_finished(story.folder)
         found = contributions(

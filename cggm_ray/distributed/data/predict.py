@@ -11,7 +11,7 @@ import ray.data
 import torch
 
 from cggm_ray.core.errors import TrainingError
-from cggm_ray.data.dataset import DATASETS, Dataset
+from cggm_ray.data.dataset import DATASETS
 from cggm_ray.data.loading.sampler import Slice
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.shards.shards import INDEX, LABELLED, TARGET, Manifest
@@ -20,6 +20,7 @@ from cggm_ray.engine.assembly import build_network
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.evaluation import PREDICTION, Predictions, predicted
 from cggm_ray.engine.state import BEST, load_weights
+from cggm_ray.own_code import Entry, adopt, entries
 from cggm_ray.runs.finished import Finished
 
 START = "start"
@@ -31,7 +32,7 @@ class Plan:
 
     Attributes:
         config: of the run, with the path of the data.
-        dataset: class of the dataset, which a person may have registered in a file of their own.
+        own: what a person registered in files of their own.
         shards: folder of the set.
         trained: manifest of the set that the run was trained on, which decides on the network.
         modalities: that the network takes.
@@ -40,7 +41,7 @@ class Plan:
     """
 
     config: Config
-    dataset: type[Dataset]
+    own: tuple[Entry, ...]
     shards: Path
     trained: Manifest
     modalities: tuple[str, ...]
@@ -52,9 +53,9 @@ class Predictor:
     """The network in an actor; a call takes the first sample of a range and predicts the range."""
 
     def __init__(self, plan: Plan) -> None:
-        DATASETS.adopt(plan.config.data.dataset, plan.dataset)
+        adopt(plan.own)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        manifest, dataset = open_manifest(plan.shards), plan.dataset(plan.config)
+        manifest, dataset = open_manifest(plan.shards), DATASETS.get(plan.config.data.dataset)(plan.config)
         net, _ = build_network(dataset, plan.trained, plan.modalities)
         load_weights(net.to(self._device), plan.folder / BEST)
         self._net, self._config = net.eval(), plan.config
@@ -98,7 +99,7 @@ def predict_on_ray(run: Finished, folder: Path, split: str, workers: int) -> Pre
     collected = Predictions.empty(samples, run.task.outputs)
     plan = Plan(
         config=run.config,
-        dataset=type(run.dataset),
+        own=entries(run.config),
         shards=run.shards,
         trained=run.trained,
         modalities=run.modalities,

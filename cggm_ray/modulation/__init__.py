@@ -1,0 +1,1 @@
+"""TODO cggm_ray/strategies/__init__.py"""
