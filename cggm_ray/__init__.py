@@ -3,6 +3,8 @@
 The names below are the library: a balancing strategy for a model and a loop of your own. They need torch and nothing else.
 """
 
+from cggm_ray.core import workdir as workdir
+
 # isort: split
 from cggm_ray.core.batch import Batch, HeadOutput
 from cggm_ray.core.errors import CggmError, DataError, UsageError

@@ -11,8 +11,10 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
+from cggm_ray.commands.cli import add_import
 from cggm_ray.config.parsing import local_path
 from cggm_ray.core.errors import CggmError, UsageError
+from cggm_ray.engine.own_code import import_file
 
 SPLITS = ("train", "valid", "test")
 
@@ -30,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     one.add_argument("runs", type=partial(local_path, "run"), nargs="+", metavar="run", help="folder of a run")
     one.add_argument(
         "--out", type=partial(local_path, "out"), help="folder for the page; default report in the folder of the run"
+    )
+    one.add_argument(
+        "--no_contributions", action="store_true", help="leave out the subsets of modalities that a run has not scored"
     )
     one.set_defaults(do=_report)
     one = commands.add_parser("predict", help="write what the best checkpoint of a run predicts, and its metrics")
@@ -56,12 +61,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     one.add_argument("run", type=partial(local_path, "run"), help="folder of the run")
     one.add_argument("--out", type=partial(local_path, "out"), help="file; default model.pt2 in the folder of the run")
     one.set_defaults(do=_export)
+    for each in commands.choices.values():
+        add_import(each)
     try:
         arguments = parser.parse_args(argv)
+        for file in arguments.imports or ():
+            import_file(file)
         code: int = arguments.do(arguments)
     except CggmError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return code
 
 
@@ -79,7 +91,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from cggm_ray.report.page import report
 
-    print(report(arguments.runs, arguments.out))
+    print(report(arguments.runs, arguments.out, not arguments.no_contributions))
     return 0
 
 

@@ -8,7 +8,8 @@ Wang et al. 2015; CGGM as in "Classifier-guided Gradient Modulation" (NeurIPS 20
     python pipelines/food101.py --data_path UPMC_Food101 --vit ./vit --bert ./bert --image_features online --use_gpu
     python pipelines/food101.py --local               # without Ray
 
-Data: train.json, test.json and maybe dev.json, lists of {id, text_tokens, img_path, label}, with the images beside them.
+Data: lists of train, test and maybe validation (JSON, JSON lines or CSV) with id, text, image and label, and the images beside
+them; see docs/datasets-food101.md.
 """
 
 import sys

@@ -7,17 +7,19 @@ Zadeh et al. 2016; CGGM as in "Classifier-guided Gradient Modulation" (NeurIPS 2
     python pipelines/mosi.py --data_path mosi_data_noalign.pkl --workers 4 --use_gpu
     python pipelines/mosi.py --local                  # without Ray
 
-Data: the released pickle, {'train' | 'valid' | 'test': {'text', 'audio', 'vision', 'labels'[, 'id']}}.
+Data: the released pickle, {'train' | 'valid' | 'test': {'text', 'audio', 'vision', 'labels'[, 'id']}}, or one of MMSA
+and Self-MM (regression_labels, lengths), MulT or MAG-BERT.
 """
 
 import sys
 
 from cggm_ray.commands.cli import main
+from cggm_ray.data.datasets.mosi import MosiOptions
 from cggm_ray.data.settings import DataConfig
 from cggm_ray.engine.configuration import Config
 
 # The defaults of the configuration are the hyper-parameters of the released code for MOSI.
-RECIPE = Config(data=DataConfig(dataset="mosi"))
+RECIPE = Config(data=DataConfig(dataset="mosi"), options=MosiOptions())
 
 if __name__ == "__main__":
     sys.exit(main(RECIPE, description=__doc__))

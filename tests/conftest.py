@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from safetensors.torch import load_file, save_file
 
 from cggm_ray.data.datasets.mosi import planted_imbalance
@@ -30,7 +30,7 @@ SMALL = [
 
 torch.set_num_threads(1)
 # What is tested are numbers; a busy machine takes as long as it takes.
-settings.register_profile("tests", deadline=None)
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
 

@@ -27,7 +27,8 @@ from cggm_ray.data.datasets.brats.volumes import read_nifti
 from cggm_ray.data.datasets.features import FeatureOptions
 from cggm_ray.data.datasets.food101.augment import image_problem, resized
 from cggm_ray.data.datasets.food101.encoders import find_bert, find_vit
-from cggm_ray.data.datasets.food101.food101_records import FILES, check_labels, read_records
+from cggm_ray.data.datasets.food101.food101_records import check_labels, read_lists
+from cggm_ray.data.datasets.food101.lists import find_lists
 from cggm_ray.data.datasets.iemocap import IemocapOptions
 from cggm_ray.data.formats.h5 import PROBE
 from cggm_ray.data.loading.sampler import slices
@@ -116,8 +117,7 @@ def search(path: Path) -> None:
 
 def records(folder: Path) -> None:
     """As `pipelines/food101.py`, before it looks at images."""
-    splits = {split: read_records(folder / file) for split, file in FILES.items() if (folder / file).exists()}
-    check_labels(splits, folder)
+    check_labels(read_lists(find_lists(folder), folder))
 
 
 def image(path: Path) -> None:

@@ -8,9 +8,11 @@ Order of precedence: the pipeline's recipe, then `--config file.yaml`, then flag
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +22,8 @@ from cggm_ray.commands.train import run
 from cggm_ray.config.parsing import local_path, read_yaml, value_type
 from cggm_ray.core.errors import CggmError, StoppedError, UsageError
 from cggm_ray.core.registry import nearest
-from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.configuration import Config, default_strategies
+from cggm_ray.engine.own_code import check_not_importing, import_file
 from cggm_ray.strategies.registry import STRATEGIES
 
 _GONE = {"attn_mask": "the released code parsed this flag and never used it; leave it out"}
@@ -42,7 +45,11 @@ def main(recipe: Config, argv: Sequence[str] | None = None, description: str | N
 
     Returns:
         The exit code: 0 done, 1 failed, 2 wrong usage or bad input, 128 plus the number of a signal that stopped it.
+
+    Raises:
+        UsageError: a file that calls it is being imported.
     """
+    check_not_importing()
     try:
         command = parse(recipe, sys.argv[1:] if argv is None else argv, description)
         if command.dry_run:
@@ -94,11 +101,13 @@ def parse(recipe: Config, argv: Sequence[str], description: str | None = None) -
     Raises:
         UsageError: an unknown flag or key (the nearest one is named), or a value that cannot be.
     """
+    recipe = _with_imports(recipe, argv)
     parser = build_parser(recipe, description)
     known, unknown = parser.parse_known_args(argv)
     if unknown:
         raise UsageError(_explain(unknown[0], parser))
     given = vars(known)
+    given.pop("imports", None)
     path, dry_run, tune = given.pop("config", None), given.pop("dry_run", False), given.pop("tune", None)
     seeds, strategies = _seeds(given.pop("seeds", None)), _strategies(given.pop("compare", None))
     if tune is not None and (seeds or strategies):
@@ -115,6 +124,30 @@ def parse(recipe: Config, argv: Sequence[str], description: str | None = None) -
         seeds=seeds,
         strategies=strategies,
     )
+
+
+def add_import(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag --import, which every command has."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        metavar="FILE",
+        type=partial(local_path, "import"),
+        action="append",
+        help="Python file that registers a dataset or a strategy; it is run. May be given several times",
+    )
+
+
+def _with_imports(recipe: Config, argv: Sequence[str]) -> Config:
+    """The recipe, with the options of strategies that the files of --import register. They have flags of their own."""
+    early = _Parser(add_help=False, allow_abbrev=False)
+    add_import(early)
+    files = early.parse_known_args(argv)[0].imports or ()
+    for file in files:
+        import_file(file)
+    if not files:
+        return recipe
+    return dataclasses.replace(recipe, strategies={**default_strategies(), **recipe.strategies})
 
 
 def _seeds(text: str | None) -> tuple[int, ...]:
@@ -149,6 +182,7 @@ def build_parser(recipe: Config, description: str | None = None) -> argparse.Arg
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE", help="yaml with sections or plain keys; flags go before it")
+    add_import(parser)
     parser.add_argument("--dry_run", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--tune", metavar="FILE", help="yaml of a search over hyper-parameters, run on Ray Tune")
     parser.add_argument("--seeds", metavar="1,2,...", help="one run a seed; prints mean and standard deviation")

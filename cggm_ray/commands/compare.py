@@ -27,13 +27,13 @@ import pyarrow as pa
 import pyarrow.csv
 
 from cggm_ray.core.errors import CggmError, StorageError, TrainingError
-from cggm_ray.data.dataset import DATASETS
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.shards.shards import write_shards_here
 from cggm_ray.engine.assembly import build_dataset, check, fold_runs, open_training, prepare_data
 from cggm_ray.engine.checkpoints import storage_errors
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.loop import train
+from cggm_ray.engine.own_code import entries
 from cggm_ray.engine.runtime import LocalRuntime
 from cggm_ray.runs.finishing import finish
 from cggm_ray.runs.folder import claim, named, open_folder, run_folder, sole_owner
@@ -330,7 +330,7 @@ def _run_on_ray(config: Config, folder: Path, trials: Sequence[Trial]) -> None:
         base=config,
         shards=None,
         trials=tuple(trials),
-        dataset=DATASETS.get(config.data.dataset),
+        own=entries(config),
         resources=Resources(cpu=config.run.cpus_per_worker or 1, gpu=1.0 if config.run.use_gpu else 0.0),
         test=True,
     )

@@ -13,8 +13,10 @@ from torch import Tensor
 from cggm_ray.core.batch import Batch
 from cggm_ray.core.errors import StorageError, TrainingError, UsageError
 from cggm_ray.core.reduction import Reduce
+from cggm_ray.data.loading.collector import Collector
+from cggm_ray.data.maps import MAPS, MapPlan
 from cggm_ray.data.shards.shards import PREDICT, WriteShards, write_shards_here
-from cggm_ray.engine.evaluation import Collector, Predictions, evaluate, write_predictions
+from cggm_ray.engine.evaluation import Predictions, evaluate, write_predictions
 from cggm_ray.engine.runtime import Record, numbers
 from cggm_ray.runs.finished import Finished, open_finished, open_new, read_run
 from cggm_ray.storage.files import write_folder
@@ -119,8 +121,17 @@ def predict_maps(run: Finished, split: str, out: Path) -> Predicted:
 
     def write(partial: Path) -> None:
         nonlocal volumes, labelled
-        modalities, device = run.modalities, run.runtime.device
-        whole, maps = run.dataset.open_maps(run.shards, run.manifest, split, modalities, device, partial, run.sources)
+        plan = MapPlan(
+            dataset=run.dataset,
+            shards=run.shards,
+            manifest=run.manifest,
+            split=split,
+            modalities=run.modalities,
+            device=run.runtime.device,
+            out=partial,
+            sources=run.sources,
+        )
+        whole, maps = MAPS.get(run.dataset.name)(plan)
         counting = LabelledGroups(maps)
         metrics.update(evaluate(run.config.train, run.net, run.task, whole, run.runtime, counting))
         labelled = len(counting.labelled)

@@ -12,17 +12,19 @@ from pathlib import Path
 import torch
 
 from cggm_ray.core.errors import CggmError, NonFiniteError, StoppedError, TrainingError, UsageError, one_line
-from cggm_ray.data.dataset import PICTURES
+from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.shards.shards import write_shards_here
-from cggm_ray.engine.assembly import fold_runs, prepare_data
+from cggm_ray.engine.assembly import fold_runs, open_training, prepare_data
+from cggm_ray.engine.checkpoints import storage_errors
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.guards import naming_missing
-from cggm_ray.engine.runtime import LocalRuntime, Record
-from cggm_ray.engine.state import BEST, PREDICTIONS
-from cggm_ray.engine.stopping import Asked, listening
-from cggm_ray.engine.tracking import METRICS, check_trackers, read_metrics
-from cggm_ray.runs.finishing import fit
-from cggm_ray.runs.folder import CONFIG, REPORT, claim, named, run_folder, sole_owner
+from cggm_ray.engine.loop import train
+from cggm_ray.engine.runtime import LocalRuntime
+from cggm_ray.engine.stopping import LEAVING_OUT, Asked, Interrupted, interrupting, listening
+from cggm_ray.engine.tracking import check_trackers, read_metrics
+from cggm_ray.runs.ending import after_test, place
+from cggm_ray.runs.finishing import finish
+from cggm_ray.runs.folder import claim, named, run_folder, sole_owner
 from cggm_ray.runs.folds import fold_table, save_folds
 from cggm_ray.runs.provenance import note_start
 from cggm_ray.runs.result import Result
@@ -45,44 +47,60 @@ def run(config: Config) -> Result | None:
     config = named(config)
     folds = fold_runs(config)
     if not folds:
-        return run_one(config)
-    results = {}
+        return run_one(config, Asked())
+    results, asked = {}, Asked()
     for fold, part in folds.items():
         print(f"fold {fold}")
-        result = run_one(dataclasses.replace(part, run=dataclasses.replace(part.run, name=f"{config.run.name}-{fold}")))
+        named_part = dataclasses.replace(part, run=dataclasses.replace(part.run, name=f"{config.run.name}-{fold}"))
+        result = run_one(named_part, asked)
         if result is not None:
             results[fold] = result
+        if asked.signal and len(results) < len(folds):
+            raise StoppedError(f"stopped after fold {fold}; the same command goes on with the next", 128 + asked.signal)
     if results:
         print(fold_table(results, save_folds(config.run.storage / str(config.run.name), results)))
     return None
 
 
-def run_one(config: Config) -> Result | None:
-    """See `run`; the configuration is one run with a name."""
+def run_one(config: Config, asked: Asked) -> Result | None:
+    """See `run`; the configuration is one run with a name.
+
+    A signal after the test leaves out what follows it: the run is finished all the same, and this returns its result.
+
+    Args:
+        config: of the run.
+        asked: notes a signal.
+    """
     folder = run_folder(config)
     if config.run.local or "TORCHELASTIC_RUN_ID" in os.environ:
-        result = run_locally(config, folder)
+        result = run_locally(config, folder, asked)
     else:
         # Ray is imported here and not above: the library and local runs do without it.
         from cggm_ray.distributed.train.launch import run_on_ray
 
-        result = run_on_ray(config, folder)
+        result = run_on_ray(config, folder, asked)
     if result is not None:
-        if config.run.report:
-            leave_report(result.folder)
-        print(table(result))
+        if config.run.report and not asked.signal:
+            leave_report(result.folder, asked)
+        if asked.signal:
+            print(f"{result.folder} is finished; what was left to do after the test was left out", flush=True)
         check_finite(result)
     return result
 
 
-def leave_report(folder: Path) -> None:
-    """Draws the page of a run that is over. A page is worth less than a run: what goes wrong is said, whatever it is."""
+def leave_report(folder: Path, asked: Asked) -> None:
+    """Draws the page of a run that is over, up to the first signal: what goes wrong is said and changes nothing."""
+    print("drawing the report (--report false leaves it out)", flush=True)
     try:
-        # Imported here: a run without a page does without matplotlib.
-        from cggm_ray.report.page import FOLDER, write_page
-        from cggm_ray.report.run_record import read_story
+        with interrupting(asked):
+            # Imported here: a run without a page does without matplotlib.
+            from cggm_ray.report.page import FOLDER, write_page
+            from cggm_ray.report.run_record import read_story
 
-        write_page([read_story(folder)], folder / FOLDER)
+            page = write_page([read_story(folder)], folder / FOLDER)
+        print(place("report", page), flush=True)
+    except Interrupted:
+        pass
     except Exception as error:
         print(f"{folder}: the report was not drawn: {one_line(f'{type(error).__name__}: {error}')}", flush=True)
 
@@ -102,9 +120,8 @@ def check_finite(result: Result) -> None:
             )
 
 
-def run_locally(config: Config, folder: Path) -> Result | None:
+def run_locally(config: Config, folder: Path, asked: Asked) -> Result | None:
     """The run in this process, or in the processes that torchrun started. SIGTERM and Ctrl-C save, then stop it."""
-    asked = Asked()
     runtime = LocalRuntime(folder, config.run, asked)
     seconds = config.run.collective_timeout
     try:
@@ -112,8 +129,16 @@ def run_locally(config: Config, folder: Path) -> Result | None:
             raise UsageError(f"batch_size: found {config.train.batch_size} for {runtime.world_size} processes")
         with ExitStack() as owned:
             shards = _prepare_first(config, folder, runtime, owned)
-            with listening(asked), naming_missing(runtime, seconds, TrainingError):
-                result = fit(config, shards, runtime, folder)
+            with (
+                listening(asked),
+                naming_missing(runtime, seconds, TrainingError),
+                storage_errors(runtime.checkpoints),
+            ):
+                training = open_training(config, shards, runtime, folder)
+                train(training)
+                result = finish(training)
+                asked.answer = LEAVING_OUT
+                after_test(training, result)
         return result if runtime.rank == 0 else None
     except StoppedError as stop:
         # One line for all processes.
@@ -138,6 +163,7 @@ def _prepare_first(config: Config, folder: Path, runtime: LocalRuntime, owned: E
             owned.enter_context(sole_owner(folder))
             claim(config, folder, shards)
             note_start(folder, config, shards, runtime.world_size)
+            print_taken(shards)
         except CggmError as error:
             failure = error
     failed = runtime.reduce()(torch.tensor(float(failure is not None), dtype=torch.float64, device=runtime.device))
@@ -148,28 +174,11 @@ def _prepare_first(config: Config, folder: Path, runtime: LocalRuntime, owned: E
     return shards if runtime.rank == 0 else prepare_data(config, write_shards_here)
 
 
-def table(result: Result) -> str:
-    """Metrics of validation and test side by side, and where everything lies."""
+def print_taken(shards: Path) -> None:
+    """Prints what the set takes as what, where its dataset notes it: target, modalities, and what is left out.
 
-    def row(name: str, valid: str, test: str) -> str:
-        return f"{name:<22}{valid:>10}{test:>10}"
-
-    def value(record: Record, name: str) -> str:
-        return f"{record[name]:.4f}"
-
-    lines = [f"best epoch {result.best_epoch}", row("", "valid", "test")]
-    lines += [row(name, value(result.valid, name), value(result.test, name)) for name in result.test]
-    places = {
-        "configuration": CONFIG,
-        "metrics by epoch": METRICS,
-        "best checkpoint": BEST,
-        "test predictions": PREDICTIONS,
-        "pictures": PICTURES,
-        "report": REPORT,
-    }
-    lines += [
-        f"{what + ':':<18} {result.folder / where}"
-        for what, where in places.items()
-        if (result.folder / where).exists()
-    ]
-    return "\n".join(lines)
+    Args:
+        shards: folder of the set.
+    """
+    for line in open_manifest(shards).notes.get("taken", ()):
+        print(one_line(line), flush=True)

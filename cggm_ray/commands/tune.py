@@ -23,14 +23,15 @@ import pyarrow.csv
 import pyarrow.parquet
 import yaml
 
-from cggm_ray.commands.train import table
 from cggm_ray.core.errors import TrainingError, UsageError
-from cggm_ray.data.dataset import DATASETS, PICTURES
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.engine.assembly import build_dataset, check
 from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.own_code import entries
 from cggm_ray.engine.state import BEST
+from cggm_ray.runs.ending import table
 from cggm_ray.runs.folder import named, open_folder, run_folder, sole_owner, start_over
+from cggm_ray.runs.pictures import FOLDER as PICTURES
 from cggm_ray.runs.provenance import note_start
 from cggm_ray.runs.result import SUMMARY, Result
 from cggm_ray.storage.files import copy_files, write_folder, write_text
@@ -101,7 +102,7 @@ def run_search(plan: Plan) -> None:
         base=plan.base,
         shards=plan.shards,
         trials=tuple(trials),
-        dataset=DATASETS.get(plan.base.data.dataset),
+        own=entries(plan.base),
         resources=_resources(search, plan.base),
         test=False,
         exchanges=search.scheduler.name == "pbt",
@@ -125,7 +126,7 @@ def run_search(plan: Plan) -> None:
     print(table(dataclasses.replace(result, folder=plan.folder)))
     trained, full = sum(outcome.epochs for outcome in found), plan.epochs * len(found)
     print(f"{trained} of {full} epochs trained, {1 - trained / full:.0%} saved")
-    for what, name in {"all trials": f"{TABLE}.csv", "best configuration": BEST_CONFIG}.items():
+    for what, name in {"all trials": f"{TABLE}.csv", "best configuration": BEST_CONFIG, "pictures": PICTURES}.items():
         print(f"{what + ':':<20} {plan.folder / name}")
 
 

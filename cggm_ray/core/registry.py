@@ -9,12 +9,29 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from cggm_ray.core.errors import UsageError, shown
 
 T = TypeVar("T")
+PACKAGE = __name__.partition(".")[0]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an entry was registered, outside this package.
+
+    Attributes:
+        module: dotted name that it can be imported by; None for a file that was started by itself.
+        file: absolute path; None for a notebook or a prompt.
+    """
+
+    module: str | None
+    file: str | None
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -36,6 +53,7 @@ class Registry(Generic[T]):
         self.kind = kind
         self._package = package
         self._entries: dict[str, T] = {}
+        self._places: dict[str, Place] = {}
         self._filled = False
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -44,19 +62,28 @@ class Registry(Generic[T]):
         Raises:
             ValueError: the name is taken.
         """
+        place = _place(sys._getframe(1).f_globals)
 
         def enter(entry: T) -> T:
             if name in self._entries:
                 raise ValueError(f"{self.kind} {name!r} is registered twice")
             self._entries[name] = entry
+            if place is not None:
+                self._places[name] = place
             return entry
 
         return enter
 
-    def adopt(self, name: str, entry: T) -> None:
-        """Enters what was registered in another process, unless the name is known here."""
+    def adopt(self, name: str, entry: T, place: Place | None = None) -> None:
+        """Enters what was registered in another process at a place, unless the name is known here."""
         self._fill()
+        if name not in self._entries and place is not None:
+            self._places[name] = place
         self._entries.setdefault(name, entry)
+
+    def place(self, name: str) -> Place | None:
+        """Where an entry was registered; None for those of this package."""
+        return self._places.get(name)
 
     def names(self) -> list[str]:
         """All names, sorted."""
@@ -83,3 +110,13 @@ class Registry(Generic[T]):
         for module in pkgutil.walk_packages(package.__path__, f"{self._package}."):
             importlib.import_module(module.name)
         self._filled = True
+
+
+def _place(module: Mapping[str, Any]) -> Place | None:
+    """The place that the globals of a module tell; None in this package."""
+    spec = module.get("__spec__")
+    name = module.get("__name__", "__main__") if spec is None else spec.name
+    if name.partition(".")[0] == PACKAGE:
+        return None
+    file = module.get("__file__")
+    return Place(module=None if name == "__main__" else name, file=None if file is None else str(Path(file).absolute()))

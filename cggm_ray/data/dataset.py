@@ -8,7 +8,7 @@ Ray Data tasks or in this process. A dataset whose work needs several steps, one
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -35,11 +35,7 @@ from cggm_ray.data.split_names import SPLITS as SPLITS
 from cggm_ray.tasks import Classification, Task
 
 if TYPE_CHECKING:
-    from cggm_ray.engine.evaluation import Collector
-    from cggm_ray.models.net import MultimodalNet
-
-PICTURES = "pictures"
-"""Folder for `Dataset.finish`, which the table at the end of a run names."""
+    pass
 
 
 class Dataset(ABC):
@@ -200,31 +196,6 @@ class Dataset(ABC):
         if set_bytes(folder, manifest, modalities) <= budget:
             return load_split(folder, manifest, split, modalities, device, self.settings.seed)
         return StreamSplit(folder, manifest, split, modalities, device, self.settings.seed, budget)
-
-    def open_maps(
-        self,
-        folder: Path,
-        manifest: Manifest,
-        split: str,
-        modalities: tuple[str, ...],
-        device: torch.device,
-        out: Path,
-        sources: Sequence[Path],
-    ) -> tuple[Split, Collector]:
-        """For a dense task: whole samples of a split, and what writes the map that is predicted for each into a folder.
-
-        Args:
-            folder, manifest, split, modalities, device: see `open_split`.
-            out: an empty folder; one file a sample is expected in it.
-            sources: the raw files, as `locate` or `locate_new` found them.
-
-        Raises:
-            UsageError: the dataset does not say how its maps are written.
-        """
-        raise UsageError(f"predictions: the dataset {self.name} does not say how its maps are written")
-
-    def finish(self, folder: Path, net: MultimodalNet, test: Split) -> None:  # noqa: B027 (most datasets leave nothing)
-        """Leaves what only this dataset has in the folder of a finished run, such as pictures. Rank 0 calls it."""
 
 
 DATASETS: Registry[type[Dataset]] = Registry("dataset", "cggm_ray.data.datasets")

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +57,7 @@ def prepare_new(
     Raises:
         DataError: bad input, or other features or classes than the run was trained with; nothing was written.
     """
-    paths = dataset.locate_new(path)
+    paths = some_files(dataset, path, dataset.locate_new)
     sources = dataset.describe(paths)
     options = dataset.shard_options() | {PREDICT: {"split": split, "trained": trained_digest(trained)}}
     name = fingerprint(dataset.name, dataset.converter, options, sources)
@@ -99,6 +99,18 @@ def prepare_new(
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     return folder, paths
+
+
+def some_files(dataset: Dataset, path: Path, locate: Callable[[Path], list[Path]]) -> list[Path]:
+    """The raw files that a dataset finds under a path.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = locate(path)
+    if not found:
+        raise DataError(f"{path}: found no file of the dataset {dataset.name}; expected its raw data")
+    return found
 
 
 def trained_digest(trained: Manifest) -> str:

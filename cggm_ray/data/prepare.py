@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from cggm_ray.config.parsing import whole
 from cggm_ray.core.errors import DataError
 from cggm_ray.data.dataset import Dataset
+from cggm_ray.data.new_data import some_files
 from cggm_ray.data.shards.packed import unpack
 from cggm_ray.data.shards.shards import (
     Manifest,
@@ -44,7 +45,7 @@ def prepare(dataset: Dataset, write: WriteShards, check: Callable[[Manifest], ob
         DataError: bad input; nothing was written.
         UsageError: of `check`; nothing was written.
     """
-    paths = dataset.locate(raw_path(dataset))
+    paths = some_files(dataset, raw_path(dataset), dataset.locate)
     sources = dataset.describe(paths)
     mark = fingerprint(dataset.name, dataset.converter, dataset.shard_options(), sources)
     folder = dataset.settings.shard_root / f"{dataset.name}-{mark}"

@@ -23,7 +23,9 @@ from ray.experimental.internal_kv import _internal_kv_get as internal_kv_get
 import ray
 from cggm_ray.core.errors import CggmError, UsageError
 from cggm_ray.distributed.session import session_folder
+from cggm_ray.engine.own_code import imported_modules
 from cggm_ray.engine.runtime import RunConfig
+from ray import cloudpickle
 
 MOST_CPUS = 4
 ANSWER = 5.0
@@ -76,6 +78,9 @@ def connect() -> None:
         UsageError: with what to do: the cluster does not answer, refuses the token or has other versions, or none can be
             started here.
     """
+    for module in imported_modules():
+        # No other process finds them by their names.
+        cloudpickle.register_pickle_by_value(module)
     if ray.is_initialized():
         return
     address = running_cluster()

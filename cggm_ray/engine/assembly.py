@@ -178,7 +178,7 @@ def build_network(
 
 
 def check(config: Config, shards: Path) -> None:
-    """Raises what `fit` would raise about the configuration, before any worker starts; `prepare` does it before that.
+    """Raises what `open_training` would raise about the configuration, before any worker starts; `prepare` does it before that.
 
     Raises:
         DataError: the shards are gone.
@@ -199,6 +199,7 @@ class Training:
     dataset: Dataset
     task: Task
     modalities: tuple[str, ...]
+    class_names: tuple[str, ...] | None
     splits: dict[str, Split]
     state: TrainState
     step: nn.Module
@@ -246,6 +247,7 @@ def open_training(config: Config, shards: Path, runtime: Runtime, folder: Path) 
         dataset=dataset,
         task=task,
         modalities=modalities,
+        class_names=dataset.class_names(manifest),
         splits=splits,
         state=state,
         step=runtime.wrap(TrainingStep(net, state.strategy, config.train.precision)),
@@ -290,6 +292,7 @@ def new_state(
     for guide in guides.values():
         guide.to(runtime.device)
     strategy = build_strategy(config, net, guides, task, runtime.reduce())
+    strategy.is_guarded = True
     encoders = dict(net.encoders.items())
     optimizer = model_optimizer(config.optim, net.parameters(), encoders, strategy.rates())
     metric = config.train.select or task.selection[0]

@@ -60,10 +60,9 @@ class Config(Sections):
         self.modulation.check_parts(self._parts)
         sections = self.sections()
         for section, key in self.fields():
-            if key.metadata["path"]:
-                value = getattr(sections[section], key.name)
-                for text in (value,) if isinstance(value, str) else value or ():
-                    check_path(key.name, text)
+            value = getattr(sections[section], key.name) if key.metadata["path"] else None
+            for text in (value,) if isinstance(value, str) else value or ():
+                check_path(key.name, text)
         if self.train.batch_size < self.run.max_workers:
             raise UsageError(
                 f"batch_size: found {self.train.batch_size} samples for {self.run.max_workers} workers; expected at least one "

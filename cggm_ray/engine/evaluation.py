@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from cggm_ray.core.batch import Batch, Feature
 from cggm_ray.core.reduction import Reduce, alone
+from cggm_ray.data.loading.collector import Collector
 from cggm_ray.data.loading.sampler import slices
 from cggm_ray.data.loading.split import Split
 from cggm_ray.data.shards.shards import IDENTITY, INDEX, TARGET, tensor_column
@@ -27,18 +27,6 @@ from cggm_ray.tasks import Task
 
 PREDICTION = "prediction"
 """Column of the predictions."""
-
-
-class Collector(Protocol):
-    """Takes the predictions of a split while it is evaluated."""
-
-    def take(self, batch: Batch, logits: Tensor) -> None:
-        """The logits [N, C, ...] of a batch. Batches come in the order of the split."""
-        ...
-
-    def share(self, reduce: Reduce, device: torch.device) -> None:
-        """Adds up what the workers took; called once, after the last batch, where there are several."""
-        ...
 
 
 @dataclass

@@ -55,9 +55,8 @@ def train(training: Training) -> None:
         observer = Observer(state.strategy) if state.strategy.observes else None
         valid = evaluate(config.train, state.net, training.task, splits["valid"], runtime, observer=observer)
         state.end_epoch()
-        nothing = torch.zeros(0, dtype=torch.float64)
-        observed = nothing if observer is None or observer.sums is None else observer.sums
-        state.strategy.end_epoch(record, valid, observed)
+        observed = None if observer is None else observer.sums
+        state.strategy.end_epoch(record, valid, torch.zeros(0, dtype=torch.float64) if observed is None else observed)
         rescale(state.optimizer, state.strategy.rates())
         state.schedule.after_epoch(valid["loss"])
         # A network that overflows on validation is not the best one, whatever its metric says.

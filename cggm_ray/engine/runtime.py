@@ -73,6 +73,10 @@ class Runtime(Protocol):
         """
         ...
 
+    def wish(self) -> Notice:
+        """What this worker alone was asked, for work that it does alone."""
+        ...
+
 
 def save_on_rank_0(runtime: Runtime, position: Position, write: Callable[[Path], None]) -> None:
     """See `Runtime.save`. Returns on all workers when the checkpoint is there."""
@@ -170,6 +174,10 @@ class LocalRuntime:
         """See `Runtime`."""
         return self._agreement(now)
 
+    def wish(self) -> Notice:
+        """See `Runtime`."""
+        return self.asked.notice()
+
     def close(self) -> None:
         """Leaves the process group, whose threads end here.
 
@@ -224,6 +232,11 @@ class RunConfig:
     report: bool = option(
         True, "at the end, score every subset of modalities and draw the page report/report.html", resume=True
     )
+    contributions_seconds: int = option(
+        300,
+        "seconds for scoring subsets of modalities at the end, without those that take longer; 0 for none",
+        resume=True,
+    )
     trackers: tuple[str, ...] | None = option(
         None, "beside metrics.jsonl: tensorboard, mlflow, wandb; default tensorboard where it is installed", resume=True
     )
@@ -243,6 +256,7 @@ class RunConfig:
         )
         at_least(self, "resize_interval", 1)
         at_least(self, "max_failures", 0)
+        at_least(self, "contributions_seconds", 0)
         at_least(self, "collective_timeout", 1)
         if self.fresh and self.allow_config_change:
             raise UsageError("fresh: given together with allow_config_change; expected one of them")

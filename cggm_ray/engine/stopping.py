@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,15 +29,22 @@ class Notice(IntEnum):
     STOP = 2
 
 
+SAVING = b"saving after this step; the same signal once more ends at once\n"
+LEAVING_OUT = b"the run is finished; what is left is left out; the same signal once more ends at once\n"
+"""What a signal is answered with, before and after the test."""
+
+
 class Asked:
     """Whether this process is to stop: a signal came, or torchrun, which started it, was killed.
 
     Attributes:
         signal: number of the signal; 0 while none came.
+        answer: printed when it comes.
     """
 
     def __init__(self) -> None:
         self.signal = 0
+        self.answer = SAVING
         self._parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     def notice(self) -> Notice:
@@ -59,7 +67,41 @@ def listening(asked: Asked) -> Iterator[None]:
         for each, handler in before.items():
             signal.signal(each, handler)
         # Not print: the signal may have come in the middle of one.
-        os.write(2, b"saving after this step; the same signal once more ends at once\n")
+        os.write(2, asked.answer)
+
+    for number in SIGNALS:
+        signal.signal(number, take)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Interrupted(BaseException):
+    """A signal came in a block of `interrupting`. No Exception, so that no library takes it for an error of its own."""
+
+
+@contextmanager
+def interrupting(asked: Asked) -> Iterator[None]:
+    """Has the first SIGTERM or Ctrl-C end the block at once, for work of one process that may be left out.
+
+    Args:
+        asked: notes the signal.
+
+    Raises:
+        Interrupted: it came.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def take(number: int, frame: FrameType | None) -> None:
+        asked.signal = number
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        raise Interrupted
 
     for number in SIGNALS:
         signal.signal(number, take)

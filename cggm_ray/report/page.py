@@ -20,12 +20,13 @@ PICTURE_TONES = 160
 """Colours of a picture of cases."""
 
 
-def report(folders: Sequence[Path], out: Path | None = None) -> Path:
+def report(folders: Sequence[Path], out: Path | None = None, score: bool = True) -> Path:
     """Writes the page of one or several runs and its pictures.
 
     Args:
         folders: of the runs.
         out: folder for the page; default `report` in the folder of the run, or beside the first of several.
+        score: whether subsets of modalities that a run has not scored are scored now.
 
     Returns:
         The page.
@@ -37,7 +38,8 @@ def report(folders: Sequence[Path], out: Path | None = None) -> Path:
     if len(folders) > MOST_RUNS:
         raise UsageError(f"report: found {len(folders)} runs; expected at most {MOST_RUNS} on one page")
     stories = [read_story(folder, label) for folder, label in zip(folders, labels(folders), strict=True)]
-    stories = [with_contributions(story) for story in stories]
+    if score:
+        stories = [with_contributions(story) for story in stories]
     if out is None:
         first = stories[0].folder
         out = first / FOLDER if len(stories) == 1 else first.parent / f"report-of-{len(stories)}-runs"
@@ -127,28 +129,40 @@ def _run(story: Story, drawn: dict[str, bytes]) -> str:
     found = story.contributions
     if found is not None:
         names = {subset: " + ".join(found.names(subset)) or "none" for subset in found.scores}
-        parts += [
-            "<h3>What each modality contributes</h3>",
-            _draw(
-                drawn,
-                f"{story.label}-subsets",
-                outcome.subset_bars(found),
-                "Left: the score when only these modalities are there and the others are masked. Right: what each adds, "
-                "averaged over all orders in which they can be added"
-                + (", as a fall of the metric, so that positive is good." if found.better == "min" else "."),
-            ),
-            html.paragraph(f"Imbalance degree {found.imbalance:.3f}: 0 equal contributions, 1 a single modality."),
-            html.table(
-                "Shapley values",
-                ["modality", f"Shapley value ({found.metric})"],
-                [[name, value] for name, value in found.shapley.items()],
-            ),
+        parts.append("<h3>What each modality contributes</h3>")
+        if found.missing:
+            parts.append(
+                html.paragraph(
+                    f"{len(found.missing)} of {len(found.scores) + len(found.missing)} subsets of modalities were not scored "
+                    "before time was up or the run was told to stop, so there are no Shapley values; `python -m cggm_ray "
+                    "report` scores them all.",
+                    "notice",
+                )
+            )
+        else:
+            parts += [
+                _draw(
+                    drawn,
+                    f"{story.label}-subsets",
+                    outcome.subset_bars(found),
+                    "Left: the score when only these modalities are there and the others are masked. Right: what each adds, "
+                    "averaged over all orders in which they can be added"
+                    + (", as a fall of the metric, so that positive is good." if found.better == "min" else "."),
+                ),
+                html.paragraph(f"Imbalance degree {found.imbalance:.3f}: 0 equal contributions, 1 a single modality."),
+                html.table(
+                    "Shapley values",
+                    ["modality", f"Shapley value ({found.metric})"],
+                    [[name, value] for name, value in found.shapley.items()],
+                ),
+            ]
+        parts.append(
             html.table(
                 "Scores of the subsets",
                 ["modalities", found.metric],
                 [[names[subset], score] for subset, score in found.scores.items()],
-            ),
-        ]
+            )
+        )
     drawing = outcome.predictions(story)
     if drawing is not None:
         parts += [

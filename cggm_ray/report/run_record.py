@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from cggm_ray.core.errors import CggmError, TrainingError, UsageError
-from cggm_ray.data.dataset import DATASETS, PICTURES
+from cggm_ray.data.dataset import DATASETS
 from cggm_ray.data.shards.shards import TARGET, column_values
 from cggm_ray.engine.checkpoints import Checkpoints
 from cggm_ray.engine.configuration import Config
@@ -20,6 +21,7 @@ from cggm_ray.engine.state import BEST, PREDICTIONS, saved_values
 from cggm_ray.engine.tracking import METRICS, read_metrics
 from cggm_ray.runs.contributions import BALANCE, Contributions, contributions
 from cggm_ray.runs.finished import class_names, open_finished, read_config, read_run
+from cggm_ray.runs.pictures import FOLDER as PICTURES
 from cggm_ray.runs.provenance import read_provenance
 from cggm_ray.runs.result import SUMMARY, Result
 
@@ -128,12 +130,14 @@ def read_story(folder: Path, label: str | None = None) -> Story:
 
 
 def with_contributions(story: Story) -> Story:
-    """The story with the scores of the subsets, computed if the run is finished and left none.
+    """The story with the scores of all subsets, computed if the run is finished and did not leave them.
 
     They are kept in the run's folder where that can be written. Where they cannot be had, a note says why.
     """
-    if story.contributions is not None or story.result is None:
+    if (story.contributions is not None and not story.contributions.missing) or story.result is None:
         return story
+    # To stderr: what a program prints is the path of the page.
+    print(f"{story.folder}: scoring the subsets of modalities (--no_contributions leaves them out)", file=sys.stderr)
     try:
         run = open_finished(story.folder)
         found = contributions(

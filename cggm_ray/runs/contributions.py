@@ -1,7 +1,8 @@
 """What each modality contributes: scores of all subsets of modalities, and their Shapley values.
 
 A subset is scored with the other modalities masked: the fusion sees zeros in place of their features, and where a dataset
-has masks, a mask of False, as for a sample that lacks the modality. The encoders run once, the fusion once a subset.
+has masks, a mask of False, as for a sample that lacks the modality. The fusion runs once a subset, the encoders once
+for several.
 
 What happens to a modality during training (guide score, coefficient, cosine, gradient norm) is in `metrics.jsonl`.
 """
@@ -11,7 +12,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,6 +27,7 @@ from cggm_ray.data.loading.sampler import slices
 from cggm_ray.data.loading.split import Split
 from cggm_ray.engine.runtime import Runtime
 from cggm_ray.engine.settings import TrainConfig
+from cggm_ray.engine.stopping import Agreement, Notice
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.storage.files import write_text
 from cggm_ray.tasks import Task
@@ -35,12 +38,17 @@ MOST_MODALITIES = 10
 MOST_AT_THE_END = 6
 """Of which they are scored at the end of every run, without being asked for."""
 
+FIRST = 2
+"""Subsets that the split is read for first."""
+PACE = 10.0
+"""Seconds for which as many subsets are scored at once as are known to fit: the encoders run once for all of them."""
+
 Subset = frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contributions:
-    """Scores of all subsets of modalities, of one checkpoint on one split.
+    """Scores of the subsets of modalities, of one checkpoint on one split.
 
     Attributes:
         metric: that was scored.
@@ -48,7 +56,8 @@ class Contributions:
         split: that was evaluated.
         epoch: of the checkpoint, counted from 1.
         modalities: names, in the order of the dataset.
-        scores: the metric by subset, from the empty one (everything masked) to all modalities.
+        scores: the metric by subset, from the empty one (everything masked) to all modalities. Where time ran out some are
+            missing; those that are there are over the whole split.
     """
 
     metric: str
@@ -59,19 +68,26 @@ class Contributions:
     scores: Mapping[Subset, float]
 
     @property
+    def missing(self) -> list[Subset]:
+        """The subsets that were not scored."""
+        return [subset for subset in subsets(self.modalities) if subset not in self.scores]
+
+    @property
     def shapley(self) -> dict[str, float]:
-        """The Shapley value of each modality, in units of the metric; positive is good.
+        """The Shapley value of each modality, in units of the metric; positive is good. Empty where a subset is missing.
 
         Of a metric that is to be small, such as an error, it is that of the metric's negative. The values add up to what
         all modalities together gain over none.
         """
+        if self.missing:
+            return {}
         sign = -1.0 if self.better == "min" else 1.0
         return shapley_values({subset: sign * score for subset, score in self.scores.items()}, self.modalities)
 
     @property
     def imbalance(self) -> float:
-        """See `imbalance_degree`."""
-        return imbalance_degree(list(self.shapley.values()))
+        """See `imbalance_degree`; NaN where a subset is missing."""
+        return math.nan if self.missing else imbalance_degree(list(self.shapley.values()))
 
     def save(self, path: Path) -> None:
         """Writes JSON, with null for a score that is not finite.
@@ -86,7 +102,10 @@ class Contributions:
         about = {name: value for name, value in vars(self).items() if name != "scores"}
         derived = {name: value if math.isfinite(value) else None for name, value in self.shapley.items()}
         imbalance = self.imbalance if math.isfinite(self.imbalance) else None
-        write_text(path, json.dumps({**about, "scores": scores, "shapley": derived, "imbalance": imbalance}, indent=1))
+        content = {**about, "scores": scores, "shapley": derived, "imbalance": imbalance}
+        if self.missing:
+            content["missing"] = [self.names(subset) for subset in self.missing]
+        write_text(path, json.dumps(content, indent=1))
 
     @classmethod
     def load(cls, path: Path) -> Contributions:
@@ -108,7 +127,12 @@ class Contributions:
                     for line in found["scores"]
                 },
             )
-            if set(read.scores) != set(subsets(read.modalities)):
+            said = [frozenset(names) for names in found.get("missing", ())]
+            if (
+                not read.scores
+                or set(read.missing) != set(said)
+                or not set(read.scores) <= set(subsets(read.modalities))
+            ):
                 raise ValueError("its scores are not those of all subsets")
             return read
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -175,8 +199,12 @@ def contributions(
     metric: str,
     epoch: int,
     name: str = "valid",
+    seconds: float | None = None,
 ) -> Contributions:
-    """Scores every subset of the network's modalities on a split, each worker taking its part.
+    """Scores the subsets of the network's modalities on a split, each worker taking its part.
+
+    The split is read several times, for a few subsets first and then for more at once, so that what was scored is kept when
+    time runs out or somebody asks the run to stop. How many at once changes no score.
 
     Args:
         settings: batch size and precision of the run.
@@ -187,6 +215,7 @@ def contributions(
         metric: one of the task's validation metrics.
         epoch: of the checkpoint.
         name: of the split.
+        seconds: after which no further subset is scored, and one that is not over is left out; default all are.
 
     Raises:
         UsageError: more than `MOST_MODALITIES` modalities.
@@ -194,24 +223,83 @@ def contributions(
     """
     modalities = tuple(net.encoders)
     chosen = subsets(modalities)
-    failure: Exception | None = None
-    try:
-        sums = _local_sums(settings, net, task, split, runtime, chosen)
-    except (CggmError, RuntimeError, OSError) as error:
-        # The others wait for this worker's sums: it gives zeros, and says that they are none.
-        failure = error
-        sums = torch.zeros(len(chosen) * _width(task, split), dtype=torch.float64, device=runtime.device)
-    total = runtime.reduce()(torch.cat([sums, sums.new_tensor([float(failure is not None)])]))
-    if total[-1]:
-        raise TrainingError(f"the subsets of modalities were not scored: {failure or 'another worker failed'}")
-    state = task.metrics(groups=split.groups)
-    scores = {}
-    for subset, part in zip(chosen, total[:-1].cpu().chunk(len(chosen)), strict=True):
-        found = {"loss": float(task.combine(part[: task.n_sums])), **state.compute(part[task.n_sums :])}
-        scores[subset] = found[metric]
+    # Nothing and everything first: what they differ by is what the modalities bring together.
+    left = sorted(chosen, key=lambda subset: len(subset) not in (0, len(modalities)))
+    state, at_once = task.metrics(groups=split.groups), FIRST
+    ended, scores = _Deadline(runtime, seconds), {}
+    while left:
+        part, start = left[:at_once], time.monotonic()
+        failure: Exception | None = None
+        try:
+            sums = _local_sums(settings, net, task, split, runtime, part, ended)
+        except (CggmError, RuntimeError, OSError) as error:
+            # The others wait for this worker: it goes on to agree with them, gives zeros, and says that they are none.
+            failure = error
+            sums = torch.zeros(len(part) * _width(task, split), dtype=torch.float64, device=runtime.device)
+        batches = -(-len(split) // settings.batch_size)
+        if ended.after(batches * len(part)):
+            break
+        total = runtime.reduce()(
+            torch.cat([sums, sums.new_tensor([float(failure is not None), time.monotonic() - start])])
+        )
+        if total[-2]:
+            raise TrainingError(f"the subsets of modalities were not scored: {failure or 'another worker failed'}")
+        for subset, sums in zip(part, total[:-2].cpu().chunk(len(part)), strict=True):
+            found = {"loss": float(task.combine(sums[: task.n_sums])), **state.compute(sums[task.n_sums :])}
+            scores[subset] = found[metric]
+        left = left[at_once:]
+        took = float(total[-1]) / runtime.world_size
+        at_once = max(2 * at_once, int(len(part) * PACE / max(took, 1e-6)))
     return Contributions(
-        metric=metric, better=task.better(metric), split=name, epoch=epoch, modalities=modalities, scores=scores
+        metric=metric,
+        better=task.better(metric),
+        split=name,
+        epoch=epoch,
+        modalities=modalities,
+        scores={subset: scores[subset] for subset in chosen if subset in scores},
     )
+
+
+class _Deadline:
+    """Whether all workers leave out the subsets that are not over: time is up, or somebody asked the run to stop.
+
+    All workers look equally often, so they agree at the same subset.
+
+    Args:
+        runtime: knows who asked.
+        seconds: from now on; None for no end.
+
+    Attributes:
+        over: whether it came.
+    """
+
+    def __init__(self, runtime: Runtime, seconds: float | None) -> None:
+        end = math.inf if seconds is None else time.monotonic() + seconds
+        period = 1.0 if runtime.world_size > 1 else 0.0
+        self._runtime, self._looks, self.over = runtime, 0, False
+        self._late = Agreement(
+            lambda: Notice.STOP if time.monotonic() >= end else Notice.NONE,
+            runtime.world_size,
+            runtime.reduce(),
+            runtime.device,
+            period,
+        )
+
+    def look(self) -> bool:
+        """Called before every subset of every batch."""
+        self._looks += 1
+        if not self.over:
+            # Both are asked every time: the workers count how often.
+            notices = (self._runtime.notice(), self._late())
+            self.over = Notice.STOP in notices
+        return self.over
+
+    def after(self, looks: int) -> bool:
+        """The looks that are left of so many, as a worker that failed in between makes them; the count starts again."""
+        while self._looks < looks and not self.over:
+            self.look()
+        self._looks = 0
+        return self.over
 
 
 def leave_contributions(
@@ -224,18 +312,33 @@ def leave_contributions(
     *,
     metric: str,
     epoch: int,
+    seconds: int,
+    say: Callable[[str], None],
 ) -> None:
     """Leaves `balance.json` in the folder of a run that is over: what goes wrong here is said and changes nothing.
 
     See `contributions` for the arguments.
+
+    Args:
+        seconds: after which the subsets that are left are not scored.
+        say: takes the lines about it, on rank 0.
     """
+    again = f"`python -m cggm_ray report {folder}` scores them all"
+    count = 2 ** len(net.encoders)
+    if len(net.encoders) > MOST_AT_THE_END:
+        say(f"{count:,} subsets of {len(net.encoders)} modalities are not scored at the end of a run; {again}")
+        return
+    say(
+        f"scoring {count} subsets of the modalities, for at most {seconds} s (--contributions_seconds; 0 leaves them out)"
+    )
     try:
-        found = contributions(settings, net, task, split, runtime, metric=metric, epoch=epoch)
-        if runtime.rank == 0:
+        found = contributions(settings, net, task, split, runtime, metric=metric, epoch=epoch, seconds=seconds)
+        if found.missing:
+            say(f"{len(found.missing)} of {count} subsets were left out, and with them the Shapley values; {again}")
+        if runtime.rank == 0 and found.scores:
             found.save(folder / BALANCE)
     except (CggmError, OSError) as error:
-        if runtime.rank == 0:
-            print(f"{folder / BALANCE} was not written: {error}", flush=True)
+        say(f"{folder / BALANCE} was not written: {error}")
 
 
 def _width(task: Task, split: Split) -> int:
@@ -243,9 +346,15 @@ def _width(task: Task, split: Split) -> int:
 
 
 def _local_sums(
-    settings: TrainConfig, net: MultimodalNet, task: Task, split: Split, runtime: Runtime, chosen: Sequence[Subset]
+    settings: TrainConfig,
+    net: MultimodalNet,
+    task: Task,
+    split: Split,
+    runtime: Runtime,
+    chosen: Sequence[Subset],
+    ended: _Deadline,
 ) -> Tensor:
-    """This worker's sums of loss and metrics, one subset after the other."""
+    """This worker's sums of loss and metrics, one subset after the other; sums of a part of the split where it ended."""
     net.eval()
     device = runtime.device
     states = [task.metrics(device, split.groups) for _ in chosen]
@@ -256,12 +365,16 @@ def _local_sums(
             features = net.encode(batch.inputs, batch.masks)
             nothing = {name: _zeros(feature) for name, feature in features.items()}
         for subset, state, losses in zip(chosen, states, loss_sums, strict=True):
+            if ended.look():
+                break
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
                 seen = {name: (features if name in subset else nothing)[name] for name in features}
                 logits = net.fuse(seen, _masks(batch, subset, net)).logits
             logits = logits.float() if logits.dtype.itemsize < 4 else logits
             state.update(logits, batch.target, batch.weight, batch.group)
             losses += task.sums(logits, batch.target, batch.weight)
+        if ended.over:
+            break
     return torch.cat([torch.cat([losses, state.sums]) for losses, state in zip(loss_sums, states, strict=True)])
 
 

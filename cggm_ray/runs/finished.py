@@ -23,8 +23,8 @@ from cggm_ray.engine.runtime import LocalRuntime
 from cggm_ray.engine.state import BEST, load_weights
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.runs.confusion import CONFUSION
-from cggm_ray.runs.folder import CONFIG
-from cggm_ray.runs.recorded import recorded_manifest
+from cggm_ray.runs.ending import CONFIG
+from cggm_ray.runs.recorded import import_classes, recorded_manifest
 from cggm_ray.runs.result import SUMMARY, Result, read_summary
 from cggm_ray.tasks import Task
 
@@ -185,6 +185,7 @@ def read_config(folder: Path) -> Config:
     if not (folder / CONFIG).exists():
         raise UsageError(f"{folder / CONFIG} does not exist; expected the folder of a run")
     values = read_yaml(folder / CONFIG, "run")
+    import_classes(folder, values)
     # The class of the dataset's own options follows from its name.
     data = values.get("data")
     name = data.get("dataset", "mosi") if isinstance(data, dict) else "mosi"

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from cggm_ray.core.errors import TrainingError
-from cggm_ray.engine.assembly import Training, open_training
-from cggm_ray.engine.checkpoints import check_checkpoint, storage_errors
-from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.assembly import Training
+from cggm_ray.engine.checkpoints import check_checkpoint
 from cggm_ray.engine.evaluation import Predictions, evaluate, write_predictions
-from cggm_ray.engine.loop import train
-from cggm_ray.engine.runtime import Runtime, numbers
+from cggm_ray.engine.runtime import numbers
 from cggm_ray.engine.state import BEST, PREDICTIONS, Position, load_weights
-from cggm_ray.runs.contributions import MOST_AT_THE_END, leave_contributions
+from cggm_ray.runs.confusion import save_confusion
 from cggm_ray.runs.result import SUMMARY, Result
 from cggm_ray.storage.files import copy_files, write_folder, write_text
-
-
-def fit(config: Config, shards: Path, runtime: Runtime, folder: Path) -> Result:
-    """Trains, keeps the best checkpoint by validation, and tests it once.
-
-    See `open_training` for the arguments and `train` for what it raises.
-    """
-    with storage_errors(runtime.checkpoints):
-        training = open_training(config, shards, runtime, folder)
-        train(training)
-        return finish(training)
 
 
 def finish(training: Training) -> Result:
@@ -55,18 +41,8 @@ def finish(training: Training) -> Result:
         write_folder(folder / BEST, lambda partial: copy_files(checkpoint, partial))
         if collected is not None:
             write_predictions(folder / PREDICTIONS, splits["test"].names, collected)
-        training.dataset.finish(folder, state.net, splits["test"])
+        if training.class_names is not None:
+            save_confusion(folder, training.class_names)
         summary = {"best_epoch": result.best_epoch, "epochs": state.epoch, "valid": result.valid, "test": result.test}
         write_text(folder / SUMMARY, json.dumps(summary, indent=1))
-    if config.run.report and len(training.modalities) <= MOST_AT_THE_END:
-        leave_contributions(
-            config.train,
-            state.net,
-            task,
-            splits["valid"],
-            runtime,
-            folder,
-            metric=state.best.metric,
-            epoch=state.best.epoch,
-        )
     return result

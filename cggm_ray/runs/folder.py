@@ -17,14 +17,10 @@ from cggm_ray.core.errors import UsageError
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.engine.assembly import check
 from cggm_ray.engine.configuration import Config
+from cggm_ray.runs.ending import CONFIG
 from cggm_ray.runs.recorded import record_data
 from cggm_ray.storage.files import clear_partials, set_aside, write_text
 from cggm_ray.storage.locks import holding
-
-CONFIG = "config.yaml"
-
-
-REPORT = "report/report.html"
 
 
 def named(config: Config, kind: str | None = None) -> Config:
@@ -108,7 +104,7 @@ def claim(config: Config, folder: Path, shards: Path) -> Path:
     check(config, shards)
     open_folder(config, folder)
     try:
-        record_data(folder, open_manifest(shards))
+        record_data(folder, open_manifest(shards), config)
     except OSError as error:
         raise UsageError(f"storage_path: {folder} cannot be written: {error.strerror}") from None
     return shards

@@ -1,29 +1,38 @@
-"""What a run records of its data when it starts, in `data.json`: enough to predict other data when its own is gone."""
+"""What a run records of its data when it starts, in `data.json`: enough to predict other data when its own is gone.
+
+For a dataset or a strategy of a person's own it says where that was registered too.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cggm_ray.data.shards.shards import Manifest
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.own_code import import_recorded, places
 from cggm_ray.storage.files import write_text
 
 DATA = "data.json"
 
 
-def record_data(folder: Path, manifest: Manifest) -> None:
-    """Writes `data.json`: the manifest of the run's set without its raw files and shards.
+def record_data(folder: Path, manifest: Manifest, config: Config) -> None:
+    """Writes `data.json`: the manifest of the run's set without its raw files and shards, and where names were registered.
 
     Args:
         folder: of the run.
         manifest: of its set.
+        config: of the run.
 
     Raises:
         OSError: the file cannot be written.
     """
     kept = dataclasses.replace(manifest, sources=(), splits={})
-    write_text(folder / DATA, json.dumps({"manifest": json.loads(kept.to_json())}, indent=1) + "\n")
+    content = {"registered": places(config), "manifest": json.loads(kept.to_json())}
+    write_text(folder / DATA, json.dumps(content, indent=1) + "\n")
 
 
 def recorded_manifest(folder: Path) -> Manifest | None:
@@ -32,3 +41,23 @@ def recorded_manifest(folder: Path) -> Manifest | None:
         return Manifest.from_json(json.dumps(json.loads((folder / DATA).read_text())["manifest"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def import_classes(folder: Path, values: Mapping[str, Any]) -> None:
+    """Imports the files that register the dataset and the strategy of a run, where they are unknown here.
+
+    Args:
+        folder: of the run.
+        values: sections of its configuration, not checked yet.
+
+    Raises:
+        UsageError: see `import_recorded`.
+    """
+    try:
+        registered = json.loads((folder / DATA).read_text())["registered"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        registered = []
+    for kind, section, key in (("dataset", "data", "dataset"), ("strategy", "modulation", "modulation")):
+        part = values.get(section)
+        if isinstance(part, dict) and key in part:
+            import_recorded(kind, part[key], registered if isinstance(registered, list) else [], folder)

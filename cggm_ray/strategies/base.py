@@ -12,14 +12,16 @@ All it computes from a batch is a vector of sums, so one all-reduce per step mak
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cggm_ray.core.batch import Feature, HeadOutput
+from cggm_ray.core.errors import UsageError
 from cggm_ray.core.reduction import Reduce, Totals, all_reduce_with_local_gradient, alone
+from cggm_ray.strategies.steps import OpenStep, own_parameters
 from cggm_ray.tasks.base import Task
 
 
@@ -38,6 +40,8 @@ class Strategy(nn.Module):
         observes: whether `observe` is to be called; an evaluation costs nothing more where it is not.
         rates_by_step: whether `rates` change with every step; they are read before the optimizer moves.
         totals: the sums of the global batch, where they are known before `losses`; None where it finds them.
+        is_guarded: whether the loop itself finds out, on all workers alike, that a step is not finite, and takes it back; the
+            package's own loop does. In any other loop the strategy does it; see `cggm_ray.strategies.steps`.
     """
 
     observes = False
@@ -49,6 +53,8 @@ class Strategy(nn.Module):
         self.task = task
         self.reduce = reduce
         self.diagnostics: dict[str, Tensor] = {}
+        self.is_guarded = False
+        self._open_step = OpenStep()
 
     def see(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> None:
         """Shows the inputs of a step, before they are encoded.
@@ -66,7 +72,7 @@ class Strategy(nn.Module):
         weight: Tensor | None = None,
         masks: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Feature]:
-        """Returns the features that the fusion shall see.
+        """Returns the features that the fusion shall see. A subclass calls this first, because a step begins here.
 
         Args:
             features: modality name to the output of its encoder.
@@ -75,7 +81,13 @@ class Strategy(nn.Module):
             weight: [N], 0 for samples that do not count; None when all do.
             masks: modality name to bool [N, T] or [N, 1], False at padding; None when there is none.
         """
+        if self._is_open_to_skips():
+            self._open_step.enter(self, features.values())
         return features
+
+    def _is_open_to_skips(self) -> bool:
+        """Whether this pass belongs to a step that may be skipped without a word to the strategy."""
+        return self.training and torch.is_grad_enabled() and not self.is_guarded and self.totals is None
 
     def sums(self, head: HeadOutput, target: Tensor, weight: Tensor | None) -> Tensor:
         """The strategy's own additive sums of this step, float64, 1-D."""
@@ -99,7 +111,12 @@ class Strategy(nn.Module):
         else:
             total = self.totals.with_gradient_of(local)
         task_sums, own_sums = total[: self.task.n_sums], total[self.task.n_sums :]
-        return self.task.combine(task_sums), self.combine(task_sums, own_sums)
+        task_loss = self.task.combine(task_sums)
+        if not self._is_open_to_skips():
+            return task_loss, self.combine(task_sums, own_sums)
+        before = [tensor.clone() for tensor in self.memory()]
+        term = self.combine(task_sums, own_sums)
+        return task_loss, self._open_step.check(self, term, total.detach(), before)
 
     def local_sums(self, head: HeadOutput, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """All sums of this worker's batch, those of the task and the strategy's own, float64, 1-D."""
@@ -136,7 +153,58 @@ class Strategy(nn.Module):
         """
 
     def step(self) -> None:
-        """Moves what the strategy trains by itself. Call it after the backward pass."""
+        """Ends a step: moves what the strategy trains by itself, and clears its gradients. Call it after the backward pass.
+
+        In a loop that is not guarded it first divides the gradients by the loss scale; where they or the sums of the batch
+        are not finite, nothing moves and the buffers go back to what they were before the step. So it may be called whether
+        or not the model's optimizer skipped the step.
+        """
+        optimizer = self.own_optimizer()
+        if self.is_guarded:
+            if optimizer is not None:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            return
+        if self._open_step.end(self) and optimizer is not None:
+            self._open_step.look_for_moves(self)
+            optimizer.step()
+            self._open_step.note_moves(self)
+        self._open_step.close(self)
+
+    def skip(self) -> None:
+        """Ends a step in place of `step`, for a loop that skips it for a reason of its own.
+
+        Buffers go back to what they were before the step, and the gradients of what the strategy trains are dropped, whether
+        they are finite or not. It may be called at any time after `modulate`, with or without a backward pass.
+        """
+        self._open_step.take_back(self)
+
+    def without_own(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+        """The parameters that `step` does not move: those for the optimizer of a model that holds the strategy.
+
+        Args:
+            parameters: of the model, `model.parameters()`.
+        """
+        own = {id(parameter) for parameter in own_parameters(self)}
+        return [parameter for parameter in parameters if id(parameter) not in own]
+
+    def check_optimizer(self, optimizer: Optimizer) -> None:
+        """Checks that an optimizer does not train what `step` trains.
+
+        Args:
+            optimizer: of the model.
+
+        Raises:
+            UsageError: parameters of the strategy would be trained twice.
+        """
+        given = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        own = {id(parameter) for parameter in own_parameters(self)}
+        twice = [name for name, parameter in self.named_parameters() if id(parameter) in own & given]
+        if twice:
+            raise UsageError(
+                f"optimizer: found {len(twice)} parameters that balance.step() moves by itself ({twice[0]}, ...), so they "
+                "would be trained twice; expected an optimizer made from balance.without_own(model.parameters())"
+            )
 
     def observe(
         self,

@@ -119,8 +119,10 @@ class GBlending(Guided):
                 self.weight_L.copy_(
                     blend(self.train_L, train_L, self.valid_L, valid_L, floor=self._floor, before=self.weight_L)
                 )
-            self.train_L.copy_(train_L)
-            self.valid_L.copy_(valid_L)
+            # A validation that overflowed is no reference; with none before it, it stands for one that is not known.
+            taken = torch.isfinite(torch.cat([train_L, valid_L])).all() | (self.epochs == 0)
+            self.train_L.copy_(torch.where(taken, train_L, self.train_L))
+            self.valid_L.copy_(torch.where(taken, valid_L, self.valid_L))
         self.epochs += 1
         self.seen_LK.zero_()
 

@@ -57,6 +57,7 @@ class Guided(Strategy):
         masks: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Feature]:
         """Runs the guides; the features stay as they are."""
+        super().modulate(features, target, present, weight, masks)
         self._outputs = self._run(features, present, weight, masks)
         return features
 
@@ -97,12 +98,6 @@ class Guided(Strategy):
         """The guides' validation utilities [M] from the sums of `observe`; NaN where no sample has the modality."""
         sums_M2 = observed[len(self.guides) * self.task.n_sums :].reshape(-1, 2)
         return sums_M2[:, 0] / sums_M2[:, 1]
-
-    def step(self) -> None:
-        """Moves the guides and clears their gradients."""
-        if self.optimizer is not None:
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
 
     def own_optimizer(self) -> Optimizer | None:
         """The guides' optimizer."""
@@ -162,6 +157,7 @@ class OfEnsemble(Strategy):
         masks: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Feature]:
         """Keeps what is present; the features stay as they are."""
+        super().modulate(features, target, present, weight, masks)
         self._present = present
         return features
 

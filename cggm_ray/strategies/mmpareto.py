@@ -146,6 +146,7 @@ class MMPareto(Guided):
         masks: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Feature]:
         """Runs the guides and places two gates on every feature; see `Strategy.modulate`."""
+        Strategy.modulate(self, features, target, present, weight, masks)
         self.to_fusion.close()
         self.to_guide.close()
         for_guides = {name: self.to_guide.place(features[name], index) for index, name in enumerate(self.guides)}

@@ -76,6 +76,7 @@ class ModalityDropout(Strategy):
         masks: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Feature]:
         """The features with zeros where a modality was dropped; see `Strategy.modulate`."""
+        super().modulate(features, target, present, weight, masks)
         if not self.training:
             return features
         everyone = torch.ones(len(target), dtype=torch.bool, device=target.device)

@@ -160,13 +160,21 @@ class OGM(ResponseStrategy):
         self.steps += 1
 
     def step(self) -> None:
-        """Nothing is trained here.
+        """Nothing is trained here; see `Strategy.step`.
 
         Raises:
             RuntimeError: `adjust` was forgotten, so gradients were neither scaled nor noisy.
         """
         if self._pending is not None:
-            raise RuntimeError("call balance.adjust() between the backward pass and optimizer.step()")
+            raise RuntimeError(
+                "call balance.adjust() between the backward pass and optimizer.step(), or balance.skip() where you skip a step"
+            )
+        super().step()
+
+    def skip(self) -> None:
+        """A step that is skipped needs no `adjust`; see `Strategy.skip`. The number that seeds the noise is not reused."""
+        self._pending = None
+        super().skip()
 
     def get_extra_state(self) -> dict[str, Any]:
         """The number of the step, which seeds the noise."""

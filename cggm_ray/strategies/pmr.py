@@ -104,6 +104,7 @@ class PMR(Strategy):
         masks: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Feature]:
         """Keeps the pooled features of this step; the features stay as they are."""
+        super().modulate(features, target, present, weight, masks)
         self._pooled = []
         for index, name in enumerate(self._names):
             z_ND = pooled(features[name], None if masks is None else masks.get(name))

@@ -78,6 +78,7 @@ class ResponseStrategy(Strategy):
         masks: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Feature]:
         """Asks the modalities, and places the gates; see `Strategy.modulate`."""
+        super().modulate(features, target, present, weight, masks)
         self.gates.close()
         self._answers = self.answers(features, masks)
         self._weights = [counted(weight, present, name) for name in self.modalities]

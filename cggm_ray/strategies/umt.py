@@ -120,6 +120,7 @@ class UMT(Strategy):
         """
         if not self._taught:
             raise RuntimeError("call balance.see(inputs) before balance.modulate(...) in every step")
+        super().modulate(features, target, present, weight, masks)
         self._distances = [_distances(features[name], self._taught[name]) for name in self.teachers.encoders]
         self._weights = [counted(weight, present, n) for n in self.teachers.encoders]
         self._taught = {}

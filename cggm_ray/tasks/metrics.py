@@ -7,6 +7,7 @@ added before the metric is formed: the result does not depend on how the samples
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -72,6 +73,10 @@ class RegressionMetrics(Metrics):
         return {"mae": error / n, "corr": covariance / variance**0.5 if variance > 1e-24 * n * n else float("nan")}
 
 
+SENTIMENT_RANGE = 3
+"""Acc-7 clips sentiments to plus and minus so much."""
+
+
 class SentimentMetrics(RegressionMetrics):
     """The metrics of CMU-MOSI: a sentiment in [-3, 3].
 
@@ -86,7 +91,7 @@ class SentimentMetrics(RegressionMetrics):
         """Adds a batch of predictions [N, 1] or [N] and targets with as many values."""
         super().update(logits, target, weight, group)
         p, y, w = _flat(logits, target, weight)
-        same = [(p.clamp(-k, k).round() == y.clamp(-k, k).round()) * w for k in (3, 2)]
+        same = [(p.clamp(-k, k).round() == y.clamp(-k, k).round()) * w for k in (SENTIMENT_RANGE, 2)]
         self.sums[7:9] += torch.stack([s.sum() for s in same])
         self.sums[9:13] += confusion_counts(y >= 0, p >= 0, 2, w)
         self.sums[13:17] += confusion_counts(y > 0, p > 0, 2, w * (y != 0))
@@ -134,32 +139,40 @@ class ClassificationMetrics(Metrics):
 
 TUMOUR_REGIONS: dict[str, tuple[int, ...]] = {"et": (3,), "tc": (1, 3), "wt": (1, 2, 3)}
 """BraTS regions by class number: enhancing tumour, tumour core, whole tumour."""
+CAVITY_REGIONS = TUMOUR_REGIONS | {"rc": (4,)}
+"""Those of 2024, with the resection cavity, which is no part of the tumour."""
 
 
-def region_dice(labels: Tensor, target: Tensor, smooth: float) -> Tensor:
+Regions = Mapping[str, tuple[int, ...]]
+"""Names of regions, and their classes."""
+
+
+def region_dice(labels: Tensor, target: Tensor, smooth: float, regions: Regions = TUMOUR_REGIONS) -> Tensor:
     """Dice per sample and tumour region, 2 (I + smooth) / (A + B + 2 smooth).
 
     Args:
         labels: predicted classes [N, ...].
         target: true classes [N, ...].
         smooth: keeps the ratio defined, and equal to 1, where both are empty.
+        regions: that are scored, R of them.
 
     Returns:
-        [N, 3] in the order of `TUMOUR_REGIONS`.
+        [N, R] in the order of the regions.
     """
-    both, predicted, true = region_counts(labels, target).unbind(2)
+    both, predicted, true = region_counts(labels, target, regions).unbind(2)
     return 2 * (both + smooth) / (predicted + true + 2 * smooth)
 
 
-def region_counts(labels: Tensor, target: Tensor) -> Tensor:
-    """Pixels per sample and tumour region that are (in both, predicted, true), float64 [N, 3, 3].
+def region_counts(labels: Tensor, target: Tensor, regions: Regions = TUMOUR_REGIONS) -> Tensor:
+    """Pixels per sample and region that are (in both, predicted, true), float64 [N, R, 3].
 
     Args:
         labels: predicted classes [N, ...].
         target: true classes [N, ...].
+        regions: that are scored.
     """
     counts = []
-    for classes in TUMOUR_REGIONS.values():
+    for classes in regions.values():
         wanted = torch.tensor(classes, device=labels.device)
         a, b = torch.isin(labels, wanted).flatten(1), torch.isin(target, wanted).flatten(1)
         counts.append(torch.stack([(a & b).sum(1), a.sum(1), b.sum(1)], 1))
@@ -167,20 +180,21 @@ def region_counts(labels: Tensor, target: Tensor) -> Tensor:
 
 
 class DiceMetrics(Metrics):
-    """Dice of ET, TC and WT, averaged over samples (slices or volumes), smooth 0.001 as in the released code."""
+    """Dice of the regions, averaged over samples (slices or volumes), smooth 0.001 as in the released code."""
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        super().__init__(1 + len(TUMOUR_REGIONS), device)
+    def __init__(self, device: torch.device | str = "cpu", regions: Regions = TUMOUR_REGIONS) -> None:
+        super().__init__(1 + len(regions), device)
+        self.regions = regions
 
     def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, group: Tensor | None = None) -> None:
-        """Adds logits [N, 4, ...] and class maps [N, ...]."""
-        dice = region_dice(logits.argmax(1), target, smooth=1e-3)
+        """Adds logits [N, C, ...] and class maps [N, ...]."""
+        dice = region_dice(logits.argmax(1), target, smooth=1e-3, regions=self.regions)
         w = torch.ones(len(dice), dtype=torch.float64, device=dice.device) if weight is None else weight.double()
         self.sums += torch.cat([w.sum()[None], w @ dice])
 
     def compute(self, sums: Tensor) -> dict[str, float]:
-        """dice_et, dice_tc, dice_wt, dice_mean."""
-        return _named_dice(sums[1:] / sums[0])
+        """dice_et, dice_tc, dice_wt, those of further regions, and dice_mean."""
+        return _named_dice(sums[1:] / sums[0], self.regions)
 
 
 class VolumeDiceMetrics(Metrics):
@@ -192,30 +206,31 @@ class VolumeDiceMetrics(Metrics):
     Args:
         volumes: in the split.
         device: of the sums.
+        regions: that are scored, R of them.
     """
 
-    def __init__(self, volumes: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, volumes: int, device: torch.device | str = "cpu", regions: Regions = TUMOUR_REGIONS) -> None:
         # Three counts of every region, and the slices that count.
-        super().__init__(volumes * (len(TUMOUR_REGIONS) * 3 + 1), device)
-        self.volumes = volumes
+        super().__init__(volumes * (len(regions) * 3 + 1), device)
+        self.volumes, self.regions = volumes, regions
 
     def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, group: Tensor | None = None) -> None:
-        """Adds slices: logits [N, 4, H, W], class maps [N, H, W], the volume of each slice [N]."""
-        counts = region_counts(logits.argmax(1), target).flatten(1)
+        """Adds slices: logits [N, C, H, W], class maps [N, H, W], the volume of each slice [N]."""
+        counts = region_counts(logits.argmax(1), target, self.regions).flatten(1)
         counts = torch.cat([counts, torch.ones_like(counts[:, :1])], 1)
         counts = counts if weight is None else counts * weight.double()[:, None]
         self.sums.reshape(self.volumes, -1).index_add_(0, _volume(group), counts)
 
     def per_volume(self, sums: Tensor) -> Tensor:
-        """Dice [volumes, 3] in the order of `TUMOUR_REGIONS`."""
+        """Dice [volumes, R] in the order of the regions."""
         both, predicted, true = sums.reshape(self.volumes, -1)[:, :-1].unflatten(1, (-1, 3)).unbind(2)
         size = predicted + true
         return torch.where(size > 0, 2 * both / size.clamp(min=1), 1.0)
 
     def compute(self, sums: Tensor) -> dict[str, float]:
-        """dice_et, dice_tc, dice_wt, dice_mean."""
+        """dice_et, dice_tc, dice_wt, those of further regions, and dice_mean."""
         counted = sums.reshape(self.volumes, -1)[:, -1] > 0
-        return _named_dice(self.per_volume(sums)[counted].mean(0))
+        return _named_dice(self.per_volume(sums)[counted].mean(0), self.regions)
 
 
 class SliceDiceMetrics(Metrics):
@@ -226,28 +241,29 @@ class SliceDiceMetrics(Metrics):
     Args:
         volumes: in the split; those without a slice do not count.
         device: of the sums.
+        regions: that are scored.
     """
 
-    def __init__(self, volumes: int, device: torch.device | str = "cpu") -> None:
-        super().__init__(volumes * (1 + len(TUMOUR_REGIONS)), device)
-        self.volumes = volumes
+    def __init__(self, volumes: int, device: torch.device | str = "cpu", regions: Regions = TUMOUR_REGIONS) -> None:
+        super().__init__(volumes * (1 + len(regions)), device)
+        self.volumes, self.regions = volumes, regions
 
     def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, group: Tensor | None = None) -> None:
-        """Adds slices: logits [N, 4, H, W], class maps [N, H, W], the volume of each slice [N]."""
-        dice = region_dice(logits.argmax(1), target, smooth=1e-3)
+        """Adds slices: logits [N, C, H, W], class maps [N, H, W], the volume of each slice [N]."""
+        dice = region_dice(logits.argmax(1), target, smooth=1e-3, regions=self.regions)
         values = torch.cat([torch.ones_like(dice[:, :1]), dice], 1)
         values = values if weight is None else values * weight.double()[:, None]
         self.sums.reshape(self.volumes, -1).index_add_(0, _volume(group), values)
 
     def compute(self, sums: Tensor) -> dict[str, float]:
-        """dice_et, dice_tc, dice_wt, dice_mean."""
+        """dice_et, dice_tc, dice_wt, those of further regions, and dice_mean."""
         values = sums.reshape(self.volumes, -1)
         values = values[values[:, 0] > 0]
-        return _named_dice((values[:, 1:] / values[:, :1]).mean(0))
+        return _named_dice((values[:, 1:] / values[:, :1]).mean(0), self.regions)
 
 
-def _named_dice(dice: Tensor) -> dict[str, float]:
-    named = {f"dice_{name}": float(value) for name, value in zip(TUMOUR_REGIONS, dice, strict=True)}
+def _named_dice(dice: Tensor, regions: Regions) -> dict[str, float]:
+    named = {f"dice_{name}": float(value) for name, value in zip(regions, dice, strict=True)}
     return named | {"dice_mean": sum(named.values()) / len(named)}
 
 

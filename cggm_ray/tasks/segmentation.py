@@ -1,25 +1,38 @@
-"""Segmentation of tumours with weighted cross-entropy and pooled Dice (BraTS 2021)."""
+"""Segmentation of tumours with weighted cross-entropy and pooled Dice (BraTS)."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cggm_ray.tasks.base import Task, per_sample, sample_weight
-from cggm_ray.tasks.metrics import DiceMetrics, Metrics, SliceDiceMetrics, VolumeDiceMetrics, region_dice
+from cggm_ray.tasks.metrics import (
+    TUMOUR_REGIONS,
+    DiceMetrics,
+    Metrics,
+    Regions,
+    SliceDiceMetrics,
+    VolumeDiceMetrics,
+    region_dice,
+)
+
+CLASS_WEIGHTS = (0.2, 0.3, 0.25, 0.25)
+"""Of the cross-entropy, as released: background, necrotic core, oedema, enhancing tumour."""
 
 
-def mean_dice(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Utility `dice`: mean Dice of ET, TC and WT per image, smooth 0.001."""
-    dice = region_dice(logits.argmax(1), target, smooth=1e-3).mean(1)
+def mean_dice(logits: Tensor, target: Tensor, weight: Tensor, regions: Regions = TUMOUR_REGIONS) -> Tensor:
+    """Utility `dice`: mean Dice of the regions per image, smooth 0.001."""
+    dice = region_dice(logits.argmax(1), target, smooth=1e-3, regions=regions).mean(1)
     return torch.stack([(weight * dice).sum(), weight.sum()])
 
 
 class Segmentation(Task):
     """0.5 CE + 0.5 (1 - Dice), the loss of the released code.
 
-    Dice is 2 I / (P + Y + smooth), pooled over the batch and classes 1 to 3: I sums softmax * onehot, P sums softmax and Y
+    Dice is 2 I / (P + Y + smooth), pooled over the batch and all classes but 0: I sums softmax * onehot, P sums softmax and Y
     counts true pixels. CE is the class-weighted mean.
 
     Args:
@@ -27,6 +40,7 @@ class Segmentation(Task):
         alpha: share of the Dice part.
         smooth: added to the Dice denominator.
         by_slice: volumes are scored slice by slice, as the released code does, instead of in three dimensions.
+        regions: that the metrics score.
     """
 
     n_sums = 5
@@ -34,21 +48,23 @@ class Segmentation(Task):
     default_utility = "dice"
     released_utility = "dice"
     selection = ("dice_mean", "max")
-    utilities = {"dice": mean_dice}
 
     def __init__(
         self,
-        class_weights: tuple[float, ...] = (0.2, 0.3, 0.25, 0.25),
+        class_weights: tuple[float, ...] = CLASS_WEIGHTS,
         *,
         alpha: float = 0.5,
         smooth: float = 0.01,
         by_slice: bool = False,
+        regions: Regions = TUMOUR_REGIONS,
     ) -> None:
         self.outputs = len(class_weights)
         self.class_weights = class_weights
         self.alpha = alpha
         self.smooth = smooth
         self.by_slice = by_slice
+        self.regions = regions
+        self.utilities = {"dice": partial(mean_dice, regions=regions)}
 
     def sums(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """[weighted CE, sum of CE weights, I, P, Y]."""
@@ -91,7 +107,8 @@ class Segmentation(Task):
         return torch.stack([(1 - self.alpha) / ce_weight, -2 * self.alpha / union, 2 * self.alpha * inter / union**2])
 
     def metrics(self, device: torch.device | str = "cpu", groups: int | None = None) -> Metrics:
-        """Dice of ET, TC, WT and their mean: of volumes where the split has any, else of single images."""
+        """Dice of the regions and their mean: of volumes where the split has any, else of single images."""
         if groups is None:
-            return DiceMetrics(device)
-        return SliceDiceMetrics(groups, device) if self.by_slice else VolumeDiceMetrics(groups, device)
+            return DiceMetrics(device, self.regions)
+        kind = SliceDiceMetrics if self.by_slice else VolumeDiceMetrics
+        return kind(groups, device, self.regions)

@@ -81,18 +81,21 @@ CONTENTS: dict[str, tuple[Callable[[Content], Any], list[str]]] = {
     ),
     "label that is not a number": (
         put("valid", "labels", with_value((5, 0, 0), np.nan)),
-        ["split valid, field labels, sample 5", "nan"],
+        ["split valid, target labels, row 5", "nan"],
     ),
     "two labels a sample": (
         put("train", "labels", lambda a: a.repeat(2, 1)),
-        ["field labels", "(22, 2, 1)", "[N, 1, 1]"],
+        ["target labels", "(22, 2, 1)", "one number for each sample", "--target_index 0 to 1"],
     ),
     "empty split": (empty, ["split valid: the split is empty"]),
     "texts in place of numbers": (
         put("train", "audio", lambda a: a.astype(str)),
         ["split train, field audio", "expected an array of numbers"],
     ),
-    "list in place of an array": (put("train", "audio", lambda a: a.tolist()), ["field audio", "found a list"]),
+    "rows of several widths": (
+        put("train", "audio", lambda a: [*a[:-1], a[-1][:, :3]]),
+        ["field audio, row 21", "shape (4, 3)", "row 0 has (4, 16)"],
+    ),
     "no time step": (
         put("train", "audio", lambda a: a[:, :0]),
         ["field audio", "(22, 0, 16)", "at least one time step"],

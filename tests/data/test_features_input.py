@@ -69,7 +69,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("a")
     (tmp_path / "empty").mkdir()
     pq.write_table(pa.table({"age": [[1.0], [1.0, 2.0]], "label": [0, 1]}), tmp_path / "ragged.parquet")
-    pq.write_table(pa.table({"age": [[1.0], [2.0]], "label": [0, None]}), tmp_path / "null.parquet")
+    pq.write_table(pa.table({"age": [[1.0, 3.0], [2.0, 4.0]], "label": [0, None]}), tmp_path / "null.parquet")
     expected = {
         "o.npz": "field x: found an array of objects; expected numbers or texts",
         "cut.npz": "not a readable .npz",

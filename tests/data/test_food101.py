@@ -208,7 +208,7 @@ BAD: dict[str, Callable[[Path], object]] = {
     "number in place of a record": lambda raw: edit(raw / "train.json", lambda c: [*c, 3]),
     "label missing": _drop("label"),
     "image missing in record": _drop("img_path"),
-    "text in place of tokens": _put("train.json", "text_tokens", "hot pie"),
+    "numbers in place of a text": _put("train.json", "text_tokens", [101, 2003]),
     "id twice": _put("train.json", "id", "train0"),
     "unknown label": _put("test.json", "label", "stew"),
     "image missing": lambda raw: (raw / "images" / "3.jpg").unlink(),

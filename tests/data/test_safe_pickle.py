@@ -65,7 +65,7 @@ class Evil:
         (getattr, ("text", "upper"), "builtins.getattr"),
         (functools.partial, (os.system, "touch {mark}"), "functools.partial"),
         (np.load, ("{mark}",), "numpy.load"),
-        (collections.OrderedDict, (), "collections.OrderedDict"),
+        (collections.Counter, (), "collections.Counter"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -149,7 +149,7 @@ def test_missing_and_unreadable(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=300), st.integers(0, 2000))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_damaged_bytes_give_a_named_error_or_data(noise: bytes, position: int) -> None:
     whole = pickle.dumps(CONTENT)
     position %= len(whole)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from cggm_ray.__main__ import main
 from cggm_ray.runs.folds import save_folds
 from cggm_ray.runs.result import Result
+from conftest import SMALL
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,20 +26,33 @@ ROOT = Path(__file__).parents[2]
 def program(tmp_path: Path) -> Path:
     """The code of the page, in a file."""
     text = (ROOT / "docs" / "own-dataset.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    code, new = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(code.splitlines()) <= 70, "the page promises a short file"
-    path = tmp_path / "sensors.py"
+    path = tmp_path / "own" / "sensors.py"
+    path.parent.mkdir()
+    code = code.replace("import RawShard", "import PREDICT, RawShard").replace(
+        "\n\nRECIPE", f"{new.partition(chr(10))[2]}\n\nRECIPE"
+    )
     path.write_text(code)
     return path
 
 
+def command(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """A command about a run in a process of its own, which is started somewhere else."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local"}
+    line = [sys.executable, "-m", "cggm_ray", *arguments]
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return done
+
+
 def summary(program: Path, *flags: str) -> dict[str, dict[str, float]]:
     """Runs the program for two epochs in a process of its own; the summary of the run."""
-    runs = program.parent / "runs"
+    runs = program.parent.parent / "runs"
     command = [sys.executable, str(program), "--storage_path", str(runs), "--num_epochs", "2", "--name", "r", *flags]
     # Only the package's own root: what is next to the tests is not importable for a person either.
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=program.parent, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=program.parent, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "best epoch" in done.stdout
     return json.loads((runs / "r" / "summary.json").read_text())
@@ -44,9 +61,115 @@ def summary(program: Path, *flags: str) -> dict[str, dict[str, float]]:
 def test_page_runs_here(program: Path) -> None:
     found = summary(program, "--local", "--proj_dim", "10")
     assert found["epochs"] == 2
-    table = pq.read_table(program.parent / "runs" / "r" / "predictions.parquet")
+    table = pq.read_table(program.parent.parent / "runs" / "r" / "predictions.parquet")
     assert table.num_rows == 16
     assert set(table.column("target").to_pylist()) == {0, 1}
+
+
+def test_commands_know_the_class_of_a_run(program: Path, tmp_path: Path) -> None:
+    """Each in a fresh process; the new recordings have neither labels nor splits, and the run's own data is gone."""
+    summary(program, "--local", "--proj_dim", "10", "--report", "false")
+    run = tmp_path / "runs" / "r"
+    assert "equal to the last bit" in command(tmp_path, "verify", str(run)).stdout
+    assert "equal to the network" in command(tmp_path, "export", str(run)).stdout
+    assert (tmp_path / command(tmp_path, "report", str(run)).stdout.strip()).exists()
+    recordings = sorted((tmp_path / "runs" / "demonstration").rglob("test/*.csv"))[:5]
+    new = tmp_path / "new"
+    new.mkdir()
+    for number, file in enumerate(recordings):
+        shutil.copy(file, new / f"{number}.csv")
+    for folder in ("demonstration", "shards"):
+        shutil.rmtree(tmp_path / "runs" / folder)
+    done = command(tmp_path, "predict", str(run), "--data_path", str(new))
+    assert f"imports {program}, which registered the dataset sensors" in done.stderr
+    assert [line.split() for line in done.stdout.splitlines()[:-1]] == [["predicted", "5"], ["labelled", "0"]]
+    found, tested = (pq.read_table(run / name) for name in ("predictions-new.parquet", "predictions.parquet"))
+    assert np.allclose(found["prediction"].to_pylist(), tested["prediction"].to_pylist()[:5], atol=1e-6)
+    assert set(found["class"].to_pylist()) <= {"calm", "stress"}
+    # The file has moved.
+    moved = program.rename(tmp_path / "elsewhere.py")
+    (line,) = command(tmp_path, "predict", str(run), "--data_path", str(new), code=2).stderr.splitlines()
+    assert str(program) in line
+    assert "--import FILE" in line
+    command(tmp_path, "predict", str(run), "--data_path", str(new), "--import", str(moved), "--out", "again.parquet")
+    assert pq.read_table(tmp_path / "again.parquet").equals(found)
+
+
+@pytest.mark.ray
+def test_the_class_of_a_run_reaches_the_workers_of_a_prediction(program: Path, tmp_path: Path) -> None:
+    summary(program, "--local", "--proj_dim", "10", "--report", "false")
+    run, new = tmp_path / "runs" / "r", tmp_path / "new"
+    new.mkdir()
+    for number, file in enumerate(sorted((tmp_path / "runs" / "demonstration").rglob("test/*.csv"))):
+        shutil.copy(file, new / f"{number:02d}.csv")
+    moved = program.rename(tmp_path / "elsewhere.py")
+    flags = ["--data_path", str(new), "--import", str(moved), "--out"]
+    command(tmp_path, "predict", str(run), *flags, "ray.parquet", "--ray", "--workers", "2")
+    command(tmp_path, "predict", str(run), *flags, "here.parquet")
+    ours, theirs = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("here", "ray"))
+    assert ours["id"].equals(theirs["id"])
+    assert np.allclose(ours["prediction"].to_pylist(), theirs["prediction"].to_pylist(), rtol=1e-6, atol=1e-7)
+
+
+STRATEGY = """
+from dataclasses import dataclass
+from cggm_ray.strategies.registry import STRATEGIES, StrategyInfo
+from cggm_ray.strategies.joint import JointTraining
+from cggm_ray.strategies.registry import StrategyOptions
+from cggm_ray.config.fields import option
+from helper import FACTOR
+
+@dataclass(frozen=True, kw_only=True)
+class MineOptions(StrategyOptions):
+    mine_factor: float = option(FACTOR, "factor of the first modality's rate")
+
+class Mine(JointTraining):
+    def __init__(self, factor, *, task, reduce):
+        super().__init__(task=task, reduce=reduce)
+        self.factor = factor
+
+    def rates(self):
+        return {"text": self.factor}
+
+def build(config, net, guides, task, reduce):
+    return Mine(config.strategies["mine"].mine_factor, task=task, reduce=reduce)
+
+STRATEGIES.register("mine")(StrategyInfo(build=build, options=MineOptions))
+"""
+
+
+@pytest.mark.parametrize("place", [["--local"], pytest.param(["--workers", "2"], marks=pytest.mark.ray)])
+def test_a_strategy_of_an_own_file_trains_and_is_known_later(place: list[str], tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(STRATEGY)
+    (tmp_path / "helper.py").write_text("FACTOR = 0.5\n")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local"}
+    line = [sys.executable, str(ROOT / "pipelines" / "mosi.py"), "--import", "mine.py", "--modulation", "mine"]
+    line += [*SMALL, "--mine_factor", "0.25", "--storage_path", "runs", "--name", "r", *place]
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "mine_factor: 0.25" in (tmp_path / "runs" / "r" / "config.yaml").read_text()
+    done = command(tmp_path, "verify", "runs/r", code=0)
+    assert "which registered the strategy mine" in done.stderr
+    (tmp_path / "mine.py").unlink()
+    assert "--import FILE" in command(tmp_path, "verify", "runs/r", code=2).stderr
+
+
+def test_a_file_that_is_no_module_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = "from cggm_ray.commands.cli import main\nfrom cggm_ray.engine.configuration import Config\nimport sys\n"
+    for text, wanted in (
+        ("x = (", "SyntaxError"),
+        ("import nothing_of_that_name", "ModuleNotFoundError"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+        (recipe + "sys.exit(main(Config()))", "starts a run when it is imported"),
+        (None, "does not exist; expected a Python file"),
+    ):
+        path = tmp_path / f"own{len(wanted)}.py"
+        if text is not None:
+            path.write_text(text)
+        assert main(["verify", str(tmp_path), "--import", str(path)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert wanted in line
+        assert str(path) in line
 
 
 @pytest.mark.ray

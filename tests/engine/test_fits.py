@@ -85,7 +85,7 @@ def test_an_autoscaler_brings_the_nodes(small_pickle: Path, tmp_path: Path) -> N
     # Without shards to convert, nothing else asks for nodes.
     assert main(Config(), [*flags, "--local"]) == 0
     with raylets(cpus=1, grows_by=1) as cluster:
-        done = cluster.run("python", "pipelines/mosi.py", *flags, "--name", "run", "--workers", "2", seconds=400)
+        done = cluster.run("python", "pipelines/mosi.py", *flags, "--name", "run", "--workers", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "waiting for nodes: 2 workers with 1 CPU each do not fit; the cluster has nodes with [1] CPUs" in done.stdout
     assert (tmp_path / "run" / "summary.json").exists()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from groups import in_group
 from torch import Tensor, nn
 
 from cggm_ray.core.batch import Batch, HeadOutput
@@ -153,9 +151,7 @@ def what_is_reduced(runtime: LocalRuntime) -> dict[str, float]:
     return {name: float((seen[name] - want[name]).abs().max() / want[name].abs().max()) for name in want}
 
 
-def worker(rank: int, world_size: int, port: int, folder: str) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
+def worker(rank: int, world_size: int, folder: str) -> None:
     runtime = LocalRuntime(Path(folder), RunConfig(no_cuda=True))
     results: dict[str, Any] = {str(i): run_scenario(kind, rule, runtime) for i, (kind, rule) in enumerate(SCENARIOS)}
     if world_size < 3:
@@ -172,10 +168,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], d
     folder = tmp_path_factory.mktemp("workers")
     found = {}
     for world_size in (1, 2, 3):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        mp.spawn(worker, args=(world_size, port, str(folder)), nprocs=world_size)
+        in_group(world_size, worker, str(folder))
         for rank in range(world_size):
             found[world_size, rank] = torch.load(folder / f"{world_size}-{rank}.pt")
     return found

@@ -8,11 +8,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from ray.exceptions import AuthenticationError
-from raylets import free_ports
 
 from cggm_ray.commands.cli import main
 from cggm_ray.engine.configuration import Config
@@ -23,9 +23,11 @@ session = pytest.importorskip("cggm_ray.distributed.session")
 
 
 @pytest.fixture
-def nobody() -> str:
-    """An address where nobody listens."""
-    return f"127.0.0.1:{free_ports(1)[0]}"
+def nobody() -> Iterator[str]:
+    """An address where nobody listens, and nobody else can."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{bound.getsockname()[1]}"
 
 
 def test_an_address_that_was_asked_for_must_answer(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from raylets import raylets, wait_for
+from raylets import raylets
+from waiting import wait_for
 
 from cggm_ray.commands.cli import main
 from cggm_ray.engine.configuration import Config
@@ -29,15 +30,15 @@ def test_one_worker_then_two_then_one(tmp_path: Path) -> None:
         return parts[starts].count("epoch ") if len(parts) > starts else 0
 
     # The first attempt after the loss of a node may still count with that node. The run is stopped when all was seen.
-    with raylets(cpus=1, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="8") as cluster:
-        elastic = [*argv, "--num_epochs", "900", "--name", "run", "--workers", "1:2", "--resize_interval", "1"]
+    with raylets(cpus=1, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="30") as cluster:
+        elastic = [*argv, "--num_epochs", str(10**6), "--name", "run", "--workers", "1:2", "--resize_interval", "1"]
         run = cluster.start("python", "pipelines/mosi.py", *elastic, log=tmp_path / "driver.log")
         try:
-            wait_for(lambda: epochs(1) >= 1, 200, "the run does not start")
+            wait_for(lambda: epochs(1) >= 1, "the run does not start", by=run)
             node = cluster.add_node(cpus=1)
-            wait_for(lambda: epochs(2) >= 2, 200, "the group does not grow")
+            wait_for(lambda: epochs(2) >= 2, "the group does not grow", by=run)
             cluster.remove_node(node)
-            wait_for(lambda: epochs(3) >= 2, 200, "the run does not go on with the node that is left")
+            wait_for(lambda: epochs(3) >= 2, "the run does not go on with the node that is left", by=run)
             assert run.poll() is None, (tmp_path / "driver.log").read_text()
         finally:
             run.kill()

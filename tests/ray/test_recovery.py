@@ -8,24 +8,28 @@ import random
 import resource
 import shutil
 import signal
-import threading
-import time
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 import torch
 
+import cggm_ray
 from cggm_ray.commands.cli import main
 from cggm_ray.core.errors import StorageError
 from cggm_ray.data.loading.sampler import epoch_order, slices
 from cggm_ray.engine.checkpoints import Checkpoints
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.state import VALUES, WEIGHTS, Position
-from cggm_ray.engine.tracking import LOG, read_metrics
+from cggm_ray.engine.tracking import LOG, Console, read_metrics
 from cggm_ray.storage.files import copy_files, write_folder
 from conftest import SMALL
 
+PACKAGE = str(Path(cggm_ray.__file__).parent)
 TIMES = {"seconds", "samples_per_second"}
 
 
@@ -43,43 +47,40 @@ def same(run: Path, whole: Path) -> bool:
     return lines(run) == lines(whole) and all((run / f).read_bytes() == (whole / f).read_bytes() for f in files)
 
 
-def when(log: Path, text: str, act: Callable[[], object]) -> threading.Thread:
-    """Acts once, as soon as the text is in the log, while a run takes signals."""
+def when(patch: pytest.MonkeyPatch, text: str, act: Callable[[], object]) -> None:
+    """Acts as soon as a run has said a line with the text, before it does anything else."""
+    say = Console.say
 
-    def watch() -> None:
-        end = time.monotonic() + 60
-        while time.monotonic() < end:
-            if log.exists() and text in log.read_text() and signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-                act()
-                return
-            time.sleep(0.002)
+    def saying(console: Console, line: str) -> None:
+        say(console, line)
+        if text in line:
+            act()
 
-    thread = threading.Thread(target=watch)
-    thread.start()
-    return thread
+    patch.setattr(Console, "say", saying)
 
 
 @pytest.mark.parametrize("strategy", ["cggm", "cggm-released", "agm", "ogm-ge", "modality-dropout"])
 def test_a_signal_saves_within_the_epoch(
-    small_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], strategy: str
+    small_pickle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    strategy: str,
 ) -> None:
     flags = ["--modulation", strategy, "--num_epochs", "5", "--batch_size", "2"]
     assert main(Config(), argv(small_pickle, tmp_path, "whole", *flags)) == 0
     command, log = argv(small_pickle, tmp_path, "parts", *flags), tmp_path / "parts" / LOG
-    stops = [("epoch 2  step 3/", signal.SIGTERM), ("epoch 3  step 7/", signal.SIGINT)]
-    within = 0
-    for text, number in stops:
-        watcher = when(log, text, lambda number=number: os.kill(os.getpid(), number))
+    for epoch, step, number in ((2, 3, signal.SIGTERM), (3, 7, signal.SIGINT)):
         capsys.readouterr()
-        assert main(Config(), command) == 128 + number
-        watcher.join()
+        with monkeypatch.context() as patch:
+            when(patch, f"epoch {epoch}  step {step}/", partial(signal.raise_signal, number))
+            assert main(Config(), command) == 128 + number
         line = capsys.readouterr().err.splitlines()[-1]
         assert line.startswith("stopped after epoch ")
         newest = Checkpoints(tmp_path / "parts").newest()
         assert newest is not None
         assert str(newest) in line
-        within += "-step-" in newest.name
-    assert within >= 1
+        assert newest.name == Position(epoch - 1, step).name
     assert main(Config(), command) == 0
     assert same(tmp_path / "parts", tmp_path / "whole")
     assert log.read_text().count("continues after epoch") == 2
@@ -171,28 +172,60 @@ def test_nothing_in_a_checkpoint_is_unpickled(
     assert not trap.exists()
 
 
+def killed_at(line: int, work: Callable[[], object]) -> bool:
+    """Whether a process of its own was killed at the n-th line of Python that it ran for some work, or else finished it."""
+    child = os.fork()
+    if not child:
+        left = line
+
+        def trace(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
+            nonlocal left
+            if not frame.f_code.co_filename.startswith((PACKAGE, shutil.__file__, __file__)):
+                return None
+            left -= event == "line"
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return trace
+
+        try:
+            sys.settrace(trace)
+            work()
+            sys.settrace(None)
+        finally:
+            os._exit(int(sys.exc_info()[0] is not None))
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
 def test_a_writer_that_is_killed_leaves_the_checkpoint_before(tmp_path: Path) -> None:
-    checkpoints, rng = Checkpoints(tmp_path), random.Random(2)
+    """Wherever it is killed: before each line of the code that writes, renames and removes."""
 
     def write(folder: Path) -> None:
         for name in (VALUES, WEIGHTS):
-            (folder / name).write_text(json.dumps({"best": {"epoch": 0}, "filler": "x" * 200_000}))
+            with (folder / name).open("w") as file:
+                file.write('{"best": ')
+                file.flush()
+                file.write('{"epoch": 0}}')
 
-    last = 0
-    for _ in range(12):
-        child = os.fork()
-        if not child:
-            for number in range(last + 1, 10**6):
-                checkpoints.save(Position(number), write)
-        time.sleep(rng.uniform(0.01, 0.06))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    before = Checkpoints(tmp_path / "before")
+    for epoch in (1, 2):
+        before.save(Position(epoch), write)
+    newest = []
+    killed = True
+    while killed:
+        run = tmp_path / str(len(newest))
+        shutil.copytree(tmp_path / "before", run)
+        checkpoints = Checkpoints(run)
+        killed = killed_at(len(newest) + 1, partial(checkpoints.save, Position(3), write))
         found, damaged = checkpoints.usable()
         assert damaged == []
-        newest = checkpoints.newest()
-        assert found == newest
-        last = 0 if newest is None else int(newest.name.removeprefix("epoch-"))
-    assert last > 12
+        assert found is not None
+        newest.append(found.name)
+    # There is one line before which the old one is the newest, and after which the new one is.
+    assert newest == sorted(newest)
+    assert set(newest) == {Position(2).name, Position(3).name}
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == [Position(2).name, Position(3).name]
 
 
 def test_a_full_disk_is_one_line_with_the_last_good_checkpoint(
@@ -218,12 +251,11 @@ def test_a_full_disk_is_one_line_with_the_last_good_checkpoint(
 
 
 def test_storage_that_vanishes_is_one_line(
-    small_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    watcher = when(run / LOG, "epoch 2  step 1/", lambda: shutil.move(run, tmp_path / "away"))
+    when(monkeypatch, "epoch 2  step 1/", lambda: shutil.move(run, tmp_path / "away"))
     assert main(Config(), argv(small_pickle, tmp_path, "run", "--num_epochs", "200")) == 1
-    watcher.join()
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith(f"error: {run}")
     assert "No such file or directory" in line

@@ -6,7 +6,11 @@ import dataclasses
 import itertools
 import json
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import pytest
 import torch
@@ -20,11 +24,13 @@ from cggm_ray.data.loading.split import TensorSplit
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.runtime import LocalRuntime, RunConfig
 from cggm_ray.engine.settings import TrainConfig
+from cggm_ray.engine.stopping import Agreement, Asked, Notice
 from cggm_ray.engine.tracking import read_metrics
 from cggm_ray.models.deeplab import DeepLab, DeepLabConfig
 from cggm_ray.models.resnet import ResNetConfig
 from cggm_ray.models.sequence import sequence_net
 from cggm_ray.models.settings import ModelConfig
+from cggm_ray.runs import contributions as balance
 from cggm_ray.runs.contributions import (
     BALANCE,
     MOST_MODALITIES,
@@ -151,24 +157,107 @@ def test_the_sums_of_two_workers_add_up(tmp_path: Path) -> None:
     split = TensorSplit({"a": torch.randn(9, 6, 3), "b": torch.randn(9, 2, 5)}, torch.randint(4, (9,)))
     task = Classification(4)
     alone = contributions(config.train, net, task, split, LocalRuntime(tmp_path, config.run), metric="loss", epoch=1)
-    parts: list[torch.Tensor] = []
+    found = in_two_threads(
+        tmp_path, config, lambda runtime: contributions(config.train, net, task, split, runtime, **ABOUT)
+    )
+    assert all(together.scores == pytest.approx(alone.scores, rel=1e-6) for together in found)
+    assert not any(together.missing for together in found)
 
-    class Part(LocalRuntime):
-        """Keeps the sums of one worker after the other; the last one gets their sum."""
 
-        def reduce(self):  # noqa: ANN202
-            def add(sums: torch.Tensor) -> torch.Tensor:
-                parts.append(sums)
-                return sum(parts)
+ABOUT: dict[str, Any] = {"metric": "loss", "epoch": 1}
 
-            return add
 
-    for rank in (0, 1):
-        runtime = Part(tmp_path, config.run)
-        parts = parts[:rank]
-        runtime.rank, runtime.world_size = rank, 2
-        together = contributions(config.train, net, task, split, runtime, metric="loss", epoch=1)
-    assert together.scores == pytest.approx(alone.scores, rel=1e-6)
+class Pair(LocalRuntime):
+    """One of two workers that are threads: a sum waits for both."""
+
+    def __init__(self, folder: Path, config: RunConfig, rank: int, sums: list[torch.Tensor], both: Barrier) -> None:
+        self._sums, self._both = sums, both
+        super().__init__(folder, config, Asked())
+        self.rank, self.world_size = rank, 2
+        self._agreement = Agreement(self.asked.notice, 2, self.reduce(), self.device, 0.0)
+
+    def reduce(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        def add(part: torch.Tensor) -> torch.Tensor:
+            self._sums[self.rank] = part.clone()
+            self._both.wait()
+            total = self._sums[0] + self._sums[1]
+            self._both.wait()
+            return total
+
+        return add
+
+
+def in_two_threads(folder: Path, config: Config, call: Callable[[Pair], Contributions]) -> list[Contributions]:
+    sums, both = [torch.zeros(0), torch.zeros(0)], Barrier(2)
+
+    def either(rank: int) -> Contributions:
+        try:
+            return call(Pair(folder, config.run, rank, sums, both))
+        except BaseException:
+            # The other one would wait for ever.
+            both.abort()
+            raise
+
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(either, rank) for rank in (0, 1)]
+        return [run.result() for run in runs]
+
+
+def stopping_after(looks: int, runtime: LocalRuntime) -> LocalRuntime:
+    """The runtime, to which a signal comes before so many looks are over."""
+    left = iter(range(looks))
+    asked = runtime.asked.notice
+    runtime.asked.notice = lambda: asked() if next(left, None) is not None else Notice.STOP  # type: ignore[method-assign]
+    runtime._agreement._ask = runtime.asked.notice
+    return runtime
+
+
+def test_workers_stop_at_the_same_subset(tmp_path: Path) -> None:
+    """A signal comes to one of two at some subset of some batch: both keep the same scores, those of an undisturbed call."""
+    config, net = tiny({"a": 3, "b": 5, "c": 2}, 4)
+    shapes = {"a": (9, 6, 3), "b": (9, 2, 5), "c": (9, 2, 2)}
+    split = TensorSplit({name: torch.randn(shape) for name, shape in shapes.items()}, torch.randint(4, (9,)))
+    task, batches = Classification(4), 3
+    whole = contributions(config.train, net, task, split, LocalRuntime(tmp_path, config.run), **ABOUT)
+    assert not whole.missing
+    kept = set()
+    for looks in range(0, 8 * batches + 1):
+
+        def call(runtime: Pair, looks: int = looks) -> Contributions:
+            one = stopping_after(looks, runtime) if runtime.rank == 1 else runtime
+            return contributions(config.train, net, task, split, one, **ABOUT)
+
+        first, second = in_two_threads(tmp_path, config, call)
+        assert first.scores == second.scores
+        assert list(first.scores) == [subset for subset in whole.scores if subset in first.scores]
+        assert first.scores == pytest.approx({subset: whole.scores[subset] for subset in first.scores}, rel=1e-6)
+        kept.add(len(first.scores))
+    assert {0, 2, 8} <= kept
+
+
+def test_what_was_scored_in_time_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that moves a second a look: scores are those without a limit, to the bit, or not there."""
+    config, net = tiny({"a": 3, "b": 5, "c": 2}, 4)
+    shapes = {"a": (9, 6, 3), "b": (9, 2, 5), "c": (9, 2, 2)}
+    split = TensorSplit({name: torch.randn(shape) for name, shape in shapes.items()}, torch.randint(4, (9,)))
+    task = Classification(4)
+    whole = contributions(config.train, net, task, split, LocalRuntime(tmp_path, config.run), **ABOUT)
+    clock = itertools.count()
+    monkeypatch.setattr(balance.time, "monotonic", lambda: float(next(clock)))
+    kept = set()
+    for seconds in (0, 5, 30, 60, 100, 200, 1000):
+        found = contributions(
+            config.train, net, task, split, LocalRuntime(tmp_path, config.run), seconds=seconds, **ABOUT
+        )
+        assert all(found.scores[subset] == whole.scores[subset] for subset in found.scores)
+        assert set(found.missing) == set(whole.scores) - set(found.scores)
+        assert (found.shapley == {}) == bool(found.missing)
+        if found.scores:
+            assert {frozenset(), frozenset("abc")} <= set(found.scores)
+            found.save(tmp_path / BALANCE)
+            assert Contributions.load(tmp_path / BALANCE) == found
+        kept.add(len(found.scores))
+    assert {0, 8} < kept
 
 
 def test_a_worker_that_fails_fails_all(tmp_path: Path) -> None:

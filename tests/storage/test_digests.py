@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from waiting import let_time_pass
 
 from cggm_ray.data.shards.shards import write_shards_here
 from cggm_ray.engine.assembly import prepare_data
@@ -56,6 +57,7 @@ def test_an_unchanged_file_is_read_once(files: list[Path], shards: Path, reads: 
 def test_a_changed_file_is_read_again(files: list[Path], shards: Path, reads: list[str]) -> None:
     first = file_digests(files, shards)
     reads.clear()
+    let_time_pass(files[0])
     files[0].write_text("CONTENT of one")
     second = file_digests(files, shards)
     assert reads == ["one"]
@@ -80,6 +82,7 @@ def test_content_of_the_same_size_under_the_old_time_is_read(
     """As a tool leaves it that copies times along."""
     file_digests(files, shards)
     reads.clear()
+    let_time_pass(files[0])
     stat = files[0].stat()
     other = files[0] if how == "in place" else files[0].with_name("other")
     other.write_text("CONTENT of one")
@@ -195,6 +198,7 @@ def test_a_second_run_reads_no_raw_file(tmp_path: Path, reads: list[str]) -> Non
     assert reads == ["small.pkl"]
     assert prepare_data(config, write_shards_here) == first
     assert reads == ["small.pkl"]
+    let_time_pass(source)
     write_pickle(source, small_set(4))
     assert prepare_data(config, write_shards_here) != first
     assert reads == ["small.pkl"] * 2

@@ -44,6 +44,7 @@ from hostile_files import (
     cut,
     huge_nifti,
     linked,
+    moved_nifti,
     nifti,
     npz_bomb,
     npz_header,
@@ -137,6 +138,11 @@ def _food() -> Path:
     return write_set(Path(tempfile.mkdtemp(prefix="cggm-food-")) / "set")
 
 
+def table_of(content: bytes) -> Spoil:
+    """A CSV in place of train.json."""
+    return lambda folder: ((folder / "train.json").unlink(), (folder / "train.csv").write_bytes(content))
+
+
 def food(folder: Path) -> object:
     return shutil.copytree(_food(), folder)
 
@@ -225,6 +231,17 @@ OWN: dict[str, dict[str, Callable[[Path], list[str]]]] = {
         "an image above the folder": spoilt(food, record("img_path", "../../secret.jpg")),
         "an image at an absolute path": spoilt(food, record("img_path", "/etc/passwd")),
         "a label that is no text": spoilt(food, record("label", None)),
+        "two lists of validation": spoilt(
+            food, lambda folder: [shutil.copy(folder / "test.json", folder / name) for name in ("val.json", "dev.json")]
+        ),
+        "a CSV in Windows-1252": spoilt(food, table_of("images/1.jpg,crème,pie\n".encode("cp1252"))),
+        "a CSV with a comma outside of quotes": spoilt(
+            food, table_of(b"images/1.jpg,pie,pie\nimages/2.jpg,hot, hot soup,soup\n")
+        ),
+        "a CSV with other columns": spoilt(food, table_of(b"bild,titel,klasse\nimages/1.jpg,pie,pie\n")),
+        "a RoBERTa": spoilt(
+            food, lambda folder: edit(folder / "bert/config.json", lambda c: c.update(model_type="roberta"))
+        ),
         "half a character": spoilt(food, record("label", "\ud800")),
         "a number that JSON lacks": spoilt(food, text("train.json", '[{"id": NaN}]')),
         "a key that is there twice": spoilt(food, text("train.json", '[{"id": 1, "id": 2}]')),
@@ -247,6 +264,8 @@ OWN: dict[str, dict[str, Callable[[Path], list[str]]]] = {
             write_challenge, lambda folder: (folder / "BraTS2021_00001/BraTS2021_00001_t2.nii.gz").unlink()
         ),
         "NIfTI: another shape": spoilt(write_challenge, nifti("t1", np.ones((12, 20, 5), np.float32))),
+        "NIfTI: a segmentation that is a voxel off": spoilt(write_challenge, moved_nifti),
+        "NIfTI: labels of two conventions": spoilt(write_challenge, nifti("seg", np.full((12, 20, 6), 3, np.uint8))),
         "NIfTI: a label outside the classes": spoilt(write_challenge, nifti("seg", np.full((12, 20, 6), 9, np.uint8))),
         "NIfTI: the same value everywhere": spoilt(write_challenge, nifti("t2", np.full((12, 20, 6), 5, np.float32))),
         "NIfTI: a header that says 256 TiB": spoilt(write_challenge, huge_nifti),

@@ -60,6 +60,14 @@ def nifti(name: str, values: np.ndarray) -> Spoil:
     return lambda folder: nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), folder / path)
 
 
+def moved_nifti(folder: Path) -> None:
+    path = folder / "BraTS2021_00001" / "BraTS2021_00001_seg.nii.gz"
+    image = nibabel.load(path)
+    affine = image.affine.copy()
+    affine[0, 3] -= 1
+    nibabel.save(nibabel.Nifti1Image(np.array(image.dataobj), affine), path)
+
+
 def huge_nifti(folder: Path) -> None:
     path = folder / "BraTS2021_00001" / "BraTS2021_00001_t1.nii.gz"
     path.unlink()

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import secrets
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
+from waiting import wait_for
 
 NODE_ID = "RAY_OVERRIDE_NODE_ID_FOR_TESTING"
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
+POLITE = 10
+"""Seconds that a node of a cluster that is over has to clean up. Nothing is expected of it then."""
 WORKING = ("ray::RayTrainWorker", "ray::TrainController", "ray::ImplicitFunc")
 
 
@@ -59,12 +61,11 @@ class Raylets:
 
     def wait_for_nodes(self, count: int) -> None:
         """Returns when so many nodes are alive."""
-        for _ in range(60):
-            status = self.run("ray", "status", "--address", self.address)
-            if status.stdout.count(" node_") >= count:
-                return
-            time.sleep(1)
-        pytest.fail(f"a node does not come up: {status.stdout} {status.stderr}")
+
+        def there() -> bool:
+            return self.run("ray", "status", "--address", self.address).stdout.count(" node_") >= count
+
+        wait_for(there, "a node does not come up", by=self.nodes[-1])
 
     def remove_node(self, node: subprocess.Popen[bytes]) -> None:
         """The death of a node, and of its workers."""
@@ -81,14 +82,13 @@ class Raylets:
         titles = [line.split(".")[0].strip() for line in listed.splitlines()]
         return sorted(title for title in titles if title in WORKING)
 
-    def run(self, *command: str, seconds: float = 240) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """A command that knows the token; `ray` and `python` are those of these tests."""
         return subprocess.run(
             self._own(command),
             capture_output=True,
             text=True,
             check=False,
-            timeout=seconds,
             env=self.environment,
             cwd=ROOT,
         )
@@ -135,19 +135,21 @@ def raylets(cpus: int, grows_by: int = 0, **variables: str) -> Iterator[Raylets]
                 }
             cluster.add_node(cpus, *flags, f"--dashboard-port={dashboard}")
             environment.pop(NODE_ID, None)
-            for _ in range(60):
-                if cluster.run("ray", "job", "list", "--address", cluster.jobs).returncode == 0:
-                    break
-                time.sleep(1)
-            else:
-                pytest.fail(f"the first node does not answer: {(Path(folder) / 'node0.log').read_text()[-2000:]}")
+            asks = ("ray", "job", "list", "--address", cluster.jobs)
+            try:
+                wait_for(
+                    lambda: cluster.run(*asks).returncode == 0, "the first node does not answer", by=cluster.nodes[0]
+                )
+            except AssertionError as error:
+                error.add_note((Path(folder) / "node0.log").read_text()[-2000:])
+                raise
             yield cluster
         finally:
             for node in reversed(cluster.nodes):
                 everything = [node.pid, *descendants(node.pid)]
                 kill(node.pid, signal.SIGTERM)
                 with suppress(subprocess.TimeoutExpired):
-                    node.wait(timeout=10)
+                    node.wait(timeout=POLITE)
                 for process in everything:
                     kill(process, signal.SIGKILL)
                 node.wait()
@@ -172,21 +174,16 @@ def autoscaler(address: str, cpus: int, most: int) -> dict[str, Any]:
     }
 
 
-def wait_for(holds: Callable[[], object], seconds: float, what: str) -> None:
-    """Returns when the condition holds, and fails with `what` when it does not in time."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, what
-        time.sleep(0.3)
-
-
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
+    """Ports for processes that start later: none of those that the system gives away to whoever asks in the meantime."""
+    given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports: list[int] = []
+    for port in random.SystemRandom().sample(range(10_000, given), given - 10_000):
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            ports.append(port)
+        if len(ports) == count:
+            break
     return ports
 
 

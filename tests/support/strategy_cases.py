@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.multiprocessing as mp
+from groups import in_group
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -126,9 +124,7 @@ def steps(kind: str, values: dict[str, Any], runtime: LocalRuntime, number: int 
     return {"parameters": {k: v for k, v in parameters.items() if isinstance(v, Tensor)}, "quantities": seen}
 
 
-def _worker(rank: int, world_size: int, port: int, folder: str, cases: list[tuple[str, dict[str, Any]]]) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
+def _worker(rank: int, world_size: int, folder: str, cases: list[tuple[str, dict[str, Any]]]) -> None:
     runtime = LocalRuntime(Path(folder), RunConfig(no_cuda=True))
     torch.save([steps(kind, values, runtime) for kind, values in cases], Path(folder) / f"{world_size}-{rank}.pt")
     runtime.close()
@@ -136,10 +132,7 @@ def _worker(rank: int, world_size: int, port: int, folder: str, cases: list[tupl
 
 def in_processes(folder: Path, cases: list[tuple[str, dict[str, Any]]], workers: int) -> list[list[dict[str, Any]]]:
     """`steps` of every case in that many gloo processes: results by rank, then by case."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_worker, args=(workers, port, str(folder), cases), nprocs=workers)
+    in_group(workers, _worker, str(folder), cases)
     return [torch.load(folder / f"{workers}-{rank}.pt") for rank in range(workers)]
 
 

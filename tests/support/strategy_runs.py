@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.multiprocessing as mp
 from feature_sets import arrays, as_npz
+from groups import in_group
 from test_resume import TIMES, same_state
 from torch import Tensor, nn
 
@@ -150,9 +148,7 @@ def run_steps(changes: Mapping[str, Any], runtime: LocalRuntime, accumulate: int
     }
 
 
-def _worker(rank: int, size: int, port: int, folder: str, cases: Sequence[tuple[Mapping[str, Any], int, str]]) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
+def _worker(rank: int, size: int, folder: str, cases: Sequence[tuple[Mapping[str, Any], int, str]]) -> None:
     runtime = LocalRuntime(Path(folder), RunConfig(no_cuda=True))
     torch.save(
         [run_steps(changes, runtime, parts, kind) for changes, parts, kind in cases], Path(folder) / f"{rank}.pt"
@@ -166,10 +162,7 @@ def assert_workers_follow_one(
     """Two processes, and batches in parts, give what one process gives with the whole batch; what that is."""
     one = run_steps(changes, LocalRuntime(folder, RunConfig(no_cuda=True)), kind=kind)
     cases = [(changes, parts, kind) for parts in ((1, 2) if accumulate else (1,))]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_worker, args=(2, port, str(folder), cases), nprocs=2)
+    in_group(2, _worker, str(folder), cases)
     for rank in (0, 1):
         for number, got in enumerate(torch.load(folder / f"{rank}.pt")):
             for name, want in one["parameters"].items():

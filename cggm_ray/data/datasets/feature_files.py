@@ -17,15 +17,18 @@ import pyarrow.parquet as pq
 from numpy.lib import format as npy
 
 from cggm_ray.core.errors import DataError, listed
+from cggm_ray.data.formats.foreign import foreign_kind
+from cggm_ray.data.formats.layouts import WHOLE, columns_by_split
 from cggm_ray.data.formats.parquet import read_parquet, tensor_shape
 from cggm_ray.data.formats.safe_pickle import check_npy, load_pickle, npy_header
-from cggm_ray.data.formats.untrusted import check_size, decoded, plain_array, reading
+from cggm_ray.data.formats.stacked import column_of, names_of, stack_rows
+from cggm_ray.data.formats.untrusted import check_size, decoded, reading
 from cggm_ray.data.split_names import find_splits, split_of
 
-WHOLE = ""
-"""Name of a table that is not split."""
 PRESENT_SUFFIX = "_present"
 SUFFIXES = (".npz", ".pkl", ".pickle", ".parquet")
+PICKLES = (".pkl", ".pickle")
+IDENTITY = "id"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,7 @@ class FeatureTable:
         present: name to bool [N], for columns in which rows are missing.
         steps: name to int64 [N], for sequences that were padded with zeros to the longest.
         available: names of all columns of the file, also of those that were not read.
+        unread: name to the reason why a column was not read.
     """
 
     where: str
@@ -45,6 +49,7 @@ class FeatureTable:
     available: tuple[str, ...]
     present: dict[str, np.ndarray] = field(default_factory=dict)
     steps: dict[str, np.ndarray] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
 
     def column(self, name: str, what: str) -> np.ndarray:
         """A column by name; `what` is the option that named it.
@@ -52,6 +57,8 @@ class FeatureTable:
         Raises:
             DataError: there is none; the message lists the columns.
         """
+        if name in self.unread:
+            raise DataError(self.unread[name])
         if name in self.available and name not in self.columns:
             raise DataError(
                 f"{self.where}: {what} {name!r} holds other things; expected numbers, texts, lists or tensors"
@@ -69,13 +76,18 @@ def find_files(path: Path) -> list[Path]:
     """
     if path.is_file():
         if path.suffix not in SUFFIXES:
-            raise DataError(f"{path}: unknown suffix {path.suffix!r}; expected one of {', '.join(SUFFIXES)}")
+            with reading(path, "file"):
+                kind = foreign_kind(path)
+            what = f"unknown suffix {path.suffix!r}" if kind is None else kind
+            raise DataError(f"{path}: {what}; expected one of {', '.join(SUFFIXES)}")
         return [path]
     found = sorted(file for file in path.rglob("*.parquet") if not file.name.startswith((".", "_")))
     if not found:
         found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-        if len(found) != 1:
-            raise DataError(f"{path}: found {len(found)} feature files; expected parquet files, or one .npz or .pkl")
+        if len(found) != 1 and not split_pickles(found, path):
+            raise DataError(
+                f"{path}: found {len(found)} feature files; expected parquet files, one .npz or .pkl, or a .pkl for each split"
+            )
     return found
 
 
@@ -92,21 +104,41 @@ def read_tables(files: Sequence[Path], root: Path, wanted: Callable[[str], bool]
     """
     if files[0].suffix == ".parquet":
         return _read_parquet(files, root, wanted)
-    (path,) = files
-    if path.suffix == ".npz":
-        return {WHOLE: _table(*_read_npz(path, wanted), str(path), wanted)}
-    content = load_pickle(path)
-    if not isinstance(content, Mapping):
-        raise DataError(f"{path}: found a {type(content).__name__}; expected a dict of arrays, or of splits of them")
-    names = {str(key): value for key, value in content.items()}
-    splits = {split: names[name] for split, name in find_splits(names, str(path)).items()}
-    if splits and all(isinstance(value, Mapping) for value in splits.values()):
-        return {split: _table(fields, fields, f"{path}: split {split}", wanted) for split, fields in splits.items()}
-    return {WHOLE: _table(content, content, str(path), wanted)}
+    if files[0].suffix == ".npz":
+        (path,) = files
+        return {WHOLE: column_table(*_read_npz(path, wanted), str(path), wanted)}
+    where = str(files[0] if len(files) == 1 else root)
+    return pickle_tables({file: load_pickle(file) for file in files}, where, wanted)
+
+
+def pickle_tables(contents: Mapping[Path, Any], where: str, wanted: Callable[[str], bool]) -> dict[str, FeatureTable]:
+    """The tables in what one pickle holds, or several that are named after splits; see `read_tables`.
+
+    Raises:
+        DataError: it is no set, or a column that is not a side matter cannot be read.
+    """
+    return {
+        split: column_table(fields, fields, f"{where}: split {split}" if split else where, wanted)
+        for split, fields in columns_by_split(contents, where).items()
+    }
+
+
+def split_pickles(files: Sequence[Path], folder: Path) -> bool:
+    """Whether these are pickles of which each is named after a split, such as train.pkl, dev.pkl and test.pkl.
+
+    Raises:
+        DataError: two are named after the same one.
+    """
+    pickles = len(files) > 1 and all(file.suffix in PICKLES for file in files)
+    return pickles and len(find_splits([file.stem for file in files], str(folder))) == len(files)
 
 
 def _read_npz(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, np.ndarray], list[str]]:
     """The wanted arrays, and the names of all."""
+    with reading(path, ".npz file"):
+        kind = foreign_kind(path)
+        if kind is not None and not kind.endswith("name it .npz") and path.stat().st_size:
+            raise DataError(f"{path}: no .npz file but {kind}")
     with reading(path, ".npz file"), zipfile.ZipFile(path) as archive:
         members = {m.filename.removesuffix(".npy"): m for m in archive.infolist() if m.filename.endswith(".npy")}
         chosen = {name: member for name, member in members.items() if wanted(name)}
@@ -127,16 +159,41 @@ def _read_npz(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, np.n
         return columns, list(members)
 
 
-def _table(
-    fields: Mapping[Any, Any], available: Iterable[Any], where: str, wanted: Callable[[str], bool]
+def column_table(
+    fields: Mapping[str, Any], available: Iterable[str], where: str, wanted: Callable[[str], bool]
 ) -> FeatureTable:
-    """Arrays by name, with `<name>_present` beside them, as a table."""
-    columns = {
-        str(name): plain_array(value, f"{where}, field {name}") for name, value in fields.items() if wanted(str(name))
-    }
+    """Columns by name, with `<name>_present` beside them, as a table.
+
+    A column that cannot be read is an error when it is of use, not before: sets hold other things too.
+
+    Args:
+        fields: name to what a file holds.
+        available: names of all columns of the file.
+        where: file and split, for messages.
+        wanted: see `read_tables`.
+
+    Raises:
+        DataError: a column about presence is none.
+    """
+    columns, missing, steps, unread = {}, {}, {}, {}
+    for name, value in fields.items():
+        if not wanted(name):
+            continue
+        try:
+            if name == IDENTITY:
+                columns[name] = names_of(value, f"{where}, field {name}")
+                continue
+            columns[name], there, lengths = column_of(value, f"{where}, field {name}")
+        except DataError as error:
+            unread[name] = str(error)
+            continue
+        if there is not None:
+            missing[name] = there
+        if lengths is not None:
+            steps[name] = lengths
     single = {name for name, values in columns.items() if not values.ndim}
     columns = {name: values for name, values in columns.items() if name not in single}
-    present = {}
+    present = missing
     for name in list(columns):
         flags = columns.pop(name + PRESENT_SUFFIX, None) if name in columns else None
         if flags is None:
@@ -146,10 +203,10 @@ def _table(
                 f"{where}, field {name + PRESENT_SUFFIX}: shape {flags.shape} of {flags.dtype}; expected a bool for each of "
                 f"the {len(columns[name])} samples"
             )
-        present[name] = flags.astype(bool)
+        present[name] = flags.astype(bool) & present.get(name, True)
         columns[name] = _blank(columns[name], present[name])
-    names = tuple(str(name) for name in available if name not in single and not str(name).endswith(PRESENT_SUFFIX))
-    return FeatureTable(where=where, columns=columns, present=present, available=names)
+    names = tuple(name for name in available if name not in single and not name.endswith(PRESENT_SUFFIX))
+    return FeatureTable(where=where, columns=columns, present=present, steps=steps, available=names, unread=unread)
 
 
 def _blank(values: np.ndarray, present: np.ndarray) -> np.ndarray:
@@ -200,7 +257,7 @@ def _read_table(files: Sequence[Path], split: str, root: Path, wanted: Callable[
                 found.append(_column(part.column(name), part.schema.field(name), file, place))
         valid = np.concatenate([flags for _, flags in found])
         rows = [row for values, _ in found for row in values]
-        columns[name], lengths = _stacked(rows, valid, place)
+        columns[name], lengths = stack_rows(rows, valid, place)
         if not valid.all():
             present[name] = valid
         if lengths is not None:
@@ -246,32 +303,3 @@ def _texts(column: pa.ChunkedArray, file: Path, where: str) -> list[str]:
 def _nested(value: Any) -> np.ndarray:
     array = np.asarray(value)
     return np.stack([_nested(item) for item in array]) if array.dtype.kind == "O" and len(array) else array
-
-
-def _stacked(rows: list[Any], valid: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Rows as one array [N, ...] with zeros where they are missing; sequences of several lengths padded, with the lengths.
-
-    Raises:
-        DataError: rows of several shapes that are not sequences of the same width.
-    """
-    arrays = [np.asarray(row) for row in rows]
-    numbers = np.flatnonzero(valid)
-    first = arrays[0] if arrays else np.zeros(())
-    for row, array in zip(numbers, arrays, strict=True):
-        if (
-            array.ndim != first.ndim
-            or array.shape[1:] != first.shape[1:]
-            or (array.ndim == 1 and array.shape != first.shape)
-        ):
-            raise DataError(f"{where}, row {row}: shape {array.shape}; row {numbers[0]} has {first.shape}")
-    if first.ndim == 0:
-        scalars = np.array(rows) if rows else np.zeros(0)
-        whole = np.zeros(len(valid), scalars.dtype)
-        whole[valid] = scalars
-        return whole, None
-    lengths = np.zeros(len(valid), np.int64)
-    lengths[valid] = [len(array) for array in arrays]
-    stacked = np.zeros((len(valid), int(lengths.max(initial=0)), *first.shape[1:]), first.dtype)
-    for row, array in zip(numbers, arrays, strict=True):
-        stacked[row, : len(array)] = array
-    return stacked, None if len(set(lengths[valid].tolist())) <= 1 else lengths

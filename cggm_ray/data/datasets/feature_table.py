@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -11,48 +10,20 @@ from cggm_ray.core.errors import DataError, listed, shown
 from cggm_ray.core.kinds import KINDS, SEQUENCE, fits, kind_of
 from cggm_ray.core.registry import nearest
 from cggm_ray.core.seeding import derive_seed
-from cggm_ray.data.datasets.feature_files import WHOLE, FeatureTable
+from cggm_ray.data.datasets.feature_files import FeatureTable
+from cggm_ray.data.datasets.samples import Samples
+from cggm_ray.data.datasets.sentiment import choose_target, is_audio, numbers_of, unlimited
+from cggm_ray.data.datasets.taken import in_words, no_modality, whole_steps
+from cggm_ray.data.formats.layouts import WHOLE
 from cggm_ray.data.formats.untrusted import finite
 from cggm_ray.data.split_names import SPLITS, split_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class Samples:
-    """Samples of a split.
-
-    Attributes:
-        inputs: modality to [N, ...].
-        present: modality to bool [N], where samples of any split lack it.
-        steps: modality to int64 [N], 0 where it is missing, for sequences with padding in any split.
-        target: [N] of classes or [N, 1] of values.
-        names: of the samples, if they have any.
-    """
-
-    inputs: dict[str, np.ndarray]
-    present: dict[str, np.ndarray] = field(default_factory=dict)
-    steps: dict[str, np.ndarray] = field(default_factory=dict)
-    target: np.ndarray
-    names: Sequence[str] | None = None
-
-    def take(self, rows: np.ndarray) -> Samples:
-        """The samples of these rows."""
-
-        def part(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return {name: values[rows] for name, values in arrays.items()}
-
-        return Samples(
-            inputs=part(self.inputs),
-            present=part(self.present),
-            steps=part(self.steps),
-            target=self.target[rows],
-            names=None if self.names is None else [self.names[row] for row in rows],
-        )
 
 
 def choose_modalities(
     tables: Mapping[str, FeatureTable], wanted: Sequence[str] | None, other: set[str]
 ) -> tuple[str, ...]:
-    """The modalities in the order of the file: those that are wanted, or every column with an array of numbers per sample.
+    """The modalities in the order of the file: those that are wanted, or every column with an array of numbers per sample that
+    does not look like labels, ids or token ids.
 
     Args:
         tables: by split.
@@ -63,6 +34,7 @@ def choose_modalities(
         DataError: a wanted one is in no column, or there is none.
     """
     table = next(iter(tables.values()))
+    by_role = {name: no_modality(name, values) for name, values in table.columns.items() if name not in other}
     for name in wanted or ():
         if name not in table.available or name in other:
             found = [column for column in table.available if column not in other]
@@ -71,14 +43,11 @@ def choose_modalities(
             raise DataError(f"{table.where}: modality {name!r}; expected a name without dots and slashes")
     if wanted is not None:
         return tuple(name for name in table.available if name in wanted)
-    found = [
-        name
-        for name, values in table.columns.items()
-        if name not in other and values.ndim > 1 and values.dtype.kind in "biuf" and not set(name) & set("./")
-    ]
+    found = [name for name, reason in by_role.items() if reason is None]
     if not found:
+        reasons = {name: reason for name, reason in by_role.items() if reason is not None}
         raise DataError(
-            f"{table.where}: no column holds an array of numbers for each sample; found {listed(table.available)}; name "
+            f"{table.where}: no column holds an array of numbers for each sample; found {in_words(reasons) or 'nothing'}; name "
             "the modalities with --modalities"
         )
     return tuple(found)
@@ -161,6 +130,10 @@ def gather(
                     raise DataError(
                         f"{where}: samples of shape {values.shape[1:]}; {next(iter(gathered))} has {first.shape[1:]}"
                     )
+            if is_audio(name):
+                # The features of silence, see `is_audio`; `block` counts them.
+                silent = unlimited(values)
+                values = np.where(silent, values.dtype.type(0), values) if silent.any() else values
             bad = np.flatnonzero(there & ~finite(values).all(tuple(range(1, values.ndim))))
             if len(bad):
                 raise DataError(f"{where}, row {_row(bad[0], names)}: a value that is not finite; expected numbers")
@@ -176,7 +149,11 @@ def gather(
 
 
 def read_classes(
-    tables: Mapping[str, FeatureTable], column: str, given: Sequence[str] | None, rows: Mapping[str, np.ndarray] | None
+    tables: Mapping[str, FeatureTable],
+    column: str,
+    given: Sequence[str] | None,
+    rows: Mapping[str, np.ndarray] | None,
+    index: int | None = None,
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Class numbers of every table, and the classes: those given, or those of the train split in their order.
 
@@ -185,11 +162,12 @@ def read_classes(
         column: of the labels.
         given: all classes, or None.
         rows: of every split of a whole table, if a column says them.
+        index: which of several targets of a sample.
 
     Raises:
         DataError: a label that is none of the classes, with its row.
     """
-    labels = {name: _labels(table, column) for name, table in tables.items()}
+    labels = {name: _labels(table, column, index) for name, table in tables.items()}
     if given is None:
         first = "train" if "train" in tables else next(iter(tables))
         known = labels[first]
@@ -217,23 +195,16 @@ def read_classes(
     return found, texts
 
 
-def read_values(tables: Mapping[str, FeatureTable], column: str) -> dict[str, np.ndarray]:
-    """Regression targets [N, 1] of every table.
+def read_values(tables: Mapping[str, FeatureTable], column: str, index: int | None = None) -> dict[str, np.ndarray]:
+    """Regression targets [N, 1] of every table; `index` chooses one of several targets of a sample.
 
     Raises:
         DataError: a target that is not one finite number for each sample.
     """
-    found = {}
-    for name, table in tables.items():
-        values, where = _target(table, column), f"{table.where}, target {column}"
-        if values.dtype.kind not in "biuf" or any(size != 1 for size in values.shape[1:]):
-            raise DataError(f"{where}: shape {values.shape} of {values.dtype}; expected one number for each sample")
-        values = values.reshape(-1, 1)
-        bad = np.flatnonzero(~finite(values[:, 0]))
-        if len(bad):
-            raise DataError(f"{where}, row {bad[0]}: {values[bad[0], 0]}; expected a finite number")
-        found[name] = values.astype(np.float32)
-    return found
+    return {
+        name: numbers_of(table, column, _target(table, column), index).astype(np.float32)
+        for name, table in tables.items()
+    }
 
 
 def divide(
@@ -324,12 +295,13 @@ def _modality(table: FeatureTable, name: str) -> np.ndarray:
 
 def _lengths(table: FeatureTable, column: str, longest: int, samples: int) -> np.ndarray:
     values, where = table.column(column, "lengths"), f"{table.where}, lengths {column}"
-    if values.dtype.kind not in "iu" or values.shape != (samples,):
+    steps = whole_steps(values, samples)
+    if steps is None:
         raise DataError(f"{where}: shape {values.shape} of {values.dtype}; expected a whole number for each sample")
-    bad = np.flatnonzero((values < 0) | (values > longest))
+    bad = np.flatnonzero((steps < 0) | (steps > longest))
     if len(bad):
-        raise DataError(f"{where}, row {bad[0]}: {values[bad[0]]}; expected 0 to {longest} time steps")
-    return values.astype(np.int64)
+        raise DataError(f"{where}, row {bad[0]}: {steps[bad[0]]}; expected 0 to {longest} time steps")
+    return steps
 
 
 def _target(table: FeatureTable, column: str) -> np.ndarray:
@@ -342,12 +314,18 @@ def _target(table: FeatureTable, column: str) -> np.ndarray:
     return values
 
 
-def _labels(table: FeatureTable, column: str) -> np.ndarray:
-    """Labels [N] as whole numbers or texts."""
+def _labels(table: FeatureTable, column: str, index: int | None) -> np.ndarray:
+    """Labels [N] as whole numbers or texts; a row of zeros with a single one is the number of its class."""
     values, where = _target(table, column), f"{table.where}, target {column}"
-    if any(size != 1 for size in values.shape[1:]) or values.dtype.kind not in "biufU":
-        raise DataError(f"{where}: shape {values.shape} of {values.dtype}; expected one label for each sample")
-    values = values.reshape(-1)
+    kind, shape = values.dtype, values.shape
+    if kind.kind not in "biufU":
+        raise DataError(f"{where}: shape {shape} of {kind}; expected one label for each sample")
+    values = choose_target(values, index, where)
+    if values.ndim == 2 and kind.kind in "biuf" and np.isin(values, (0, 1)).all() and (values.sum(1) == 1).all():
+        return values.argmax(1)
+    if values.ndim > 1:
+        hint = f"; choose one with --target_index 0 to {values.shape[1] - 1}" if index is None else ""
+        raise DataError(f"{where}: shape {shape} of {kind}; expected one label for each sample{hint}")
     if values.dtype.kind == "f":
         bad = np.flatnonzero((values != np.round(values)) | ~finite(values) | (np.abs(values) > 2**24))
         if len(bad):

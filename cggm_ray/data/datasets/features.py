@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cggm_ray.config.fields import option
-from cggm_ray.core.errors import UsageError
-from cggm_ray.core.kinds import KINDS
+from cggm_ray.config.fields import at_least, one_of, option
+from cggm_ray.core.errors import UsageError, listed
+from cggm_ray.core.kinds import KINDS, SEQUENCE
 from cggm_ray.data.dataset import DATASETS, Dataset
 from cggm_ray.data.datasets.feature_demonstration import write_demonstration
-from cggm_ray.data.datasets.feature_files import PRESENT_SUFFIX, WHOLE, find_files, read_tables
+from cggm_ray.data.datasets.feature_files import PRESENT_SUFFIX, find_files, read_tables
 from cggm_ray.data.datasets.feature_table import (
-    Samples,
     choose_modalities,
     divide,
     gather,
@@ -29,7 +28,11 @@ from cggm_ray.data.datasets.feature_table import (
     rows_by_split,
     shape_kinds,
 )
-from cggm_ray.data.loading.split import Split
+from cggm_ray.data.datasets.new_samples import Labels, masked_steps, new_shards, part_of
+from cggm_ray.data.datasets.samples import Samples
+from cggm_ray.data.datasets.sentiment import is_sentiment, range_of
+from cggm_ray.data.datasets.taken import LENGTH_SUFFIXES, block, count_infinite, find_lengths, left_out
+from cggm_ray.data.formats.layouts import WHOLE
 from cggm_ray.data.settings import DatasetOptions, DatasetSettings
 from cggm_ray.data.shards.shards import (
     IDENTITY,
@@ -44,12 +47,12 @@ from cggm_ray.data.shards.shards import (
     is_modality,
     tensor_column,
 )
-from cggm_ray.models.net import MultimodalNet
-from cggm_ray.runs.confusion import save_confusion
 from cggm_ray.tasks import Classification, Regression, Task
 
 SPLIT = "split"
 TASKS = ("regression", "classification")
+AUTO, SENTIMENT, PLAIN = "auto", "sentiment", "plain"
+METRICS = (AUTO, SENTIMENT, PLAIN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,10 @@ class FeatureOptions(DatasetOptions):
 
     task: str = option("classification", "regression or classification")
     target: str = option("label", "column of the target")
+    target_index: int | None = option(None, "which of several targets of a sample, from 0")
+    metrics: str = option(
+        AUTO, "of a regression: sentiment (Acc-2, Acc-7, F1 and more), plain (MAE and correlation), or auto by names"
+    )
     split: str | None = option(
         None, "column that says train, valid or test; default the file's own splits or its column 'split', else drawn"
     )
@@ -71,6 +78,11 @@ class FeatureOptions(DatasetOptions):
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise UsageError(f"task: unknown {self.task!r}; available: {', '.join(TASKS)}")
+        one_of(self, "metrics", METRICS)
+        if self.metrics == SENTIMENT and self.task != "regression":
+            raise UsageError(f"metrics: found {SENTIMENT!r} with --task {self.task}; expected --task regression")
+        if self.target_index is not None:
+            at_least(self, "target_index", 0)
         for name, kind in self.pairs("kinds").items():
             if kind not in KINDS:
                 raise UsageError(f"kinds: unknown {kind!r} for {name}; available: {', '.join(KINDS)}")
@@ -95,7 +107,7 @@ class Features(Dataset):
     """Any modalities whose features lie in a file."""
 
     name = "features"
-    converter = 1
+    converter = 2
     network = "shaped"
     Options = FeatureOptions
 
@@ -138,6 +150,26 @@ class Features(Dataset):
                     columns[IDENTITY] = pa.array(part.names[rows])
                 yield RawShard(split=split, number=number, table=pa.table(columns))
 
+    def read_new(self, sources: list[Path], trained: Manifest, split: str | None) -> Iterator[RawShard]:
+        """The samples of a file with or without labels and splits, with the modalities and classes of the training data."""
+        options, notes = self.options, trained.notes
+        self._notes = dict(notes)
+        lengths, names = options.pairs("lengths"), tuple(trained.modalities)
+        column = options.split or SPLIT
+        about = {options.target, column, IDENTITY, *lengths.values()}
+        about |= {name + suffix for name in names for suffix in (PRESENT_SUFFIX, *LENGTH_SUFFIXES)}
+        tables = read_tables(sources, self._root, lambda name: name in names or name in about)
+        whole = tables.get(WHOLE)
+        parts = part_of(tables, split, column if whole is not None and column in whole.available else None)
+        labels = Labels(column=options.target, classes=notes["classes"], index=options.target_index)
+        return new_shards(parts, names, masked_steps(trained), lengths, labels)
+
+    def takes(self, modality: str, trained: tuple[int, ...], found: tuple[int, ...]) -> bool:
+        """Sequences of any length; everything else in the shape of the training data."""
+        if self._notes["kinds"][modality] == SEQUENCE:
+            return super().takes(modality, trained, found)
+        return trained == found
+
     def transform(self, table: pa.Table) -> pa.Table:
         """float32; bytes (uint8) are scaled to [0, 1]."""
         for name in filter(is_modality, table.column_names):
@@ -148,7 +180,7 @@ class Features(Dataset):
         return table
 
     def notes(self) -> dict[str, Any]:
-        """The kind of every modality, and the classes."""
+        """The kind of every modality, the classes, whether it is about sentiment, and what was taken as what, in lines."""
         return self._notes
 
     def demonstration(self, folder: Path, seed: int) -> Path:
@@ -159,27 +191,28 @@ class Features(Dataset):
         """As the option says; the notes are kept for `finish`."""
         self._notes = manifest.notes
         classes = self._notes["classes"]
-        return Regression() if classes is None else Classification(len(classes))
+        return (
+            Regression(sentiment=self._notes.get("sentiment", False))
+            if classes is None
+            else Classification(len(classes))
+        )
 
     def kinds(self, manifest: Manifest, modalities: tuple[str, ...]) -> dict[str, str]:
         """As the options or the shapes said when the set was made."""
         return {name: manifest.notes["kinds"][name] for name in modalities}
 
-    def finish(self, folder: Path, net: MultimodalNet, test: Split) -> None:
-        """For classification, the confusion matrix of the test split."""
-        if self._notes["classes"] is not None:
-            save_confusion(folder, self._notes["classes"])
-
     def _splits(self, sources: list[Path]) -> Mapping[str, Samples]:
         """The samples of every split, with what the manifest shall note."""
         options, modalities = self.options, self.settings.data.modalities
-        lengths = options.pairs("lengths")
+        given = options.pairs("lengths")
         about = {
-            name for name in (options.target, options.split or SPLIT, IDENTITY, *lengths.values()) if name is not None
+            name for name in (options.target, options.split or SPLIT, IDENTITY, *given.values()) if name is not None
         }
+        beside = {name + suffix for name in modalities or () for suffix in LENGTH_SUFFIXES}
 
         def wanted(column: str) -> bool:
-            return modalities is None or column.removesuffix(PRESENT_SUFFIX) in modalities or column in about
+            named = modalities is None or column.removesuffix(PRESENT_SUFFIX) in modalities
+            return named or column in about or column in beside
 
         tables = read_tables(sources, self._root, wanted)
         split = options.split
@@ -187,12 +220,37 @@ class Features(Dataset):
             split = SPLIT
         rows = None if split is None else rows_by_split(tables, split, options.target)
         names = choose_modalities(tables, modalities, about)
+        found, unused = find_lengths(tables, [name for name in names if name not in given])
+        lengths = given | found
         kinds = shape_kinds(tables, names, options.pairs("kinds"), lengths)
         if options.task == "classification":
-            target, classes = read_classes(tables, options.target, options.classes, rows)
+            target, classes = read_classes(tables, options.target, options.classes, rows, options.target_index)
         else:
-            target, classes = read_values(tables, options.target), None
+            target, classes = read_values(tables, options.target, options.target_index), None
         samples = gather(tables, names, lengths, target)
-        self._notes = {"kinds": kinds, "classes": None if classes is None else list(classes)}
+        by_name = options.task == "regression" and is_sentiment(options.target, names)
+        sentiment = options.metrics == SENTIMENT or (options.metrics == AUTO and by_name)
         shares = (options.valid_share, options.test_share)
-        return divide(tables, samples, rows, shares, options.split_seed)
+        splits = divide(tables, samples, rows, shares, options.split_seed)
+        self._notes = {"kinds": kinds, "classes": None if classes is None else list(classes), "sentiment": sentiment}
+        ragged = [name for name in names if any(name in table.steps for table in tables.values())]
+        self._notes["masked"] = sorted({*ragged, *lengths})
+        known = about | {*names, *lengths.values()}
+        self._notes["taken"] = block(
+            str(self._root),
+            self._target_in_words(splits, classes, sentiment),
+            splits,
+            lengths | dict.fromkeys(ragged, "the lengths of the sequences"),
+            kinds,
+            count_infinite(tables, names),
+            left_out(next(iter(tables.values())), known, modalities is not None, unused),
+        )
+        return splits
+
+    def _target_in_words(self, splits: Mapping[str, Samples], classes: tuple[str, ...] | None, sentiment: bool) -> str:
+        options = self.options
+        column = options.target if options.target_index is None else f"{options.target} [{options.target_index}]"
+        if classes is not None:
+            return f"{column}, {len(classes)} classes: {listed(classes, 10)}"
+        values = np.concatenate([part.target for part in splits.values()])
+        return f"{column}, {range_of(values, sentiment)}{', metrics of sentiment' if sentiment else ''}"

@@ -45,8 +45,6 @@ from cggm_ray.data.shards.shards import (
     tensor_column,
 )
 from cggm_ray.data.split_names import find_splits
-from cggm_ray.models.net import MultimodalNet
-from cggm_ray.runs.confusion import save_confusion
 from cggm_ray.tasks import Classification, Task
 
 FEATURES = {"text": "L/bert_large.h5", "audio": "A/comparE.h5", "vision": "V/denseface.h5"}
@@ -250,10 +248,6 @@ class Iemocap(Dataset):
         """The utterances; without `padding_mask` the padding is as good as any other step."""
         masked = super().open_split(folder, manifest, split, modalities, device)
         return masked if self.options.padding_mask else _Unmasked(masked)
-
-    def finish(self, folder: Path, net: MultimodalNet, test: Split) -> None:
-        """The confusion matrix of the test split."""
-        save_confusion(folder, self.notes()["classes"])
 
     def _target_file(self, split: str, what: str) -> Path:
         folder = self._root / "target" / self.options.cv

@@ -1,38 +1,62 @@
-"""CMU-MOSI (Zadeh et al. 2016) in the pickle format of the released code.
+"""CMU-MOSI (Zadeh et al. 2016) in the pickle format of the released code, and other sets of sentiment in those of theirs.
 
 {'train' | 'valid' | 'test': {'text': [N, T, D], 'audio': ..., 'vision': ..., 'labels': [N, 1, 1][, 'id': [N]]}}
+
+What else is read is in `layouts`, `stacked` and `sentiment`: `regression_labels` and `<modality>_lengths` (MMSA, Self-MM),
+lists, arrays of objects, keys as bytes, MAG-BERT's samples.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from cggm_ray.core.errors import DataError, listed
+from cggm_ray.config.fields import option
+from cggm_ray.core.errors import DataError, UsageError
 from cggm_ray.core.seeding import derive_seed
 from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset
+from cggm_ray.data.datasets.feature_files import split_pickles
+from cggm_ray.data.datasets.new_samples import Labels, masked_steps, new_shards, part_of
+from cggm_ray.data.datasets.sentiment import target_in
+from cggm_ray.data.datasets.sentiment_sets import Sentiments, read_sentiments, tables_of
+from cggm_ray.data.formats.layouts import columns_by_split
 from cggm_ray.data.formats.safe_pickle import load_pickle
-from cggm_ray.data.formats.untrusted import finite, plain_array
+from cggm_ray.data.settings import DatasetOptions, DatasetSettings
 from cggm_ray.data.shards.shards import (
     IDENTITY,
     INDEX,
     SHARD_BYTES,
+    STEPS,
     TARGET,
     Manifest,
     RawShard,
     column_values,
+    is_modality,
     tensor_column,
 )
 from cggm_ray.tasks import Regression, Task
 
-MODALITIES = ("text", "audio", "vision")
 LABELS = "labels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MosiOptions(DatasetOptions):
+    """Options of sets of sentiment."""
+
+    target: str | None = option(None, "field of the sentiment; default labels, else regression_labels (MMSA)")
+    target_index: int | None = option(None, "which of several targets of a sample, from 0")
+
+    def __post_init__(self) -> None:
+        if self.target_index is not None and self.target_index < 0:
+            raise UsageError(f"target_index: found {self.target_index}; expected a whole number of at least 0")
 
 
 @DATASETS.register("mosi")
@@ -40,43 +64,90 @@ class Mosi(Dataset):
     """CMU-MOSI: a sentiment in [-3, 3] from text, audio and vision."""
 
     name = "mosi"
-    converter = 1
+    converter = 2
     network = "sequence"
+    Options = MosiOptions
+
+    def __init__(self, settings: DatasetSettings) -> None:
+        if type(settings.options) is DatasetOptions:
+            # A configuration that says nothing about options means the defaults.
+            settings = dataclasses.replace(settings, options=MosiOptions())
+        super().__init__(settings)
+        assert isinstance(settings.options, MosiOptions)
+        self.options = settings.options
+        self._notes: dict[str, Any] = {}
+
+    def shard_options(self) -> dict[str, Any]:
+        """Which target was chosen, if one was."""
+        return {key: value for key, value in vars(self.options).items() if value is not None}
 
     def locate(self, path: Path) -> list[Path]:
-        """The pickle itself, or the one that a folder holds."""
+        """The pickle itself, the one that a folder holds, or its pickles that are named after the splits."""
         if not path.is_dir():
             return [path]
         found = sorted(path.glob("mosi_data_noalign.pkl")) or sorted(path.glob("*.pkl"))
-        if len(found) != 1:
+        if len(found) != 1 and not split_pickles(found, path):
             raise DataError(f"{path}: found {len(found)} .pkl files; expected mosi_data_noalign.pkl, or exactly one")
         return found
 
     def read(self, sources: list[Path]) -> Iterator[RawShard]:
         """Slices of every split, checked as a whole first."""
-        (path,) = sources
-        splits = _checked(load_pickle(path), path)
-        for split, arrays in splits.items():
-            samples = len(arrays[LABELS])
-            sample_bytes = sum(arrays[name][0].size * 4 for name in MODALITIES)
+        contents = {path: load_pickle(path) for path in sources}
+        where = str(sources[0] if len(sources) == 1 else sources[0].parent)
+        found = read_sentiments(
+            contents, where, self.options.target, self.options.target_index, self.settings.data.modalities
+        )
+        self._notes = {
+            "taken": found.taken,
+            "missing": list(found.missing),
+            "masked": sorted(found.splits["train"].steps),
+        }
+        return self._shards(found)
+
+    def read_new(self, sources: list[Path], trained: Manifest, split: str | None) -> Iterator[RawShard]:
+        """The samples of pickles with or without labels and splits, with the modalities of the training data."""
+        contents = {path: load_pickle(path) for path in sources}
+        where = str(sources[0] if len(sources) == 1 else sources[0].parent)
+        parts = part_of(tables_of(columns_by_split(contents, where), where), split, None)
+        labels = Labels(column=self.options.target or target_in(parts), index=self.options.target_index)
+        return new_shards(parts, tuple(trained.modalities), masked_steps(trained), {}, labels)
+
+    def _shards(self, found: Sentiments) -> Iterator[RawShard]:
+        for split in SPLITS:
+            part = found.splits[split]
+            samples = len(part.target)
+            sample_bytes = sum(values[0].size * 4 for values in part.inputs.values())
             step = max(1, SHARD_BYTES // max(1, sample_bytes))
             for number, start in enumerate(range(0, samples, step)):
                 rows = slice(start, min(start + step, samples))
-                columns = {name: tensor_column(arrays[name][rows]) for name in MODALITIES}
-                columns[TARGET] = tensor_column(arrays[LABELS][rows])
+                columns = {name: tensor_column(values[rows]) for name, values in part.inputs.items()}
+                columns |= {STEPS + name: pa.array(steps[rows]) for name, steps in part.steps.items()}
+                columns[TARGET] = tensor_column(part.target[rows])
                 columns[INDEX] = pa.array(np.arange(rows.start, rows.stop))
-                if "id" in arrays:
-                    columns[IDENTITY] = pa.array(arrays["id"][rows].tolist())
+                if part.names is not None:
+                    columns[IDENTITY] = pa.array(part.names[rows])
                 yield RawShard(split=split, number=number, table=pa.table(columns))
 
     def transform(self, table: pa.Table) -> pa.Table:
         """float32, and the infinities of the audio features as 0, like the released code."""
-        for name in (*MODALITIES, TARGET):
+        for name in (*filter(is_modality, table.column_names), TARGET):
             values = column_values(table.column(name)).astype(np.float32)
             if name == "audio":
                 values[np.isinf(values)] = 0
             table = table.set_column(table.schema.get_field_index(name), name, tensor_column(values))
         return table
+
+    def notes(self) -> dict[str, Any]:
+        """What was taken as what, in lines, and the modalities that the file lacks."""
+        return self._notes
+
+    def accept(self, folder: Path, manifest: Manifest) -> None:
+        """Refuses a set without one of the modalities, unless those of the run are named."""
+        missing = manifest.notes.get("missing")
+        if missing and self.settings.data.modalities is None:
+            raise DataError(
+                f"{manifest.sources[0].path}: field {missing[0]} is missing; name the others with --modalities"
+            )
 
     def demonstration(self, folder: Path, seed: int) -> Path:
         """`mosi-<seed>.pkl`: text learns fast, audio and vision carry what text does not."""
@@ -91,93 +162,6 @@ class Mosi(Dataset):
     def task(self, manifest: Manifest) -> Task:
         """L1 regression with the sentiment metrics."""
         return Regression(sentiment=True)
-
-
-def _checked(content: Any, path: Path) -> dict[str, dict[str, np.ndarray]]:
-    """The splits as arrays: modalities [N, T, D], labels [N, 1], id [N] as texts.
-
-    Raises:
-        DataError: names the file, the split, the field, what was found and what was expected.
-    """
-    if not isinstance(content, Mapping):
-        raise DataError(
-            f"{path}: found a {type(content).__name__}; expected a dict with the splits {', '.join(SPLITS)}"
-        )
-    checked: dict[str, dict[str, np.ndarray]] = {}
-    for split in SPLITS:
-        if split not in content:
-            raise DataError(f"{path}: split {split} is missing; found {listed(content)}; expected {', '.join(SPLITS)}")
-        fields = content[split]
-        where = f"{path}: split {split}"
-        if not isinstance(fields, Mapping):
-            raise DataError(
-                f"{where}: found a {type(fields).__name__}; expected a dict of {', '.join(MODALITIES)}, {LABELS}"
-            )
-        for name in (*MODALITIES, LABELS):
-            if name not in fields:
-                every = ", ".join((*MODALITIES, LABELS))
-                raise DataError(f"{where}: field {name} is missing; found {listed(fields)}; expected {every}")
-        arrays = {name: _numbers(fields[name], f"{where}, field {name}") for name in (*MODALITIES, LABELS)}
-        arrays[LABELS] = _labels(arrays[LABELS], f"{where}, field {LABELS}")
-        samples = len(arrays[LABELS])
-        if not samples:
-            raise DataError(f"{where}: the split is empty; expected at least one sample")
-        for name in MODALITIES:
-            _check_modality(arrays[name], name, samples, where)
-            if checked and arrays[name].shape[1:] != checked["train"][name].shape[1:]:
-                expected = checked["train"][name].shape[1:]
-                raise DataError(
-                    f"{where}, field {name}: samples of shape {arrays[name].shape[1:]}; in train {expected}"
-                )
-        if "id" in fields:
-            arrays["id"] = _identities(fields["id"], samples, where)
-        checked[split] = arrays
-    return checked
-
-
-def _numbers(values: Any, where: str) -> np.ndarray:
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
-        found = f"an array of {values.dtype}" if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
-        raise DataError(f"{where}: found {found}; expected an array of numbers")
-    return values
-
-
-def _labels(labels: np.ndarray, where: str) -> np.ndarray:
-    if labels.ndim not in (1, 2, 3) or any(size != 1 for size in labels.shape[1:]):
-        raise DataError(f"{where}: shape {labels.shape}; expected [N, 1, 1], [N, 1] or [N]")
-    bad = np.flatnonzero(~finite(labels).all(axis=tuple(range(1, labels.ndim))))
-    if len(bad):
-        raise DataError(f"{where}, sample {bad[0]}: {labels.reshape(-1)[bad[0]]}; expected a finite number")
-    return labels.reshape(-1, 1)
-
-
-def _check_modality(values: np.ndarray, name: str, samples: int, where: str) -> None:
-    where = f"{where}, field {name}"
-    if values.ndim != 3:
-        raise DataError(f"{where}: {values.ndim} axes, shape {values.shape}; expected [N, T, D]")
-    if len(values) != samples:
-        raise DataError(f"{where}: {len(values)} samples; field {LABELS} has {samples}")
-    if 0 in values.shape:
-        raise DataError(f"{where}: shape {values.shape}; expected at least one time step and one feature")
-    # The released features hold -inf where the audio is silent; nothing else may be other than a number.
-    bad = ~finite(values) & ~np.isinf(values) if name == "audio" else ~finite(values)
-    if bad.any():
-        sample, step, feature = np.argwhere(bad)[0]
-        found = values[sample, step, feature]
-        raise DataError(
-            f"{where}, sample {sample}: {found} at step {step}, feature {feature}; expected a finite number"
-        )
-
-
-def _identities(values: Any, samples: int, where: str) -> np.ndarray:
-    names = np.atleast_1d(plain_array(values, f"{where}, field id"))
-    if len(names) != samples:
-        raise DataError(f"{where}, field id: {len(names)} names; field {LABELS} has {samples} samples")
-    return np.asarray([" ".join(map(_text, np.atleast_1d(name).ravel())) for name in names], dtype=object)
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def planted_imbalance(seed: int, *, samples: Mapping[str, int] | None = None, steps: int = 12) -> dict[str, Any]:

@@ -6,6 +6,7 @@ taken for it.
 
 from __future__ import annotations
 
+import codecs
 import json
 import pickle
 import threading
@@ -29,6 +30,8 @@ MOST_PIXELS = 89_478_485
 """Of an image: 256 MiB in colour, the size from which Pillow warns."""
 LARGE_PIXELS = 2**24
 _LARGE_IMAGE = threading.Lock()
+_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+"""Byte order marks and the encodings that they stand for."""
 
 
 @contextmanager
@@ -83,11 +86,52 @@ def check_size(claimed: int, held: int, where: str, remedy: str = "a broken or h
         )
 
 
+def read_text(path: Path, kind: str) -> str:
+    """The content of a text file: UTF-8, or what its byte order mark says (UTF-8 or UTF-16).
+
+    Args:
+        path: of the file.
+        kind: of it, such as 'JSON file', for messages.
+
+    Raises:
+        DataError: the file cannot be read, or is in another encoding.
+    """
+    with reading(path, kind):
+        content = path.read_bytes()
+    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path}, line {line}: found byte 0x{error.object[error.start]:02x}, which is not {encoding.removesuffix('-sig')}; "
+            "expected a file in UTF-8, or in UTF-16 with a byte order mark (Excel: save as CSV UTF-8)"
+        ) from None
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise DataError(
+            f"{path}, line {line}: found a zero character; expected a file in UTF-8, or in UTF-16 with a byte order mark"
+        )
+    return text
+
+
 def read_json(path: Path) -> Any:
-    """The content of a JSON file, without the numbers that JSON lacks and with every key once.
+    """The content of a JSON file; see `read_text` and `parse_json`.
 
     Raises:
         DataError: the file cannot be read, or is not JSON.
+    """
+    text = read_text(path, "JSON file")
+    with reading(path, "JSON file"):
+        return parse_json(text)
+
+
+def parse_json(text: str) -> Any:
+    """What JSON says, without the numbers that JSON lacks and with every key once.
+
+    Raises:
+        ValueError: the text is not JSON.
+        RecursionError: it is nested too deeply.
     """
 
     def constant(name: str) -> Any:
@@ -101,8 +145,7 @@ def read_json(path: Path) -> Any:
             raise ValueError(f"the key {shown(twice)} is there twice in one object")
         return content
 
-    with reading(path, "JSON file"):
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=constant, object_pairs_hook=mapping)
+    return json.loads(text, parse_constant=constant, object_pairs_hook=mapping)
 
 
 def is_text(value: Any) -> bool:
@@ -140,13 +183,17 @@ def plain_array(value: Any, where: str) -> np.ndarray:
         DataError: it holds other things, lists that make no array, or is larger than it has any right to be.
     """
     if isinstance(value, list | tuple):
-        _check_leaves(value, where)
+        check_leaves(value, where)
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(f"{where}: found lists that make no array: {error}") from None
     if array.dtype.kind == "O":
         items = [decoded(item) for item in array.ravel().tolist()]
+        if items and all(isinstance(item, bool | int | float | np.number | np.bool) for item in items):
+            numbers = np.array(items)
+            if numbers.dtype.kind in "biuf":
+                return numbers.reshape(array.shape)
         if not all(isinstance(item, str) for item in items):
             raise DataError(f"{where}: found an array of objects; expected numbers or texts")
         check_texts(items, where)
@@ -173,17 +220,38 @@ def decoded(value: Any) -> Any:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-def _check_leaves(value: Any, where: str) -> None:
-    """Counts what nested lists unfold to. A list that holds one other list twice, ten times over, is a thousand long."""
+def check_leaves(value: Any, where: str) -> None:
+    """Counts what nested lists unfold to. A list that holds one other list twice, ten times over, is a thousand long.
+
+    Args:
+        value: a list, a tuple or an array of objects, whose leaves are numbers, texts and arrays of them.
+        where: file and field.
+
+    Raises:
+        DataError: it unfolds to far more than it holds, or holds itself.
+    """
+
+    def holds(part: Any) -> bool:
+        return isinstance(part, list | tuple) or (isinstance(part, np.ndarray) and part.dtype.kind == "O")
+
     being_counted = -1
     sizes: dict[int, int] = {}
+    held: dict[int, int] = {}
+    # An array of objects makes new lists of them: they are kept, so that no two share an id.
+    lists: dict[int, Any] = {}
     waiting: list[tuple[Any, bool]] = [(value, False)]
     while waiting:
         item, counted = waiting.pop()
-        nested = [part for part in item if isinstance(part, list | tuple)]
+        if id(item) not in lists:
+            lists[id(item)] = item.ravel().tolist() if isinstance(item, np.ndarray) else item
+        parts = lists[id(item)]
+        nested = [part for part in parts if holds(part)]
         if counted:
-            sizes[id(item)] = len(item) - len(nested) + sum(sizes[id(part)] for part in nested)
-            check_size(8 * sizes[id(item)], 0, where, "lists that hold the same list many times")
+            arrays = [part for part in parts if isinstance(part, np.ndarray) and not holds(part)]
+            held.update({id(part): part.nbytes for part in arrays})
+            size = sum(sizes[id(part)] for part in nested) + sum(part.size for part in arrays)
+            sizes[id(item)] = len(parts) - len(nested) - len(arrays) + size
+            check_size(8 * sizes[id(item)], sum(held.values()), where, "lists that hold the same list many times")
         elif sizes.get(id(item)) == being_counted:
             raise DataError(f"{where}: found a list that holds itself; expected numbers or texts")
         elif id(item) not in sizes:
@@ -232,6 +300,10 @@ def open_image(path: Path) -> Any:
     if width * height > MOST_PIXELS:
         image.close()
         raise ValueError(f"found {width} x {height} pixels; expected at most {MOST_PIXELS:,}")
+    if image.format == "TIFF":
+        # Pillow maps an uncompressed TIFF into memory only where it knows a file name, and then takes the width of a turned one
+        # for its height.
+        image.filename = ""
     return image
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ class Facts:
         height, width: pixels of a slice.
         tumour: tumour pixels of every slice.
         filled: whether a slice shows anything.
+        labelled: whether the volume has labels; without, all of them are 0 and mean nothing.
     """
 
     case: str
@@ -49,6 +50,7 @@ class Facts:
     width: int
     tumour: list[int]
     filled: list[bool]
+    labelled: bool = True
 
     @property
     def has_tumour(self) -> bool:
@@ -62,15 +64,17 @@ class Facts:
         return with_tumour or np.flatnonzero(self.filled).tolist()
 
 
-def slice_table(image: Mapping[str, np.ndarray], label: np.ndarray, *, case: str, start: int) -> pa.Table:
+def slice_table(image: Mapping[str, np.ndarray], label: np.ndarray | None, *, case: str, start: int) -> pa.Table:
     """A volume as a table with one row a slice, the facts in its metadata.
 
     Args:
         image: by sequence, [H, W, D].
-        label: classes [H, W, D].
+        label: classes [H, W, D]; None where the volume has no labels.
         case: name of the volume.
         start: index of the first slice in its split.
     """
+    labelled = label is not None
+    label = np.zeros(next(iter(image.values())).shape, dtype=np.uint8) if label is None else label
     height, width, slices = label.shape
     columns = {name: tensor_column(np.moveaxis(values, 2, 0).astype(np.float16)) for name, values in image.items()}
     columns[TARGET] = tensor_column(np.moveaxis(label, 2, 0))
@@ -78,7 +82,9 @@ def slice_table(image: Mapping[str, np.ndarray], label: np.ndarray, *, case: str
     columns[IDENTITY] = pa.array([f"{case}:{number}" for number in range(slices)])
     shown = np.any([values.any(axis=(0, 1)) for values in image.values()], axis=0)
     tumour = (label > 0).sum(axis=(0, 1))
-    facts = Facts(case=case, height=height, width=width, tumour=tumour.tolist(), filled=shown.tolist())
+    facts = Facts(
+        case=case, height=height, width=width, tumour=tumour.tolist(), filled=shown.tolist(), labelled=labelled
+    )
     return pa.table(columns).replace_schema_metadata({FACTS: json.dumps(asdict(facts)).encode()})
 
 
@@ -256,7 +262,11 @@ class VolumeSlices:
             labels.append(centred(label, self._pixels))
         # Rows of a plan ascend, so the slices of a volume lie together.
         group = torch.from_numpy(volume)
-        return _batch(self._files.modalities, np.concatenate(images), np.concatenate(labels), part, group)
+        batch = _batch(self._files.modalities, np.concatenate(images), np.concatenate(labels), part, group)
+        if all(facts.labelled for facts in self._files.facts):
+            return batch
+        labelled = torch.tensor([self._files.facts[number].labelled for number in volume.tolist()])
+        return replace(batch, labelled=labelled)
 
 
 def centred(values: np.ndarray, pixels: tuple[int, int]) -> np.ndarray:

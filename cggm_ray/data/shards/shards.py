@@ -6,33 +6,24 @@ name and renamed when it is complete, so a folder of that name is whole or does 
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from cggm_ray.core.errors import DataError
-from cggm_ray.data.split_names import SPLITS as SPLITS
-
-if TYPE_CHECKING:
-    pass
-
 import hashlib
 import json
 import math
 import os
 import re
+import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from cggm_ray.core.errors import shown
+from cggm_ray.core.errors import DataError, shown
 from cggm_ray.data.shards.packed import pack, tensor_type
 from cggm_ray.storage.digests import file_digest, file_digests
 from cggm_ray.storage.locks import holding

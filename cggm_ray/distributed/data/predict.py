@@ -11,7 +11,6 @@ import ray.data
 import torch
 
 from cggm_ray.core.errors import TrainingError
-from cggm_ray.data.dataset import DATASETS, Dataset
 from cggm_ray.data.loading.sampler import Slice
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.shards.shards import INDEX, LABELLED, TARGET, Manifest
@@ -19,6 +18,7 @@ from cggm_ray.distributed.cluster import connect, own_error
 from cggm_ray.engine.assembly import build_dataset, build_network
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.evaluation import PREDICTION, Predictions, predicted
+from cggm_ray.engine.own_code import Entry, adopt, entries
 from cggm_ray.engine.state import BEST, load_weights
 from cggm_ray.runs.finished import Finished
 
@@ -31,7 +31,7 @@ class Plan:
 
     Attributes:
         config: of the run, with the path of the data.
-        dataset: class of the dataset, which a person may have registered in a file of their own.
+        own: what a person registered in files of their own.
         shards: folder of the set.
         trained: manifest of the set that the run was trained on, which decides on the network.
         modalities: that the network takes.
@@ -40,7 +40,7 @@ class Plan:
     """
 
     config: Config
-    dataset: type[Dataset]
+    own: tuple[Entry, ...]
     shards: Path
     trained: Manifest
     modalities: tuple[str, ...]
@@ -52,7 +52,7 @@ class Predictor:
     """The network in an actor; a call takes the first sample of a range and predicts the range."""
 
     def __init__(self, plan: Plan) -> None:
-        DATASETS.adopt(plan.config.data.dataset, plan.dataset)
+        adopt(plan.own)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         manifest, dataset = open_manifest(plan.shards), build_dataset(plan.config)
         net, _ = build_network(plan.config, dataset, plan.trained, plan.modalities)
@@ -98,7 +98,7 @@ def predict_on_ray(run: Finished, folder: Path, split: str, workers: int) -> Pre
     collected = Predictions.empty(samples, run.task.outputs)
     plan = Plan(
         config=run.config,
-        dataset=type(run.dataset),
+        own=entries(run.config),
         shards=run.shards,
         trained=run.trained,
         modalities=run.modalities,

@@ -16,8 +16,8 @@ from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from cggm_ray.commands.train import print_taken
 from cggm_ray.core.errors import TrainingError
-from cggm_ray.data.dataset import DATASETS
 from cggm_ray.distributed.cluster import connect, cpus_per_worker, joins, own_error
 from cggm_ray.distributed.data.ingest import write_shards_with_ray
 from cggm_ray.distributed.storage import check_shared
@@ -28,18 +28,26 @@ from cggm_ray.engine.checkpoints import Checkpoints, storage_errors
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.guards import naming_missing
 from cggm_ray.engine.loop import train
+from cggm_ray.engine.own_code import adopt, entries
 from cggm_ray.engine.runtime import RunConfig
+from cggm_ray.engine.stopping import Asked
 from cggm_ray.engine.tracking import Console, following
+from cggm_ray.runs.ending import after_test
 from cggm_ray.runs.finishing import finish
 from cggm_ray.runs.folder import claim, sole_owner
 from cggm_ray.runs.provenance import note_start
 from cggm_ray.runs.result import Result, read_summary
 
 
-def run_on_ray(config: Config, folder: Path) -> Result:
+def run_on_ray(config: Config, folder: Path, asked: Asked) -> Result:
     """Prepares the data and trains on a cluster.
 
     The folder of the run is also Ray Train's, which is how a run of the same name finds its checkpoints.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        asked: notes a signal that this driver handed on.
 
     Raises:
         CggmError: a worker's own error, or a TrainingError for what Ray reports.
@@ -51,8 +59,9 @@ def run_on_ray(config: Config, folder: Path) -> Result:
         claim(config, folder, shards)
         fixed = config.run.min_workers == config.run.max_workers
         note_start(folder, config, shards, config.run.max_workers if fixed else None, cpus)
+        print_taken(shards)
         try:
-            with following(folder), stopping_workers(folder), storage_errors(Checkpoints(folder)):
+            with following(folder), stopping_workers(folder, asked), storage_errors(Checkpoints(folder)):
                 trainer(config, shards, folder, cpus).fit()
         except Exception as error:
             raise own_error(error) or TrainingError(f"{folder}: the run failed: {error}") from error
@@ -60,11 +69,12 @@ def run_on_ray(config: Config, folder: Path) -> Result:
 
 
 @contextmanager
-def stopping_workers(folder: Path) -> Iterator[None]:
+def stopping_workers(folder: Path, asked: Asked) -> Iterator[None]:
     """On SIGTERM to this driver, such as `ray job stop` sends, has the workers save and stop; a second one ends it at once.
 
     Args:
         folder: of the run; the workers look for a file in it.
+        asked: notes the signal.
     """
     (folder / STOP).unlink(missing_ok=True)
     if threading.current_thread() is not threading.main_thread():
@@ -73,8 +83,12 @@ def stopping_workers(folder: Path) -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
 
     def take(number: int, frame: FrameType | None) -> None:
+        asked.signal = number
         signal.signal(signal.SIGTERM, before)
-        os.write(2, b"the workers save and stop; the same signal once more ends at once\n")
+        os.write(
+            2,
+            b"the workers save, or leave out what follows the test, and stop; the same signal once more ends at once\n",
+        )
         with suppress(OSError):
             (folder / STOP).touch()
 
@@ -123,8 +137,8 @@ def trainer(
         train_on_worker,
         train_loop_config={
             "config": config,
-            # A dataset that a person registered in a file of their own is not known to a worker; it travels along.
-            "dataset": DATASETS.get(config.data.dataset),
+            # What a person registered in a file of their own is not known to a worker; it travels along.
+            "own": entries(config),
             "shards": str(shards),
             "folder": str(folder),
             "threads": cpus,
@@ -158,7 +172,7 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
     """The loop on one worker."""
     torch.set_num_threads(arguments["threads"])
     config: Config = arguments["config"]
-    DATASETS.adopt(config.data.dataset, arguments["dataset"])
+    adopt(arguments["own"])
     folder, seconds = Path(arguments["folder"]), config.run.collective_timeout
     runtime = RayRuntime(folder)
     if runtime.rank == 0 and config.run.min_workers < config.run.max_workers:
@@ -168,4 +182,4 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
         training = open_training(config, Path(arguments["shards"]), runtime, folder)
         train(training)
         if arguments["test"]:
-            finish(training)
+            after_test(training, finish(training))

@@ -38,7 +38,7 @@ class RayRuntime:
         self.device = ray.train.torch.get_device()
         self.checkpoints = Checkpoints(folder)
         self._stop = folder / STOP
-        self._agreement = Agreement(self._asked, self.world_size, self.reduce(), self.device, PERIOD)
+        self._agreement = Agreement(self.wish, self.world_size, self.reduce(), self.device, PERIOD)
 
     def reduce(self) -> Callable[[Tensor], Tensor]:
         """See `Runtime`."""
@@ -61,8 +61,11 @@ class RayRuntime:
         """See `Runtime`."""
         return self._agreement(now)
 
-    def _asked(self) -> Notice:
-        """A node that is about to be taken away has the loop save at every look; Ray Train starts the workers again then."""
+    def wish(self) -> Notice:
+        """See `Runtime`.
+
+        A node that is about to be taken away has the loop save at every look; Ray Train starts the workers again then.
+        """
         preempted = ray.train.get_preemption_info() is not None
         if self.rank == 0 and self._stop.exists():
             return Notice.STOP

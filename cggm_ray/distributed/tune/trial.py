@@ -18,13 +18,13 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 import ray
 from cggm_ray.core.errors import CggmError, StorageError, TrainingError
-from cggm_ray.data.dataset import DATASETS, Dataset
 from cggm_ray.distributed.cluster import own_error
 from cggm_ray.distributed.train.launch import trainer
 from cggm_ray.engine.assembly import open_training
 from cggm_ray.engine.checkpoints import CHECKPOINTS, check_checkpoint, storage_errors
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.loop import train
+from cggm_ray.engine.own_code import Entry, adopt
 from cggm_ray.engine.runtime import LocalRuntime, Record, RunConfig
 from cggm_ray.engine.state import Position, copy_as_own, saved_values
 from cggm_ray.engine.tracking import read_metrics
@@ -59,7 +59,7 @@ class Study:
         base: configuration that trials change.
         shards: folder of the converted set, if all trials share one.
         trials: those that are known before the study starts; the others follow from Tune's values.
-        dataset: class of the base's dataset, which a person may have registered in a file of their own.
+        own: what a person registered in files of their own.
         resources: of each worker of a trial.
         test: whether a trial tests its best checkpoint.
         exchanges: whether trials take over each other's weights.
@@ -70,7 +70,7 @@ class Study:
     base: Config
     shards: Path | None
     trials: tuple[Trial, ...]
-    dataset: type[Dataset]
+    own: tuple[Entry, ...]
     resources: Resources
     test: bool
     exchanges: bool = False
@@ -94,7 +94,7 @@ class Study:
 
 def train_trial(config: dict[str, Any], study: Study) -> None:
     """A trial, in its own process. An error of this package ends the trial and not the study."""
-    DATASETS.adopt(study.base.data.dataset, study.dataset)
+    adopt(study.own)
     trial = study.trial(tune.get_context().get_trial_name(), config)
     torch.set_num_threads(study.resources.cpu)
     over = read_record(trial).over
@@ -218,5 +218,5 @@ def _without_further_epochs(config: Config, epochs: int) -> Config:
 
 
 def _test_here(study: Study, config: Config, trial: Trial) -> None:
-    DATASETS.adopt(study.base.data.dataset, study.dataset)
+    adopt(study.own)
     finish(open_training(config, trial.shards, LocalRuntime(trial.folder, _process(study)), trial.folder))

@@ -1,18 +1,18 @@
-"""BraTS 2021 (Baid et al. 2021): tumour segmentation from four MRI sequences.
+"""BraTS (Baid et al. 2021): tumour segmentation from four MRI sequences.
 
 Two layouts are read. The released one: `<train|valid|test>/<case>.h5` with `image` [4, H, W, D], `label` [H, W, D] and, if
-the order of the sequences is not flair, t1ce, t1, t2, the attribute `channels`. The challenge's: a folder per case with
-`<case>_<flair|t1ce|t1|t2|seg>.nii.gz`, which is split here.
+the order of the sequences is not flair, t1ce, t1, t2, the attribute `channels`. That of the challenges of 2017 to 2024: a
+folder per case with a NIfTI file for each sequence (see `cggm_ray.data.datasets.brats.layouts`), which is split here.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,22 +21,13 @@ import torch
 from cggm_ray.config.fields import one_of, option
 from cggm_ray.core.errors import DataError, UsageError
 from cggm_ray.core.seeding import derive_seed, generator
-from cggm_ray.data.dataset import DATASETS, PICTURES, SPLITS, Dataset
+from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset
+from cggm_ray.data.datasets.brats.cases import H5, Case, gather, named_splits, survey
+from cggm_ray.data.datasets.brats.labels import AUTO, CHOICES, CONVENTIONS, Convention
+from cggm_ray.data.datasets.brats.layouts import SEQUENCES, case_files, case_folders
 from cggm_ray.data.datasets.brats.maps import MapWriter
-from cggm_ray.data.datasets.brats.overlay import draw_overlays
-from cggm_ray.data.datasets.brats.volumes import (
-    SEGMENTATION,
-    SEQUENCES,
-    SUFFIXES,
-    case_files,
-    check_h5,
-    check_nifti,
-    has_tumour,
-    joined,
-    read_h5,
-    read_nifti,
-)
-from cggm_ray.data.formats.h5 import probe
+from cggm_ray.data.datasets.brats.volumes import joined
+from cggm_ray.data.loading.collector import Collector
 from cggm_ray.data.loading.slices import (
     STRIDE,
     SliceFiles,
@@ -47,13 +38,12 @@ from cggm_ray.data.loading.slices import (
     slice_table,
 )
 from cggm_ray.data.loading.split import Split
+from cggm_ray.data.maps import MAPS, MapPlan
 from cggm_ray.data.settings import DatasetOptions
-from cggm_ray.data.shards.shards import Manifest, RawShard
-from cggm_ray.models.net import MultimodalNet
+from cggm_ray.data.shards.shards import PREDICT, Manifest, RawShard
+from cggm_ray.data.split_names import find_splits
 from cggm_ray.tasks import Segmentation, Task
-
-if TYPE_CHECKING:
-    from cggm_ray.engine.evaluation import Collector
+from cggm_ray.tasks.segmentation import CLASS_WEIGHTS
 
 SCORES = ("volume", "slice")
 
@@ -67,6 +57,11 @@ class BratsOptions(DatasetOptions):
     score: str = option(
         "volume", "Dice of validation and test: volume (in 3-D), slice (cropped tumour slices, as released)"
     )
+    labels: str = option(
+        AUTO,
+        "what the labels mean: brats2021 (0 1 2 4), brats2023 (0 1 2 3), brats2024 (0 1 2 3 and 4 for the resection cavity); "
+        "auto decides over all cases",
+    )
     valid_part: float = option(0.1, "challenge folders: part of the cases for validation")
     test_part: float = option(0.2, "challenge folders: part of the cases for test")
     split_seed: int = option(0, "challenge folders: seed of the split")
@@ -74,6 +69,7 @@ class BratsOptions(DatasetOptions):
 
     def __post_init__(self) -> None:
         one_of(self, "score", SCORES)
+        one_of(self, "labels", CHOICES)
         if self.crop < STRIDE or self.crop % STRIDE:
             raise UsageError(f"crop: found {self.crop}; expected a multiple of {STRIDE}")
         for name in ("valid_part", "test_part"):
@@ -90,10 +86,10 @@ class BratsOptions(DatasetOptions):
 
 @DATASETS.register("brats")
 class Brats(Dataset):
-    """BraTS 2021: classes background, necrotic core, oedema, enhancing tumour."""
+    """BraTS: classes background, necrotic core, oedema, enhancing tumour and, in sets of 2024, resection cavity."""
 
     name = "brats"
-    converter = 1
+    converter = 2
     network = "deeplab"
     Options = BratsOptions
 
@@ -105,9 +101,9 @@ class Brats(Dataset):
         return options
 
     def shard_options(self) -> dict[str, Any]:
-        """The split of challenge folders."""
+        """The split of challenge folders, and what the labels mean."""
         options = self.options
-        return {name: getattr(options, name) for name in ("valid_part", "test_part", "split_seed")}
+        return {name: getattr(options, name) for name in ("valid_part", "test_part", "split_seed", "labels")}
 
     def locate(self, path: Path) -> list[Path]:
         """All h5 files of the three split folders, or the five files of every case folder."""
@@ -115,72 +111,107 @@ class Brats(Dataset):
             raise DataError(
                 f"data_path: {path} is a file; expected a folder with train, valid, test, or with case folders"
             )
-        released = {split: sorted((path / split).glob("*.h5")) for split in SPLITS}
-        if any(released.values()):
-            for split, files in released.items():
-                if not files:
+        released = _h5_files(path)
+        if released:
+            folders = find_splits(dict.fromkeys(file.parent.name for file in released), str(path))
+            for split in SPLITS:
+                if split not in folders:
                     raise DataError(
                         f"{path / split}: no .h5 file; expected at least one case in each of {', '.join(SPLITS)}"
                     )
-            return [file for files in released.values() for file in files]
-        cases = sorted({file.parent for suffix in SUFFIXES for file in path.glob(f"*/*_{SEQUENCES[0]}{suffix}")})
-        if not cases:
-            raise DataError(
-                f"{path}: neither <train|valid|test>/<case>.h5 nor <case>/<case>_{SEQUENCES[0]}.nii.gz; found "
-                f"{joined(sorted(entry.name for entry in path.iterdir())) or 'an empty folder'}"
+            places = list(folders.values())
+            return sorted(
+                (file for file in released if file.parent.name in places),
+                key=lambda file: (places.index(file.parent.name), file.name),
             )
-        return [file for case in cases for file in case_files(case).values()]
+        return [file for case in _case_folders(path) for file in case_files(case).values()]
 
     def read(self, sources: list[Path]) -> Iterator[RawShard]:
-        """One raw shard a case, with the paths of its files; headers are checked, and labels up to the first tumour."""
-        split_of = self._split([path.parent for path in sources if SEGMENTATION in path.name])
-        cases: dict[str, list[tuple[str, list[Path]]]] = {split: [] for split in SPLITS}
-        for path in sources:
-            if path.suffix == ".h5":
-                cases[path.parent.name].append((path.stem, [path]))
-            elif path.parent in split_of:
-                folder = path.parent
-                cases[split_of.pop(folder)].append((folder.name, list(case_files(folder).values())))
-        probe([path for path in sources if path.suffix == ".h5"])
-        for split, members in cases.items():
-            start = 0
-            for number, (case, files) in enumerate(members):
-                slices = check_h5(files[0]) if len(files) == 1 else check_nifti(case_files(files[0].parent))
-                row = {"case": case, "files": list(map(str, files)), "start": start}
-                yield RawShard(split=split, number=number, table=pa.Table.from_pylist([row]))
-                start += slices
+        """One raw shard a case, with the paths of its files; headers of all files and the labels of all cases are checked."""
+        found = gather(sources, labelled=True)
+        cases = named_splits(found) or self._drawn(found)
+        members = [case for split in SPLITS for case in cases[split]]
+        seen = survey(members, self.options.labels)
+        self._notes = seen.notes()
+        _say(self._notes)
+        tumour = iter(seen.tumour)
         root = Path(os.path.commonpath([path.parent for path in sources]))
-        for split in self._drawn_splits:
-            found = (has_tumour(files) for _, files in cases[split])
-            require_tumour(found, split, len(cases[split]), root)
+        for split in SPLITS:
+            there = [bool(next(tumour)) for _ in cases[split]]
+            if split in self._drawn_splits:
+                require_tumour(there, split, len(there), root)
+        slices = iter(seen.slices)
+        for split in SPLITS:
+            yield from _raw_shards(cases[split], split, slices, seen.convention)
 
-    def _split(self, folders: list[Path]) -> dict[Path, str]:
-        """A seeded split of case folders, in the order of the folders."""
-        if not folders:
-            return {}
-        if len(folders) < len(SPLITS):
-            raise DataError(f"{folders[0].parent}: {len(folders)} case folders; expected at least one case a split")
-        options = self.options
-        valid, test = (max(1, round(part * len(folders))) for part in (options.valid_part, options.test_part))
-        order = torch.randperm(len(folders), generator=generator(options.split_seed, "split")).tolist()
-        if len(folders) - valid - test < 1:
+    def locate_new(self, path: Path) -> list[Path]:
+        """All h5 files at the path, in its folders or in it, or the files of every case folder, with or without labels."""
+        if path.is_file() and path.suffix == H5:
+            return [path]
+        if not path.is_dir():
             raise DataError(
-                f"{folders[0].parent}: {len(folders)} case folders, of which valid_part and test_part take {valid} and "
-                f"{test}; expected one to train on"
+                f"data_path: {path} is a file; expected an h5 file, or a folder with h5 files or case folders"
+            )
+        released = _h5_files(path, f"*{H5}") + _h5_files(path)
+        if released:
+            return released
+        return [file for case in _case_folders(path) for file in case_files(case, labelled=None).values()]
+
+    def read_new(self, sources: list[Path], trained: Manifest, split: str | None) -> Iterator[RawShard]:
+        """One raw shard a case; all cases, or those of a split of the released layout or of labelled case folders."""
+        cases = gather(sources, labelled=False)
+        if split is not None:
+            parts = named_splits(cases) or self._drawn(gather(sources, labelled=True))
+            cases = parts.get(split, [])
+        names: dict[str, Case] = {}
+        for case in cases:
+            if case.name in names:
+                raise DataError(
+                    f"{case.files[0]}: the case {case.name} is in {names[case.name].files[0]} too; expected every name once, "
+                    "because maps are named after the cases"
+                )
+            names[case.name] = case
+        seen = survey(cases, self.options.labels, labelled=False, default=_convention(trained))
+        self._notes = seen.notes(trained)
+        yield from _raw_shards(cases, PREDICT, iter(seen.slices), seen.convention)
+
+    def takes(self, modality: str, trained: tuple[int, ...], found: tuple[int, ...]) -> bool:
+        """Slices of any size."""
+        return len(trained) == len(found)
+
+    def notes(self) -> dict[str, Any]:
+        """The convention of the labels, the orientations of the cases, and what is printed about both."""
+        return self._notes
+
+    def _drawn(self, cases: list[Case]) -> dict[str, list[Case]]:
+        """A seeded split of case folders, in the order of the folders."""
+        folder = cases[0].files[0].parent.parent
+        if len(cases) < len(SPLITS):
+            raise DataError(f"{folder}: {len(cases)} case folders; expected at least one case a split")
+        options = self.options
+        valid, test = (max(1, round(part * len(cases))) for part in (options.valid_part, options.test_part))
+        order = torch.randperm(len(cases), generator=generator(options.split_seed, "split")).tolist()
+        if len(cases) - valid - test < 1:
+            raise DataError(
+                f"{folder}: {len(cases)} case folders, of which valid_part and test_part take {valid} and {test}; expected one "
+                "to train on"
             )
         names = {place: "valid" if rank < valid else "test" for rank, place in enumerate(order) if rank < valid + test}
-        return {folder: names.get(place, "train") for place, folder in enumerate(folders)}
+        return {
+            split: [case for place, case in enumerate(cases) if names.get(place, "train") == split] for split in SPLITS
+        }
 
     def transform(self, table: pa.Table) -> pa.Table:
         """Reads a case and cuts it into slices."""
         (row,) = table.to_pylist()
-        files = [Path(file) for file in row["files"]]
-        volume = read_h5(files[0]) if len(files) == 1 else read_nifti(case_files(files[0].parent))
+        case = Case(name=row["case"], files=tuple(map(Path, row["files"])))
+        volume = case.read(CONVENTIONS[row["labels"]])
         image = dict(zip(SEQUENCES, volume.image, strict=True))
-        return slice_table(image, volume.label, case=row["case"], start=row["start"])
+        return slice_table(image, volume.label, case=case.name, start=row["start"])
 
     def accept(self, folder: Path, manifest: Manifest) -> None:
-        """Stops where no case has a tumour to draw; `read` does the same before a set is made."""
+        """Stops where no case has a tumour to draw; `read` does the same before a set is made. Prints what `read` printed."""
+        _say(manifest.notes)
         for split in self._drawn_splits:
             shards = manifest.splits[split]
             found = (read_facts(folder / shard.file).has_tumour for shard in shards)
@@ -203,7 +234,10 @@ class Brats(Dataset):
 
     def task(self, manifest: Manifest) -> Task:
         """Cross-entropy and Dice, scored by volume or by slice."""
-        return Segmentation(by_slice=self.options.score == "slice")
+        convention = _convention(manifest)
+        # The resection cavity counts as much as the enhancing tumour.
+        weights = CLASS_WEIGHTS + CLASS_WEIGHTS[-1:] * (len(convention.labels) - len(CLASS_WEIGHTS))
+        return Segmentation(weights, by_slice=self.options.score == "slice", regions=convention.regions)
 
     def open_split(
         self, folder: Path, manifest: Manifest, split: str, modalities: tuple[str, ...], device: torch.device
@@ -215,25 +249,52 @@ class Brats(Dataset):
             return TumourSlices(files, seed=seed, crop=options.crop, draws=options.draws, device=device)
         return VolumeSlices(files, crop=options.crop if options.score == "slice" else None, device=device)
 
-    def open_maps(
-        self,
-        folder: Path,
-        manifest: Manifest,
-        split: str,
-        modalities: tuple[str, ...],
-        device: torch.device,
-        out: Path,
-        sources: Sequence[Path],
-    ) -> tuple[Split, Collector]:
-        """Whole volumes, and a NIfTI file for each."""
-        whole = VolumeSlices(SliceFiles(folder, manifest, split, modalities), crop=None, device=device)
-        cases = {path.stem if path.suffix == ".h5" else path.parent.name: path for path in sources}
-        return whole, MapWriter(out, whole, cases)
 
-    def finish(self, folder: Path, net: MultimodalNet, test: Split) -> None:
-        """Pictures of prediction and truth for the first test cases."""
-        assert isinstance(test, VolumeSlices)
-        draw_overlays(folder / PICTURES, net, test, self.options.overlays)
+@MAPS.register("brats")
+def open_maps(plan: MapPlan) -> tuple[Split, Collector]:
+    """Whole volumes, and a NIfTI file for each."""
+    whole = VolumeSlices(
+        SliceFiles(plan.shards, plan.manifest, plan.split, plan.modalities), crop=None, device=plan.device
+    )
+    if plan.split == PREDICT:
+        _say(plan.manifest.notes)
+    cases = {case.name: case for case in gather(plan.sources, labelled=False)}
+    return whole, MapWriter(plan.out, whole, cases, _convention(plan.manifest))
+
+
+def _h5_files(path: Path, pattern: str = f"*/*{H5}") -> list[Path]:
+    """The h5 files in the folders of a path, in order; what macOS leaves beside them begins with a dot."""
+    return sorted(file for file in path.glob(pattern) if not file.name.startswith("."))
+
+
+def _case_folders(path: Path) -> list[Path]:
+    """The case folders below a path, of which there must be one."""
+    found = case_folders(path)
+    if not found:
+        raise DataError(
+            f"{path}: neither <train|valid|test>/<case>.h5 nor <case>/<case>_{SEQUENCES[0]}.nii.gz; found "
+            f"{joined(sorted(entry.name for entry in path.iterdir())) or 'an empty folder'}"
+        )
+    return found
+
+
+def _raw_shards(cases: Sequence[Case], split: str, slices: Iterator[int], convention: Convention) -> Iterator[RawShard]:
+    """A raw shard a case; `slices` gives the number of slices of each."""
+    start = 0
+    for number, (case, count) in enumerate(zip(cases, slices, strict=False)):
+        row = {"case": case.name, "files": list(map(str, case.files)), "start": start, "labels": convention.name}
+        yield RawShard(split=split, number=number, table=pa.Table.from_pylist([row]))
+        start += count
+
+
+def _say(notes: Mapping[str, Any]) -> None:
+    for line in notes["lines"]:
+        print(line, flush=True)
+
+
+def _convention(manifest: Manifest) -> Convention:
+    """Of the labels of a set."""
+    return CONVENTIONS[manifest.notes["labels"]]
 
 
 DEMONSTRATION_CASES = {"train": 8, "valid": 2, "test": 2}

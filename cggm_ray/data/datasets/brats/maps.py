@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,23 +12,28 @@ from torch import Tensor
 
 from cggm_ray.core.batch import Batch
 from cggm_ray.core.reduction import Reduce
-from cggm_ray.data.datasets.brats.volumes import LABELS, geometry
+from cggm_ray.data.datasets.brats.cases import Case
+from cggm_ray.data.datasets.brats.labels import Convention
+from cggm_ray.data.datasets.brats.volumes import grid
+from cggm_ray.data.formats.nifti import with_nifti
 from cggm_ray.data.loading.slices import Facts, VolumeSlices, centred
 
 
 class MapWriter:
     """Puts the slices of a volume together and writes `<case>_seg.nii.gz` when its last one is there.
 
-    The voxels are uint8 with the labels of the challenge. A case of NIfTI files gives its map the same place in space.
+    The voxels are uint8. A case of NIfTI files gives its map its own grid: shape, order of the axes, sform and qform are those
+    of its first sequence.
 
     Args:
         folder: where they go.
         split: whole volumes; only one of them is held.
-        sources: case to a raw file of it.
+        cases: by name.
+        convention: of the labels in the maps.
     """
 
-    def __init__(self, folder: Path, split: VolumeSlices, sources: Mapping[str, Path]) -> None:
-        self._folder, self._split, self._sources = folder, split, sources
+    def __init__(self, folder: Path, split: VolumeSlices, cases: Mapping[str, Case], convention: Convention) -> None:
+        self._folder, self._split, self._cases, self._convention = folder, split, cases, convention
         self._slices: list[np.ndarray] = []
 
     def take(self, batch: Batch, logits: Tensor) -> None:
@@ -48,6 +54,22 @@ class MapWriter:
         import nibabel
 
         classes_DHW = centred(np.stack(self._slices), (facts.height, facts.width))
-        affine = geometry(self._sources[facts.case])
-        image = nibabel.Nifti1Image(LABELS[np.moveaxis(classes_DHW, 0, 2)], affine)
+        labels = self._convention.written(np.moveaxis(classes_DHW, 0, 2))
+        case = self._cases[facts.case]
+        image = nibabel.Nifti1Image(labels, np.eye(4))
+        if case.named:
+            _place(image, grid(case.named).header.path)
         nibabel.save(image, self._folder / f"{facts.case}_seg.nii.gz")
+
+
+def _place(image: Any, path: Path) -> None:
+    """Gives an image sform and qform of a file, with their codes."""
+    sform, qform, affine = with_nifti(
+        path, lambda file: (file.get_sform(coded=True), file.get_qform(coded=True), file.affine)
+    )
+    image.header.set_xyzt_units("mm")
+    # Both forms stay without a code where the file has none; the size of its voxels is kept then too.
+    image.set_sform(affine)
+    image.set_qform(affine, code=0)
+    image.set_qform(*qform)
+    image.set_sform(*sform)

@@ -6,8 +6,6 @@ Shapes: four sequences, H and W pixels of a slice, D slices.
 
 from __future__ import annotations
 
-import math
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +14,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cggm_ray.core.errors import DataError, listed
+from cggm_ray.data.datasets.brats.labels import Convention, checked_labels, decide, labels_there
+from cggm_ray.data.datasets.brats.layouts import SEGMENTATION, SEQUENCES
+from cggm_ray.data.datasets.brats.layouts import case_files as case_files
+from cggm_ray.data.datasets.brats.orientation import Grid, common_grid
 from cggm_ray.data.formats.h5 import check_dataset, open_h5
-from cggm_ray.data.formats.untrusted import check_size, finite, reading
-
-SEQUENCES = ("flair", "t1ce", "t1", "t2")
-"""The image sequences, in the order of the released code."""
-SEGMENTATION = "seg"
-CLASSES = 4
-LABELS = np.array([0, 1, 2, 4], dtype=np.uint8)
-"""Of the classes, as the challenge writes them."""
-SUFFIXES = (".nii.gz", ".nii")
+from cggm_ray.data.formats.nifti import read_header, read_values
+from cggm_ray.data.formats.untrusted import finite
 
 T = TypeVar("T")
 
@@ -36,15 +31,19 @@ class Volume:
 
     Attributes:
         image: float32 [4, H, W, D] in the order of `SEQUENCES`, background 0.
-        label: uint8 [H, W, D], classes 0 to 3.
+        label: uint8 [H, W, D], numbers of classes; None where the case has no labels.
     """
 
     image: np.ndarray
-    label: np.ndarray
+    label: np.ndarray | None
 
 
-def check_h5(path: Path) -> int:
+def check_h5(path: Path, *, labelled: bool = True) -> int:
     """Checks keys, shapes and types of a released file; returns its number of slices D.
+
+    Args:
+        path: of the file.
+        labelled: whether it must have a label.
 
     Raises:
         DataError: names the file, the key, what was found and what was expected.
@@ -52,10 +51,12 @@ def check_h5(path: Path) -> int:
 
     def check(file: Any) -> int:
         for key in ("image", "label"):
-            if key not in file:
+            if key in file:
+                check_dataset(file[key], path, f"key {key}")
+            elif labelled or key == "image":
                 raise DataError(f"{path}: key {key} is missing; found {listed(file.keys())}; expected image and label")
-            check_dataset(file[key], path, f"key {key}")
-        image, label = file["image"].shape, file["label"].shape
+        image = file["image"].shape
+        label = file["label"].shape if "label" in file else image[1:]
         if len(image) != 4 or image[0] != len(SEQUENCES) or 0 in image:
             raise DataError(f"{path}: key image has shape {image}; expected [{len(SEQUENCES)}, H, W, D]")
         if label != image[1:]:
@@ -66,8 +67,12 @@ def check_h5(path: Path) -> int:
     return _with_h5(path, check)
 
 
-def read_h5(path: Path) -> Volume:
+def read_h5(path: Path, convention: Convention | None = None) -> Volume:
     """A released file; its intensities are taken as they are.
+
+    Args:
+        path: of the file.
+        convention: of its labels; None to tell it by this file alone.
 
     Raises:
         DataError: the file cannot be read, or holds values that cannot be.
@@ -80,14 +85,16 @@ def read_h5(path: Path) -> Volume:
         for sequence, place in zip(SEQUENCES, order, strict=True):
             _check_intensities(image[place], f"{path}: key image, sequence {sequence}")
         image = image.astype(np.float32)[order]
-        return Volume(image=image, label=_h5_label(file, path))
+        return Volume(image=image, label=_classes(_h5_label(file, path), str(path), convention))
 
     return _with_h5(path, read)
 
 
-def _h5_label(file: Any, path: Path) -> np.ndarray:
+def _h5_label(file: Any, path: Path) -> np.ndarray | None:
+    if "label" not in file:
+        return None
     check_dataset(file["label"], path, "key label")
-    return _classes(file["label"][:], f"{path}: key label")
+    return checked_labels(file["label"][:], f"{path}: key label")
 
 
 def _with_h5(path: Path, use: Callable[[Any], T]) -> T:
@@ -110,70 +117,67 @@ def _channels(file: Any, path: Path) -> list[str]:
     return names
 
 
-def case_files(folder: Path) -> dict[str, Path]:
-    """The five files of a challenge case, `<case>_<sequence>.nii.gz`, by sequence and `seg`.
+def grid(files: Mapping[str, Path]) -> Grid:
+    """Where the voxels of a case lie, from the headers of its files.
 
     Raises:
-        DataError: one is missing.
+        DataError: a file is no NIfTI, or its shape or geometry is not that of the others.
     """
-    files = {}
-    for name in (*SEQUENCES, SEGMENTATION):
-        found = [folder / f"{folder.name}_{name}{suffix}" for suffix in SUFFIXES]
-        existing = [path for path in found if path.is_file()]
-        if not existing:
-            raise DataError(
-                f"{folder}: {found[0].name} is missing; expected the sequences {', '.join(SEQUENCES)} and seg"
-            )
-        files[name] = existing[0]
-    return files
+    return common_grid({name: read_header(path) for name, path in files.items()}, SEQUENCES)
 
 
 def check_nifti(files: Mapping[str, Path]) -> int:
-    """Checks that all files of a case have one shape, from their headers; returns the number of slices D.
+    """Checks that all files of a case lie in one grid, from their headers; returns the number of slices D.
 
     Raises:
-        DataError: a file is no NIfTI, or shapes differ.
+        DataError: see `grid`.
     """
-    first, *others = files
-    shape = _nifti_shape(files[first])
-    for name in others:
-        found = _nifti_shape(files[name])
-        if found != shape:
-            raise DataError(f"{files[name]}: shape {found}; {files[first].name} has {shape}; expected one shape")
-    return shape[2]
+    return grid(files).header.shape[2]
 
 
-def read_nifti(files: Mapping[str, Path]) -> Volume:
+def read_nifti(files: Mapping[str, Path], convention: Convention | None = None) -> Volume:
     """A challenge case; each sequence is z-scored over the voxels of the brain, which are those that are not 0.
+
+    All files are brought into the orientation of the first sequence.
+
+    Args:
+        files: by sequence, and with or without a segmentation.
+        convention: of its labels; None to tell it by this case alone.
 
     Raises:
         DataError: a file cannot be read, or holds values that cannot be.
     """
-    image = np.stack([_z_scored(_nifti_values(files[name]), files[name]) for name in SEQUENCES])
-    return Volume(image=image, label=_nifti_label(files[SEGMENTATION]))
-
-
-def _nifti_label(path: Path) -> np.ndarray:
-    return _classes(_nifti_values(path), str(path))
+    lies = grid(files)
+    image = np.stack([lies.straight(name, _z_scored(read_values(files[name]), files[name])) for name in SEQUENCES])
+    if SEGMENTATION not in files:
+        return Volume(image=image, label=None)
+    path = files[SEGMENTATION]
+    label = lies.straight(SEGMENTATION, checked_labels(read_values(path), str(path)))
+    return Volume(image=image, label=_classes(label, str(path), convention))
 
 
 def geometry(path: Path) -> np.ndarray:
     """The matrix [4, 4] from voxels to millimetres of a NIfTI file; that of an h5 file, which has none, is the identity."""
-    if path.suffix == ".h5":
-        return np.eye(4)
-    return _with_nifti(path, lambda image: np.asarray(image.affine))
+    return np.eye(4) if path.suffix == ".h5" else read_header(path).affine
 
 
-def has_tumour(files: Sequence[Path]) -> bool:
-    """Whether a case, its h5 file or its NIfTI files, has a tumour; only its labels are read.
+def case_labels(files: Sequence[Path]) -> tuple[str, frozenset[int] | None]:
+    """Where the labels of a case lie, file and key, and those there without 0; None where it has no segmentation.
+
+    Args:
+        files: its h5 file, or its NIfTI files with the segmentation last.
 
     Raises:
         DataError: they cannot be read, or hold values that cannot be.
     """
-    path = files[0]
-    if len(files) == 1:
-        return bool(_with_h5(path, lambda file: _h5_label(file, path)).any())
-    return bool(_nifti_label(case_files(path.parent)[SEGMENTATION]).any())
+    path = files[-1]
+    if path.suffix == ".h5":
+        label, where = _with_h5(path, lambda file: _h5_label(file, path)), f"{path}: key label"
+    elif len(files) == len(SEQUENCES):
+        return str(path), None
+    else:
+        label, where = checked_labels(read_values(path), str(path)), str(path)
+    return where, None if label is None else labels_there(label)
 
 
 def _z_scored(values: np.ndarray, path: Path) -> np.ndarray:
@@ -190,37 +194,6 @@ def _z_scored(values: np.ndarray, path: Path) -> np.ndarray:
     return np.where(brain, (values - inside.mean()) / deviation, 0).astype(np.float32)
 
 
-def _nifti_shape(path: Path) -> tuple[int, ...]:
-    def check(image: Any) -> tuple[int, ...]:
-        shape = tuple(int(size) for size in image.shape)
-        if len(shape) != 3 or min(shape) < 1:
-            raise DataError(f"{path}: shape {shape}; expected three axes")
-        dtype = image.get_data_dtype()
-        if dtype.kind not in "fiu":
-            raise DataError(f"{path}: voxels of {dtype}; expected numbers")
-        # Scaled values are float64.
-        check_size(8 * math.prod(shape), path.stat().st_size, f"{path}: shape {shape}")
-        return shape
-
-    return _with_nifti(path, check)
-
-
-def _nifti_values(path: Path) -> np.ndarray:
-    _nifti_shape(path)
-    return _with_nifti(path, lambda image: np.asanyarray(image.dataobj))
-
-
-def _with_nifti(path: Path, use: Callable[[Any], T]) -> T:
-    import nibabel
-
-    # The two kinds alone: nibabel.load would try a dozen formats, and follow the header of a pair to another file.
-    with reading(path, "NIfTI file"), nibabel.imageglobals.LoggingOutputSuppressor():
-        with nibabel.openers.ImageOpener(str(path)) as file:
-            (size,) = struct.unpack("<i", file.read(4))
-        kind = nibabel.Nifti2Image if size in (540, 469893120) else nibabel.Nifti1Image
-        return use(kind.from_filename(path))
-
-
 def _check_intensities(values: np.ndarray, where: str) -> None:
     # Slices are kept in float16, in which larger numbers would be infinite.
     good = np.abs(values) <= np.finfo(np.float16).max if values.dtype != np.float16 else np.isfinite(values)
@@ -233,15 +206,12 @@ def _check_intensities(values: np.ndarray, where: str) -> None:
         raise DataError(f"{where}: all voxels are 0; expected an image")
 
 
-def _classes(label: np.ndarray, where: str) -> np.ndarray:
-    """Labels {0, 1, 2, 4} or {0, 1, 2, 3} as classes 0 to 3."""
-    found = np.unique(label)
-    strange = found[~np.isin(found, range(CLASSES + 1))]
-    if len(strange):
-        raise DataError(f"{where}: label {strange[0]:g} is outside the classes; expected 0, 1, 2, 4 or 0, 1, 2, 3")
-    if {3, 4} <= set(found.tolist()):
-        raise DataError(f"{where}: labels 3 and 4 together; expected 0, 1, 2, 4 or 0, 1, 2, 3")
-    return np.where(label == CLASSES, CLASSES - 1, label).astype(np.uint8)
+def _classes(label: np.ndarray | None, where: str, convention: Convention | None) -> np.ndarray | None:
+    if label is None:
+        return None
+    if convention is None:
+        convention, _ = decide([(where, labels_there(label))])
+    return convention.classes(label)
 
 
 def joined(names: Sequence[str], most: int = 5) -> str:

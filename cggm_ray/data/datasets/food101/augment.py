@@ -7,6 +7,8 @@ of a seed alone, so a view can be made again anywhere.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ import numpy as np
 
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.seeding import derive_seed
+from cggm_ray.data.formats.image_range import eight_bits, is_wide, white_and_peak
 from cggm_ray.data.formats.untrusted import image_memory, open_image
 
 if TYPE_CHECKING:
@@ -24,6 +27,8 @@ BRIGHTNESS = CONTRAST = SATURATION = 0.4
 HUE = 0.1
 BLUR_RADIUS = 10
 BLUR_SIGMA = (0.1, 2.0)
+_ORIENTATION = 0x0112
+"""Number of the EXIF tag."""
 
 
 def require_pillow() -> None:
@@ -34,29 +39,108 @@ def require_pillow() -> None:
         raise UsageError("images need Pillow; install it with: pip install 'cggm-ray[food101]'") from None
 
 
-def image_problem(path: Path, size: int) -> str | None:
-    """Why an image cannot be read, or None. Decodes the whole file, JPEG at the smallest scale that still fills `size`."""
+@dataclass(frozen=True, kw_only=True)
+class Looked:
+    """What decoding an image once tells.
+
+    Attributes:
+        problem: why it cannot be read, or None.
+        white: of a grey image of more than 8 bits, the value that is white; see `image_range`. 0 for others.
+        peak: its largest value.
+        turned: its EXIF data say that it must be turned or mirrored to stand upright.
+    """
+
+    problem: str | None = None
+    white: int = 0
+    peak: float = 0.0
+    turned: bool = False
+
+
+def look_at(path: Path | None, size: int, bits: int | None = None) -> Looked:
+    """Decodes a whole image file, JPEG at the smallest scale that still fills `size`.
+
+    Args:
+        path: of the image, or None where there is none.
+        size: of the square that it will become.
+        bits: see `resized`.
+    """
+    if path is None:
+        return Looked(problem="no such file below the data folder")
     try:
         with open_image(path) as image, image_memory(image):
             image.draft("RGB", (size, size))
             image.load()
+            white, peak = white_and_peak(image, bits) if is_wide(image) else (0, 0.0)
+            return Looked(white=white, peak=peak, turned=_orientation(image) > 1)
     # A damaged image can raise nearly anything from the code of its format.
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error).replace(f" {str(path)!r}", "")
-        return reason or type(error).__name__
-    return None
+        return Looked(problem=reason or type(error).__name__)
 
 
-def resized(path: Path, size: int) -> np.ndarray:
+def image_remarks(looked: Sequence[Looked], upright: bool) -> list[str]:
+    """A line for each thing about the images of a set that a person should know before training.
+
+    Args:
+        looked: what `look_at` tells of every image.
+        upright: images are turned as their EXIF data say.
+    """
+    remarks = []
+    turned = sum(look.turned for look in looked)
+    if turned:
+        done = "they are turned" if upright else "they are not turned (exif_orientation)"
+        remarks.append(f"images with another orientation in their EXIF data: {turned}; {done}")
+    for white in sorted({look.white for look in looked if look.white}):
+        peaks = [look.peak for look in looked if look.white == white]
+        low = max(peaks) < white / 2 and white > 255
+        doubt = "; does the camera have fewer bits? (image_bits)" if low else ""
+        remarks.append(
+            f"grey images of more than 8 bits: {len(peaks)} whose values 0 to {white:,} become 0 to 255; largest value "
+            f"{max(peaks):g}{doubt}"
+        )
+    return remarks
+
+
+def image_problem(path: Path, size: int) -> str | None:
+    """Why an image cannot be read, or None; see `look_at`."""
+    return look_at(path, size).problem
+
+
+def resized(path: Path, size: int, bits: int | None = None, upright: bool = False) -> np.ndarray:
     """An image file as uint8 [size, size, 3], stretched to the square as in the released code.
+
+    Args:
+        path: of the image.
+        size: of the square.
+        bits: of the camera, for grey images of more than 8 bits; see `cggm_ray.data.formats.image_range`.
+        upright: turn the image as its EXIF data say; the released code does not.
 
     Raises:
         OSError, ValueError, SyntaxError: what Pillow raises for a file that it cannot read.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     with open_image(path) as image, image_memory(image):
-        return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+        # Pillow itself turns a TIFF while it is decoded, so its orientation is read after that.
+        image.load()
+        pixels = eight_bits(image, bits) if is_wide(image) else image
+        if upright and (orientation := _orientation(image)) > 1:
+            pixels = pixels.convert("RGB")
+            # Only the number is taken over, because rewriting damaged EXIF data can fail.
+            pixels.getexif().clear()
+            pixels.getexif()[_ORIENTATION] = orientation
+            pixels = ImageOps.exif_transpose(pixels)
+        return np.asarray(pixels.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+
+
+def _orientation(image: Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none or the EXIF data are damaged."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    # The image itself can be read, whatever the code for EXIF raises.
+    except Exception:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def augmented(pixels: np.ndarray, seed: int, sample: int, view: int) -> np.ndarray:

@@ -5,7 +5,7 @@ Shapes: N samples, H = W the size that the ViT takes, T steps (patches and the c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import nn
 
 from cggm_ray.core.errors import DataError, UsageError, shown
 from cggm_ray.data.formats.untrusted import read_json
+from cggm_ray.data.shards.shards import describe_sources
 
 EXTRACT_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 STORED = {"fp32": "float32", "bf16": "float16", "fp16": "float16"}
@@ -24,6 +25,8 @@ STORED = {"fp32": "float32", "bf16": "float16", "fp16": "float16"}
 LARGEST = 2**18
 """Of the sizes in a model's configuration: what is above is made to fill the memory before the weights are looked at."""
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+_PREFIXES = {"vit": "ViT", "bert": "Bert"}
+"""How names of architectures begin."""
 _INSTALL = "food101 needs transformers; install it with: pip install 'cggm-ray[food101]'"
 
 
@@ -92,6 +95,51 @@ def find_bert(value: str, text_length: int) -> EncoderInfo:
     return info
 
 
+def find_again(flag: str, recorded: str, beside: str | None) -> str:
+    """Where the encoder of a run is now: where it was, or else beside the new data."""
+    gone = recorded.startswith("/") and not Path(recorded).is_dir()
+    if gone and beside is None:
+        raise DataError(
+            f"{flag}: {recorded}, which the run was trained with, is gone; expected it there or beside the data"
+        )
+    return str(beside) if gone else recorded
+
+
+def checksums(infos: Sequence[EncoderInfo], cache: Path) -> dict[str, str]:
+    """Checksum of every file of some encoders, by encoder and name of the file.
+
+    Args:
+        infos: of the encoders.
+        cache: see `cggm_ray.data.shards.shards.describe_sources`.
+    """
+    return {
+        f"{info.flag}/{path.name}": source.sha256
+        for info in infos
+        for path, source in zip(info.files, describe_sources(list(info.files), cache), strict=True)
+    }
+
+
+def check_same(infos: Sequence[EncoderInfo], known: Mapping[str, str], cache: Path) -> None:
+    """Refuses encoders other than those that a run was trained with, for the features would be others without a word.
+
+    Args:
+        infos: of the encoders.
+        known: their checksums for the run; see `checksums`.
+        cache: see `cggm_ray.data.shards.shards.describe_sources`.
+
+    Raises:
+        DataError: names the first file that is another one.
+    """
+    found = checksums(infos, cache)
+    for name in sorted({*known, *found}):
+        if known.get(name) != found.get(name):
+            flag, file = name.split("/", 1)
+            place = next(info.reference for info in infos if info.flag == flag)
+            raise DataError(
+                f"{flag}: {file} in {place} is another file than the run was trained with; expected the same encoder"
+            )
+
+
 def _find(flag: str, value: str) -> EncoderInfo:
     folder = Path(value).expanduser()
     reference = value
@@ -106,9 +154,7 @@ def _find(flag: str, value: str) -> EncoderInfo:
     if not path.exists():
         raise DataError(f"{flag}: {value} has no config.json; expected a folder that transformers saved")
     config = read_json(path)
-    kind = config.get("model_type") if isinstance(config, dict) else config
-    if kind != flag:
-        raise DataError(f"{flag}: {path}, field model_type: found {shown(kind)}; expected {flag!r}")
+    _check_kind(flag, path, config)
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not weights:
         raise DataError(f"{flag}: {value} has no weights; expected model.safetensors or pytorch_model.bin")
@@ -116,6 +162,27 @@ def _find(flag: str, value: str) -> EncoderInfo:
         _check_weights(flag, weight)
     tokenizer = [folder / name for name in (*TOKENIZER_FILES, "tokenizer_config.json") if (folder / name).exists()]
     return EncoderInfo(flag=flag, reference=reference, files=(path, *weights, *tokenizer), config=config)
+
+
+def _check_kind(flag: str, path: Path, config: Any) -> None:
+    """Refuses another model. Folders of 2019 lack model_type; their architectures tell, and else the names of the weights.
+
+    Raises:
+        DataError: names the field that says another model.
+    """
+    if not isinstance(config, dict):
+        raise DataError(f"{flag}: {path}: found a {type(config).__name__}; expected an object with model_type {flag!r}")
+    kind = config.get("model_type")
+    if kind is not None:
+        if kind != flag:
+            raise DataError(f"{flag}: {path}, field model_type: found {shown(kind)}; expected {flag!r}")
+        return
+    names = config.get("architectures")
+    if names is not None and not (isinstance(names, list) and all(str(n).startswith(_PREFIXES[flag]) for n in names)):
+        raise DataError(
+            f"{flag}: {path}, field architectures: found {shown(names)}, and no model_type; expected names that begin with "
+            f"{_PREFIXES[flag]}, or model_type {flag!r}"
+        )
 
 
 def _check_weights(flag: str, path: Path) -> None:

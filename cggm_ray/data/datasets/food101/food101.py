@@ -1,6 +1,6 @@
 """UPMC-Food-101 (Wang et al. 2015): the dish from a photo and the text of its page.
 
-`train.json`, `test.json` and, if there is one, `dev.json`: lists of {id, text_tokens, img_path, label}; images beside them.
+Lists of the samples of train, test and maybe validation (JSON, JSON lines or CSV), with the images beside them.
 Frozen ViT and BERT make the features, once (`cached`) or, for images, in every epoch anew (`online`).
 """
 
@@ -10,7 +10,7 @@ import functools
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,20 +21,30 @@ import pyarrow as pa
 import torch
 
 from cggm_ray.config.fields import option
-from cggm_ray.core.errors import DataError, UsageError
+from cggm_ray.core.errors import DataError, UsageError, one_line
 from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset
-from cggm_ray.data.datasets.food101.augment import image_problem, require_pillow
+from cggm_ray.data.datasets.food101.augment import image_remarks, look_at, require_pillow
 from cggm_ray.data.datasets.food101.encoders import (
     EXTRACT_PRECISIONS,
     STORED,
     EncoderInfo,
     ImageFeatures,
+    check_same,
+    checksums,
+    find_again,
     find_bert,
     find_vit,
     load_tokenizer,
 )
 from cggm_ray.data.datasets.food101.food101_demo import write_demonstration
-from cggm_ray.data.datasets.food101.food101_records import FILES, Record, check_labels, read_records, stratified
+from cggm_ray.data.datasets.food101.food101_records import (
+    Listed,
+    Record,
+    check_labels,
+    read_lists,
+    shared_images,
+    stratified,
+)
 from cggm_ray.data.datasets.food101.image_text import (
     IMAGE,
     PATH,
@@ -45,11 +55,15 @@ from cggm_ray.data.datasets.food101.image_text import (
     Encoding,
     OnlineSplit,
 )
+from cggm_ray.data.datasets.food101.lists import find_lists, find_new_lists
+from cggm_ray.data.formats.image_range import WIDEST
 from cggm_ray.data.loading.split import Split
 from cggm_ray.data.settings import DatasetOptions
 from cggm_ray.data.shards.shards import (
     IDENTITY,
     INDEX,
+    LABELLED,
+    PREDICT,
     SHARD_BYTES,
     TARGET,
     Manifest,
@@ -71,11 +85,11 @@ class Food101Options(DatasetOptions):
     """Encoders and features of Food-101."""
 
     vit: str | None = option(
-        None, "ViT, a local folder or a hub name; default the folder vit beside train.json", resume=True, path=True
+        None, "ViT, a local folder or a hub name; default the folder vit beside the lists", resume=True, path=True
     )
     bert: str | None = option(
         None,
-        "BERT with its tokenizer, a local folder or a hub name; default the folder bert beside train.json",
+        "BERT with its tokenizer, a local folder or a hub name; default the folder bert beside the lists",
         resume=True,
         path=True,
     )
@@ -85,9 +99,13 @@ class Food101Options(DatasetOptions):
     views: int = option(1, "augmented views of a training image to cache; one is drawn in every epoch")
     text_length: int = option(50, "pieces of a text, with both ends")
     text_padding: str = option("released", "padding of a text: released (what BERT makes of it) or zero")
-    valid_share: float = option(0.1, "part of train that becomes the validation set where dev.json is missing")
+    valid_share: float = option(0.1, "part of train that becomes the validation set where there is no list of it")
     data_seed: int = option(0, "seed of the validation part and of cached views; seed does not touch them")
     skip_bad: int = option(0, "unreadable images to leave out at most", resume=True)
+    image_bits: int | None = option(
+        None, "bits of the camera, 9 to 16, for grey images of more than 8 bits; default what the docs page says"
+    )
+    exif_orientation: bool = option(False, "turn images as their EXIF data say; the released code does not")
     extract_precision: str = option(
         "fp32", "precision of ViT and BERT: fp32, bf16, fp16; half precision is stored as fp16"
     )
@@ -105,6 +123,8 @@ class Food101Options(DatasetOptions):
         for name, least in {"views": 1, "text_length": 2, "data_seed": 0, "skip_bad": 0, "extract_batch": 1}.items():
             if getattr(self, name) < least:
                 raise UsageError(f"{name}: found {getattr(self, name)}; expected a whole number of at least {least}")
+        if self.image_bits is not None and not 8 < self.image_bits <= WIDEST:
+            raise UsageError(f"image_bits: found {self.image_bits}; expected a whole number of 9 to {WIDEST}")
         if not 0 < self.valid_share < 1:
             raise UsageError(f"valid_share: found {self.valid_share}; expected a number between 0 and 1")
         if self.image_features == "online" and self.views > 1:
@@ -118,9 +138,12 @@ class Food101(Dataset):
     """Food-101: 101 dishes from image and text; the classes are those of the training data."""
 
     name = "food101"
-    converter = 1
+    converter = 2
     network = "sequence"
     Options = Food101Options
+
+    _new = False
+    """Whether the data is only predicted."""
 
     @property
     def options(self) -> Food101Options:
@@ -142,33 +165,42 @@ class Food101(Dataset):
             "text_padding",
             "valid_share",
             "data_seed",
+            "image_bits",
+            "exif_orientation",
             "extract_precision",
         )
         return {name: getattr(self.options, name) for name in names}
 
     def locate(self, path: Path) -> list[Path]:
-        """The JSON files of a folder, and the files of both encoders."""
+        """The lists of a folder, and the files of both encoders."""
         require_pillow()
         self._root = path if path.is_dir() else path.parent
-        for split in ("train", "test"):
-            if not (self._root / FILES[split]).is_file():
-                raise DataError(
-                    f"{self._root}: {FILES[split]} is missing; expected train.json, test.json and maybe dev.json"
-                )
-        self._vit, self._bert = self._encoders(self._root)
-        jsons = [self._root / file for file in FILES.values() if (self._root / file).is_file()]
-        return [*jsons, *self._vit.files, *self._bert.files]
+        self._lists = find_lists(self._root)
+        self._vit, self._bert = self._encoders({flag: self._beside(flag) for flag in ("vit", "bert")})
+        return [*self._lists.files.values(), *self._vit.files, *self._bert.files]
+
+    def locate_new(self, path: Path) -> list[Path]:
+        """The list or lists alone: the encoders are those of the run."""
+        require_pillow()
+        self._root = path if path.is_dir() else path.parent
+        self._lists, self._new = find_new_lists(path), True
+        return list(self._lists.files.values())
 
     def describe(self, sources: list[Path]) -> tuple[Source, ...]:
-        """Checksums of JSON files and encoders; images by name, size and time of change, since they are many."""
+        """Checksums of lists and encoders; images by name, size and time of change, since they are many."""
         files = describe_sources(sources, self.settings.shard_root)
-        self._records = {split: read_records(path) for split, path in zip(self._splits(sources), sources, strict=False)}
-        check_labels(self._records, self._root)
+        self._listed = read_lists(self._lists, self._root, labelled=not self._new)
+        if not self._new:
+            check_labels(self._listed)
+        self._say(*(f"{split}: {found}" for split, found in self._listed.items()))
+        self._say(*(f"not read: {path}" for path in self._lists.unread))
         total, digest = 0, hashlib.sha256()
-        for records in self._records.values():
-            for record in records:
+        for found in self._listed.values():
+            for record in found.records:
                 try:
-                    stat = (self._root / record.image).stat()
+                    if record.file is None:
+                        raise FileNotFoundError
+                    stat = record.file.stat()
                     total += stat.st_size
                     digest.update(f"{record.image}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
                 except OSError:
@@ -178,27 +210,55 @@ class Food101(Dataset):
     def read(self, sources: list[Path]) -> Iterator[RawShard]:
         """Names and texts; every image was decoded once by now, so the extraction does not stop half way."""
         load_tokenizer(self._bert)
-        splits, self._skipped = self._readable(self._records)
+        splits, self._skipped, self._remarks = self._readable(self._listed, self.options.skip_bad)
         if "valid" not in splits:
-            rest, valid = stratified(splits["train"], self.options.valid_share, self.options.data_seed)
+            share, seed = self.options.valid_share, self.options.data_seed
+            rest, valid = stratified(splits["train"], share, seed)
             splits = {"train": rest, "valid": valid, "test": splits["test"]}
-        self._classes = check_labels(splits, self._root)
-        number_of = {label: number for number, label in enumerate(self._classes)}
+            self._remarks.append(
+                f"valid: no list; {len(valid)} records drawn from train, {len(rest)} stay there (valid_share {share}, "
+                f"data_seed {seed})"
+            )
+        self._remarks += shared_images(splits)
+        self._say(*self._remarks)
+        self._classes = check_labels(self._listed)
         views = 0 if self.online else self.options.views
         for split in SPLITS:
-            step = max(1, SHARD_BYTES // self._sample_bytes(max(1, views)))
-            records = splits[split]
-            for number, start in enumerate(range(0, len(records), step)):
-                part = records[start : start + step]
-                columns = {
-                    INDEX: pa.array(np.arange(start, start + len(part))),
-                    IDENTITY: pa.array([record.id for record in part]),
-                    TARGET: pa.array(np.array([number_of[record.label] for record in part], dtype=np.int64)),
-                    TEXT: pa.array([record.text for record in part]),
-                    PATH: pa.array([str(self._root / record.image) for record in part]),
-                    VIEWS: pa.array([views if split == "train" else 0] * len(part)),
-                }
-                yield RawShard(split=split, number=number, table=pa.table(columns))
+            yield from self._shards(split, splits[split], views if split == "train" else 0)
+
+    def read_new(self, sources: list[Path], trained: Manifest, split: str | None) -> Iterator[RawShard]:
+        """All records, or those of one list; every image must be readable, so that no prediction is missing."""
+        if split is not None and split not in self._listed:
+            raise DataError(
+                f"{self._root}: found lists of {', '.join(self._listed)}; expected one of the split {split}"
+            )
+        listed = {part: found for part, found in self._listed.items() if split in (None, part)}
+        self._classes = check_labels(listed, trained.notes["classes"])
+        given = {flag: find_again(flag, trained.notes[flag], self._beside(flag)) for flag in ("vit", "bert")}
+        self._vit, self._bert = self._encoders(given)
+        check_same((self._vit, self._bert), trained.notes["encoders"], self.settings.shard_root)
+        load_tokenizer(self._bert)
+        splits, self._skipped, self._remarks = self._readable(listed, 0)
+        self._say(*self._remarks)
+        yield from self._shards(PREDICT, [record for records in splits.values() for record in records], 0)
+
+    def _shards(self, split: str, records: list[Record], views: int) -> Iterator[RawShard]:
+        number_of = {label: number for number, label in enumerate(self._classes)}
+        step = max(1, SHARD_BYTES // self._sample_bytes(max(1, 0 if self.online else self.options.views)))
+        labelled = all(record.label is not None for record in records)
+        for number, start in enumerate(range(0, len(records), step)):
+            part = records[start : start + step]
+            columns = {
+                INDEX: pa.array(np.arange(start, start + len(part))),
+                IDENTITY: pa.array([record.id for record in part]),
+                TARGET: pa.array(np.array([number_of.get(str(record.label), 0) for record in part], dtype=np.int64)),
+                TEXT: pa.array([record.text for record in part]),
+                PATH: pa.array([str(record.file) for record in part]),
+                VIEWS: pa.array([views] * len(part)),
+            }
+            if not labelled:
+                columns[LABELLED] = pa.array([record.label is not None for record in part])
+            yield RawShard(split=split, number=number, table=pa.table(columns))
 
     def stages(self) -> tuple[Stage, ...]:
         """Decode and augment in tasks, encode where the models are."""
@@ -212,16 +272,25 @@ class Food101(Dataset):
             batch=options.extract_batch,
             no_cuda=self.settings.no_cuda,
         )
-        decode = functools.partial(DecodeImages, size=self._vit.size("image_size"), seed=options.data_seed)
+        decode = functools.partial(
+            DecodeImages,
+            size=self._vit.size("image_size"),
+            seed=options.data_seed,
+            bits=options.image_bits,
+            upright=options.exif_orientation,
+        )
         return Stage(make=decode), Stage(make=functools.partial(EncodeShard, encoding), pooled=True)
 
     def notes(self) -> dict[str, Any]:
-        """Class names, left-out images, widths of the features, and the ViT."""
+        """Class names, left-out images, remarks about the data, widths of the features, and the encoders."""
         return {
             "classes": self._classes,
             "skipped": self._skipped,
+            "remarks": self._remarks,
             "widths": {IMAGE: self._vit.size("hidden_size"), TEXT: self._bert.size("hidden_size")},
             "vit": self._vit.reference,
+            "bert": self._bert.reference,
+            "encoders": checksums((self._vit, self._bert), self.settings.shard_root),
         }
 
     def specs(self, first: RawShard) -> dict[str, TensorSpec]:
@@ -236,8 +305,9 @@ class Food101(Dataset):
         }
 
     def accept(self, folder: Path, manifest: Manifest) -> None:
-        """Stops where more images were left out than this run allows."""
-        self._allow(manifest.notes["skipped"])
+        """Stops where more images were left out than this run allows; says what was said when the set was made."""
+        self._allow(manifest.notes["skipped"], self.options.skip_bad)
+        self._say(*manifest.notes["remarks"])
 
     def demonstration(self, folder: Path, seed: int) -> Path:
         """`food101-<seed>`: JSON files, small JPEGs, a small random ViT and BERT with its vocabulary."""
@@ -273,17 +343,23 @@ class Food101(Dataset):
             )
         return self._image_features
 
-    def _encoders(self, root: Path) -> tuple[EncoderInfo, EncoderInfo]:
+    def _beside(self, flag: str) -> str | None:
+        """The folder of an encoder beside the lists or in the data folder, or None."""
+        folders = (folder / flag for folder in (self._lists.folder, self._root))
+        return next((str(folder) for folder in folders if folder.is_dir()), None)
+
+    def _encoders(self, defaults: Mapping[str, str | None]) -> tuple[EncoderInfo, EncoderInfo]:
+        """Those of the options, or the defaults."""
+
         def value(flag: str) -> str:
-            given = getattr(self.options, flag)
-            if given is None and not (root / flag).is_dir():
-                raise DataError(f"{flag}: expected a local folder or a hub name; {root} has no folder {flag} either")
-            return str(given if given is not None else root / flag)
+            found = getattr(self.options, flag) or defaults[flag]
+            if found is None:
+                raise DataError(
+                    f"{flag}: expected a local folder or a hub name; {self._root} has no folder {flag} either"
+                )
+            return str(found)
 
         return find_vit(value("vit")), find_bert(value("bert"), self.options.text_length)
-
-    def _splits(self, sources: list[Path]) -> list[str]:
-        return [split for split, file in FILES.items() if self._root / file in sources]
 
     @property
     def _steps(self) -> int:
@@ -297,26 +373,33 @@ class Food101(Dataset):
         text = self.options.text_length * self._bert.size("hidden_size") * item
         return max(steps * width * item, size * size * 3) * views + text
 
-    def _readable(self, splits: dict[str, list[Record]]) -> tuple[dict[str, list[Record]], dict[str, str]]:
-        """The records whose image can be read, and the others' images with the reason."""
-        size = self._vit.size("image_size")
-        names = sorted({record.image for records in splits.values() for record in records})
+    def _readable(
+        self, splits: dict[str, Listed], allowed: int
+    ) -> tuple[dict[str, list[Record]], dict[str, str], list[str]]:
+        """The records whose image can be read, the others' images with the reason, and what is special about the images."""
+        size, bits = self._vit.size("image_size"), self.options.image_bits
+        files = {record.image: record.file for found in splits.values() for record in found.records}
+        names = sorted(files)
         with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-            found = pool.map(lambda name: image_problem(self._root / name, size), names)
-            bad = {name: reason for name, reason in zip(names, found, strict=True) if reason is not None}
-        self._allow(bad)
-        kept = {split: [r for r in records if r.image not in bad] for split, records in splits.items()}
+            looked = list(pool.map(lambda name: look_at(files[name], size, bits), names))
+        bad = {name: look.problem for name, look in zip(names, looked, strict=True) if look.problem is not None}
+        self._allow(bad, allowed)
+        kept = {split: [r for r in found.records if r.image not in bad] for split, found in splits.items()}
         for split, records in kept.items():
             if not records:
-                raise DataError(f"{self._root / FILES[split]}: no image of {split} can be read")
-        return kept, bad
+                raise DataError(f"{splits[split].path}: no image of {split} can be read")
+        return kept, bad, image_remarks(looked, self.options.exif_orientation)
 
-    def _allow(self, bad: dict[str, str]) -> None:
-        """Lists unreadable images; raises DataError where there are more than `skip_bad`."""
+    def _say(self, *lines: str) -> None:
+        """Prints what was read and how, before anything is trained on it."""
+        for line in lines:
+            print(f"{self.name}: {one_line(line)}", flush=True)
+
+    def _allow(self, bad: dict[str, str], allowed: int) -> None:
+        """Lists unreadable images; raises DataError where there are more than so many."""
         if not bad:
             return
         lines = [f"{name}: {reason}" for name, reason in bad.items()]
-        allowed = self.options.skip_bad
         if len(bad) <= allowed:
             print("\n".join(f"left out (skip_bad {allowed}): {line}" for line in lines), file=sys.stderr)
             return

@@ -39,10 +39,14 @@ class DecodeImages:
     Attributes:
         size: of the square.
         seed: of the views.
+        bits: see `cggm_ray.data.datasets.food101.augment.resized`.
+        upright: see `cggm_ray.data.datasets.food101.augment.resized`.
     """
 
     size: int
     seed: int
+    bits: int | None = None
+    upright: bool = False
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A raw table with one column `image`, or several views, in place of `path` and `views`.
@@ -61,7 +65,7 @@ class DecodeImages:
 
     def _decoded(self, path: str) -> np.ndarray:
         try:
-            return resized(Path(path), self.size)
+            return resized(Path(path), self.size, self.bits, self.upright)
         except (OSError, ValueError, SyntaxError) as error:
             raise DataError(f"{path}: the image can no longer be read: {error}") from None
 

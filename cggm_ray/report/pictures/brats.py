@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from cggm_ray.data.datasets.brats.brats import BratsOptions
 from cggm_ray.data.loading.sampler import Slice
 from cggm_ray.data.loading.slices import VolumeSlices
+from cggm_ray.data.loading.split import Split
+from cggm_ray.data.settings import DatasetOptions
 from cggm_ray.models.net import MultimodalNet
+from cggm_ray.runs.pictures import PICTURES
 
-COLOURS = np.array([[0, 0, 0], [220, 50, 47], [38, 139, 210], [240, 200, 30]], dtype=np.float64)
-"""Of the classes: none, red for the necrotic core, blue for oedema, yellow for enhancing tumour."""
+COLOURS = np.array([[0, 0, 0], [220, 50, 47], [38, 139, 210], [240, 200, 30], [70, 170, 90]], dtype=np.float64)
+"""Of the classes: none, red for the necrotic core, blue for oedema, yellow for enhancing tumour, green for the cavity."""
 OPACITY = 0.5
 LIGHTEST = 99.5
 
 
+@PICTURES.register("brats")
+def draw(folder: Path, net: MultimodalNet, split: Split, options: DatasetOptions) -> Iterator[Path]:
+    """As many test cases as the options say; see `draw_overlays`."""
+    assert isinstance(split, VolumeSlices)
+    assert isinstance(options, BratsOptions)
+    return draw_overlays(folder, net, split, options.overlays)
+
+
 @torch.no_grad()
-def draw_overlays(folder: Path, net: MultimodalNet, split: VolumeSlices, most: int) -> list[Path]:
-    """Draws `<case>.png` for the first cases: image, truth and prediction of the slice with most tumour.
+def draw_overlays(folder: Path, net: MultimodalNet, split: VolumeSlices, most: int) -> Iterator[Path]:
+    """Draws `<case>.png` for the first cases, one a step: image, truth and prediction of the slice with most tumour.
 
     Args:
         folder: made if it is not there.
@@ -29,7 +42,6 @@ def draw_overlays(folder: Path, net: MultimodalNet, split: VolumeSlices, most: i
     """
     from PIL import Image
 
-    drawn = []
     for case, index in split.largest(most):
         (batch,) = split.batches([Slice(index=torch.tensor([index]), weight=None, samples=1)], epoch=0)
         predicted = net(batch.inputs).argmax(1)[0].cpu().numpy()
@@ -39,8 +51,7 @@ def draw_overlays(folder: Path, net: MultimodalNet, split: VolumeSlices, most: i
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{case}.png"
         Image.fromarray(np.concatenate(panels, 1)).save(path)
-        drawn.append(path)
-    return drawn
+        yield path
 
 
 def coloured(grey: np.ndarray, labels: np.ndarray) -> np.ndarray:

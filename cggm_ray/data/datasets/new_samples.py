@@ -1,0 +1,175 @@
+"""Samples of feature files that are only predicted: of any number, with or without labels, split or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from cggm_ray.core.errors import DataError
+from cggm_ray.data.datasets.feature_files import FeatureTable
+from cggm_ray.data.datasets.feature_table import gather, read_classes, read_values, rows_by_split
+from cggm_ray.data.datasets.samples import Samples
+from cggm_ray.data.datasets.taken import find_lengths
+from cggm_ray.data.formats.layouts import WHOLE
+from cggm_ray.data.shards.shards import (
+    IDENTITY,
+    INDEX,
+    LABELLED,
+    PREDICT,
+    PRESENT,
+    SHARD_BYTES,
+    STEPS,
+    TARGET,
+    Manifest,
+    RawShard,
+    tensor_column,
+)
+from cggm_ray.data.split_names import SPLITS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """How labels are read where there are any.
+
+    Attributes:
+        column: of them; None where there is none.
+        classes: that a classification was trained on; None for a regression.
+        index: which of several targets of a sample.
+    """
+
+    column: str | None
+    classes: Sequence[str] | None = None
+    index: int | None = None
+
+
+def part_of(tables: Mapping[str, FeatureTable], split: str | None, column: str | None) -> dict[str, FeatureTable]:
+    """The tables of one split, or all of them in the order of `SPLITS`.
+
+    Args:
+        tables: by split, or one under `WHOLE`.
+        split: the wanted one; None for all samples.
+        column: that says the splits of a whole table; None where there is none.
+
+    Raises:
+        DataError: there is no such split.
+    """
+    if split is None:
+        return {name: tables[name] for name in (WHOLE, *SPLITS) if name in tables}
+    where = next(iter(tables.values())).where
+    if split in tables:
+        return {split: tables[split]}
+    if WHOLE not in tables or column is None:
+        found = ", ".join(tables) if WHOLE not in tables else "samples that are not split"
+        raise DataError(f"{where}: split {split} is missing; found {found}; leave out --split to predict everything")
+    table = tables[WHOLE]
+    rows = rows_by_split(tables, column, column)[split]
+
+    def picked(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: values[rows] for name, values in arrays.items()}
+
+    return {
+        split: replace(table, columns=picked(table.columns), present=picked(table.present), steps=picked(table.steps))
+    }
+
+
+def masked_steps(trained: Manifest) -> dict[str, int]:
+    """Modalities of which the run hid the padding, with the time steps of its data."""
+    return {name: trained.modalities[name].shape[0] for name in trained.notes.get("masked", ())}
+
+
+def new_shards(
+    tables: Mapping[str, FeatureTable],
+    modalities: Sequence[str],
+    masked: Mapping[str, int],
+    lengths: Mapping[str, str],
+    labels: Labels,
+) -> Iterator[RawShard]:
+    """Raw shards of all samples of these tables, one after the other.
+
+    Args:
+        tables: by split, or one under `WHOLE`.
+        modalities: that the run was trained with.
+        masked: those whose padding was hidden in training, with the time steps there; columns such as `audio_lengths` say
+            which are real here too. They are padded to as many, for the place of a step in the fusion depends on it.
+        lengths: modality to the column of its time steps, where the run names it.
+        labels: how they are read.
+
+    Raises:
+        DataError: names file, column and row.
+    """
+    used, _ = find_lengths(tables, [name for name in masked if name not in lengths])
+    given = {name: column for name, column in lengths.items() if all(column in t.available for t in tables.values())}
+    counts = {name: len(table.column(modalities[0], "modality")) for name, table in tables.items()}
+    found = {name: _labels_of(table, labels, counts[name]) for name, table in tables.items()}
+    parts = gather(tables, modalities, used | given, {name: target for name, (target, _) in found.items()})
+    labelled = np.concatenate([there for _, there in found.values()])
+    whole = _padded(_joined(list(parts.values())), masked)
+    step = max(1, SHARD_BYTES // max(1, sum(4 * values[0].size for values in whole.inputs.values() if len(values))))
+    for number, start in enumerate(range(0, len(labelled), step)):
+        rows = slice(start, min(start + step, len(labelled)))
+        columns = {name: tensor_column(values[rows]) for name, values in whole.inputs.items()}
+        columns |= {STEPS + name: pa.array(steps[rows]) for name, steps in whole.steps.items()}
+        for name, flags in whole.present.items():
+            if name not in whole.steps and not flags.all():
+                columns[PRESENT + name] = pa.array(flags[rows])
+        columns |= {TARGET: tensor_column(whole.target[rows]), LABELLED: pa.array(labelled[rows])}
+        columns[INDEX] = pa.array(np.arange(rows.start, rows.stop))
+        if whole.names is not None:
+            columns[IDENTITY] = pa.array(whole.names[rows])
+        yield RawShard(split=PREDICT, number=number, table=pa.table(columns))
+
+
+def _labels_of(table: FeatureTable, labels: Labels, samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Targets, 0 where there is none, and bool [N], which samples have a label: not None, NaN or an empty text."""
+    classes = labels.classes is not None
+    target = np.zeros(samples, np.int64) if classes else np.zeros((samples, 1), np.float32)
+    if labels.column is None or labels.column not in table.available:
+        return target, np.zeros(samples, bool)
+    values = table.column(labels.column, "target")
+    if len(values) != samples:
+        raise DataError(f"{table.where}, target {labels.column}: {len(values)} labels for {samples} samples")
+    there = table.present.get(labels.column, np.ones(samples, bool)).copy()
+    flat = values.reshape(samples, -1)
+    if values.dtype.kind == "f":
+        there &= ~np.isnan(flat).any(1)
+    elif values.dtype.kind == "U":
+        there &= (flat != "").all(1)
+    if there.any():
+        known = {WHOLE: replace(table, columns={labels.column: values[there]}, present={})}
+        if classes:
+            target[there] = read_classes(known, labels.column, labels.classes, None, labels.index)[0][WHOLE]
+        else:
+            target[there] = read_values(known, labels.column, labels.index)[WHOLE]
+    return target, there
+
+
+def _padded(samples: Samples, least: Mapping[str, int]) -> Samples:
+    """The samples with so many time steps at least of the named sequences, and with the numbers of the real ones."""
+    inputs, steps = dict(samples.inputs), dict(samples.steps)
+    for name, length in least.items():
+        values = inputs[name]
+        steps.setdefault(name, np.full(len(values), values.shape[1]) * samples.present[name])
+        gap = max(0, length - values.shape[1])
+        inputs[name] = np.pad(values, ((0, 0), (0, gap), *[(0, 0)] * (values.ndim - 2)))
+    return replace(samples, inputs=inputs, steps=steps)
+
+
+def _joined(parts: Sequence[Samples]) -> Samples:
+    first = parts[0]
+
+    def joined(arrays: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        return {name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]}
+
+    names = [part.names for part in parts if part.names is not None]
+    return Samples(
+        inputs=joined([part.inputs for part in parts]),
+        present=joined([part.present for part in parts]),
+        steps=joined([part.steps for part in parts]),
+        target=np.concatenate([part.target for part in parts]),
+        names=[name for part in names for name in part]
+        if len(names) == len(parts) and first.names is not None
+        else None,
+    )

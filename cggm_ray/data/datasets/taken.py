@@ -1,0 +1,222 @@
+"""What is taken as what: which columns are no modalities by default, how long sequences are, and the lines that say it all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from cggm_ray.data.datasets.feature_files import PRESENT_SUFFIX, FeatureTable
+from cggm_ray.data.datasets.samples import Samples
+from cggm_ray.data.datasets.sentiment import is_audio, unlimited
+
+LENGTH_SUFFIXES = ("_lengths", "_length", "_lens", "_len")
+MOST_LISTED = 12
+LEAST_VOCABULARY = 1000
+"""Whole numbers in rows that reach so far are taken for numbers of words."""
+_WORDS = {
+    "a label": ("label", "labels", "target", "targets", "class", "classes", "annotation", "annotations"),
+    "token ids": ("token", "tokens", "input", "bert", "wordids", "vocab"),
+    "a mask": ("mask", "masks", "padding"),
+    "ids": ("id", "ids", "idx", "index", "indices", "uid", "segment", "segments"),
+    "a number of steps": ("length", "lengths", "len", "lens"),
+}
+
+
+def no_modality(name: str, values: np.ndarray) -> str | None:
+    """Why a column is no modality unless it is named; None where it is one.
+
+    Args:
+        name: of the column.
+        values: [N, ...].
+    """
+    if values.dtype.kind not in "biuf":
+        return "texts" if values.dtype.kind in "UO" else f"values of {values.dtype}"
+    if values.size == len(values):
+        return _said(name, ("a label", "ids", "a number of steps", "a mask")) or "one number for each sample"
+    said = _said(name, ("a label", "a mask", "a number of steps"))
+    if said is not None:
+        return said
+    if _bert_input(values):
+        return "token ids"
+    if _whole(values):
+        said = _said(name, ("token ids", "ids"))
+        if said is not None:
+            return said
+        if values.ndim == 2 and values.dtype.kind in "iu" and values.dtype.itemsize > 1 and _vocabulary(values):
+            return "token ids"
+        if values.ndim == 2 and ((values == 0) | (values == 1)).all() and (values.sum(1) == 1).all():
+            return "a label, one of several classes"
+    if set(name) & set("./"):
+        return "a name with dots or slashes"
+    return None
+
+
+def _said(name: str, meanings: Sequence[str]) -> str | None:
+    """The first of these meanings that a word of the name has."""
+    words = [word for word in re.split(r"[^a-z0-9]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()) if word]
+    return next((meaning for meaning in meanings if set(words) & set(_WORDS[meaning])), None)
+
+
+def _whole(values: np.ndarray) -> bool:
+    return values.dtype.kind in "biu" or bool(np.isfinite(values).all() and (values == np.floor(values)).all())
+
+
+def _vocabulary(values: np.ndarray) -> bool:
+    return bool(values.size and values.min() >= 0 and values.max() >= LEAST_VOCABULARY)
+
+
+def _bert_input(values: np.ndarray) -> bool:
+    """Whether rows are [3, T]: token ids, mask, segments, as MMSA keeps the input of BERT."""
+    if values.ndim != 3 or values.shape[1] != 3 or not values.size or not _whole(values[:1]):
+        return False
+    ids, *flags = values.swapaxes(0, 1)
+    return bool(_whole(ids) and ids.min() >= 0 and all(((flag == 0) | (flag == 1)).all() for flag in flags))
+
+
+def find_lengths(
+    tables: Mapping[str, FeatureTable], modalities: Sequence[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Columns such as `audio_lengths` that say how many steps of a padded sequence are real.
+
+    Returns:
+        Modality to its column, and the columns of such names that are not used, with the reason.
+    """
+    used, unused = {}, {}
+    for modality in modalities:
+        for column in (modality + suffix for suffix in LENGTH_SUFFIXES):
+            there = [column in table.columns for table in tables.values()]
+            if not any(there):
+                continue
+            reasons = [_unusable(table, modality, column) for table in tables.values() if column in table.columns]
+            reason = next((text for text in reasons if text), None if all(there) else "not in every split")
+            if reason is None:
+                used[modality] = column
+                break
+            unused[column] = reason
+    return used, unused
+
+
+def _unusable(table: FeatureTable, modality: str, column: str) -> str | None:
+    """Why a column does not say the steps of a modality; None where it does."""
+    values = table.columns.get(modality)
+    if values is None or values.ndim != 3:
+        return f"{modality} is no sequence"
+    if modality in table.steps:
+        return f"the sequences of {modality} have their own lengths"
+    steps = whole_steps(table.columns[column], len(values))
+    if steps is None:
+        return "expected a whole number of steps for each sample"
+    if len(steps) and (steps.min() < 0 or steps.max() > values.shape[1]):
+        return f"says {steps.min()} to {steps.max()} steps; {modality} has {values.shape[1]}"
+    if padded_in_front(values, steps):
+        return f"the padding of {modality} is in front of the steps"
+    return None
+
+
+def whole_steps(values: np.ndarray, samples: int) -> np.ndarray | None:
+    """Numbers of steps, int64 [N], from [N] or [N, 1] of whole numbers; None where they are something else."""
+    if values.dtype.kind not in "iuf" or values.shape[:1] != (samples,) or values.size != samples or not _whole(values):
+        return None
+    return values.reshape(-1).astype(np.int64)
+
+
+def padded_in_front(values: np.ndarray, steps: np.ndarray) -> bool:
+    """Whether all samples that are padded [N, T, D] begin with zeros and end with something else."""
+    length = values.shape[1]
+    rows = np.flatnonzero((steps > 0) & (steps < length))
+    if not len(rows):
+        return False
+    nothing = np.all(values[rows] == 0, axis=2)
+    place = np.arange(length)
+    front = place < (length - steps[rows])[:, None]
+    return bool((nothing | ~front).all() and not nothing[:, -1].any())
+
+
+def left_out(table: FeatureTable, used: set[str], named: bool, reasons: Mapping[str, str]) -> dict[str, str]:
+    """The columns of a table that are not used, with the reason.
+
+    Args:
+        table: of the first split.
+        used: columns with a meaning.
+        named: whether the modalities were named, so that others are left out for no reason of their own.
+        reasons: known ones.
+    """
+    found: dict[str, str] = {}
+    for name in table.available:
+        if name in used or name.endswith(PRESENT_SUFFIX):
+            continue
+        values = table.columns.get(name)
+        if name in reasons:
+            found[name] = reasons[name]
+        elif values is not None and not named:
+            found[name] = no_modality(name, values) or "not asked for"
+        elif name in table.unread or (values is None and not named):
+            found[name] = "no array of numbers"
+        else:
+            found[name] = "not named by --modalities"
+    return found
+
+
+def count_infinite(tables: Mapping[str, FeatureTable], modalities: Sequence[str]) -> dict[str, int]:
+    """Modality of audio to the number of its infinite values."""
+    return {
+        name: sum(int(unlimited(table.columns[name]).sum()) for table in tables.values())
+        for name in modalities
+        if is_audio(name)
+    }
+
+
+def in_lines(parts: Sequence[tuple[str, str]]) -> list[str]:
+    """A block of 'what  which' lines."""
+    return [f"  {what:<12}{text}" for what, text in parts if text]
+
+
+def in_words(found: Mapping[str, str]) -> str:
+    """Columns and their reasons in one line: those of the same reason together."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in found.items():
+        by_reason.setdefault(reason, []).append(name[:40])
+    texts = []
+    for reason, names in by_reason.items():
+        more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+        texts.append(f"{', '.join(names[:MOST_LISTED])}{more} ({reason})")
+    return "; ".join(texts)
+
+
+def block(
+    where: str,
+    target: str,
+    splits: Mapping[str, Samples],
+    lengths: Mapping[str, str],
+    kinds: Mapping[str, str],
+    infinite: Mapping[str, int],
+    out: Mapping[str, str],
+) -> list[str]:
+    """What is taken as what, in lines.
+
+    Args:
+        where: the file or folder.
+        target: what is predicted, in words.
+        splits: the samples.
+        lengths: modality to what says how long its sequences are.
+        kinds: modality to its kind; it may be empty.
+        infinite: modality to the number of infinite values, which become 0.
+        out: columns that are not used, with the reason.
+    """
+    first = next(iter(splits.values()))
+    modalities = []
+    for name, values in first.inputs.items():
+        text = f"{name} {list(values.shape[1:])}"
+        text += f" {kinds[name]}" if name in kinds else ""
+        text += f", steps from {lengths[name]}" if name in lengths else ""
+        modalities.append(text + (f", {infinite[name]} infinite values as 0" if infinite.get(name) else ""))
+    parts = [
+        ("target", target),
+        ("modalities", "; ".join(modalities)),
+        ("names", "none" if first.names is None else "id"),
+        ("samples", ", ".join(f"{split} {len(part.target)}" for split, part in splits.items())),
+        ("left out", in_words(out)),
+    ]
+    return [f"data: {where}", *in_lines(parts)]

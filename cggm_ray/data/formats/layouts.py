@@ -1,0 +1,131 @@
+"""Brings what pickles of multimodal sets hold to one form: split to column to values.
+
+Known are dicts of splits of columns (CMU-MOSI as released, MulT, MMSA and Self-MM, with texts or bytes as keys), lists of
+samples that are dicts, and the lists of ((words, vision, audio[, words]), label, segment) of MAG-BERT and MISA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cggm_ray.core.errors import DataError, listed, shown
+from cggm_ray.data.formats.untrusted import decoded
+from cggm_ray.data.split_names import find_splits
+
+WHOLE = ""
+"""Name of samples that are not split."""
+Columns = dict[str, Any]
+"""Column to values, as the pickle holds them."""
+
+
+def columns_by_split(contents: Mapping[Path, Any], where: str) -> dict[str, Columns]:
+    """The columns of every split of a set, or of all samples under `WHOLE`.
+
+    Args:
+        contents: of the one pickle, or of several, each with a split of the name of its file.
+        where: the set, for messages.
+
+    Raises:
+        DataError: it is no such set.
+    """
+    if len(contents) > 1:
+        named: dict[str, Any] = {path.stem: content for path, content in contents.items()}
+    else:
+        (content,) = contents.values()
+        columns = columns_of(content, where)
+        if columns is None:
+            raise DataError(
+                f"{where}: found a {type(content).__name__}; expected a dict of arrays, or of splits of them, or a "
+                "list of samples"
+            )
+        named = columns
+    splits = {}
+    for split, name in find_splits(named, where).items():
+        found = columns_of(named[name], f"{where}: split {split}")
+        if found is None:
+            # A column may have the name of a split; then the columns are not split.
+            return {WHOLE: named}
+        splits[split] = found
+    return splits or {WHOLE: named}
+
+
+def columns_of(content: Any, where: str) -> Columns | None:
+    """The columns of a dict or of a list of samples; None where it is neither.
+
+    Raises:
+        DataError: names that are one when written as text, or samples of several forms.
+    """
+    if isinstance(content, Mapping):
+        return text_keys(content, where)
+    if isinstance(content, np.ndarray) and content.dtype.kind == "O" and content.ndim == 1:
+        content = content.tolist()
+    if not isinstance(content, list | tuple) or not content:
+        return None
+    if all(isinstance(sample, Mapping) for sample in content):
+        return _from_dicts([text_keys(sample, f"{where}, sample {row}") for row, sample in enumerate(content)], where)
+    if _is_mag(content[0]):
+        return _from_mag(content, where)
+    return None
+
+
+def text_keys(content: Mapping[Any, Any], where: str) -> Columns:
+    """A dict with its keys as texts; Python 2 wrote bytes.
+
+    Raises:
+        DataError: two keys are the same text.
+    """
+    columns: Columns = {}
+    for key, value in content.items():
+        name = str(decoded(key))
+        if name in columns:
+            raise DataError(f"{where}: the key {shown(name)} is there twice, as text and as {type(key).__name__}")
+        columns[name] = value
+    return columns
+
+
+def _from_dicts(samples: Sequence[Columns], where: str) -> Columns:
+    names = list(samples[0])
+    for row, sample in enumerate(samples):
+        if set(sample) != set(names):
+            raise DataError(f"{where}, sample {row}: found {listed(sample)}; sample 0 has {listed(names)}")
+    return {name: [sample[name] for sample in samples] for name in names}
+
+
+def _is_mag(sample: Any) -> bool:
+    return (
+        isinstance(sample, list | tuple)
+        and len(sample) in (2, 3)
+        and isinstance(sample[0], list | tuple)
+        and len(sample[0]) in (3, 4)
+    )
+
+
+def _from_mag(samples: Sequence[Any], where: str) -> Columns:
+    """MAG-BERT's and MISA's samples; `text` where the words are features, else `words`, which are no numbers to learn from."""
+    first = samples[0]
+    for row, sample in enumerate(samples):
+        if not _is_mag(sample) or len(sample) != len(first) or len(sample[0]) != len(first[0]):
+            raise DataError(
+                f"{where}, sample {row}: found {shown(sample)}; expected ((words, vision, audio), label, segment) as "
+                "in sample 0"
+            )
+    words = [sample[0][0] for sample in samples]
+    columns: Columns = {
+        "text" if all(isinstance(row, np.ndarray) and row.ndim == 2 for row in words) else "words": words,
+        "vision": [sample[0][1] for sample in samples],
+        "audio": [sample[0][2] for sample in samples],
+        "labels": [np.asarray(sample[1]).reshape(-1) if _numbers(sample[1]) else sample[1] for sample in samples],
+    }
+    if len(first[0]) == 4:
+        columns["actual_words"] = [sample[0][3] for sample in samples]
+    if len(first) == 3:
+        columns["id"] = [sample[2] for sample in samples]
+    return columns
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biuf"

@@ -1,0 +1,173 @@
+"""Datasets and strategies that a person registered in files of their own: recorded, imported again, sent to other processes.
+
+To import a file is to run it. Only files that the person names with `--import`, or that a run recorded, are imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from cggm_ray.core.errors import CggmError, UsageError, one_line, shown
+from cggm_ray.core.registry import Place, Registry
+from cggm_ray.data.dataset import DATASETS
+from cggm_ray.engine.configuration import Config
+from cggm_ray.strategies.registry import STRATEGIES
+
+REGISTRIES: Mapping[str, Registry[Any]] = {"dataset": DATASETS, "strategy": STRATEGIES}
+
+_imported: dict[Path, ModuleType] = {}
+_beside: list[ModuleType] = []
+_running: list[Path] = []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What is registered under a name, on its way to another process.
+
+    Attributes:
+        kind: of `REGISTRIES`.
+        name: as registered.
+        entry: the class of a dataset, or the `StrategyInfo` of a strategy.
+        place: where it was registered; None in this package.
+    """
+
+    kind: str
+    name: str
+    entry: Any
+    place: Place | None
+
+
+def entries(config: Config) -> tuple[Entry, ...]:
+    """What another process may not know of a configuration: its dataset, and all strategies of files outside this package."""
+    names = [("dataset", config.data.dataset), *(("strategy", name) for name in STRATEGIES.names())]
+    found = [(kind, name, REGISTRIES[kind].place(name)) for kind, name in names]
+    return tuple(
+        Entry(kind=kind, name=name, entry=REGISTRIES[kind].get(name), place=place)
+        for kind, name, place in found
+        if kind == "dataset" or place is not None
+    )
+
+
+def adopt(own: Iterable[Entry]) -> None:
+    """Registers what came from another process, unless it is known here."""
+    for one in own:
+        REGISTRIES[one.kind].adopt(one.name, one.entry, one.place)
+
+
+def places(config: Config) -> list[dict[str, Any]]:
+    """Where the dataset and the strategy of a configuration were registered, for those of a person's own, as plain values."""
+    names = {"dataset": config.data.dataset, "strategy": config.modulation.modulation}
+    found = [(kind, name, REGISTRIES[kind].place(name)) for kind, name in names.items()]
+    return [{"kind": kind, "name": name, **asdict(place)} for kind, name, place in found if place is not None]
+
+
+def import_recorded(kind: str, name: str, recorded: Iterable[Any], where: Path) -> None:
+    """Imports the file that registers a name, if the name is unknown here.
+
+    Args:
+        kind: of `REGISTRIES`.
+        name: that a run uses.
+        recorded: what `places` gave when the run started.
+        where: the run's folder, for messages.
+
+    Raises:
+        UsageError: nothing was recorded, or the file is gone or does not register the name.
+    """
+    registry = REGISTRIES[kind]
+    if not isinstance(name, str) or name in registry.names():
+        return
+    what, hint = f"{where}: the {kind} {shown(name)}", "give the file that registers it with --import FILE"
+    matching = [one for one in recorded if isinstance(one, dict) and (one.get("kind"), one.get("name")) == (kind, name)]
+    if not matching:
+        # `get` names the nearest known name.
+        try:
+            registry.get(name)
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}; or {hint}") from None
+    file, module = matching[0].get("file"), matching[0].get("module")
+    if not isinstance(file, str) or not Path(file).is_absolute():
+        raise UsageError(f"{what} was registered in no file; {hint}")
+    if not Path(file).is_file():
+        raise UsageError(f"{what} was registered in {file}, which is not there; {hint}")
+    print(f"imports {file}, which registered the {kind} {name}", file=sys.stderr)
+    import_file(Path(file), module if isinstance(module, str) else None)
+    if name not in registry.names():
+        raise UsageError(f"{what} was registered in {file}, which does not register it now; {hint}")
+
+
+def import_file(path: Path, module: str | None = None) -> None:
+    """Runs a Python file as a module, once; files beside it can be imported by it, as where it is started by itself.
+
+    Args:
+        path: of the file.
+        module: dotted name, where the file belongs to a package.
+
+    Raises:
+        UsageError: it is no file, raises an error, or starts a run when it is imported.
+    """
+    path = path.expanduser().absolute()
+    if path in _imported:
+        return
+    if not path.is_file():
+        raise UsageError(f"import: {path} does not exist; expected a Python file")
+    before = set(sys.modules)
+    parts = len((module or path.stem).split(".")) - 1 + (path.stem == "__init__")
+    root = path.parents[min(parts, len(path.parents) - 1)]
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    _running.append(path)
+    try:
+        _imported[path] = importlib.import_module(module) if module and "." in module else _executed(path)
+    except CggmError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UsageError(
+            f"import: {path} cannot be imported: {one_line(f'{type(error).__name__}: {error}')}; expected a file that "
+            "registers a dataset or a strategy and starts nothing outside `if __name__ == '__main__':`"
+        ) from None
+    finally:
+        _running.pop()
+    for name in set(sys.modules) - before:
+        found = getattr(sys.modules[name], "__file__", None)
+        if found and Path(found).is_relative_to(root):
+            _beside.append(sys.modules[name])
+
+
+def _executed(path: Path) -> ModuleType:
+    # A name that hides no installed module: the file may be called test.py.
+    name = f"cggm_ray_import_{len(_imported)}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"import: {path} is no Python file; expected one whose name ends with .py")
+    made = importlib.util.module_from_spec(spec)
+    sys.modules[name] = made
+    try:
+        spec.loader.exec_module(made)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return made
+
+
+def check_not_importing() -> None:
+    """Refuses to start a run while a file is imported.
+
+    Raises:
+        UsageError: names the file.
+    """
+    if _running:
+        raise UsageError(
+            f"import: {_running[-1]} starts a run when it is imported; put that under `if __name__ == '__main__':`"
+        )
+
+
+def imported_modules() -> list[ModuleType]:
+    """Modules of the files that were imported here, and of those beside them; other processes may not find them by name."""
+    return [*_imported.values(), *(module for module in _beside if module not in _imported.values())]

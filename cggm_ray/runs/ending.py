@@ -1,0 +1,100 @@
+"""What follows the test of a run: the table, then what may take time, namely pictures and the contributions of modalities.
+
+The run is finished before that: `summary.json` is there, and the table is printed. A signal leaves out what is left.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cggm_ray.core.errors import one_line
+from cggm_ray.engine.runtime import Record
+from cggm_ray.engine.state import BEST, PREDICTIONS
+from cggm_ray.engine.stopping import Notice
+from cggm_ray.engine.tracking import METRICS, Console
+from cggm_ray.runs.contributions import leave_contributions
+from cggm_ray.runs.pictures import FOLDER, PICTURES
+
+if TYPE_CHECKING:
+    from cggm_ray.engine.assembly import Training
+    from cggm_ray.runs.result import Result
+
+CONFIG = "config.yaml"
+
+
+def after_test(training: Training, result: Result) -> None:
+    """Prints the table, then leaves pictures and contributions, each after a line that says so. All workers call it.
+
+    Args:
+        training: with the weights of the best epoch, as `finish` leaves them.
+        result: of `finish`.
+    """
+    config, state, runtime, folder = training.config, training.state, training.runtime, training.folder
+
+    def say(line: str) -> None:
+        if runtime.rank == 0:
+            Console(folder).say(line)
+
+    say(table(result))
+    if runtime.rank == 0:
+        leave_pictures(training)
+    if config.run.report and config.run.contributions_seconds:
+        leave_contributions(
+            config.train,
+            state.net,
+            training.task,
+            training.splits["valid"],
+            runtime,
+            folder,
+            metric=state.best.metric,
+            epoch=state.best.epoch,
+            seconds=config.run.contributions_seconds,
+            say=say,
+        )
+
+
+def leave_pictures(training: Training) -> None:
+    """The pictures of a dataset that draws some, up to the first signal: what goes wrong here is said and changes nothing."""
+    say, folder = Console(training.folder).say, None
+    if training.dataset.name not in PICTURES.names():
+        return
+    draw = PICTURES.get(training.dataset.name)
+    options = training.dataset.settings.options
+    say("drawing pictures of test cases")
+    try:
+        for path in draw(training.folder / FOLDER, training.state.net, training.splits["test"], options):
+            folder = path.parent
+            if training.runtime.wish() is Notice.STOP:
+                break
+    # Images are drawn by another library, from a person's own dataset even; the run is over and good.
+    except Exception as error:
+        say(f"{training.folder}: the pictures were not drawn: {one_line(f'{type(error).__name__}: {error}')}")
+    if folder is not None:
+        say(place("pictures", folder))
+
+
+def table(result: Result) -> str:
+    """Metrics of validation and test side by side, and where everything lies."""
+
+    def row(name: str, valid: str, test: str) -> str:
+        return f"{name:<22}{valid:>10}{test:>10}"
+
+    def value(record: Record, name: str) -> str:
+        return f"{record[name]:.4f}"
+
+    lines = [f"best epoch {result.best_epoch}", row("", "valid", "test")]
+    lines += [row(name, value(result.valid, name), value(result.test, name)) for name in result.test]
+    places = {
+        "configuration": CONFIG,
+        "metrics by epoch": METRICS,
+        "best checkpoint": BEST,
+        "test predictions": PREDICTIONS,
+    }
+    lines += [place(what, result.folder / where) for what, where in places.items() if (result.folder / where).exists()]
+    return "\n".join(lines)
+
+
+def place(what: str, path: Path) -> str:
+    """The line that says where something lies."""
+    return f"{what + ':':<18} {path}"

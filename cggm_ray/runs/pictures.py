@@ -1,0 +1,20 @@
+"""Who draws the test cases of a dataset: a function that is registered under the dataset's name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cggm_ray.core.registry import Registry
+from cggm_ray.data.loading.split import Split
+from cggm_ray.data.settings import DatasetOptions
+from cggm_ray.models.net import MultimodalNet
+
+FOLDER = "pictures"
+"""Of the pictures, in the folder of a run."""
+
+Draw = Callable[[Path, MultimodalNet, Split, DatasetOptions], Iterator[Path]]
+"""(folder, which is made by the first picture; network in evaluation mode; test split; options of the dataset) to the files,
+drawn one at a time, so that a signal can end it."""
+
+PICTURES: Registry[Draw] = Registry("drawing of the dataset", "cggm_ray.report.pictures")
