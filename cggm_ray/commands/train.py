@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from cggm_ray.core.errors import CggmError, NonFiniteError, StoppedError, TrainingError, UsageError, one_line
-from cggm_ray.data.shards.opening import open_manifest
+from cggm_ray.data.shards.opening import print_taken
 from cggm_ray.data.shards.shards import write_shards_here
 from cggm_ray.engine.assembly import fold_runs, open_training, prepare_data
 from cggm_ray.engine.checkpoints import storage_errors
@@ -172,13 +172,3 @@ def _prepare_first(config: Config, folder: Path, runtime: LocalRuntime, owned: E
     if failed:
         raise UsageError("rank 0 cannot start this run, and says why")
     return shards if runtime.rank == 0 else prepare_data(config, write_shards_here)
-
-
-def print_taken(shards: Path) -> None:
-    """Prints what the set takes as what, where its dataset notes it: target, modalities, and what is left out.
-
-    Args:
-        shards: folder of the set.
-    """
-    for line in open_manifest(shards).notes.get("taken", ()):
-        print(one_line(line), flush=True)

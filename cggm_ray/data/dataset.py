@@ -20,7 +20,6 @@ from cggm_ray.core.kinds import VECTOR, kind_of
 from cggm_ray.core.registry import Registry
 from cggm_ray.data.loading.split import Split, load_split, set_bytes
 from cggm_ray.data.loading.stream import StreamSplit
-from cggm_ray.data.new_data import one_split
 from cggm_ray.data.settings import DatasetOptions, DatasetSettings
 from cggm_ray.data.shards.shards import (
     Manifest,
@@ -29,6 +28,7 @@ from cggm_ray.data.shards.shards import (
     Stage,
     TensorSpec,
     describe_sources,
+    one_split,
 )
 from cggm_ray.data.shards.specs import table_specs
 from cggm_ray.data.split_names import SPLITS as SPLITS

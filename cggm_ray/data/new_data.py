@@ -6,14 +6,14 @@ import hashlib
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
 from cggm_ray.core.errors import DataError
+from cggm_ray.data.dataset import Dataset
 from cggm_ray.data.shards.packed import unpack
 from cggm_ray.data.shards.shards import (
     PREDICT,
@@ -28,9 +28,6 @@ from cggm_ray.data.shards.shards import (
     verify_set,
 )
 from cggm_ray.data.shards.specs import described, table_specs
-
-if TYPE_CHECKING:
-    from cggm_ray.data.dataset import Dataset
 
 
 def prepare_new(
@@ -118,15 +115,6 @@ def trained_digest(trained: Manifest) -> str:
     about = asdict(trained)
     kept = [about[name] for name in ("modalities", "target", "notes")]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def one_split(raw: Iterable[RawShard], split: str | None) -> Iterator[RawShard]:
-    """Raw shards of all splits, or of one, as those of the split `PREDICT`, numbered in their order."""
-    number = 0
-    for shard in raw:
-        if split in (None, shard.split) and shard.table.num_rows:
-            yield replace(shard, split=PREDICT, number=number)
-            number += 1
 
 
 def checked_shards(raw: Iterable[RawShard], path: Path, split: str | None) -> list[RawShard]:

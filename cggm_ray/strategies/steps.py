@@ -19,16 +19,34 @@ number of micro-batches multiplies the loss by cancels: the guides learn from th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from cggm_ray.core.batch import Feature
+from cggm_ray.core.reduction import Reduce
 
-if TYPE_CHECKING:
-    from cggm_ray.strategies.base import Strategy
+
+class Strategy(Protocol):
+    """What of a strategy takes part in a step."""
+
+    reduce: Reduce
+
+    def modules(self) -> Iterator[nn.Module]:
+        """The strategy and its parts."""
+        ...
+
+    def memory(self) -> list[Tensor]:
+        """Tensors that `combine` moves."""
+        ...
+
+    def own_optimizer(self) -> Optimizer | None:
+        """The optimizer of what the strategy trains by itself."""
+        ...
+
 
 MOST_CALLS = 10
 """Training calls of `modulate` without a `step`, at which the strategy asks whether `step` was forgotten."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cggm_ray.core.errors import DataError
+from cggm_ray.core.errors import DataError, one_line
 from cggm_ray.data.shards.shards import Manifest, open_set
 
 
@@ -18,3 +18,13 @@ def open_manifest(shards: Path) -> Manifest:
     if manifest is None:
         raise DataError(f"{shards}: not a complete set of shards; on several nodes the folder must be shared storage")
     return manifest
+
+
+def print_taken(shards: Path) -> None:
+    """Prints what the set takes as what, where its dataset notes it: target, modalities, and what is left out.
+
+    Args:
+        shards: folder of the set.
+    """
+    for line in open_manifest(shards).notes.get("taken", ()):
+        print(one_line(line), flush=True)

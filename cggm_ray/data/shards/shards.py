@@ -15,7 +15,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -382,3 +382,12 @@ def staging_folder(folder: Path) -> Path:
     except OSError as error:
         raise DataError(f"{folder.parent}: cannot make the folder for shards: {error.strerror}") from None
     return staging
+
+
+def one_split(raw: Iterable[RawShard], split: str | None) -> Iterator[RawShard]:
+    """Raw shards of all splits, or of one, as those of the split `PREDICT`, numbered in their order."""
+    number = 0
+    for shard in raw:
+        if split in (None, shard.split) and shard.table.num_rows:
+            yield replace(shard, split=PREDICT, number=number)
+            number += 1

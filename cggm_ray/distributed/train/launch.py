@@ -16,8 +16,8 @@ from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from cggm_ray.commands.train import print_taken
 from cggm_ray.core.errors import TrainingError
+from cggm_ray.data.shards.opening import print_taken
 from cggm_ray.distributed.cluster import connect, cpus_per_worker, joins, own_error
 from cggm_ray.distributed.data.ingest import write_shards_with_ray
 from cggm_ray.distributed.storage import check_shared
