@@ -15,11 +15,13 @@ from torch import nn
 
 from cggm_ray.commands.cli import main
 from cggm_ray.core.errors import DataError
+from cggm_ray.data.datasets.brats.brats import open_maps
 from cggm_ray.data.datasets.brats.cases import gather
 from cggm_ray.data.datasets.brats.labels import CONVENTIONS, checked_labels, decide, labels_there
 from cggm_ray.data.datasets.brats.volumes import SEQUENCES
 from cggm_ray.data.loading.sampler import slices
 from cggm_ray.data.loading.slices import SliceFiles
+from cggm_ray.data.maps import MapPlan
 from cggm_ray.data.shards.shards import Manifest, open_set, write_shards_here
 from cggm_ray.engine.assembly import build_dataset, build_network, prepare_data
 from cggm_ray.engine.configuration import Config
@@ -199,7 +201,18 @@ def test_maps_have_the_labels_of_the_input(tmp_path: Path, data: Path, labels: s
     out, dataset = tmp_path / "maps", build_dataset(config)
     out.mkdir()
     sources = dataset.locate(data)
-    whole, maps = dataset.open_maps(shards, manifest, "test", SEQUENCES, CPU, out, sources)
+    whole, maps = open_maps(
+        MapPlan(
+            dataset=dataset,
+            shards=shards,
+            manifest=manifest,
+            split="test",
+            modalities=SEQUENCES,
+            device=CPU,
+            out=out,
+            sources=sources,
+        )
+    )
     classes = len(CONVENTIONS[labels].labels)
     for batch in whole.batches(list(slices(torch.arange(len(whole)), 3, 0, 1)), epoch=0):
         maps.take(batch, nn.functional.one_hot(batch.target, classes).movedim(-1, 1).float())

@@ -18,7 +18,6 @@ from cggm_ray.commands.cli import main
 from cggm_ray.commands.train import run
 from cggm_ray.core.errors import DataError, UsageError
 from cggm_ray.data.datasets.brats.brats import DEMONSTRATION_CASES, DEMONSTRATION_SHAPE, BratsOptions
-from cggm_ray.data.datasets.brats.overlay import COLOURS, coloured
 from cggm_ray.data.datasets.brats.volumes import SEQUENCES
 from cggm_ray.data.settings import DataConfig
 from cggm_ray.data.shards.shards import Manifest, open_set, write_shards_here
@@ -32,6 +31,7 @@ from cggm_ray.engine.settings import TrainConfig
 from cggm_ray.models.deeplab import DeepLabOptions
 from cggm_ray.models.resnet import BACKBONES, ResNetConfig
 from cggm_ray.models.settings import ModelConfig
+from cggm_ray.report.pictures.brats import COLOURS, coloured
 from cggm_ray.tasks.metrics import TUMOUR_REGIONS
 from conftest import sets
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from test_sweep import WHOLE, run, starts, table
+from test_tune import WHOLE, run, starts, table
 
 from cggm_ray.engine.tracking import JsonLines
 from conftest import small_set, write_pickle

@@ -22,9 +22,10 @@ from torch import nn
 from cggm_ray.__main__ import main as command
 from cggm_ray.commands.cli import main
 from cggm_ray.commands.export import Inference, exported
-from cggm_ray.data.datasets.brats.brats import BratsOptions
+from cggm_ray.data.datasets.brats.brats import BratsOptions, open_maps
 from cggm_ray.data.datasets.features import FeatureOptions
 from cggm_ray.data.loading.sampler import slices
+from cggm_ray.data.maps import MapPlan
 from cggm_ray.data.settings import DataConfig
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.shards.shards import column_values, write_shards_here
@@ -201,14 +202,17 @@ def test_a_perfect_prediction_is_the_raw_segmentation(layout: str, tmp_path: Pat
     dataset = build_dataset(config)
     out = tmp_path / "maps"
     out.mkdir()
-    whole, maps = dataset.open_maps(
-        shards,
-        open_manifest(shards),
-        "test",
-        ("flair", "t1ce", "t1", "t2"),
-        torch.device("cpu"),
-        out,
-        dataset.locate(raw),
+    whole, maps = open_maps(
+        MapPlan(
+            dataset=dataset,
+            shards=shards,
+            manifest=open_manifest(shards),
+            split="test",
+            modalities=("flair", "t1ce", "t1", "t2"),
+            device=torch.device("cpu"),
+            out=out,
+            sources=dataset.locate(raw),
+        )
     )
     for batch in whole.batches(list(slices(torch.arange(len(whole)), 3, 0, 1)), epoch=0):
         maps.take(batch, nn.functional.one_hot(batch.target, 4).movedim(-1, 1).float())

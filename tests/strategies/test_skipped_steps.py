@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cggm_ray import CGGM, Classification, HeadOutput, Strategy, UsageError
 from cggm_ray.core.reduction import alone
+from cggm_ray.engine.assembly import build_strategy
 from cggm_ray.engine.configuration import Config
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.strategies import AGM, OGM, UMT
@@ -122,11 +123,11 @@ def make(name: str, *, scale: float | None = None, sgd: bool = False, norm: bool
         # The guides are the network: its running statistics are the loop's, which may let a bad batch into them.
         for guide in guides.values():
             guide.norm = nn.Identity()
-        net = info.network(config, net, guides)
+        net = info.network(net, guides)
     if name == "umt":
         balance: Strategy = UMT(copy.deepcopy(encoders), task=task)
     else:
-        balance = info.build(config, net, guides, task, alone)
+        balance = build_strategy(config, net, guides, task, alone)
     scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
     return Loop(net, balance, torch.optim.Adam(net.parameters(), lr=0.01), scaler)
 
