@@ -1,19 +1,20 @@
 """Locks between processes: a file that is locked for as long as a block runs, or until its process dies.
 
-The lock is the operating system's (`flock`), so nothing has to be cleaned up after a killed process. Network file systems that
-know no locks are taken as they are: there nobody is kept apart.
+The lock is `filelock`'s, which is the operating system's (`flock`), so nothing has to be cleaned up after a killed process.
+Network file systems that know no locks are taken as they are: there nobody is kept apart.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 UNKNOWN = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """What file systems without locks say."""
@@ -32,43 +33,29 @@ def holding(path: Path, busy: Callable[[str], None]) -> Iterator[bool]:
     Raises:
         OSError: the file cannot be made.
     """
-    handle = _acquire(path, busy)
+    lock = FileLock(path, mode=0o644, fallback_to_soft=False)
     try:
-        yield handle is not None
+        yield _acquire(lock, path, busy)
     finally:
-        if handle is not None:
-            # Removed while it is held: who waits for it sees that it is no longer the file of that name.
+        if lock.is_locked:
+            # Removed while it is held: `filelock` locks no file that has lost its name, so whoever waits tries again.
             with suppress(OSError):
                 path.unlink()
-            os.close(handle)
+        lock.release()
 
 
-def _acquire(path: Path, busy: Callable[[str], None]) -> int | None:
+def _acquire(lock: FileLock, path: Path, busy: Callable[[str], None]) -> bool:
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is(path, handle):
-                os.ftruncate(handle, 0)
-                os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
-                return handle
-            os.close(handle)
-        except BlockingIOError:
-            holder = os.pread(handle, 200, 0).decode(errors="replace")
-            os.close(handle)
-            busy(holder or "another process")
-            time.sleep(PERIOD)
+            lock.acquire(blocking=False)
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            return True
+        except Timeout:
+            with suppress(FileNotFoundError):  # released a moment ago
+                holder = path.read_text(errors="replace")
+                busy(holder or "another process")
+                time.sleep(PERIOD)
         except OSError as error:
-            os.close(handle)
             if error.errno not in UNKNOWN:
                 raise
-            return None
-
-
-def _is(path: Path, handle: int) -> bool:
-    """Whether the file of that name is still the one that was opened."""
-    try:
-        there, opened = path.stat(), os.fstat(handle)
-    except FileNotFoundError:
-        return False
-    return (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino)
+            return False
