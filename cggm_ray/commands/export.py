@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from cggm_ray.data.loading.sampler import Slice
 from cggm_ray.data.loading.split import Split
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.runs.finished import open_finished
+from cggm_ray.storage.files import whole_file
 
 TOLERANCE = 1e-5
 """Largest difference between the outputs of the program and the network, relative to the largest output."""
@@ -66,24 +66,21 @@ def export(folder: Path, out: Path | None = None) -> Exported:
     out = folder.absolute() / "model.pt2" if out is None else out
     split = run.split("valid")
     net = Inference(run.net).eval()
-    partial = out.with_name(f".{out.stem}.{os.getpid()}.part.pt2")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        torch.export.save(exported(net, _batch(split, [0, min(1, len(split) - 1)])), partial)
-        program = torch.export.load(partial).module()
-        samples = min(MOST_SAMPLES, len(split))
-        # One sample by itself and many together: the number of samples must not be frozen into the program.
-        found = max(difference(net, program, _batch(split, rows)) for rows in ([0], list(range(samples))))
-        if not found <= TOLERANCE:
-            raise TrainingError(
-                f"{folder}: the exported program differs from the network by {found:.1e} of the largest output; expected "
-                f"at most {TOLERANCE:g}; nothing was written"
-            )
-        partial.replace(out)
+        with whole_file(out, ".pt2") as partial:
+            torch.export.save(exported(net, _batch(split, [0, min(1, len(split) - 1)])), partial)
+            program = torch.export.load(partial).module()
+            samples = min(MOST_SAMPLES, len(split))
+            # One sample by itself and many together: the number of samples must not be frozen into the program.
+            found = max(difference(net, program, _batch(split, rows)) for rows in ([0], list(range(samples))))
+            if not found <= TOLERANCE:
+                raise TrainingError(
+                    f"{folder}: the exported program differs from the network by {found:.1e} of the largest output; "
+                    f"expected at most {TOLERANCE:g}; nothing was written"
+                )
     except OSError as error:
         raise StorageError(f"{out} cannot be written: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
     return Exported(path=out, samples=samples, difference=found)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from cggm_ray.data.shards.shards import PREDICT, WriteShards, write_shards_here
 from cggm_ray.engine.evaluation import Predictions, evaluate, write_predictions
 from cggm_ray.engine.runtime import Record, numbers
 from cggm_ray.runs.finished import Finished, open_finished, open_new, read_run
-from cggm_ray.storage.files import write_folder
+from cggm_ray.storage.files import whole_file, write_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,15 +99,12 @@ def predict_values(run: Finished, folder: Path, split: str, out: Path, workers: 
         from cggm_ray.distributed.data.predict import predict_on_ray
 
         collected = predict_on_ray(run, folder, split, workers)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_predictions(partial, samples.names, collected, run.dataset.class_names(run.trained))
-        partial.replace(out)
+        with whole_file(out) as partial:
+            write_predictions(partial, samples.names, collected, run.dataset.class_names(run.trained))
     except OSError as error:
         raise StorageError(f"{out} cannot be written: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
     return Predicted(
         path=out, samples=len(samples), labelled=int(collected.labelled.sum()), metrics=metrics_of(run, collected)
     )

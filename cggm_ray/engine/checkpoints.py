@@ -25,8 +25,7 @@ from torch import Tensor
 
 from cggm_ray.core.errors import StorageError, TrainingError
 from cggm_ray.engine.state import Position, saved_values
-from cggm_ray.storage.digests import file_digest
-from cggm_ray.storage.files import CHECKSUMS, write_folder
+from cggm_ray.storage.files import CHECKSUMS, file_digest, write_folder
 
 CHECKPOINTS = "checkpoints"
 PATIENCE = 30.0

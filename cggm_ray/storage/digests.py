@@ -10,10 +10,11 @@ import hashlib
 import json
 import os
 import time
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from cggm_ray.storage.files import file_digest, write_text
 
 FILE = ".digests"
 SETTLED_NS = 2 * 10**9
@@ -22,12 +23,6 @@ once more, within one tick, without a trace."""
 
 Entry = tuple[tuple[int, ...], str]
 """What a file looked like, see `look`, and its sha256."""
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def look(path: Path) -> tuple[int, ...]:
@@ -84,16 +79,11 @@ def keep_digests(folder: Path, found: dict[str, Entry]) -> None:
     The file is replaced as a whole, so readers see the old or the new one. Of two runs that write at the same moment one may
     lose its entries, which costs that it reads its files once more.
     """
-    partial = folder / f"{FILE}.{uuid.uuid4().hex[:8]}.part"
-    try:
+    # Where the disk is full or write-protected, that is said when a set is to be written.
+    with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(load_digests(folder) | found)
-        partial.write_text(f"{_checksum(text)}\n{text}", encoding="utf-8")
-        partial.replace(folder / FILE)
-    except OSError:
-        # The disk is full or write-protected, which is said where a set is to be written.
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        write_text(folder / FILE, f"{_checksum(text)}\n{text}")
 
 
 def _checksum(text: str) -> str:

@@ -2,17 +2,72 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from cggm_ray.storage.digests import file_digest
 
 CHECKSUMS = "checksums.json"
 """In every folder that `write_folder` made: sha256 by file name."""
+
+
+@contextmanager
+def whole_file(path: Path, ending: str = "") -> Iterator[Path]:
+    """Gives the block another name to write a file under, and renames the file when the block is done.
+
+    Nothing is left of a file that the block did not finish.
+
+    Args:
+        path: of the file.
+        ending: of the other name, for writers that look at it, such as '.npz'.
+
+    Raises:
+        OSError: the file cannot be written; one that was there is as it was.
+    """
+    partial = _partial(path, ending)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Gives the block another folder to fill, and renames it when the block is done.
+
+    If another process made the folder in the meantime, that one stays.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    partial = _partial(folder)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file as a whole, see `whole_file`."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file as a whole, see `whole_file`."""
+    with whole_file(path) as partial:
+        partial.write_bytes(data)
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
@@ -23,8 +78,7 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     Raises:
         OSError: it cannot be written; a folder that was there is as it was.
     """
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = _partial(folder)
     partial.mkdir(parents=True)
     try:
         write(partial)
@@ -44,20 +98,6 @@ def copy_files(source: Path, target: Path) -> None:
         shutil.copyfile(file, target / file.name)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file under another name and renames it.
-
-    Raises:
-        OSError: it cannot be written; a file that was there is as it was.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_text(text)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def set_aside(folder: Path) -> Path | None:
     """Moves a folder out of the way, to its name with the next free number; None where there is none.
 
@@ -74,16 +114,27 @@ def set_aside(folder: Path) -> Path | None:
 
 def clear_partials(folder: Path) -> None:
     """Removes what writers left that were killed. Call it while nobody writes there."""
-    for partial in folder.glob(".*.part"):
+    for partial in (*folder.glob(".*.part"), *folder.glob(".*.part.*")):
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
 
 
+def file_digest(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _partial(path: Path, ending: str = "") -> Path:
+    """A name beside `path` that nobody else writes to, on this node or another, and nobody reads."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part{ending}")
+
+
 def _replace(partial: Path, folder: Path) -> None:
     """Renames a finished folder; one that is there is moved aside first, so that a crash cannot leave half of either."""
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old.part")
+    old = _partial(folder)
     if folder.exists():
         folder.rename(old)
     partial.rename(folder)

@@ -31,7 +31,7 @@ from cggm_ray.data.shards.shards import (
 )
 from cggm_ray.engine.assembly import prepare_data
 from cggm_ray.engine.configuration import Config
-from cggm_ray.storage.digests import file_digest
+from cggm_ray.storage.files import file_digest
 from conftest import sets, small_set, write_pickle
 
 CPU = torch.device("cpu")

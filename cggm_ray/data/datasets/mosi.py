@@ -9,7 +9,6 @@ lists, arrays of objects, keys as bytes, MAG-BERT's samples.
 from __future__ import annotations
 
 import dataclasses
-import os
 import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -42,6 +41,7 @@ from cggm_ray.data.shards.shards import (
     is_modality,
     tensor_column,
 )
+from cggm_ray.storage.files import write_bytes
 from cggm_ray.tasks import Regression, Task
 
 LABELS = "labels"
@@ -154,9 +154,7 @@ class Mosi(Dataset):
         path = folder / f"mosi-{seed}.pkl"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}.part")
-            partial.write_bytes(pickle.dumps(planted_imbalance(seed)))
-            partial.replace(path)
+            write_bytes(path, pickle.dumps(planted_imbalance(seed)))
         return path
 
     def task(self, manifest: Manifest) -> Task:

@@ -25,7 +25,8 @@ import pyarrow.parquet as pq
 
 from cggm_ray.core.errors import DataError, shown
 from cggm_ray.data.shards.packed import pack, tensor_type
-from cggm_ray.storage.digests import file_digest, file_digests
+from cggm_ray.storage.digests import file_digests
+from cggm_ray.storage.files import file_digest
 from cggm_ray.storage.locks import holding
 
 FORMAT = 3

@@ -8,7 +8,6 @@ folder per case with a NIfTI file for each sequence (see `cggm_ray.data.datasets
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +41,7 @@ from cggm_ray.data.maps import MAPS, MapPlan
 from cggm_ray.data.settings import DatasetOptions
 from cggm_ray.data.shards.shards import PREDICT, Manifest, RawShard
 from cggm_ray.data.split_names import find_splits
+from cggm_ray.storage.files import whole_folder
 from cggm_ray.tasks import Segmentation, Task
 from cggm_ray.tasks.segmentation import CLASS_WEIGHTS
 
@@ -226,10 +226,8 @@ class Brats(Dataset):
         """`brats-<seed>`: heads with a tumour whose parts show in different sequences."""
         path = folder / f"brats-{seed}"
         if not path.exists():
-            partial = folder / f".brats-{seed}.{os.getpid()}.part"
-            shutil.rmtree(partial, ignore_errors=True)
-            write_demonstration(partial, seed)
-            partial.rename(path)
+            with whole_folder(path) as partial:
+                write_demonstration(partial, seed)
         return path
 
     def task(self, manifest: Manifest) -> Task:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ import torch
 
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.seeding import derive_seed
+from cggm_ray.storage.files import whole_folder
 
 DISHES = ("apple_pie", "caesar_salad", "donuts", "lasagna", "miso_soup", "tacos")
 SAMPLES = {"train": 360, "test": 120}
@@ -45,18 +44,9 @@ def write_demonstration(folder: Path, seed: int) -> None:
     Raises:
         UsageError: transformers is not installed.
     """
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with whole_folder(folder) as partial:
         _write_records(partial, seed)
         _write_encoders(partial, seed)
-        partial.rename(folder)
-    except OSError:
-        # Another process was faster; its set is the same.
-        if not folder.exists():
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_records(folder: Path, seed: int) -> None:
