@@ -14,6 +14,7 @@ from functools import partial
 from cggm_ray.commands.cli import add_import
 from cggm_ray.config.parsing import local_path
 from cggm_ray.core.errors import CggmError, UsageError
+from cggm_ray.core.tables import text_table
 from cggm_ray.engine.own_code import import_file
 
 SPLITS = ("train", "valid", "test")
@@ -102,11 +103,8 @@ def _predict(arguments: argparse.Namespace) -> int:
         raise UsageError(f"workers: found {arguments.workers}; expected a whole number of at least 1")
     workers = arguments.workers if arguments.ray or arguments.workers > 1 else None
     done = predict(arguments.run, arguments.data_path, arguments.split, arguments.out, workers)
-    print(f"{'predicted':<22}{done.samples:>10}")
-    if done.labelled < done.samples:
-        print(f"{'labelled':<22}{done.labelled:>10}")
-    for name, value in done.metrics.items():
-        print(f"{name:<22}{value:>10.4f}")
+    labelled = {"labelled": done.labelled} if done.labelled < done.samples else {}
+    print(text_table(list({"predicted": done.samples, **labelled, **done.metrics}.items())))
     print(done.path)
     return 0
 

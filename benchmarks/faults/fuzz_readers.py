@@ -37,10 +37,11 @@ from cggm_ray.data.loading.stream import StreamSplit
 from cggm_ray.data.settings import DataConfig
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.shards.shards import MANIFEST, Manifest, open_set
+from cggm_ray.distributed.tune.draws import draw_trials
 from cggm_ray.engine.assembly import build_dataset
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.runtime import RunConfig
-from cggm_ray.studies.space import draw_trials, read_search
+from cggm_ray.studies.space import read_search
 
 GIB = 2**30
 FINE, NAMED, CRASH, HANG, MEMORY, EXECUTED = "fine", "named error", "CRASH", "HANG", "MEMORY", "EXECUTED"

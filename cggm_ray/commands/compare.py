@@ -14,12 +14,10 @@ The folder of a comparison has
 from __future__ import annotations
 
 import dataclasses
-import platform
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +25,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from cggm_ray.core.errors import CggmError, StorageError, TrainingError
+from cggm_ray.core.tables import listing, text_table
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.shards.shards import write_shards_here
 from cggm_ray.engine.assembly import build_dataset, check, fold_runs, open_training, prepare_data
@@ -37,7 +36,7 @@ from cggm_ray.engine.own_code import entries
 from cggm_ray.engine.runtime import LocalRuntime
 from cggm_ray.runs.finishing import finish
 from cggm_ray.runs.folder import claim, named, open_folder, run_folder, sole_owner
-from cggm_ray.runs.provenance import note_start
+from cggm_ray.runs.provenance import note_start, versions
 from cggm_ray.runs.result import read_summary
 from cggm_ray.storage.files import write_text
 from cggm_ray.studies.space import Resources
@@ -138,8 +137,7 @@ def run_all(config: Config, folder: Path, trials: Sequence[Trial], strategies: S
         write_text(folder / MARKDOWN, text)
         write_tables(folder, results)
         print(text)
-        for what, name in {"for a paper": MARKDOWN, "every run": RUNS, "every metric": TABLE}.items():
-            print(f"{what + ':':<18} {folder / name}")
+        print(listing({"for a paper": folder / MARKDOWN, "every run": folder / RUNS, "every metric": folder / TABLE}))
     if failed:
         first = failed[0].record
         raise TrainingError(f"{len(failed)} of {len(found)} runs failed; {first.name}: {first.error or first.status}")
@@ -196,8 +194,7 @@ def markdown(results: Results, config: Config, failed: Sequence[Outcome] = ()) -
     others = [
         [metric, *(_spread(results.of(strategy, metric)) for strategy in results.values)] for metric in results.metrics
     ]
-    lines += _table(["", *results.values], others)
-    lines.append("")
+    lines += [text_table(others, ["", *results.values], markdown=True), ""]
     if several:
         changes = results.differences(results.metric)
         tests = sum(change.p is not None for change in changes.values())
@@ -211,7 +208,8 @@ def markdown(results: Results, config: Config, failed: Sequence[Outcome] = ()) -
         )
     lines += [f"Failed: {outcome.record.name}: {outcome.record.error}" for outcome in failed]
     command = shlex.join(["python", *sys.argv])
-    lines += ["", f"    {command}", "", f"{config.data.dataset}, {config.train.num_epochs} epochs. {versions()}."]
+    packages = ", ".join(f"{name} {number}" for name, number in versions().items() if number)
+    lines += ["", f"    {command}", "", f"{config.data.dataset}, {config.train.num_epochs} epochs. {packages}."]
     return "\n".join(lines) + "\n"
 
 
@@ -222,7 +220,8 @@ def comparison_table(results: Results) -> list[str]:
     if several:
         head += [f"difference to {results.baseline}", "pairs", f"{LEVEL:.0%} interval", "p", "p (Holm)"]
     changes = results.differences(results.metric)
-    return _table(head, [_row(results, strategy, changes.get(strategy), several) for strategy in results.values])
+    rows = [_row(results, strategy, changes.get(strategy), several) for strategy in results.values]
+    return text_table(rows, head, markdown=True).splitlines()
 
 
 def write_tables(folder: Path, results: Results) -> None:
@@ -256,12 +255,6 @@ def write_tables(folder: Path, results: Results) -> None:
     pyarrow.csv.write_csv(pa.Table.from_pylist(rows), folder / TABLE)
 
 
-def versions() -> str:
-    """Versions of what computes."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("cggm-ray", "torch", "ray", "numpy"))
-    return f"{packages}, Python {platform.python_version()}"
-
-
 def _row(results: Results, strategy: str, change: Difference | None, several: bool) -> list[str]:
     values = results.of(strategy, results.metric)
     row = [strategy, str(len(values)), _spread(values)]
@@ -278,16 +271,6 @@ def _row(results: Results, strategy: str, change: Difference | None, several: bo
 
 def _probability(p: float | None) -> str:
     return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Markdown whose columns line up in a terminal."""
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
-
-    return [line(head), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *map(line, rows)]
 
 
 def _spread(values: Sequence[float]) -> str:

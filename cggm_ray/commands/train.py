@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from cggm_ray.core.errors import CggmError, NonFiniteError, StoppedError, TrainingError, UsageError, one_line
+from cggm_ray.core.tables import listing
 from cggm_ray.data.shards.opening import print_taken
 from cggm_ray.data.shards.shards import write_shards_here
 from cggm_ray.engine.assembly import fold_runs, open_training, prepare_data
@@ -22,7 +23,7 @@ from cggm_ray.engine.loop import train
 from cggm_ray.engine.runtime import LocalRuntime
 from cggm_ray.engine.stopping import LEAVING_OUT, Asked, Interrupted, interrupting, listening
 from cggm_ray.engine.tracking import check_trackers, read_metrics
-from cggm_ray.runs.ending import after_test, place
+from cggm_ray.runs.ending import after_test
 from cggm_ray.runs.finishing import finish
 from cggm_ray.runs.folder import claim, named, run_folder, sole_owner
 from cggm_ray.runs.folds import fold_table, save_folds
@@ -98,7 +99,7 @@ def leave_report(folder: Path, asked: Asked) -> None:
             from cggm_ray.report.run_record import read_story
 
             page = write_page([read_story(folder)], folder / FOLDER)
-        print(place("report", page), flush=True)
+        print(listing({"report": page}), flush=True)
     except Interrupted:
         pass
     except Exception as error:

@@ -24,6 +24,7 @@ import pyarrow.parquet
 import yaml
 
 from cggm_ray.core.errors import TrainingError, UsageError
+from cggm_ray.core.tables import listing, text_table
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.engine.assembly import build_dataset, check
 from cggm_ray.engine.configuration import Config
@@ -36,7 +37,7 @@ from cggm_ray.runs.provenance import note_start
 from cggm_ray.runs.result import SUMMARY, Result
 from cggm_ray.storage.files import copy_files, write_folder, write_text
 from cggm_ray.studies.pictures import draw_search
-from cggm_ray.studies.space import Resources, Search, Values, draw_trials, read_search, try_values
+from cggm_ray.studies.space import Resources, Search, Values, read_search, try_values
 from cggm_ray.studies.store import TRIALS, Outcome, Trial, make_trial, outcomes, ranked, read_record, trial_name
 
 SEARCH = "search.yaml"
@@ -92,7 +93,6 @@ def sweep(config: Config, path: Path) -> None:
 def run_search(plan: Plan) -> None:
     """What `sweep` does in the folder that it owns."""
     trials = first_trials(plan)
-    # Ray is imported here and not above: checking a search does without it.
     from cggm_ray.distributed.tune.trial import Study, test_trial
     from cggm_ray.distributed.tune.tune import capacity, run_trials
 
@@ -126,8 +126,8 @@ def run_search(plan: Plan) -> None:
     print(table(dataclasses.replace(result, folder=plan.folder)))
     trained, full = sum(outcome.epochs for outcome in found), plan.epochs * len(found)
     print(f"{trained} of {full} epochs trained, {1 - trained / full:.0%} saved")
-    for what, name in {"all trials": f"{TABLE}.csv", "best configuration": BEST_CONFIG, "pictures": PICTURES}.items():
-        print(f"{what + ':':<20} {plan.folder / name}")
+    places = {"all trials": f"{TABLE}.csv", "best configuration": BEST_CONFIG, "pictures": PICTURES}
+    print(listing({what: plan.folder / name for what, name in places.items()}))
 
 
 def plan_search(config: Config, path: Path) -> Plan:
@@ -150,9 +150,11 @@ def plan_search(config: Config, path: Path) -> Plan:
     folder = run_folder(base)
     if not base.run.fresh:
         _check_same_search(search, base, folder)
-    drawn = draw_trials(search, base, source)
-
+    # Ray is imported when it is needed, and not above: reading a search and its mistakes do without it.
     from cggm_ray.distributed.train.launch import prepare_on_ray
+    from cggm_ray.distributed.tune.draws import draw_trials
+
+    drawn = draw_trials(search, base, source)
 
     try:
         shards = prepare_on_ray(base)
@@ -185,6 +187,8 @@ def first_trials(plan: Plan) -> list[Trial]:
         while (plan.folder / TRIALS / trial_name(len(found))).exists():
             found.append(make(len(found), read_record(make(len(found), {})).values))
         return found
+    from cggm_ray.distributed.tune.draws import draw_trials
+
     trials = [make(number, values) for number, values in enumerate(draw_trials(search, plan.base, plan.source))]
     # Population based training has moved the values of those that ran.
     return [make(trial.number, read_record(trial).values) for trial in trials]
@@ -241,12 +245,12 @@ def conclude(plan: Plan, found: Sequence[Outcome], best: Outcome, result: Result
 def leaders(plan: Plan, order: Sequence[Outcome]) -> str:
     """The best trials with their values."""
     keys = [parameter.key for parameter in plan.search.space]
-    lines = [f"{'':<12}{'valid ' + plan.metric:>16}{'epoch':>7}" + "".join(f"{key:>14}" for key in keys)]
+    rows = []
     for outcome in order[:LEADERS]:
         values = [outcome.record.values.get(key, "-") for key in keys]
-        shown = "".join(f"{f'{v:.4g}' if isinstance(v, float) else str(v):>14}" for v in values)
-        lines.append(f"{outcome.record.name:<12}{outcome.best:>16.4f}{outcome.best_epoch:>7}{shown}")
-    return "\n".join(lines)
+        shown = [f"{value:.4g}" if isinstance(value, float) else value for value in values]
+        rows.append([outcome.record.name, outcome.best, outcome.best_epoch, *shown])
+    return text_table(rows, ["", f"valid {plan.metric}", "epoch", *keys])
 
 
 def _selection(base: Config, shards: Path, search: Search, source: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from cggm_ray.core.seeding import make_deterministic
+from cggm_ray.core.tables import text_table
 from cggm_ray.engine.evaluation import evaluate
 from cggm_ray.engine.runtime import Record
 from cggm_ray.runs.finished import open_finished
@@ -48,12 +49,13 @@ class Verified:
 
     def table(self) -> str:
         """A line a value, and the verdict."""
-        lines = [f"{'':<8}{'':<16}{'recorded':>14}{'now':>14}"]
+        rows = []
         for split, record in self.now.items():
             for metric, value in record.items():
                 before = self.recorded[split].get(metric, math.nan)
-                mark = "" if self.same(split, metric) else "  differs"
-                lines.append(f"{split:<8}{metric:<16}{before:>14.8g}{value:>14.8g}{mark}")
+                mark = "" if self.same(split, metric) else "differs"
+                rows.append([f"{split} {metric}", f"{before:.8g}", f"{value:.8g}", mark])
+        lines = [text_table(rows, ["", "recorded", "now", ""])]
         how = f"within {TOLERANCE:g}, because of other {', '.join(self.changed)}" if self.changed else "to the last bit"
         lines.append(f"equal {how}" if self.equal else f"not equal {how}")
         return "\n".join(lines)

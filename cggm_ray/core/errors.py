@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
+from collections.abc import Iterable
 
 LONGEST = 1000
 """Characters of a message."""
@@ -81,8 +82,14 @@ def shown(value: object) -> str:
     return _SHOWN.repr(value)
 
 
-def listed(names: object, most: int = 20) -> str:
-    """The first of some names, and how many there are more; 'nothing' where there is none."""
-    texts = [shown(name) if not isinstance(name, str) else name[:80] for name in names]  # type: ignore[attr-defined]
+def listed(names: Iterable[object], most: int = 20, longest: int = 80) -> str:
+    """The first of some names, and how many there are more; 'nothing' where there is none.
+
+    Args:
+        names: texts, or values to be shown.
+        most: names that are shown.
+        longest: characters of a name that are shown.
+    """
+    texts = [shown(name) if not isinstance(name, str) else name[:longest] for name in names]
     more = len(texts) - most
     return (", ".join(texts[:most]) or "nothing") + (f" and {more} more" if more > 0 else "")

@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import ray
+from ray import cloudpickle
 from ray._private import services
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.state import state
@@ -20,12 +22,10 @@ from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.exceptions import AuthenticationError
 from ray.experimental.internal_kv import _internal_kv_get as internal_kv_get
 
-import ray
 from cggm_ray.core.errors import CggmError, UsageError
 from cggm_ray.distributed.session import session_folder
 from cggm_ray.engine.own_code import imported_modules
 from cggm_ray.engine.runtime import RunConfig
-from ray import cloudpickle
 
 MOST_CPUS = 4
 ANSWER = 5.0

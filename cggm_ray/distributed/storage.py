@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-import ray
-from cggm_ray.core.errors import UsageError
+from cggm_ray.core.errors import UsageError, listed
 
 PATIENCE = 5.0
 """Seconds that a node may take to see a new file: network file systems remember for a while what a folder holds."""
@@ -62,12 +62,9 @@ def _check(field: str, folder: Path, nodes: Mapping[str, str]) -> None:
             with suppress(OSError):
                 parent.rmdir()
     if strange:
-        names = ", ".join(strange[:MOST_NAMED]) + (
-            f" and {len(strange) - MOST_NAMED} more" * (len(strange) > MOST_NAMED)
-        )
         raise UsageError(
-            f"{field}: {folder} is not the same folder on node {names} as here; found a cluster of {len(nodes)} nodes; "
-            "expected storage that every node mounts for writing, such as NFS"
+            f"{field}: {folder} is not the same folder on node {listed(strange, MOST_NAMED)} as here; found a cluster of "
+            f"{len(nodes)} nodes; expected storage that every node mounts for writing, such as NFS"
         )
 
 

@@ -5,11 +5,10 @@ The run is finished before that: `summary.json` is there, and the table is print
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cggm_ray.core.errors import one_line
-from cggm_ray.engine.runtime import Record
+from cggm_ray.core.tables import listing, text_table
 from cggm_ray.engine.state import BEST, PREDICTIONS
 from cggm_ray.engine.stopping import Notice
 from cggm_ray.engine.tracking import METRICS, Console
@@ -71,30 +70,17 @@ def leave_pictures(training: Training) -> None:
     except Exception as error:
         say(f"{training.folder}: the pictures were not drawn: {one_line(f'{type(error).__name__}: {error}')}")
     if folder is not None:
-        say(place("pictures", folder))
+        say(listing({"pictures": folder}))
 
 
 def table(result: Result) -> str:
     """Metrics of validation and test side by side, and where everything lies."""
-
-    def row(name: str, valid: str, test: str) -> str:
-        return f"{name:<22}{valid:>10}{test:>10}"
-
-    def value(record: Record, name: str) -> str:
-        return f"{record[name]:.4f}"
-
-    lines = [f"best epoch {result.best_epoch}", row("", "valid", "test")]
-    lines += [row(name, value(result.valid, name), value(result.test, name)) for name in result.test]
+    rows = [[name, result.valid[name], result.test[name]] for name in result.test]
     places = {
         "configuration": CONFIG,
         "metrics by epoch": METRICS,
         "best checkpoint": BEST,
         "test predictions": PREDICTIONS,
     }
-    lines += [place(what, result.folder / where) for what, where in places.items() if (result.folder / where).exists()]
-    return "\n".join(lines)
-
-
-def place(what: str, path: Path) -> str:
-    """The line that says where something lies."""
-    return f"{what + ':':<18} {path}"
+    found = {what: result.folder / where for what, where in places.items() if (result.folder / where).exists()}
+    return "\n".join([f"best epoch {result.best_epoch}", text_table(rows, ["", "valid", "test"]), listing(found)])

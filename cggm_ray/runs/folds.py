@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cggm_ray.core.errors import UsageError
+from cggm_ray.core.tables import listing, text_table
 from cggm_ray.runs.result import Result
 from cggm_ray.storage.files import write_text
 
@@ -43,11 +44,11 @@ def save_folds(folder: Path, results: Mapping[str, Result]) -> Path:
 
 def fold_table(results: Mapping[str, Result], path: Path) -> str:
     """The test metrics of every fold side by side, with their mean and standard deviation."""
-    lines = [f"{'test':<22}" + "".join(f"{fold:>10}" for fold in (*results, "mean", "std"))]
-    for name, values in _by_metric("test", results).items():
-        columns = (*values.values(), _mean(values.values()), _deviation(values.values()))
-        lines.append(f"{name:<22}" + "".join(f"{value:>10.4f}" for value in columns))
-    return "\n".join([*lines, f"{'all folds:':<18} {path}"])
+    rows = [
+        [name, *values.values(), _mean(values.values()), _deviation(values.values())]
+        for name, values in _by_metric("test", results).items()
+    ]
+    return text_table(rows, ["test", *results, "mean", "std"]) + "\n" + listing({"all folds": path})
 
 
 def _by_metric(split: str, results: Mapping[str, Result]) -> dict[str, dict[str, float]]:

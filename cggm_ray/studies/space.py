@@ -18,14 +18,11 @@ Keys of the space are fields of the configuration. Everything is checked here, b
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from cggm_ray.config.parsing import coerce, read_yaml, value_type
 from cggm_ray.core.errors import UsageError, listed, shown
@@ -73,20 +70,6 @@ class Parameter:
     def applies(self, values: Values) -> bool:
         """Whether the key exists beside `values`."""
         return all(name in values and values[name] in allowed for name, allowed in self.when.items())
-
-    def draw(self, random: np.random.Generator) -> Any:
-        """A value."""
-        if self.kind in ("choice", "grid"):
-            return self.values[int(random.integers(len(self.values)))]
-        low, high = self.values
-        if self.kind == "uniform" and self.whole:
-            return int(random.integers(low, high + 1))
-        if self.kind == "loguniform":
-            value = math.exp(random.uniform(math.log(low), math.log(high)))
-        else:
-            value = random.uniform(low, high)
-        value = min(max(value, low), high)
-        return round(value) if self.whole else float(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,30 +165,6 @@ def make_search(content: Any, base: Config, source: str) -> Search:
     search: Search = _fill(Search, plain, source, space=space, scheduler=scheduler, resources=resources)
     _check_search(search, base, source)
     return search
-
-
-def draw_trials(search: Search, base: Config, source: str) -> list[Values]:
-    """What the trials of a search change, each once: the grid's points in order, with `trials` draws for each.
-
-    Raises:
-        UsageError: a trial's configuration cannot be; the message names the trial's values.
-    """
-    random = np.random.default_rng(search.seed)
-    grid = [p for p in search.space if p.kind == "grid"]
-    drawn: dict[tuple[Any, ...], Values] = {}
-    for point in itertools.product(*(p.values for p in grid)):
-        fixed = dict(zip((p.key for p in grid), point, strict=True))
-        for _ in range(search.trials):
-            values: Values = {}
-            for p in search.space:
-                # Drawn even where it does not apply, so that a condition does not shift what others draw.
-                value = fixed[p.key] if p.kind == "grid" else p.draw(random)
-                if p.applies(values):
-                    values[p.key] = value
-            drawn.setdefault(tuple(values.items()), values)
-    for values in drawn.values():
-        try_values(base, values, source)
-    return list(drawn.values())
 
 
 def suggest(search: Search, trial: Any) -> None:

@@ -12,10 +12,11 @@ import yaml
 
 from cggm_ray import Classification, Regression, Segmentation
 from cggm_ray.core.errors import UsageError
+from cggm_ray.distributed.tune.draws import draw_trials
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.settings import TrainConfig
 from cggm_ray.models.settings import ModelConfig
-from cggm_ray.studies.space import draw_trials, make_search, read_search, suggest
+from cggm_ray.studies.space import make_search, read_search, suggest
 
 SPACE: dict[str, Any] = {
     "smoothing": {"uniform": [0.5, 0.99], "when": {"coefficients": "stable"}},

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cggm_ray.core.errors import DataError, shown
+from cggm_ray.core.errors import DataError, listed, shown
 from cggm_ray.data.shards.packed import pack, tensor_type
 from cggm_ray.storage.digests import file_digests
 from cggm_ray.storage.files import file_digest
@@ -299,10 +299,7 @@ def verify_set(folder: Path, manifest: Manifest) -> None:
     Raises:
         DataError: a shard has other bytes, or cannot be read; it is named with the raw files that the set was made from.
     """
-    sources = [source.path for source in manifest.sources]
-    made = ", ".join(sources[:MOST_SOURCES]) + f" and {len(sources) - MOST_SOURCES} more" * (
-        len(sources) > MOST_SOURCES
-    )
+    made = listed((source.path for source in manifest.sources), MOST_SOURCES, longest=1000)
     for shards in manifest.splits.values():
         for shard in shards:
             path = folder / shard.file

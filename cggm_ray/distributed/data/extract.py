@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import ray
 import ray.data
 
-import ray
 from cggm_ray.core.errors import CggmError, DataError
 from cggm_ray.data.shards.shards import RawShard, Shard, Stage, Transform, write_shard
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
+from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-import ray
 from cggm_ray.core.errors import CggmError, StorageError, TrainingError
 from cggm_ray.distributed.cluster import own_error
 from cggm_ray.distributed.train.launch import trainer
@@ -44,7 +45,6 @@ from cggm_ray.studies.store import (
     trial_name,
     write_record,
 )
-from ray import tune
 
 NUMBER = "number"
 """Key of Tune's configuration that says which trial of the study it is."""

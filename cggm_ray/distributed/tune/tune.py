@@ -17,16 +17,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
 from cggm_ray.core.errors import TrainingError, UsageError
 from cggm_ray.core.seeding import derive_seed
 from cggm_ray.distributed.cluster import connect, nodes_later, nodes_now, own_error
+from cggm_ray.distributed.tune.draws import domain
 from cggm_ray.distributed.tune.trial import NUMBER, Study, train_trial
 from cggm_ray.studies.space import Search, Values, suggest
 from cggm_ray.studies.store import FAILED, STOPPED, Trial, ended, outcomes, read_record
-from ray import tune
 
 STATE = "tune"
 TUNE_SETTINGS = {
@@ -291,17 +292,12 @@ def _scheduler(study: Study, search: Search | None) -> TrialScheduler:
             # A trial with all its epochs ends by itself, and says that it is finished.
             stop_last_trials=False,
         )
-    makers = {"uniform": tune.uniform, "loguniform": tune.loguniform}
     return Generations(
         seed=search.seed,
         last=epochs,
         time_attr="epoch",
         perturbation_interval=plan.interval,
-        hyperparam_mutations={
-            p.key: list(p.values)
-            if p.kind == "choice"
-            else (tune.randint(p.values[0], p.values[1] + 1) if p.whole else makers[p.kind](*p.values))
-            for p in search.space
-        },
+        # A list is moved along, value by value; a domain is not.
+        hyperparam_mutations={p.key: list(p.values) if p.kind == "choice" else domain(p) for p in search.space},
         log_config=False,
     )

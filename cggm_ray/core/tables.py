@@ -1,0 +1,28 @@
+"""Tables for a terminal: every one that a command prints is laid out here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tabulate import tabulate
+
+
+def text_table(rows: Sequence[Sequence[object]], head: Sequence[str] = (), *, markdown: bool = False) -> str:
+    """A table of names and numbers in columns that line up, as text without a line break at the end.
+
+    Args:
+        rows: cells of the same number in each row; a float is shown with four digits, and None as nothing.
+        head: of the columns; empty for none.
+        markdown: draws the table in Markdown, columns to the left. Otherwise the first column stands to the left and the
+            others to the right.
+    """
+    cells = [["" if c is None else f"{c:.4f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
+    if markdown:
+        return tabulate(cells, head, tablefmt="github", disable_numparse=True)
+    align = ["left", *["right"] * (max(map(len, [*rows, head])) - 1)]
+    return tabulate(cells, head, tablefmt="plain", disable_numparse=True, colalign=align)
+
+
+def listing(places: Mapping[str, object]) -> str:
+    """A line for everything that a person may want to open: what it is, and where. Lines of several calls line up."""
+    return "\n".join(f"{what + ':':<19} {place}" for what, place in places.items())
