@@ -4,6 +4,17 @@ Tune decides which trial runs when and which one stops; what a trial is and what
 `cggm_ray.studies.store`). A study that is started again therefore does not restore Tune's state: every trial that ran
 before tells Tune its old metrics first, so that the scheduler and the searcher know again what they knew, and goes on from
 its own checkpoint, or ends there if it was over.
+
+What of this Tune could do itself, and which property would be lost (the tests are in tests/test_sweep.py):
+
+- `Tuner.restore` in place of `replay`: it cannot add trials to a finished study
+  (`test_a_finished_search_is_told_again_and_not_run_again`, `test_optuna_goes_on_where_it_was`), knows a killed study only as of
+  its last snapshot, some seconds old (`test_a_killed_driver_goes_on_with_the_same_command` compares the result to the last
+  bit), and unpickles files of the study's folder.
+- `ResultGrid` in place of `outcomes`: it lies in the same snapshot, and the commands that read a study do so without Ray.
+- `PopulationBasedTraining(synch=True)` in place of `Generations`: it draws from the global generators, so an exchange is not
+  decided by the seed of the search, and it waits for ever for a trial that failed
+  (`test_population_based_training_moves_weights_and_values` has two).
 """
 
 from __future__ import annotations
@@ -178,6 +189,7 @@ class Generations(PopulationBasedTraining):
         if chosen is None and live and all(trial.status == "PAUSED" for trial in live):
             # The last result of any of them, heard again, finds nobody to wait for.
             waiting = next(iter(live))
+            # Private to Ray's class, which tells its results to nobody.
             heard = self._trial_state[waiting].last_result
             assert heard is not None
             self.on_trial_result(tune_controller, waiting, dict(heard))
