@@ -27,11 +27,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import ray
 import torch
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address  # what `ray memory` asks
 from torch import nn
 
-import ray
 from cggm_ray.commands.train import run
 from cggm_ray.config.fields import option
 from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset

@@ -1,9 +1,9 @@
 """Joining or starting a cluster, and what fits on it.
 
 This is the one place that imports private modules of Ray, because no public function answers three questions: which cluster
-`ray.init` would join, before it is joined (`services`); which nodes a cluster may grow to, which Ray Train and Ray Data read from
-the same table (`state`); and what the autoscaler of the first version reports (`internal_kv`). The dependency on Ray is pinned to
-one minor version, and tests/test_connect.py fails where one of them has moved.
+`ray.init` would join, before it is joined (`services`); which nodes a cluster may grow to, which Ray Train and Ray Data read
+from the same table (`state`); and what the autoscaler of the first version reports (`internal_kv`). The dependency on Ray is
+pinned to one minor version, and tests/ray/test_connect.py fails where one of them has moved.
 """
 
 from __future__ import annotations

@@ -20,11 +20,10 @@ pytestmark = pytest.mark.ray
 @pytest.fixture(scope="module")
 def grown() -> Iterator[None]:
     """A node of 2 CPUs, in a cluster that says that it can have three of 4 CPUs and one with two GPUs."""
+    import ray
     from ray._raylet import GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, GCS_AUTOSCALER_STATE_NAMESPACE
     from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
     from ray.experimental.internal_kv import _internal_kv_put
-
-    import ray
 
     ray.init(address="local", num_cpus=2, log_to_driver=False)
     groups = [

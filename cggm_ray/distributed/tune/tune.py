@@ -5,12 +5,12 @@ Tune decides which trial runs when and which one stops; what a trial is and what
 before tells Tune its old metrics first, so that the scheduler and the searcher know again what they knew, and goes on from
 its own checkpoint, or ends there if it was over.
 
-What of this Tune could do itself, and which property would be lost (the tests are in tests/test_sweep.py):
+What of this Tune could do itself, and which property would be lost (the tests are in tests/studies/test_tune.py):
 
 - `Tuner.restore` in place of `replay`: it cannot add trials to a finished study
-  (`test_a_finished_search_is_told_again_and_not_run_again`, `test_optuna_goes_on_where_it_was`), knows a killed study only as of
-  its last snapshot, some seconds old (`test_a_killed_driver_goes_on_with_the_same_command` compares the result to the last
-  bit), and unpickles files of the study's folder.
+  (`test_a_finished_search_is_told_again_and_not_run_again`, `test_optuna_goes_on_where_it_was`), knows a killed study only
+  as of its last snapshot, some seconds old (`test_a_killed_driver_goes_on_with_the_same_command` compares the result to
+  the last bit), and unpickles files of the study's folder.
 - `ResultGrid` in place of `outcomes`: it lies in the same snapshot, and the commands that read a study do so without Ray.
 - `PopulationBasedTraining(synch=True)` in place of `Generations`: it draws from the global generators, so an exchange is not
   decided by the seed of the search, and it waits for ever for a trial that failed
