@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -14,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from cggm_ray.report.figures import STYLES
 from cggm_ray.report.run_record import Story
 from cggm_ray.runs.contributions import Contributions, Subset
+from cggm_ray.tasks.metrics import confusion_counts
 
 MOST_BARS = 32
 """Beyond it only the subsets of no, one, all but one and all modalities get a bar; the table has all."""
@@ -81,8 +83,8 @@ def _scatter(truth: np.ndarray, predicted: np.ndarray) -> tuple[Figure, str]:
 
 def _confusion(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> tuple[Figure, str]:
     classes = len(names)
-    counts = np.zeros((classes, classes), dtype=int)
-    np.add.at(counts, (truth, predicted), 1)
+    found = confusion_counts(torch.from_numpy(truth), torch.from_numpy(predicted), classes, None)
+    counts = found.reshape(classes, classes).long().numpy()
     totals = counts.sum(1, keepdims=True)
     shares = counts / np.maximum(totals, 1)
     size = min(8.0, 2.6 + 0.42 * classes)

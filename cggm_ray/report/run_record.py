@@ -20,9 +20,10 @@ from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.state import BEST, PREDICTIONS, saved_values
 from cggm_ray.engine.tracking import METRICS, read_metrics
 from cggm_ray.runs.contributions import BALANCE, Contributions, contributions
-from cggm_ray.runs.finished import class_names, open_finished, read_config, read_run
+from cggm_ray.runs.finished import open_finished, read_config, read_run
 from cggm_ray.runs.pictures import FOLDER as PICTURES
 from cggm_ray.runs.provenance import read_provenance
+from cggm_ray.runs.recorded import recorded_manifest
 from cggm_ray.runs.result import SUMMARY, Result
 
 STUDY = "trials"
@@ -174,10 +175,11 @@ def _with_predictions(story: Story) -> Story:
         raise UsageError(f"{path} cannot be read: {error}") from None
     if predicted.ndim == 1:
         return replace(story, truth=truth, predicted=predicted)
-    names = class_names(story.folder)
+    manifest = recorded_manifest(story.folder)
+    names = (manifest and manifest.notes.get("classes")) or ()
     if len(names) != predicted.shape[1]:
-        names = tuple(map(str, range(predicted.shape[1])))
-    return replace(story, truth=truth.astype(int), predicted=predicted.argmax(1), classes=names)
+        names = range(predicted.shape[1])
+    return replace(story, truth=truth.astype(int), predicted=predicted.argmax(1), classes=tuple(map(str, names)))
 
 
 def _selecting(folder: Path) -> tuple[str, str]:

@@ -9,7 +9,6 @@ What happens to a modality during training (guide score, coefficient, cosine, gr
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import time
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from cggm_ray.core.batch import Batch, Feature
 from cggm_ray.core.errors import CggmError, TrainingError, UsageError
+from cggm_ray.core.shapley import all_subsets, shapley_values
 from cggm_ray.data.loading.sampler import slices
 from cggm_ray.data.loading.split import Split
 from cggm_ray.engine.runtime import Runtime
@@ -154,29 +154,7 @@ def subsets(modalities: Sequence[str]) -> list[Subset]:
             f"modalities: found {len(modalities)}, which have {2 ** len(modalities)} subsets; expected at most "
             f"{MOST_MODALITIES} to score all of them"
         )
-    sizes = range(len(modalities) + 1)
-    return [frozenset(chosen) for size in sizes for chosen in itertools.combinations(modalities, size)]
-
-
-def shapley_values(scores: Mapping[Subset, float], modalities: Sequence[str]) -> dict[str, float]:
-    """What each modality adds to a score, averaged over all orders in which modalities can be added.
-
-    phi_m is the sum over the subsets S without m of |S|! (M - |S| - 1)! / M! times (v(S with m) - v(S)).
-
-    Args:
-        scores: v by subset; all 2^M of them, larger is better.
-        modalities: M names.
-    """
-    m = len(modalities)
-    weights = [math.factorial(size) * math.factorial(m - size - 1) / math.factorial(m) for size in range(m)]
-    return {
-        name: sum(
-            weights[len(subset)] * (scores[subset | {name}] - score)
-            for subset, score in scores.items()
-            if name not in subset
-        )
-        for name in modalities
-    }
+    return all_subsets(modalities)
 
 
 def imbalance_degree(values: Sequence[float]) -> float:

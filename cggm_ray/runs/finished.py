@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.runtime import LocalRuntime
 from cggm_ray.engine.state import BEST, load_weights
 from cggm_ray.models.net import MultimodalNet
-from cggm_ray.runs.confusion import CONFUSION
 from cggm_ray.runs.ending import CONFIG
 from cggm_ray.runs.recorded import import_classes, recorded_manifest
 from cggm_ray.runs.result import SUMMARY, Result, read_summary
@@ -165,15 +163,6 @@ def with_classes(config: Config, trained: Manifest) -> Config:
             config, options=config.options.__class__(**{**vars(config.options), "classes": tuple(names)})
         )
     return config
-
-
-def class_names(folder: Path) -> tuple[str, ...]:
-    """Names of a run's classes, from the head of the `confusion.csv` that some datasets leave; empty where there is none."""
-    try:
-        with (folder / CONFUSION).open(newline="") as file:
-            return tuple(next(csv.reader(file), [])[1:])
-    except (OSError, ValueError, csv.Error):
-        return ()
 
 
 def read_config(folder: Path) -> Config:

@@ -22,8 +22,6 @@ The responses of all modalities add up to the fused prediction. What was decided
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,6 +31,7 @@ from torch import Tensor
 from cggm_ray.config.fields import check, option
 from cggm_ray.core.batch import Feature
 from cggm_ray.core.reduction import Reduce, alone
+from cggm_ray.core.shapley import all_subsets, shapley_values
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.features import Predict, as_in_inference, keep_only, logits_of
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
@@ -98,23 +97,13 @@ class AGM(ResponseStrategy):
 
     def answers(self, features: Mapping[str, Feature], masks: Mapping[str, Tensor] | None) -> list[Tensor]:
         """Shapley values phi_m, [N, C, ...] each."""
-        k = len(self.modalities)
-        names = frozenset(self.modalities)
-        said = {
+        answers = {
             kept: logits_of(self.predict, keep_only(features, kept), masks)
-            for size in range(1, k + 1)
-            for kept in map(frozenset, itertools.combinations(self.modalities, size))
+            for kept in all_subsets(sorted(self.modalities))
+            if kept
         }
-        nothing = torch.zeros_like(said[names])
-        responses = []
-        for name in self.modalities:
-            response = torch.zeros_like(nothing)
-            for size in range(k):
-                share = math.factorial(size) * math.factorial(k - size - 1) / math.factorial(k)
-                for others in map(frozenset, itertools.combinations(sorted(names - {name}), size)):
-                    response += share * (said[others | {name}] - said.get(others, nothing))
-            responses.append(response)
-        return responses
+        nothing = torch.zeros_like(answers[frozenset(self.modalities)])
+        return list(shapley_values({frozenset(): nothing} | answers, self.modalities).values())
 
     def score_sums(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         """The sums of the task's loss."""

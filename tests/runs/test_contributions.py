@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from cggm_ray.commands.cli import main
 from cggm_ray.core.errors import TrainingError, UsageError
+from cggm_ray.core.shapley import shapley_values
 from cggm_ray.data.datasets.mosi import planted_imbalance
 from cggm_ray.data.loading.split import TensorSplit
 from cggm_ray.engine.configuration import Config
@@ -38,7 +39,6 @@ from cggm_ray.runs.contributions import (
     Subset,
     contributions,
     imbalance_degree,
-    shapley_values,
     subsets,
 )
 from cggm_ray.strategies.coefficients import COEFFICIENT_RULES
