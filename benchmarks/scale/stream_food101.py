@@ -34,10 +34,10 @@ from cggm_ray.core.reduction import alone
 from cggm_ray.data.datasets.food101.food101 import Food101Options
 from cggm_ray.data.loading.sampler import epoch_order, slices
 from cggm_ray.data.loading.split import set_bytes
+from cggm_ray.data.shards.chunks import chunks
 from cggm_ray.data.shards.shards import (
     INDEX,
     MANIFEST,
-    SHARD_BYTES,
     TARGET,
     Manifest,
     RawShard,
@@ -61,10 +61,9 @@ def write_features(folder: Path, samples: int) -> None:
     """A set with a train split of that many samples."""
     rng = np.random.default_rng(0)
     sample_bytes = sum(2 * int(np.prod(shape)) for shape in SHAPES.values())
-    step = SHARD_BYTES // sample_bytes
     shards = []
-    for number, start in enumerate(range(0, samples, step)):
-        rows = np.arange(start, min(start + step, samples))
+    for number, part in chunks(samples, sample_bytes):
+        rows = np.arange(part.start, part.stop)
         columns = {INDEX: pa.array(rows), TARGET: pa.array(rng.integers(CLASSES, size=len(rows)))}
         for name, shape in SHAPES.items():
             values = rng.standard_normal((len(rows), *shape), dtype=np.float32).astype(np.float16)

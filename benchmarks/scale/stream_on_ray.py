@@ -37,7 +37,8 @@ from cggm_ray.config.fields import option
 from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset
 from cggm_ray.data.loading.split import Split, set_bytes
 from cggm_ray.data.settings import DataConfig, DatasetOptions
-from cggm_ray.data.shards.shards import INDEX, SHARD_BYTES, TARGET, Manifest, RawShard, open_set, tensor_column
+from cggm_ray.data.shards.chunks import chunks
+from cggm_ray.data.shards.shards import INDEX, TARGET, Manifest, RawShard, open_set, tensor_column
 from cggm_ray.distributed.data.ingest import write_shards_with_ray
 from cggm_ray.engine.assembly import prepare_data
 from cggm_ray.engine.configuration import Config
@@ -78,11 +79,11 @@ class RandomFeatures(Dataset):
 
     def read(self, sources: list[Path]) -> Iterator[RawShard]:
         """Rows to draw."""
-        step = SHARD_BYTES // sum(2 * int(np.prod(shape)) for shape in SHAPES.values())
+        sample_bytes = sum(2 * int(np.prod(shape)) for shape in SHAPES.values())
         seed = 0
         for split, samples in json.loads(sources[0].read_text()).items():
-            for number, start in enumerate(range(0, samples, step)):
-                rows = np.arange(start, min(start + step, samples))
+            for number, part in chunks(samples, sample_bytes):
+                rows = np.arange(part.start, part.stop)
                 columns = {INDEX: pa.array(rows), SEED: pa.array(np.full(len(rows), seed))}
                 yield RawShard(split=split, number=number, table=pa.table(columns))
                 seed += 1

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from cggm_ray.core.errors import DataError
-from cggm_ray.data.datasets import mosi
 from cggm_ray.data.loading.sampler import epoch_order, slices
 from cggm_ray.data.loading.split import load_split
 from cggm_ray.data.loading.stream import StreamSplit
+from cggm_ray.data.shards import chunks
 from cggm_ray.data.shards.packed import pack, unpack
 from cggm_ray.data.shards.shards import (
     MANIFEST,
@@ -49,7 +49,7 @@ def test_shards_hold_the_cleaned_arrays(tmp_path: Path, monkeypatch: pytest.Monk
     content = small_set()
     content["train"]["audio"][4, 1, 2] = -np.inf
     content["valid"]["audio"][0, 0, 0] = np.inf
-    monkeypatch.setattr(mosi, "SHARD_BYTES", 4000)
+    monkeypatch.setattr(chunks, "SHARD_BYTES", 4000)
     source = write_pickle(tmp_path / "small.pkl", content)
     folder = prepare_data(config(source, tmp_path), write_shards_here)
     manifest = open_set(folder)

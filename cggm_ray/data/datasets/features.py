@@ -36,11 +36,6 @@ from cggm_ray.data.formats.layouts import WHOLE
 from cggm_ray.data.settings import DatasetOptions, DatasetSettings
 from cggm_ray.data.shards.shards import (
     IDENTITY,
-    INDEX,
-    PRESENT,
-    SHARD_BYTES,
-    STEPS,
-    TARGET,
     Manifest,
     RawShard,
     column_values,
@@ -132,23 +127,9 @@ class Features(Dataset):
     def read(self, sources: list[Path]) -> Iterator[RawShard]:
         """Slices of every split, checked as a whole first."""
         splits = self._splits(sources)
-        masked = {PRESENT + name for part in splits.values() for name, flags in part.present.items() if not flags.all()}
+        incomplete = {name for part in splits.values() for name, flags in part.present.items() if not flags.all()}
         for split, part in splits.items():
-            step = max(1, SHARD_BYTES // max(1, sum(4 * values[0].size for values in part.inputs.values())))
-            for number, start in enumerate(range(0, len(part.target), step)):
-                rows = slice(start, min(start + step, len(part.target)))
-                columns = {name: tensor_column(values[rows]) for name, values in part.inputs.items()}
-                columns |= {STEPS + name: pa.array(steps[rows]) for name, steps in part.steps.items()}
-                columns |= {
-                    PRESENT + name: pa.array(flags[rows])
-                    for name, flags in part.present.items()
-                    if PRESENT + name in masked and name not in part.steps
-                }
-                columns[TARGET] = tensor_column(part.target[rows])
-                columns[INDEX] = pa.array(np.arange(rows.start, rows.stop))
-                if part.names is not None:
-                    columns[IDENTITY] = pa.array(part.names[rows])
-                yield RawShard(split=split, number=number, table=pa.table(columns))
+            yield from part.shards(split, incomplete)
 
     def read_new(self, sources: list[Path], trained: Manifest, split: str | None) -> Iterator[RawShard]:
         """The samples of a file with or without labels and splits, with the modalities and classes of the training data."""

@@ -32,12 +32,12 @@ from cggm_ray.data.loading.sampler import Slice
 from cggm_ray.data.loading.split import Split
 from cggm_ray.data.prepare import raw_path
 from cggm_ray.data.settings import DatasetOptions, DatasetSettings
+from cggm_ray.data.shards.chunks import chunks
 from cggm_ray.data.shards.shards import (
     IDENTITY,
     INDEX,
     LABELLED,
     PREDICT,
-    SHARD_BYTES,
     STEPS,
     TARGET,
     Manifest,
@@ -181,10 +181,10 @@ class Iemocap(Dataset):
         yield from self._shards(PREDICT, columns)
 
     def _shards(self, split: str, columns: Mapping[str, np.ndarray]) -> Iterator[RawShard]:
-        step = max(1, SHARD_BYTES // sum(4 * self.options.length(m) * width for m, (_, width) in self._widths.items()))
-        for number, start in enumerate(range(0, len(columns[IDENTITY]), step)):
-            table = {name: pa.array(values[start : start + step]) for name, values in columns.items()}
-            table[INDEX] = pa.array(np.arange(start, start + len(table[IDENTITY])))
+        sample_bytes = sum(4 * self.options.length(m) * width for m, (_, width) in self._widths.items())
+        for number, rows in chunks(len(columns[IDENTITY]), sample_bytes):
+            table = {name: pa.array(values[rows]) for name, values in columns.items()}
+            table[INDEX] = pa.array(np.arange(rows.start, rows.stop))
             yield RawShard(split=split, number=number, table=pa.table(table))
 
     def _utterances(self) -> list[str]:

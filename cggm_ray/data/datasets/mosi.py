@@ -30,10 +30,6 @@ from cggm_ray.data.formats.layouts import columns_by_split
 from cggm_ray.data.formats.safe_pickle import load_pickle
 from cggm_ray.data.settings import DatasetOptions, DatasetSettings
 from cggm_ray.data.shards.shards import (
-    IDENTITY,
-    INDEX,
-    SHARD_BYTES,
-    STEPS,
     TARGET,
     Manifest,
     RawShard,
@@ -114,19 +110,7 @@ class Mosi(Dataset):
 
     def _shards(self, found: Sentiments) -> Iterator[RawShard]:
         for split in SPLITS:
-            part = found.splits[split]
-            samples = len(part.target)
-            sample_bytes = sum(values[0].size * 4 for values in part.inputs.values())
-            step = max(1, SHARD_BYTES // max(1, sample_bytes))
-            for number, start in enumerate(range(0, samples, step)):
-                rows = slice(start, min(start + step, samples))
-                columns = {name: tensor_column(values[rows]) for name, values in part.inputs.items()}
-                columns |= {STEPS + name: pa.array(steps[rows]) for name, steps in part.steps.items()}
-                columns[TARGET] = tensor_column(part.target[rows])
-                columns[INDEX] = pa.array(np.arange(rows.start, rows.stop))
-                if part.names is not None:
-                    columns[IDENTITY] = pa.array(part.names[rows])
-                yield RawShard(split=split, number=number, table=pa.table(columns))
+            yield from found.splits[split].shards(split)
 
     def transform(self, table: pa.Table) -> pa.Table:
         """float32, and the infinities of the audio features as 0, like the released code."""

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pyarrow as pa
 
 from cggm_ray.core.errors import DataError
 from cggm_ray.data.datasets.feature_files import FeatureTable
@@ -15,17 +14,9 @@ from cggm_ray.data.datasets.samples import Samples
 from cggm_ray.data.datasets.taken import find_lengths
 from cggm_ray.data.formats.layouts import WHOLE
 from cggm_ray.data.shards.shards import (
-    IDENTITY,
-    INDEX,
-    LABELLED,
     PREDICT,
-    PRESENT,
-    SHARD_BYTES,
-    STEPS,
-    TARGET,
     Manifest,
     RawShard,
-    tensor_column,
 )
 from cggm_ray.data.split_names import SPLITS
 
@@ -107,19 +98,8 @@ def new_shards(
     parts = gather(tables, modalities, used | given, {name: target for name, (target, _) in found.items()})
     labelled = np.concatenate([there for _, there in found.values()])
     whole = _padded(_joined(list(parts.values())), masked)
-    step = max(1, SHARD_BYTES // max(1, sum(4 * values[0].size for values in whole.inputs.values() if len(values))))
-    for number, start in enumerate(range(0, len(labelled), step)):
-        rows = slice(start, min(start + step, len(labelled)))
-        columns = {name: tensor_column(values[rows]) for name, values in whole.inputs.items()}
-        columns |= {STEPS + name: pa.array(steps[rows]) for name, steps in whole.steps.items()}
-        for name, flags in whole.present.items():
-            if name not in whole.steps and not flags.all():
-                columns[PRESENT + name] = pa.array(flags[rows])
-        columns |= {TARGET: tensor_column(whole.target[rows]), LABELLED: pa.array(labelled[rows])}
-        columns[INDEX] = pa.array(np.arange(rows.start, rows.stop))
-        if whole.names is not None:
-            columns[IDENTITY] = pa.array(whole.names[rows])
-        yield RawShard(split=PREDICT, number=number, table=pa.table(columns))
+    incomplete = {name for name, flags in whole.present.items() if not flags.all()}
+    return whole.shards(PREDICT, incomplete, labelled)
 
 
 def _labels_of(table: FeatureTable, labels: Labels, samples: int) -> tuple[np.ndarray, np.ndarray]:

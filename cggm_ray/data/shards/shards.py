@@ -42,7 +42,6 @@ itself); bool, whether a sample has it; int64, its time steps before the padding
 UNREADABLE = (OSError, ValueError, pa.ArrowException)
 """What reading a damaged shard raises."""
 SHARD_NAME = re.compile(r"(train|valid|test|predict)-\d{5,}\.parquet")
-SHARD_BYTES = 16 * 2**20
 MOST_SOURCES = 3
 """Raw files that a message names."""
 ROW_GROUP_BYTES = 2**18

@@ -59,12 +59,12 @@ from cggm_ray.data.datasets.food101.lists import find_lists, find_new_lists
 from cggm_ray.data.formats.image_range import WIDEST
 from cggm_ray.data.loading.split import Split
 from cggm_ray.data.settings import DatasetOptions
+from cggm_ray.data.shards.chunks import chunks
 from cggm_ray.data.shards.shards import (
     IDENTITY,
     INDEX,
     LABELLED,
     PREDICT,
-    SHARD_BYTES,
     TARGET,
     Manifest,
     RawShard,
@@ -244,12 +244,12 @@ class Food101(Dataset):
 
     def _shards(self, split: str, records: list[Record], views: int) -> Iterator[RawShard]:
         number_of = {label: number for number, label in enumerate(self._classes)}
-        step = max(1, SHARD_BYTES // self._sample_bytes(max(1, 0 if self.online else self.options.views)))
+        sample_bytes = self._sample_bytes(max(1, 0 if self.online else self.options.views))
         labelled = all(record.label is not None for record in records)
-        for number, start in enumerate(range(0, len(records), step)):
-            part = records[start : start + step]
+        for number, rows in chunks(len(records), sample_bytes):
+            part = records[rows]
             columns = {
-                INDEX: pa.array(np.arange(start, start + len(part))),
+                INDEX: pa.array(np.arange(rows.start, rows.stop)),
                 IDENTITY: pa.array([record.id for record in part]),
                 TARGET: pa.array(np.array([number_of.get(str(record.label), 0) for record in part], dtype=np.int64)),
                 TEXT: pa.array([record.text for record in part]),
