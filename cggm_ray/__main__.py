@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from cggm_ray.commands.cli import add_import
+from cggm_ray.commands.cli import add_import, exit_code
 from cggm_ray.config.parsing import local_path
-from cggm_ray.core.errors import CggmError, UsageError
+from cggm_ray.core.errors import UsageError
 from cggm_ray.core.tables import text_table
 from cggm_ray.engine.own_code import import_file
 
@@ -64,21 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     one.set_defaults(do=_export)
     for each in commands.choices.values():
         add_import(each)
-    try:
+
+    def do() -> int:
         arguments = parser.parse_args(argv)
         for file in arguments.imports or ():
             import_file(file)
         code: int = arguments.do(arguments)
-    except CggmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return code
+        return code
 
-
-# What a command needs is imported by it: pictures and networks take longer than the other commands.
+    return exit_code(do)
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,21 +50,13 @@ def main(recipe: Config, argv: Sequence[str] | None = None, description: str | N
         UsageError: a file that calls it is being imported.
     """
     check_not_importing()
+    return exit_code(lambda: _run(recipe, argv, description))
+
+
+def exit_code(do: Callable[[], int | None]) -> int:
+    """What `do` returns, 0 for nothing; where it raises an error of this package, a line on stderr and the error's code."""
     try:
-        command = parse(recipe, sys.argv[1:] if argv is None else argv, description)
-        if command.dry_run:
-            print(yaml.safe_dump(command.config.to_dict(), sort_keys=False), end="")
-        elif command.tune is not None:
-            # Pictures and statistics are imported where they are wanted: they take longer than the rest.
-            from cggm_ray.commands.tune import sweep
-
-            sweep(command.config, command.tune)
-        elif command.seeds or command.strategies:
-            from cggm_ray.commands.compare import compare
-
-            compare(command.config, command.strategies, command.seeds)
-        else:
-            run(command.config)
+        return do() or 0
     except StoppedError as stop:
         print(stop, end="\n" if str(stop) else "", file=sys.stderr)
         return stop.exit_code
@@ -74,7 +66,23 @@ def main(recipe: Config, argv: Sequence[str] | None = None, description: str | N
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 0
+
+
+def _run(recipe: Config, argv: Sequence[str] | None, description: str | None) -> None:
+    command = parse(recipe, sys.argv[1:] if argv is None else argv, description)
+    if command.dry_run:
+        print(yaml.safe_dump(command.config.to_dict(), sort_keys=False), end="")
+    elif command.tune is not None:
+        # Pictures and statistics are imported where they are wanted: they take longer than the rest.
+        from cggm_ray.commands.tune import sweep
+
+        sweep(command.config, command.tune)
+    elif command.seeds or command.strategies:
+        from cggm_ray.commands.compare import compare
+
+        compare(command.config, command.strategies, command.seeds)
+    else:
+        run(command.config)
 
 
 @dataclass(frozen=True, kw_only=True)

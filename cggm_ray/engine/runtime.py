@@ -6,6 +6,7 @@ import gc
 import os
 import re
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -78,22 +79,6 @@ class Runtime(Protocol):
         ...
 
 
-def save_on_rank_0(runtime: Runtime, position: Position, write: Callable[[Path], None]) -> None:
-    """See `Runtime.save`. Returns on all workers when the checkpoint is there."""
-    failure: StorageError | None = None
-    if runtime.rank == 0:
-        try:
-            runtime.checkpoints.save(position, write)
-        except StorageError as error:
-            failure = error
-    failed = torch.tensor(float(failure is not None), dtype=torch.float64, device=runtime.device)
-    if failure is not None:
-        runtime.reduce()(failed)
-        raise failure
-    if runtime.reduce()(failed):
-        raise StorageError(f"{runtime.checkpoints.folder}: rank 0 cannot write the checkpoint of {position}")
-
-
 def all_reduce(tensor: Tensor) -> Tensor:
     """Sum over all workers of the default process group; the argument is left as it is."""
     total = tensor.clone()
@@ -120,7 +105,59 @@ def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
         )
 
 
-class LocalRuntime:
+class GroupRuntime(ABC):
+    """What every runtime has in common: one process, or one of the default process group.
+
+    Args:
+        rank: of this worker.
+        world_size: workers.
+        device: of this worker.
+        folder: of the run, which all workers share.
+        period: seconds between two times that workers compare their wishes.
+    """
+
+    def __init__(self, rank: int, world_size: int, device: torch.device, folder: Path, period: float) -> None:
+        self.rank, self.world_size, self.device = rank, world_size, device
+        self.checkpoints = Checkpoints(folder)
+        self._agreement = Agreement(self.wish, world_size, self.reduce(), device, period)
+
+    @abstractmethod
+    def wish(self) -> Notice:
+        """See `Runtime`."""
+
+    def reduce(self) -> Callable[[Tensor], Tensor]:
+        """See `Runtime`."""
+        return all_reduce if self.world_size > 1 else alone
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """See `Runtime`."""
+        return data_parallel(module, self.device) if self.world_size > 1 else module
+
+    def save(self, position: Position, write: Callable[[Path], None]) -> None:
+        """See `Runtime`. Returns on all workers when the checkpoint is there."""
+        failure: StorageError | None = None
+        if self.rank == 0:
+            try:
+                self.checkpoints.save(position, write)
+            except StorageError as error:
+                failure = error
+        failed = torch.tensor(float(failure is not None), dtype=torch.float64, device=self.device)
+        if failure is not None:
+            self.reduce()(failed)
+            raise failure
+        if self.reduce()(failed):
+            raise StorageError(f"{self.checkpoints.folder}: rank 0 cannot write the checkpoint of {position}")
+
+    def report(self, record: Record, write: Callable[[Path], None]) -> None:
+        """See `Runtime`."""
+        self.save(Position(int(record["epoch"])), write)
+
+    def notice(self, now: bool = False) -> Notice:
+        """See `Runtime`."""
+        return self._agreement(now)
+
+
+class LocalRuntime(GroupRuntime):
     """This process, or the processes that torchrun started.
 
     Args:
@@ -133,46 +170,23 @@ class LocalRuntime:
     """
 
     def __init__(self, folder: Path, config: RunConfig, asked: Asked | None = None) -> None:
-        self.rank = int(os.environ.get("RANK", 0))
-        self.world_size = int(os.environ.get("WORLD_SIZE", 1))
+        world_size = int(os.environ.get("WORLD_SIZE", 1))
         if config.use_gpu and not torch.cuda.is_available():
             raise UsageError("use_gpu: torch sees no GPU on this machine; leave the flag out")
+        device = torch.device("cpu")
         if torch.cuda.is_available() and not config.no_cuda:
-            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-            torch.cuda.set_device(self.device)
-        else:
-            self.device = torch.device("cpu")
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            torch.cuda.set_device(device)
         if config.cpus_per_worker is not None:
             torch.set_num_threads(config.cpus_per_worker)
-        if self.world_size > 1 and not dist.is_initialized():
+        if world_size > 1 and not dist.is_initialized():
             dist.init_process_group(
-                "nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(seconds=config.collective_timeout)
+                "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=config.collective_timeout)
             )
-        self.checkpoints = Checkpoints(folder)
         self.asked = asked or Asked()
         # One process looks at its flag after every step; several compare theirs about once a second.
-        period = 1.0 if self.world_size > 1 else 0.0
-        self._agreement = Agreement(self.asked.notice, self.world_size, self.reduce(), self.device, period)
-
-    def reduce(self) -> Callable[[Tensor], Tensor]:
-        """See `Runtime`."""
-        return all_reduce if self.world_size > 1 else alone
-
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """See `Runtime`."""
-        return data_parallel(module, self.device) if self.world_size > 1 else module
-
-    def save(self, position: Position, write: Callable[[Path], None]) -> None:
-        """See `Runtime`."""
-        save_on_rank_0(self, position, write)
-
-    def report(self, record: Record, write: Callable[[Path], None]) -> None:
-        """See `Runtime`."""
-        self.save(Position(int(record["epoch"])), write)
-
-    def notice(self, now: bool = False) -> Notice:
-        """See `Runtime`."""
-        return self._agreement(now)
+        period = 1.0 if world_size > 1 else 0.0
+        super().__init__(int(os.environ.get("RANK", 0)), world_size, device, folder, period)
 
     def wish(self) -> Notice:
         """See `Runtime`."""

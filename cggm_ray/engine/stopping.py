@@ -60,22 +60,9 @@ def listening(asked: Asked) -> Iterator[None]:
 
     Only the main thread can take signals; it calls this.
     """
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-
-    def take(number: int, frame: FrameType | None) -> None:
-        asked.signal = number
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, asked.answer)
-
-    for number in SIGNALS:
-        signal.signal(number, take)
-    try:
+    # Not print: the signal may have come in the middle of one.
+    with _first_signal(asked, lambda: os.write(2, asked.answer)):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Interrupted(BaseException):
@@ -95,21 +82,34 @@ def interrupting(asked: Asked) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+
+    def leave() -> None:
+        raise Interrupted
+
+    with _first_signal(asked, leave):
+        yield
+
+
+@contextmanager
+def _first_signal(asked: Asked, then: Callable[[], object]) -> Iterator[None]:
+    """Notes the first signal in the block, leaves the next to the handlers of before, and calls `then`."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def take(number: int, frame: FrameType | None) -> None:
         asked.signal = number
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        raise Interrupted
+        restore()
+        then()
 
     for number in SIGNALS:
         signal.signal(number, take)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
 
 
 class Agreement:

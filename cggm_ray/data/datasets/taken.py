@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from cggm_ray.core.errors import listed
 from cggm_ray.data.datasets.feature_files import PRESENT_SUFFIX, FeatureTable
 from cggm_ray.data.datasets.samples import Samples
 from cggm_ray.data.datasets.sentiment import is_audio, unlimited
@@ -177,11 +178,10 @@ def in_words(found: Mapping[str, str]) -> str:
     """Columns and their reasons in one line: those of the same reason together."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in found.items():
-        by_reason.setdefault(reason, []).append(name[:40])
+        by_reason.setdefault(reason, []).append(name)
     texts = []
     for reason, names in by_reason.items():
-        more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
-        texts.append(f"{', '.join(names[:MOST_LISTED])}{more} ({reason})")
+        texts.append(f"{listed(names, MOST_LISTED, longest=40)} ({reason})")
     return "; ".join(texts)
 
 

@@ -7,13 +7,9 @@ from pathlib import Path
 
 import ray.train
 import ray.train.torch
-from torch import Tensor, nn
 
-from cggm_ray.core.reduction import alone
-from cggm_ray.engine.checkpoints import Checkpoints
-from cggm_ray.engine.runtime import Record, all_reduce, data_parallel, save_on_rank_0
-from cggm_ray.engine.state import Position
-from cggm_ray.engine.stopping import Agreement, Notice
+from cggm_ray.engine.runtime import GroupRuntime, Record
+from cggm_ray.engine.stopping import Notice
 
 STOP = ".stop"
 """File in the folder of a run, by which its driver tells the workers to save and stop."""
@@ -21,7 +17,7 @@ PERIOD = 2.0
 """Seconds between two questions about preemption: each is a barrier through an actor of Ray Train."""
 
 
-class RayRuntime:
+class RayRuntime(GroupRuntime):
     """A worker of a TorchTrainer; see `cggm_ray.engine.runtime.Runtime`.
 
     Checkpoints lie in the folder of the run, which all nodes share, as they do without Ray. Ray Train gets the metrics: its
@@ -33,33 +29,14 @@ class RayRuntime:
 
     def __init__(self, folder: Path) -> None:
         context = ray.train.get_context()
-        self.rank = context.get_world_rank()
-        self.world_size = context.get_world_size()
-        self.device = ray.train.torch.get_device()
-        self.checkpoints = Checkpoints(folder)
         self._stop = folder / STOP
-        self._agreement = Agreement(self.wish, self.world_size, self.reduce(), self.device, PERIOD)
-
-    def reduce(self) -> Callable[[Tensor], Tensor]:
-        """See `Runtime`."""
-        return all_reduce if self.world_size > 1 else alone
-
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """See `Runtime`."""
-        return data_parallel(module, self.device) if self.world_size > 1 else module
-
-    def save(self, position: Position, write: Callable[[Path], None]) -> None:
-        """See `Runtime`."""
-        save_on_rank_0(self, position, write)
+        device = ray.train.torch.get_device()
+        super().__init__(context.get_world_rank(), context.get_world_size(), device, folder, PERIOD)
 
     def report(self, record: Record, write: Callable[[Path], None]) -> None:
         """See `Runtime`."""
-        self.save(Position(int(record["epoch"])), write)
+        super().report(record, write)
         ray.train.report(record)
-
-    def notice(self, now: bool = False) -> Notice:
-        """See `Runtime`."""
-        return self._agreement(now)
 
     def wish(self) -> Notice:
         """See `Runtime`.

@@ -18,14 +18,13 @@ import pyarrow as pa
 import torch
 
 from cggm_ray.config.fields import one_of, option
-from cggm_ray.core.errors import DataError, UsageError
+from cggm_ray.core.errors import DataError, UsageError, listed
 from cggm_ray.core.seeding import derive_seed, generator
 from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset
 from cggm_ray.data.datasets.brats.cases import H5, Case, gather, named_splits, survey
 from cggm_ray.data.datasets.brats.labels import AUTO, CHOICES, CONVENTIONS, Convention
 from cggm_ray.data.datasets.brats.layouts import SEQUENCES, case_files, case_folders
 from cggm_ray.data.datasets.brats.maps import MapWriter
-from cggm_ray.data.datasets.brats.volumes import joined
 from cggm_ray.data.loading.collector import Collector
 from cggm_ray.data.loading.slices import (
     STRIDE,
@@ -271,7 +270,7 @@ def _case_folders(path: Path) -> list[Path]:
     if not found:
         raise DataError(
             f"{path}: neither <train|valid|test>/<case>.h5 nor <case>/<case>_{SEQUENCES[0]}.nii.gz; found "
-            f"{joined(sorted(entry.name for entry in path.iterdir())) or 'an empty folder'}"
+            f"{listed(sorted(entry.name for entry in path.iterdir()), 5)}"
         )
     return found
 

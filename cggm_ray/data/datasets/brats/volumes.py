@@ -212,9 +212,3 @@ def _classes(label: np.ndarray | None, where: str, convention: Convention | None
     if convention is None:
         convention, _ = decide([(where, labels_there(label))])
     return convention.classes(label)
-
-
-def joined(names: Sequence[str], most: int = 5) -> str:
-    """The first names, and how many there are more."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
