@@ -127,8 +127,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     capsys.readouterr()
     assert main(Config(), command) == 0
     printed = capsys.readouterr().out
-    assert f"{newest}" in printed.splitlines()[0]
-    assert f"continues after epoch 2 from {before}" in printed
+    damaged, goes_on = printed.index(f"{newest}"), printed.index(f"continues after epoch 2 from {before}")
+    assert damaged < goes_on
     assert same(tmp_path / "run", tmp_path / "whole")
 
 
