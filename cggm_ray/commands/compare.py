@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from cggm_ray.core.errors import CggmError, StorageError, TrainingError
+from cggm_ray.core.optional import check_installed
 from cggm_ray.core.tables import listing, text_table
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.shards.shards import write_shards_here
@@ -112,6 +113,8 @@ def compare(config: Config, strategies: Sequence[str], seeds: Sequence[int]) -> 
         UsageError: a run cannot be; nothing was started.
         TrainingError: some runs failed; the table of the others is written.
     """
+    if len(strategies) > 1:
+        check_installed("scipy", extra="compare", purpose="strategies")
     config = named(config, "compare" if strategies else "seeds")
     folder = run_folder(config)
     shown = tuple(strategies) or (config.modulation.modulation,)

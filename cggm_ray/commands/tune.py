@@ -24,6 +24,7 @@ import pyarrow.parquet
 import yaml
 
 from cggm_ray.core.errors import TrainingError, UsageError
+from cggm_ray.core.optional import check_installed
 from cggm_ray.core.tables import listing, text_table
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.engine.assembly import build_dataset, check
@@ -139,6 +140,8 @@ def plan_search(config: Config, path: Path) -> Plan:
     if config.run.local:
         raise UsageError("tune: a search runs on Ray; leave out --local")
     search, source = read_search(path, config), str(path)
+    if search.searcher == "optuna":
+        check_installed("optuna", extra="optuna", purpose="searcher")
     epochs = search.scheduler.max_epochs or config.train.num_epochs
     base = named(dataclasses.replace(config, train=dataclasses.replace(config.train, num_epochs=epochs)), "tune")
     if search.scheduler.name == "pbt" and base.run.max_workers > 1:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cggm_ray.core.errors import one_line
+from cggm_ray.core.optional import require
 
 T = TypeVar("T")
 PROJECT = "cggm-ray"
@@ -38,10 +39,10 @@ class MLflow:
             # A folder needs no database; MLflow takes one only where somebody says that this is meant.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             address = (folder / "mlflow").absolute().as_uri()
-        from mlflow.entities import Metric, Param
-        from mlflow.tracking import MlflowClient
+        entities = require("mlflow.entities", extra="mlflow", purpose="trackers")
+        tracking = require("mlflow.tracking", extra="mlflow", purpose="trackers")
 
-        self._metric, self._client = Metric, MlflowClient(tracking_uri=address)
+        self._metric, self._client = entities.Metric, tracking.MlflowClient(tracking_uri=address)
         experiment = self._client.get_experiment_by_name(PROJECT)
         number = self._client.create_experiment(PROJECT) if experiment is None else experiment.experiment_id
         tag = _identity(folder)
@@ -51,7 +52,7 @@ class MLflow:
             self._client.update_run(self._run, status="RUNNING")
         else:
             self._run = self._client.create_run(number, run_name=folder.name, tags={FOLDER_TAG: tag}).info.run_id
-            logged = [Param(key, str(value)[:LONGEST]) for key, value in parameters.items()]
+            logged = [entities.Param(key, str(value)[:LONGEST]) for key, value in parameters.items()]
             self._client.log_batch(self._run, params=logged)
 
     def log(self, record: Mapping[str, float]) -> None:
@@ -81,7 +82,7 @@ class WandB:
     """
 
     def __init__(self, folder: Path, parameters: Mapping[str, object], finished: int) -> None:
-        import wandb
+        wandb = require("wandb", extra="wandb", purpose="trackers")
 
         wanted = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
         settings = wandb.Settings(

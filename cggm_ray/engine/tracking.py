@@ -5,7 +5,6 @@ Lines of progress are printed and kept in `train.log`; under Ray they are printe
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import threading
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cggm_ray.core.errors import UsageError
+from cggm_ray.core.optional import check_installed, is_installed
 from cggm_ray.core.registry import nearest
 from cggm_ray.storage.files import write_text
 
@@ -173,8 +173,9 @@ def check_trackers(names: Sequence[str] | None) -> None:
     for name in names or ():
         if name not in TRACKERS:
             raise UsageError(f"trackers: unknown {name!r}{nearest(name, TRACKERS)}; available: {', '.join(TRACKERS)}")
-        if TRACKERS[name] is not None and not _installed(name):
-            raise UsageError(f"trackers: {name} is not installed; pip install 'cggm-ray[{name}]'")
+        module = TRACKERS[name]
+        if module is not None:
+            check_installed(module, extra=name, purpose="trackers")
 
 
 def default_trackers(
@@ -203,7 +204,7 @@ def default_trackers(
     progress = Progress(console, modalities, metric, finished, epochs)
     trackers: list[Tracker] = [JsonLines(folder, finished), progress]
     for name in ("tensorboard",) if wanted is None else wanted:
-        if name == "tensorboard" and _installed(name):
+        if name == "tensorboard" and is_installed(name):
             trackers.append(TensorBoard(folder, finished))
         elif name in ("mlflow", "wandb"):
             # Imported where they are wanted: both take a second and more.
@@ -212,11 +213,6 @@ def default_trackers(
             service = MLflow if name == "mlflow" else WandB
             trackers.append(Careful(name, partial(service, folder, parameters, finished), console.say))
     return trackers
-
-
-def _installed(name: str) -> bool:
-    module = TRACKERS[name]
-    return module is not None and importlib.util.find_spec(module) is not None
 
 
 def read_metrics(folder: Path) -> list[dict[str, float | None]]:

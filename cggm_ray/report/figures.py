@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from cggm_ray.core.optional import require
 from cggm_ray.report.run_record import Story
 
 DPI = 110
@@ -37,12 +38,12 @@ TONES = 64
 
 def png(figure: Figure, tones: int = TONES) -> bytes:
     """The picture as PNG."""
-    from PIL import Image
+    images = require("PIL.Image", extra="images", purpose="pictures")
 
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=DPI, format="png")
     small = io.BytesIO()
-    with Image.open(buffer) as picture:
+    with images.open(buffer) as picture:
         picture.convert("RGB").quantize(tones).save(small, "png", optimize=True)
     return small.getvalue()
 

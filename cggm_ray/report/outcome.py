@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
+from cggm_ray.core.optional import require
 from cggm_ray.report.figures import STYLES
 from cggm_ray.report.run_record import Story
 from cggm_ray.runs.contributions import Contributions, Subset
@@ -107,12 +108,12 @@ def _confusion(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -
 
 
 def _cases(pictures: Sequence[Path]) -> tuple[Figure, str]:
-    from PIL import Image
+    images = require("PIL.Image", extra="images", purpose="pictures")
 
     figure = _figure(7.2, 2.5 * len(pictures) + 0.2)
     panels = figure.subplots(len(pictures), 1, squeeze=False).flatten()
     for panel, path in zip(panels, pictures, strict=True):
-        with Image.open(path) as picture:
+        with images.open(path) as picture:
             panel.imshow(np.asarray(picture.convert("RGB")))
             width = picture.width
         panel.set_xticks([width * part / 6 for part in (1, 3, 5)], ["image", "truth", "prediction"], fontsize=8)

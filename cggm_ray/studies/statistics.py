@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+
+from cggm_ray.core.optional import require
 
 LEVEL = 0.95
 RESAMPLES = 9999
@@ -49,6 +50,7 @@ def paired_difference(strategy: Sequence[float], baseline: Sequence[float]) -> D
     low = high = p = None
     largest = np.abs([ours, theirs]).max()
     if len(changes) > 1 and np.isfinite(changes).all() and np.ptp(changes) > SAME * largest:
+        stats = require("scipy.stats", extra="compare", purpose="strategies")
         p = float(stats.ttest_rel(ours, theirs).pvalue)
         if len(changes) >= FEWEST_PAIRS:
             found = stats.bootstrap(

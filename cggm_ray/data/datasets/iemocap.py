@@ -23,6 +23,7 @@ import torch
 from cggm_ray.config.fields import option
 from cggm_ray.core.batch import Batch
 from cggm_ray.core.errors import DataError, UsageError, listed, shown
+from cggm_ray.core.optional import check_installed
 from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset
 from cggm_ray.data.datasets.iemocap_demonstration import write_demonstration
 from cggm_ray.data.formats.h5 import check_dataset, open_h5, probe
@@ -114,6 +115,7 @@ class Iemocap(Dataset):
 
     def locate(self, path: Path) -> list[Path]:
         """The features, their statistics and the fold's six target files."""
+        check_installed("h5py", extra=self.name, purpose=self.name)
         if not path.is_dir():
             raise DataError(f"{path}: a file; expected the folder that holds A, V, L and target")
         if not (path / "target" / self.options.cv).is_dir():
@@ -131,6 +133,7 @@ class Iemocap(Dataset):
 
     def locate_new(self, path: Path) -> list[Path]:
         """The features; their statistics and the target files of the fold where there are any."""
+        check_installed("h5py", extra=self.name, purpose=self.name)
         if not path.is_dir():
             raise DataError(f"{path}: a file; expected the folder that holds A, V and L")
         self._root = path

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from cggm_ray.core.optional import require
 from cggm_ray.core.seeding import derive_seed
 from cggm_ray.storage.files import whole_folder
 
@@ -31,7 +32,7 @@ def write_demonstration(folder: Path, seed: int) -> Path:
     """
     if folder.exists():
         return folder
-    import h5py
+    h5py = require("h5py", extra="iemocap", purpose="iemocap")
 
     rng = np.random.default_rng(derive_seed(seed, "demonstration"))
     count = sum(SPLITS.values())

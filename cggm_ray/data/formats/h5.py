@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cggm_ray.core.errors import DataError
+from cggm_ray.core.optional import require
 from cggm_ray.data.formats.untrusted import check_size, reading
 
 PROBE = Path(__file__).with_name("h5_probe.py")
@@ -25,7 +26,7 @@ def open_h5(path: Path) -> Iterator[Any]:
     Raises:
         DataError: the file is none, or its library finds it damaged while it is open.
     """
-    import h5py
+    h5py = require("h5py", extra="h5", purpose="h5 files")
 
     with reading(path, "h5 file"), h5py.File(path, "r") as file:
         yield file

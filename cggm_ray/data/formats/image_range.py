@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from cggm_ray.core.optional import require
+
 WIDEST = 16
 _BITS, _PHOTOMETRIC, _LARGEST, _SAMPLE_FORMAT = 258, 262, 281, 339
 """Numbers of TIFF tags."""
@@ -58,15 +60,14 @@ def white_and_peak(image: Any, bits: int | None = None) -> tuple[int, float]:
 
 def eight_bits(image: Any, bits: int | None = None) -> Any:
     """A wide image as a Pillow image whose values from 0 to 255 mean black to white; see `white_and_peak`."""
-    from PIL import Image
-
     white, _ = white_and_peak(image, bits)
     inverted = _tag(image, _PHOTOMETRIC) == 0
     if white == 255 and not inverted:
         return image
     values = np.asarray(image).astype(np.float64) * (255 / white)
     values = np.clip(np.rint(values), 0, 255).astype(np.uint8)
-    return Image.fromarray(255 - values if inverted else values)
+    images = require("PIL.Image", extra="images", purpose="images")
+    return images.fromarray(255 - values if inverted else values)
 
 
 def _usual(image: Any, peak: float, bits: int | None) -> int:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cggm_ray.core.errors import DataError
+from cggm_ray.core.optional import require
 from cggm_ray.data.formats.untrusted import check_size, reading
 
 GZIP = b"\x1f\x8b"
@@ -75,7 +76,7 @@ def with_nifti(path: Path, use: Callable[[Any], T]) -> T:
     Raises:
         DataError: the file cannot be read.
     """
-    import nibabel
+    nibabel = require("nibabel", extra="brats", purpose="NIfTI files")
 
     # The two kinds alone: nibabel.load would try a dozen formats, and follow the header of a pair to another file.
     with reading(path, "NIfTI file"), nibabel.imageglobals.LoggingOutputSuppressor():

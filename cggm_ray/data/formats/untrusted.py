@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from cggm_ray.core.errors import CggmError, DataError, shown
+from cggm_ray.core.optional import require
 
 UNBACKED_BYTES = 2**28
 """An array of at most so many bytes is read whatever the size of its file."""
@@ -286,15 +287,15 @@ def open_image(path: Path) -> Any:
         OSError, ValueError, SyntaxError: what Pillow raises for a file that it cannot read.
         ValueError: it is too large.
     """
-    from PIL import Image
+    images = require("PIL.Image", extra="images", purpose="images")
 
     if not path.is_file():
         raise FileNotFoundError(2, "no such file" if not path.exists() else "not a regular file", str(path))
     # Sizes are checked below, and a warning would be a line beside the one that an error has.
     warnings.filterwarnings("ignore", module="PIL")
     try:
-        image = Image.open(path, formats=FORMATS)
-    except Image.DecompressionBombError:
+        image = images.open(path, formats=FORMATS)
+    except images.DecompressionBombError:
         raise ValueError(f"found more than {2 * MOST_PIXELS:,} pixels; expected at most {MOST_PIXELS:,}") from None
     width, height = image.size
     if width * height > MOST_PIXELS:

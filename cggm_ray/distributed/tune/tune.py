@@ -33,6 +33,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTra
 from ray.tune.search import Searcher
 
 from cggm_ray.core.errors import TrainingError, UsageError
+from cggm_ray.core.optional import require
 from cggm_ray.core.seeding import derive_seed
 from cggm_ray.distributed.cluster import connect, nodes_later, nodes_now, own_error
 from cggm_ray.distributed.tune.draws import domain
@@ -211,11 +212,9 @@ class Numbered(Searcher):
 
     def __init__(self, search: Search, known: Sequence[Trial], mode: str) -> None:
         super().__init__(metric=BETTER, mode=mode)
-        try:
-            import optuna
-            from ray.tune.search.optuna import OptunaSearch
-        except ImportError:
-            raise UsageError("searcher: optuna is not installed; pip install 'cggm-ray[optuna]'") from None
+        optuna = require("optuna", extra="optuna", purpose="searcher")
+        from ray.tune.search.optuna import OptunaSearch
+
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._inner = OptunaSearch(
             space=lambda trial: suggest(search, trial),

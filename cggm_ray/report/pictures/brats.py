@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cggm_ray.core.optional import require
 from cggm_ray.data.datasets.brats.brats import BratsOptions
 from cggm_ray.data.loading.sampler import Slice
 from cggm_ray.data.loading.slices import VolumeSlices
@@ -40,7 +41,7 @@ def draw_overlays(folder: Path, net: MultimodalNet, split: VolumeSlices, most: i
         split: whose cases are drawn.
         most: number of cases.
     """
-    from PIL import Image
+    images = require("PIL.Image", extra="images", purpose="pictures")
 
     for case, index in split.largest(most):
         (batch,) = split.batches([Slice(index=torch.tensor([index]), weight=None, samples=1)], epoch=0)
@@ -50,7 +51,7 @@ def draw_overlays(folder: Path, net: MultimodalNet, split: VolumeSlices, most: i
         panels = [coloured(grey, labels) for labels in (np.zeros_like(truth), truth, predicted)]
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{case}.png"
-        Image.fromarray(np.concatenate(panels, 1)).save(path)
+        images.fromarray(np.concatenate(panels, 1)).save(path)
         yield path
 
 

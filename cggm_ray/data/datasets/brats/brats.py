@@ -19,6 +19,7 @@ import torch
 
 from cggm_ray.config.fields import one_of, option
 from cggm_ray.core.errors import DataError, UsageError, listed
+from cggm_ray.core.optional import check_installed, require
 from cggm_ray.core.seeding import derive_seed, generator
 from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset
 from cggm_ray.data.datasets.brats.cases import H5, Case, gather, named_splits, survey
@@ -111,6 +112,7 @@ class Brats(Dataset):
                 f"data_path: {path} is a file; expected a folder with train, valid, test, or with case folders"
             )
         released = _h5_files(path)
+        check_installed("h5py" if released else "nibabel", extra=self.name, purpose=self.name)
         if released:
             folders = find_splits(dict.fromkeys(file.parent.name for file in released), str(path))
             for split in SPLITS:
@@ -152,6 +154,8 @@ class Brats(Dataset):
                 f"data_path: {path} is a file; expected an h5 file, or a folder with h5 files or case folders"
             )
         released = _h5_files(path, f"*{H5}") + _h5_files(path)
+        # Maps are written as NIfTI files, whatever they are predicted from.
+        check_installed(*(["h5py"] if released else []), "nibabel", extra=self.name, purpose=self.name)
         if released:
             return released
         return [file for case in _case_folders(path) for file in case_files(case, labelled=None).values()]
@@ -304,7 +308,7 @@ def write_demonstration(folder: Path, seed: int) -> None:
     A head is an ellipsoid of smooth tissue. Its tumour has a core (1) that is dark in t1, oedema (2) around it that is
     bright in flair and faintly so in t2, and an enhancing rim (4) that only t1ce shows.
     """
-    import h5py
+    h5py = require("h5py", extra="brats", purpose="brats")
 
     brightness = {"flair": (0.3, 1.2, 0.5), "t1ce": (-0.2, -0.1, 0.9), "t1": (-0.8, -0.2, -0.1), "t2": (0.4, 0.6, 0.2)}
     number = 0

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cggm_ray.core.batch import Batch
+from cggm_ray.core.optional import require
 from cggm_ray.core.reduction import Reduce
 from cggm_ray.data.datasets.brats.cases import Case
 from cggm_ray.data.datasets.brats.labels import Convention
@@ -35,6 +36,7 @@ class MapWriter:
     def __init__(self, folder: Path, split: VolumeSlices, cases: Mapping[str, Case], convention: Convention) -> None:
         self._folder, self._split, self._cases, self._convention = folder, split, cases, convention
         self._slices: list[np.ndarray] = []
+        self._nibabel = require("nibabel", extra="brats", purpose="maps")
 
     def take(self, batch: Batch, logits: Tensor) -> None:
         """See `Collector`."""
@@ -51,15 +53,13 @@ class MapWriter:
         """Nothing: files are on disk."""
 
     def _write(self, facts: Facts) -> None:
-        import nibabel
-
         classes_DHW = centred(np.stack(self._slices), (facts.height, facts.width))
         labels = self._convention.written(np.moveaxis(classes_DHW, 0, 2))
         case = self._cases[facts.case]
-        image = nibabel.Nifti1Image(labels, np.eye(4))
+        image = self._nibabel.Nifti1Image(labels, np.eye(4))
         if case.named:
             _place(image, grid(case.named).header.path)
-        nibabel.save(image, self._folder / f"{facts.case}_seg.nii.gz")
+        self._nibabel.save(image, self._folder / f"{facts.case}_seg.nii.gz")
 
 
 def _place(image: Any, path: Path) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from cggm_ray.core.errors import DataError
+from cggm_ray.core.optional import require
 from cggm_ray.data.formats.nifti import Header
 
 NOISE = 0.05
@@ -44,10 +46,8 @@ class Grid:
 
     def straight(self, name: str, values: np.ndarray) -> np.ndarray:
         """Voxels of a file as they lie in the grid."""
-        from nibabel.orientations import apply_orientation
-
         turn = self.turns[name]
-        return values if turn is None else np.ascontiguousarray(apply_orientation(values, turn))
+        return values if turn is None else np.ascontiguousarray(_orientations().apply_orientation(values, turn))
 
 
 def common_grid(headers: Mapping[str, Header], sequences: tuple[str, ...]) -> Grid:
@@ -93,19 +93,20 @@ def common_grid(headers: Mapping[str, Header], sequences: tuple[str, ...]) -> Gr
 
 def axis_codes(affine: np.ndarray) -> str:
     """Orientation of an affine, such as 'LPS': where each axis of the voxels points to."""
-    from nibabel.orientations import aff2axcodes
-
-    return "".join(code or "?" for code in aff2axcodes(affine))
+    return "".join(code or "?" for code in _orientations().aff2axcodes(affine))
 
 
 def _turned(header: Header, reference: Header) -> tuple[np.ndarray, tuple[int, ...], np.ndarray]:
     """The change of axes to the orientation of the reference, and shape and affine after it."""
-    from nibabel.orientations import inv_ornt_aff, io_orientation, ornt_transform
-
-    turn = ornt_transform(io_orientation(header.affine), io_orientation(reference.affine))
+    nibabel = _orientations()
+    turn = nibabel.ornt_transform(nibabel.io_orientation(header.affine), nibabel.io_orientation(reference.affine))
     places = np.argsort(turn[:, 0])
     shape = tuple(header.shape[int(place)] for place in places)
-    return turn, shape, header.affine @ inv_ornt_aff(turn, header.shape)
+    return turn, shape, header.affine @ nibabel.inv_ornt_aff(turn, header.shape)
+
+
+def _orientations() -> Any:
+    return require("nibabel.orientations", extra="brats", purpose="NIfTI files")
 
 
 def _is_default(header: Header) -> bool:

@@ -10,11 +10,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cggm_ray.core.errors import UsageError
+from cggm_ray.core.optional import require
 from cggm_ray.core.seeding import derive_seed
 from cggm_ray.data.formats.image_range import eight_bits, is_wide, white_and_peak
 from cggm_ray.data.formats.untrusted import image_memory, open_image
@@ -29,14 +29,6 @@ BLUR_RADIUS = 10
 BLUR_SIGMA = (0.1, 2.0)
 _ORIENTATION = 0x0112
 """Number of the EXIF tag."""
-
-
-def require_pillow() -> None:
-    """Raises UsageError where Pillow is not installed."""
-    try:
-        import PIL  # noqa: F401
-    except ImportError:
-        raise UsageError("images need Pillow; install it with: pip install 'cggm-ray[food101]'") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +110,7 @@ def resized(path: Path, size: int, bits: int | None = None, upright: bool = Fals
     Raises:
         OSError, ValueError, SyntaxError: what Pillow raises for a file that it cannot read.
     """
-    from PIL import Image, ImageOps
+    images, operations = _pillow("Image"), _pillow("ImageOps")
 
     with open_image(path) as image, image_memory(image):
         # Pillow itself turns a TIFF while it is decoded, so its orientation is read after that.
@@ -129,8 +121,12 @@ def resized(path: Path, size: int, bits: int | None = None, upright: bool = Fals
             # Only the number is taken over, because rewriting damaged EXIF data can fail.
             pixels.getexif().clear()
             pixels.getexif()[_ORIENTATION] = orientation
-            pixels = ImageOps.exif_transpose(pixels)
-        return np.asarray(pixels.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+            pixels = operations.exif_transpose(pixels)
+        return np.asarray(pixels.convert("RGB").resize((size, size), images.Resampling.BILINEAR))
+
+
+def _pillow(module: str) -> Any:
+    return require(f"PIL.{module}", extra="food101", purpose="food101")
 
 
 def _orientation(image: Image) -> int:
@@ -155,12 +151,11 @@ def augmented(pixels: np.ndarray, seed: int, sample: int, view: int) -> np.ndarr
     Returns:
         uint8 [H, W, 3], the same for the same arguments.
     """
-    from PIL import Image
-
+    images = _pillow("Image")
     rng = np.random.default_rng(derive_seed(seed, "augment", sample, view))
-    image = Image.fromarray(pixels)
+    image = images.fromarray(pixels)
     if rng.random() < FLIP:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        image = image.transpose(images.Transpose.FLIP_LEFT_RIGHT)
     if rng.random() < JITTER:
         image = _jittered(image, rng)
     if rng.random() < GREY:
@@ -170,15 +165,15 @@ def augmented(pixels: np.ndarray, seed: int, sample: int, view: int) -> np.ndarr
 
 def _jittered(image: Image, rng: np.random.Generator) -> Image:
     """Brightness, contrast, saturation and hue, in random order."""
-    from PIL import ImageEnhance
+    enhance = _pillow("ImageEnhance")
 
     for change in rng.permutation(4):
         if change == 0:
-            image = ImageEnhance.Brightness(image).enhance(rng.uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS))
+            image = enhance.Brightness(image).enhance(rng.uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS))
         elif change == 1:
-            image = ImageEnhance.Contrast(image).enhance(rng.uniform(1 - CONTRAST, 1 + CONTRAST))
+            image = enhance.Contrast(image).enhance(rng.uniform(1 - CONTRAST, 1 + CONTRAST))
         elif change == 2:
-            image = ImageEnhance.Color(image).enhance(rng.uniform(1 - SATURATION, 1 + SATURATION))
+            image = enhance.Color(image).enhance(rng.uniform(1 - SATURATION, 1 + SATURATION))
         else:
             image = _hue_turned(image, rng.uniform(-HUE, HUE))
     return image
@@ -186,12 +181,10 @@ def _jittered(image: Image, rng: np.random.Generator) -> Image:
 
 def _hue_turned(image: Image, turn: float) -> Image:
     """The hues turned by a share of the colour circle in [-0.5, 0.5]."""
-    from PIL import Image
-
     steps = int(turn * 255) % 256
     hue, saturation, value = image.convert("HSV").split()
     hue = hue.point([(level + steps) % 256 for level in range(256)])
-    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+    return _pillow("Image").merge("HSV", (hue, saturation, value)).convert("RGB")
 
 
 def blurred(pixels: np.ndarray, sigma: float) -> np.ndarray:

@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from cggm_ray.core.errors import DataError, UsageError, shown
+from cggm_ray.core.errors import DataError, shown
+from cggm_ray.core.optional import require
 from cggm_ray.data.formats.untrusted import read_json
 from cggm_ray.data.shards.shards import describe_sources
 
@@ -27,7 +28,6 @@ LARGEST = 2**18
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 _PREFIXES = {"vit": "ViT", "bert": "Bert"}
 """How names of architectures begin."""
-_INSTALL = "food101 needs transformers; install it with: pip install 'cggm-ray[food101]'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,14 +202,11 @@ def _downloaded(flag: str, name: str) -> Path:
     Raises:
         DataError: no such model, or no way to it.
     """
+    hub = require("huggingface_hub", extra="food101", purpose="food101")
+    errors = require("huggingface_hub.errors", extra="food101", purpose="food101")
     try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    except ImportError:
-        raise UsageError(_INSTALL) from None
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        return Path(hub.snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
+    except (errors.HfHubHTTPError, errors.HFValidationError, errors.LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{flag}: {name} is no local folder and cannot be fetched from the hub: {reason}") from None
 
@@ -220,10 +217,7 @@ def load_model(info: EncoderInfo, precision: str, device: torch.device) -> nn.Mo
     Raises:
         DataError: the weights are damaged, or are those of another model.
     """
-    try:
-        import transformers
-    except ImportError:
-        raise UsageError(_INSTALL) from None
+    transformers = require("transformers", extra="food101", purpose="food101")
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     kind = {"vit": transformers.ViTModel, "bert": transformers.BertModel}[info.flag]
@@ -334,12 +328,9 @@ def load_tokenizer(info: EncoderInfo) -> Any:
     Raises:
         DataError: it is damaged, or has more pieces than the model knows.
     """
+    transformers = require("transformers", extra="food101", purpose="food101")
     try:
-        from transformers import BertTokenizer
-    except ImportError:
-        raise UsageError(_INSTALL) from None
-    try:
-        tokenizer = BertTokenizer.from_pretrained(info.reference)
+        tokenizer = transformers.BertTokenizer.from_pretrained(info.reference)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"bert: the tokenizer in {info.reference} cannot be loaded: {reason}") from error

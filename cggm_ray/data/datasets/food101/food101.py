@@ -22,8 +22,9 @@ import torch
 
 from cggm_ray.config.fields import option
 from cggm_ray.core.errors import DataError, UsageError, one_line
+from cggm_ray.core.optional import check_installed
 from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset
-from cggm_ray.data.datasets.food101.augment import image_remarks, look_at, require_pillow
+from cggm_ray.data.datasets.food101.augment import image_remarks, look_at
 from cggm_ray.data.datasets.food101.encoders import (
     EXTRACT_PRECISIONS,
     STORED,
@@ -173,7 +174,7 @@ class Food101(Dataset):
 
     def locate(self, path: Path) -> list[Path]:
         """The lists of a folder, and the files of both encoders."""
-        require_pillow()
+        check_installed("PIL", "transformers", extra=self.name, purpose=self.name)
         self._root = path if path.is_dir() else path.parent
         self._lists = find_lists(self._root)
         self._vit, self._bert = self._encoders({flag: self._beside(flag) for flag in ("vit", "bert")})
@@ -181,7 +182,7 @@ class Food101(Dataset):
 
     def locate_new(self, path: Path) -> list[Path]:
         """The list or lists alone: the encoders are those of the run."""
-        require_pillow()
+        check_installed("PIL", "transformers", extra=self.name, purpose=self.name)
         self._root = path if path.is_dir() else path.parent
         self._lists, self._new = find_new_lists(path), True
         return list(self._lists.files.values())
@@ -311,7 +312,7 @@ class Food101(Dataset):
 
     def demonstration(self, folder: Path, seed: int) -> Path:
         """`food101-<seed>`: JSON files, small JPEGs, a small random ViT and BERT with its vocabulary."""
-        require_pillow()
+        check_installed("PIL", "transformers", extra=self.name, purpose=self.name)
         path = folder / f"food101-{seed}"
         if not path.exists():
             write_demonstration(path, seed)

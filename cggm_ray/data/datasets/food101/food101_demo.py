@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cggm_ray.core.errors import UsageError
+from cggm_ray.core.optional import require
 from cggm_ray.core.seeding import derive_seed
 from cggm_ray.storage.files import whole_folder
 
@@ -77,7 +77,7 @@ def _write_records(folder: Path, seed: int) -> None:
 
 def _write_image(path: Path, colours: np.ndarray, rng: np.random.Generator) -> None:
     """A dish in its second colour on a ground of its first, under noise."""
-    from PIL import Image
+    Image = require("PIL.Image", extra="food101", purpose="food101")
 
     rows, columns = np.mgrid[:SIZE, :SIZE]
     centre, radius = rng.uniform(10, 22, size=2), rng.uniform(6, 12)
@@ -87,10 +87,7 @@ def _write_image(path: Path, colours: np.ndarray, rng: np.random.Generator) -> N
 
 
 def _write_encoders(folder: Path, seed: int) -> None:
-    try:
-        import transformers
-    except ImportError:
-        raise UsageError("food101 needs transformers; install it with: pip install 'cggm-ray[food101]'") from None
+    transformers = require("transformers", extra="food101", purpose="food101")
     transformers.utils.logging.disable_progress_bar()
     words = sorted({word for dish in DISHES for word in dish.split("_")} | set(FILLER))
     small = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 96}
