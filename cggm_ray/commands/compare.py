@@ -114,7 +114,7 @@ def compare(config: Config, strategies: Sequence[str], seeds: Sequence[int]) -> 
         TrainingError: some runs failed; the table of the others is written.
     """
     if len(strategies) > 1:
-        check_installed("scipy", extra="compare", purpose="strategies")
+        check_installed("scipy", extra="compare", purpose="compare")
     config = named(config, "compare" if strategies else "seeds")
     folder = run_folder(config)
     shown = tuple(strategies) or (config.modulation.modulation,)

@@ -50,7 +50,7 @@ def paired_difference(strategy: Sequence[float], baseline: Sequence[float]) -> D
     low = high = p = None
     largest = np.abs([ours, theirs]).max()
     if len(changes) > 1 and np.isfinite(changes).all() and np.ptp(changes) > SAME * largest:
-        stats = require("scipy.stats", extra="compare", purpose="strategies")
+        stats = require("scipy.stats", extra="compare", purpose="compare")
         p = float(stats.ttest_rel(ours, theirs).pvalue)
         if len(changes) >= FEWEST_PAIRS:
             found = stats.bootstrap(
