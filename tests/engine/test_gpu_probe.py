@@ -1,0 +1,41 @@
+"""What a step asks of a GPU, counted without one by benchmarks/speed/gpu_probe.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROBE = ROOT / "benchmarks" / "speed" / "gpu_probe.py"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+def test_no_step_waits_for_the_device(tmp_path: Path) -> None:
+    """The plain step, which reads and copies, shows that the probe sees both."""
+    flags = ["--naive", "--sdpa", "--strategies", "none,cggm", "--batch", "4"]
+    command = [sys.executable, str(PROBE), *flags, "--cache", str(tmp_path), "--json", str(tmp_path / "rows.json")]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    rows = {row["strategy"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
+    assert rows["naive"]["reads"] > 0
+    assert rows["naive"]["h2d_sync"] > 0
+    for strategy in ("none", "cggm"):
+        assert (rows[strategy]["reads"], rows[strategy]["h2d_sync"]) == (0, 0)
+        assert 0 < rows[strategy]["launches"] < rows["naive"]["launches"]
+
+
+def test_an_unknown_problem_is_one_line() -> None:
+    """Without the guard: flags are read before it is made."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CGGM_GPU_PROBE": "1"}
+    command = [sys.executable, str(PROBE), "--datasets", "mossi"]
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "gpu_probe: --datasets: unknown 'mossi'; available: mosi, iemocap, food101, brats"
+    ]
