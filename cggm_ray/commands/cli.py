@@ -142,12 +142,12 @@ def add_import(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         type=partial(local_path, "import"),
         action="append",
-        help="Python file that registers a dataset, a strategy or a network; it is run. May be given several times",
+        help="Python file that registers a dataset, strategy, network or storage; it is run. May be given several times",
     )
 
 
 def _with_imports(recipe: Config, argv: Sequence[str]) -> Config:
-    """The recipe, with the options of strategies and networks that the files of --import register. They have flags of their own."""
+    """The recipe, with the options, and so the flags, of what the files of --import register."""
     early = _Parser(add_help=False, allow_abbrev=False)
     add_import(early)
     files = early.parse_known_args(argv)[0].imports or ()
