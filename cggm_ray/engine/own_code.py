@@ -74,12 +74,12 @@ def places(config: Config) -> list[dict[str, Any]]:
     return [{"kind": kind, "name": name, **asdict(place)} for kind, name, place in found if place is not None]
 
 
-def import_recorded(kind: str, name: str, recorded: Iterable[Any], where: Path) -> None:
+def import_recorded(kind: str, name: object, recorded: Iterable[Any], where: Path) -> None:
     """Imports the file that registers a name, if the name is unknown here.
 
     Args:
         kind: of `REGISTRIES`.
-        name: that a run uses.
+        name: that a run uses; what is no name is left to the check of its configuration.
         recorded: what `places` gave when the run started.
         where: the run's folder, for messages.
 
