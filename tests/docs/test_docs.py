@@ -133,3 +133,10 @@ def test_what_moved_is_there_now_and_not_before(before: str, now: str) -> None:
 
 def test_there_are_moves() -> None:
     assert len(MOVES) > 50
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=identity)
+def test_a_page_begins_with_what_its_reader_can_do(page: Path) -> None:
+    title, first, *_ = page.read_text().split("\n\n")
+    assert title.startswith("# ")
+    assert first.startswith("After reading this page you can ")
