@@ -1,4 +1,4 @@
-"""Commands about runs that are there: `verify`, `report`, `predict`, `export`.
+"""Commands about runs that are there: `verify`, `report`, `predict`, `export`, `publish`, `fetch`.
 
 python -m cggm_ray verify RUN                     # does the checkpoint still have the recorded metrics
 python -m cggm_ray report RUN [RUN ...]           # a page with pictures
@@ -62,6 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     one.add_argument("run", type=partial(local_path, "run"), help="folder of the run")
     one.add_argument("--out", type=partial(local_path, "out"), help="file; default model.pt2 in the folder of the run")
     one.set_defaults(do=_export)
+    one = commands.add_parser("publish", help="copy a finished run into a storage, under its own name")
+    one.add_argument("run", type=partial(local_path, "run"), help="folder of the run")
+    one.add_argument("url", help="of the storage; a path is a local or mounted folder")
+    one.set_defaults(do=_publish)
+    one = commands.add_parser("fetch", help="copy a published run into a new folder")
+    one.add_argument("url", help="that publish printed")
+    one.add_argument("run", type=partial(local_path, "run"), help="folder for the run, which does not exist yet")
+    one.set_defaults(do=_fetch)
     for each in commands.choices.values():
         add_import(each)
 
@@ -111,6 +119,21 @@ def _export(arguments: argparse.Namespace) -> int:
         f"{done.path}: equal to the network on {done.samples} validation samples, up to {done.difference:.1e} of the "
         "largest output"
     )
+    return 0
+
+
+def _publish(arguments: argparse.Namespace) -> int:
+    from cggm_ray.runs.published import publish_run
+
+    print(publish_run(arguments.run, arguments.url))
+    return 0
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    from cggm_ray.runs.published import fetch_run
+
+    fetch_run(arguments.url, arguments.run)
+    print(arguments.run)
     return 0
 
 

@@ -22,7 +22,7 @@ from cggm_ray.commands.train import run
 from cggm_ray.config.parsing import local_path, read_yaml, value_type
 from cggm_ray.core.errors import CggmError, StoppedError, UsageError
 from cggm_ray.core.registry import nearest
-from cggm_ray.engine.configuration import Config, default_strategies
+from cggm_ray.engine.configuration import Config, default_networks, default_strategies
 from cggm_ray.engine.own_code import check_not_importing, import_file
 from cggm_ray.strategies.registry import STRATEGIES
 
@@ -142,12 +142,12 @@ def add_import(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         type=partial(local_path, "import"),
         action="append",
-        help="Python file that registers a dataset or a strategy; it is run. May be given several times",
+        help="Python file that registers a dataset, strategy, network or storage; it is run. May be given several times",
     )
 
 
 def _with_imports(recipe: Config, argv: Sequence[str]) -> Config:
-    """The recipe, with the options of strategies that the files of --import register. They have flags of their own."""
+    """The recipe, with the options, and so the flags, of what the files of --import register."""
     early = _Parser(add_help=False, allow_abbrev=False)
     add_import(early)
     files = early.parse_known_args(argv)[0].imports or ()
@@ -155,7 +155,11 @@ def _with_imports(recipe: Config, argv: Sequence[str]) -> Config:
         import_file(file)
     if not files:
         return recipe
-    return dataclasses.replace(recipe, strategies={**default_strategies(), **recipe.strategies})
+    return dataclasses.replace(
+        recipe,
+        strategies={**default_strategies(), **recipe.strategies},
+        networks={**default_networks(), **recipe.networks},
+    )
 
 
 def _seeds(text: str | None) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Datasets and strategies that a person registered in files of their own: recorded, imported again, sent to other processes.
+"""What a person registered in files of their own (datasets, strategies, networks): recorded, imported again, sent elsewhere.
 
 To import a file is to run it. Only files that the person names with `--import`, or that a run recorded, are imported.
 """
@@ -18,9 +18,10 @@ from cggm_ray.core.errors import CggmError, UsageError, one_line, shown
 from cggm_ray.core.registry import Place, Registry
 from cggm_ray.data.dataset import DATASETS
 from cggm_ray.engine.configuration import Config
+from cggm_ray.models.registry import NETWORKS
 from cggm_ray.strategies.registry import STRATEGIES
 
-REGISTRIES: Mapping[str, Registry[Any]] = {"dataset": DATASETS, "strategy": STRATEGIES}
+REGISTRIES: Mapping[str, Registry[Any]] = {"dataset": DATASETS, "strategy": STRATEGIES, "network": NETWORKS}
 
 _imported: dict[Path, ModuleType] = {}
 _beside: list[ModuleType] = []
@@ -34,7 +35,7 @@ class Entry:
     Attributes:
         kind: of `REGISTRIES`.
         name: as registered.
-        entry: the class of a dataset, or the `StrategyInfo` of a strategy.
+        entry: the class of a dataset, the `StrategyInfo` of a strategy, or the `NetworkInfo` of a network.
         place: where it was registered; None in this package.
     """
 
@@ -45,8 +46,9 @@ class Entry:
 
 
 def entries(config: Config) -> tuple[Entry, ...]:
-    """What another process may not know of a configuration: its dataset, and all strategies of files outside this package."""
-    names = [("dataset", config.data.dataset), *(("strategy", name) for name in STRATEGIES.names())]
+    """What another process may not know of a configuration: its dataset, and all strategies and networks of a person's own."""
+    names = [("dataset", config.data.dataset)]
+    names += [(kind, name) for kind in ("strategy", "network") for name in REGISTRIES[kind].names()]
     found = [(kind, name, REGISTRIES[kind].place(name)) for kind, name in names]
     return tuple(
         Entry(kind=kind, name=name, entry=REGISTRIES[kind].get(name), place=place)
@@ -62,18 +64,22 @@ def adopt(own: Iterable[Entry]) -> None:
 
 
 def places(config: Config) -> list[dict[str, Any]]:
-    """Where the dataset and the strategy of a configuration were registered, for those of a person's own, as plain values."""
-    names = {"dataset": config.data.dataset, "strategy": config.modulation.modulation}
+    """Where dataset, strategy and network of a configuration were registered, for those of a person's own, as plain values."""
+    names = {
+        "dataset": config.data.dataset,
+        "strategy": config.modulation.modulation,
+        "network": config.model.network or DATASETS.get(config.data.dataset).network,
+    }
     found = [(kind, name, REGISTRIES[kind].place(name)) for kind, name in names.items()]
     return [{"kind": kind, "name": name, **asdict(place)} for kind, name, place in found if place is not None]
 
 
-def import_recorded(kind: str, name: str, recorded: Iterable[Any], where: Path) -> None:
+def import_recorded(kind: str, name: object, recorded: Iterable[Any], where: Path) -> None:
     """Imports the file that registers a name, if the name is unknown here.
 
     Args:
         kind: of `REGISTRIES`.
-        name: that a run uses.
+        name: that a run uses; what is no name is left to the check of its configuration.
         recorded: what `places` gave when the run started.
         where: the run's folder, for messages.
 
@@ -130,7 +136,7 @@ def import_file(path: Path, module: str | None = None) -> None:
     except (Exception, SystemExit) as error:
         raise UsageError(
             f"import: {path} cannot be imported: {one_line(f'{type(error).__name__}: {error}')}; expected a file that "
-            "registers a dataset or a strategy and starts nothing outside `if __name__ == '__main__':`"
+            "registers a dataset, strategy, network or storage and starts nothing outside `if __name__ == '__main__':`"
         ) from None
     finally:
         _running.pop()

@@ -1,6 +1,6 @@
 """What a run records of its data when it starts, in `data.json`: enough to predict other data when its own is gone.
 
-For a dataset or a strategy of a person's own it says where that was registered too.
+For a dataset, a strategy or a network of a person's own it says where that was registered too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cggm_ray.data.dataset import DATASETS
 from cggm_ray.data.shards.shards import Manifest
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.own_code import import_recorded, places
@@ -44,7 +45,7 @@ def recorded_manifest(folder: Path) -> Manifest | None:
 
 
 def import_classes(folder: Path, values: Mapping[str, Any]) -> None:
-    """Imports the files that register the dataset and the strategy of a run, where they are unknown here.
+    """Imports the files that register dataset, strategy and network of a run, where they are unknown here.
 
     Args:
         folder: of the run.
@@ -57,7 +58,14 @@ def import_classes(folder: Path, values: Mapping[str, Any]) -> None:
         registered = json.loads((folder / DATA).read_text())["registered"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         registered = []
-    for kind, section, key in (("dataset", "data", "dataset"), ("strategy", "modulation", "modulation")):
-        part = values.get(section)
-        if isinstance(part, dict) and key in part:
-            import_recorded(kind, part[key], registered if isinstance(registered, list) else [], folder)
+    if not isinstance(registered, list):
+        registered = []
+    parts = {section: part for section, part in values.items() if isinstance(part, dict)}
+    dataset = parts.get("data", {}).get("dataset")
+    import_recorded("dataset", dataset, registered, folder)
+    import_recorded("strategy", parts.get("modulation", {}).get("modulation"), registered, folder)
+    network = parts.get("model", {}).get("network")
+    if network is None and dataset in DATASETS.names():
+        # The dataset's own, which may be in another file.
+        network = DATASETS.get(dataset).network
+    import_recorded("network", network, registered, folder)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import runpy
 import shlex
 from pathlib import Path
 
 import pytest
+from programs import ROOT, blocks, python
 
 from cggm_ray.commands.cli import build_parser, main, parse
 from cggm_ray.engine.tracking import read_metrics
 from conftest import SMALL
 
-ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ELLIPSIS = "[...]"
 """Stands for the flags of the rows of a table."""
@@ -35,12 +36,13 @@ def identity(value: Path) -> str:
 def test_commands_parse(page: Path) -> None:
     for command in commands(page):
         _, target, *flags = shlex.split(command)
+        # What imports a program of its page runs in a process of its own, below.
         if target == "-m":
             assert flags[0] == "cggm_ray", command
             continue
         if target.startswith(("pipelines/", "benchmarks/")):
             assert (ROOT / target).is_file(), command
-        if target.startswith("pipelines/") and "--help" not in flags:
+        if target.startswith("pipelines/") and not {"--help", "--import"} & set(flags):
             recipe = runpy.run_path(str(ROOT / target))["RECIPE"]
             config = flags.index("--config") if "--config" in flags else None
             if config is not None and not (ROOT / flags[config + 1]).exists():
@@ -48,6 +50,15 @@ def test_commands_parse(page: Path) -> None:
                 del flags[config : config + 2]
             asked = parse(recipe, flags)
             assert asked.tune is None or (ROOT / asked.tune).is_file(), command
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name.startswith("own-")], ids=identity)
+def test_commands_with_programs_of_the_page_parse(page: Path, tmp_path: Path) -> None:
+    for command in commands(page):
+        _, target, *flags = shlex.split(command)
+        if target.startswith("pipelines/") and "--import" in flags:
+            (tmp_path / flags[flags.index("--import") + 1]).write_text(blocks(page.name)[0])
+            assert "dataset: mosi" in python(tmp_path, str(ROOT / target), *flags, "--dry_run").stdout, command
 
 
 def test_there_are_commands() -> None:
@@ -91,3 +102,41 @@ def test_the_quickstart_runs(tmp_path: Path) -> None:
             assert main(recipe, [*flags, *SMALL[:-6], "--storage_path", str(storage)]) == 0, command
     assert [line["epoch"] for line in read_metrics(storage / "first")] == [1, 2, 3, 4, 5]
     assert (storage / "pair" / "comparison.md").exists()
+
+
+MOVES = re.findall(
+    r"^\| `(cggm_ray[\w.]+)` \| `(cggm_ray[\w.]+)` \|$", (ROOT / "docs" / "migration.md").read_text(), re.M
+)
+
+
+def is_there(path: str) -> bool:
+    """Whether this package has a module, or a module a name, of that dotted path."""
+    parts = path.split(".")
+    for end in range(len(parts), 1, -1):
+        file = ROOT.joinpath(*parts[:end])
+        if file.with_suffix(".py").is_file() or (file / "__init__.py").is_file():
+            found = importlib.import_module(".".join(parts[:end]))
+            for name in parts[end:]:
+                if not hasattr(found, name):
+                    return False
+                found = getattr(found, name)
+            return True
+    return False
+
+
+@pytest.mark.parametrize(("before", "now"), MOVES)
+def test_what_moved_is_there_now_and_not_before(before: str, now: str) -> None:
+    assert is_there(now)
+    # It is a folder now.
+    assert not is_there(before) or before == "cggm_ray.data.shards"
+
+
+def test_there_are_moves() -> None:
+    assert len(MOVES) > 50
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=identity)
+def test_a_page_begins_with_what_its_reader_can_do(page: Path) -> None:
+    title, first, *_ = page.read_text().split("\n\n")
+    assert title.startswith("# ")
+    assert first.startswith("After reading this page you can ")

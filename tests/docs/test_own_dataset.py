@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from programs import blocks, command, python
 
 from cggm_ray.__main__ import main
 from cggm_ray.runs.folds import save_folds
 from cggm_ray.runs.result import Result
-from conftest import SMALL
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def program(tmp_path: Path) -> Path:
     """The code of the page, in a file."""
-    text = (ROOT / "docs" / "own-dataset.md").read_text()
-    code, new = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    code, new = blocks("own-dataset.md")
     assert len(code.splitlines()) <= 70, "the page promises a short file"
     path = tmp_path / "own" / "sensors.py"
     path.parent.mkdir()
@@ -37,23 +30,10 @@ def program(tmp_path: Path) -> Path:
     return path
 
 
-def command(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """A command about a run in a process of its own, which is started somewhere else."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local"}
-    line = [sys.executable, "-m", "cggm_ray", *arguments]
-    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    return done
-
-
 def summary(program: Path, *flags: str) -> dict[str, dict[str, float]]:
     """Runs the program for two epochs in a process of its own; the summary of the run."""
     runs = program.parent.parent / "runs"
-    command = [sys.executable, str(program), "--storage_path", str(runs), "--num_epochs", "2", "--name", "r", *flags]
-    # Only the package's own root: what is next to the tests is not importable for a person either.
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=program.parent, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = python(program.parent, str(program), "--storage_path", str(runs), "--num_epochs", "2", "--name", "r", *flags)
     assert "best epoch" in done.stdout
     return json.loads((runs / "r" / "summary.json").read_text())
 
@@ -109,49 +89,6 @@ def test_the_class_of_a_run_reaches_the_workers_of_a_prediction(program: Path, t
     ours, theirs = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("here", "ray"))
     assert ours["id"].equals(theirs["id"])
     assert np.allclose(ours["prediction"].to_pylist(), theirs["prediction"].to_pylist(), rtol=1e-6, atol=1e-7)
-
-
-STRATEGY = """
-from dataclasses import dataclass
-from cggm_ray.strategies.registry import STRATEGIES, StrategyInfo
-from cggm_ray.strategies.joint import JointTraining
-from cggm_ray.strategies.registry import StrategyOptions
-from cggm_ray.config.fields import option
-from helper import FACTOR
-
-@dataclass(frozen=True, kw_only=True)
-class MineOptions(StrategyOptions):
-    mine_factor: float = option(FACTOR, "factor of the first modality's rate")
-
-class Mine(JointTraining):
-    def __init__(self, factor, *, task, reduce):
-        super().__init__(task=task, reduce=reduce)
-        self.factor = factor
-
-    def rates(self):
-        return {"text": self.factor}
-
-def build(config, net, guides, task, reduce):
-    return Mine(config.strategies["mine"].mine_factor, task=task, reduce=reduce)
-
-STRATEGIES.register("mine")(StrategyInfo(build=build, options=MineOptions))
-"""
-
-
-@pytest.mark.parametrize("place", [["--local"], pytest.param(["--workers", "2"], marks=pytest.mark.ray)])
-def test_a_strategy_of_an_own_file_trains_and_is_known_later(place: list[str], tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(STRATEGY)
-    (tmp_path / "helper.py").write_text("FACTOR = 0.5\n")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local"}
-    line = [sys.executable, str(ROOT / "pipelines" / "mosi.py"), "--import", "mine.py", "--modulation", "mine"]
-    line += [*SMALL, "--mine_factor", "0.25", "--storage_path", "runs", "--name", "r", *place]
-    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "mine_factor: 0.25" in (tmp_path / "runs" / "r" / "config.yaml").read_text()
-    done = command(tmp_path, "verify", "runs/r", code=0)
-    assert "which registered the strategy mine" in done.stderr
-    (tmp_path / "mine.py").unlink()
-    assert "--import FILE" in command(tmp_path, "verify", "runs/r", code=2).stderr
 
 
 def test_a_file_that_is_no_module_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import ROOT, blocks, python
 
-ROOT = Path(__file__).parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone"]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The code of the page, in files."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own-model.md").read_text(), re.DOTALL)
-    for name, code in zip(("two_cnns.py", "parallel.py"), blocks, strict=True):
+    for name, code in zip(("two_cnns.py", "parallel.py"), blocks("own-model.md"), strict=True):
         (tmp_path / name).write_text(code)
     return tmp_path
 
 
-def output(folder: Path, *command: str) -> str:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_two_cnns_learn_and_the_easy_one_is_held_back(folder: Path) -> None:
-    *lines, last = output(folder, "two_cnns.py").splitlines()
+    *lines, last = python(folder, "two_cnns.py").stdout.splitlines()
     numbers = [[float(number) for number in re.findall(r"\d+\.\d*", line.partition(":")[2])] for line in lines]
     assert len(numbers) == 3
     for picture, spectrum, *coefficients in numbers:
@@ -41,7 +30,7 @@ def test_two_cnns_learn_and_the_easy_one_is_held_back(folder: Path) -> None:
 
 
 def test_two_processes_do_what_one_does(folder: Path) -> None:
-    one, two = (output(folder, *TORCHRUN, "--nproc_per_node", str(count), "parallel.py") for count in (1, 2))
+    one, two = (python(folder, *TORCHRUN, "--nproc_per_node", str(count), "parallel.py").stdout for count in (1, 2))
     assert one == two
     assert re.fullmatch(r"norm of the last layer \d+\.\d{4}\n", one)
 

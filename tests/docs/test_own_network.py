@@ -1,0 +1,69 @@
+"""The network of docs/own-network.md."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from programs import blocks, command, train
+from safetensors import safe_open
+
+FLAGS = ["--import", "gru.py", "--network", "gru", "--gru_width", "12"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the file of the page."""
+    (code,) = blocks("own-network.md")
+    (tmp_path / "gru.py").write_text(code)
+    return tmp_path
+
+
+def test_it_trains_and_is_known_in_later_processes(folder: Path, tmp_path: Path) -> None:
+    run = train(folder, "--local", *FLAGS)
+    with safe_open(run / "best" / "model.safetensors", "pt") as weights:
+        assert weights.get_slice("encoders.text.gru.weight_hh_l0").get_shape() == [36, 12]
+    assert "gru_width: 12" in (run / "config.yaml").read_text()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = command(elsewhere, "verify", str(run))
+    assert "equal to the last bit" in done.stdout
+    assert f"imports {folder / 'gru.py'}, which registered the network gru" in done.stderr
+    assert "equal to the network" in command(elsewhere, "export", str(run)).stdout
+    assert Path(command(elsewhere, "report", str(run)).stdout.strip()).exists()
+    command(elsewhere, "predict", str(run), "--out", "again.parquet")
+    again, tested = (pq.read_table(path) for path in (elsewhere / "again.parquet", run / "predictions.parquet"))
+    assert again["prediction"].equals(tested["prediction"])
+    # The file has moved.
+    moved = (folder / "gru.py").rename(folder / "moved.py")
+    (line,) = command(elsewhere, "verify", str(run), code=2).stderr.splitlines()
+    assert re.search("network.*gru.*--import FILE", line)
+    command(elsewhere, "verify", str(run), "--import", str(moved))
+
+
+def test_the_default_of_a_dataset_is_imported_with_it(folder: Path) -> None:
+    """Two files: one registers a dataset, whose default network is in the other."""
+    (folder / "speech.py").write_text(
+        "from cggm_ray.data.dataset import DATASETS\nfrom cggm_ray.data.datasets.mosi import Mosi\n"
+        "@DATASETS.register('speech')\nclass Speech(Mosi):\n    name = 'speech'\n    network = 'gru'\n"
+    )
+    (folder / "speech.yaml").write_text("dataset: speech\n")
+    imports = ["--import", "gru.py", "--import", "speech.py"]
+    run = train(folder, "--local", *imports, "--config", "speech.yaml")
+    done = command(folder, "verify", str(run))
+    assert re.findall(r"which registered the (\w+ \w+)", done.stderr) == ["dataset speech", "network gru"]
+    assert {"gru", "speech"} == {each["name"] for each in json.loads((run / "data.json").read_text())["registered"]}
+
+
+def test_sizes_of_other_networks_are_refused(folder: Path) -> None:
+    with pytest.raises(AssertionError, match="nlevels: the network 'gru' has no transformer"):
+        train(folder, "--local", *FLAGS, "--nlevels", "4")
+
+
+@pytest.mark.ray
+def test_it_reaches_the_workers(folder: Path) -> None:
+    run = train(folder, "--workers", "2", "--cpus_per_worker", "1", *FLAGS)
+    assert "equal to the last bit" in command(folder, "verify", str(run)).stdout

@@ -1,0 +1,115 @@
+"""Storages: what every one promises, and publishing on top of it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cggm_ray.__main__ import main
+from cggm_ray.core.errors import DataError, UsageError
+from cggm_ray.storage.base import INDEX, Storage, open_storage
+
+
+@pytest.fixture(params=["file://", ""])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return open_storage(f"{request.param}{tmp_path / 'store'}")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "first" / "best").mkdir(parents=True)
+    (tmp_path / "first" / "best" / "weights").write_bytes(bytes(range(256)) * 1000)
+    (tmp_path / "first" / "summary.json").write_text("{}")
+    return tmp_path / "first"
+
+
+FILES = ["best/weights", "summary.json"]
+
+
+def test_operations(storage: Storage) -> None:
+    with pytest.raises(FileNotFoundError):
+        storage.read("a/b")
+    storage.write("a/b", b"one")
+    storage.write("a/b", b"two")
+    storage.write("ab", b"")
+    assert storage.read("a/b") == b"two"
+    assert (storage.list("a"), storage.list("a/"), storage.list("b/c")) == (["a/b", "ab"], ["a/b"], [])
+    assert not storage.create("a/b", b"three")
+    assert storage.read("a/b") == b"two"
+    storage.delete("a/b")
+    storage.delete("a/b")
+    assert storage.create("a/b", b"three")
+    assert storage.list() == ["a/b", "ab"]
+
+
+def test_one_of_many_writers_creates(storage: Storage) -> None:
+    contents = [bytes([number]) * 100_000 for number in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda content: storage.create("key", content), contents))
+    assert made.count(True) == 1
+    assert storage.read("key") == contents[made.index(True)]
+    assert storage.list() == ["key"]
+
+
+@pytest.mark.parametrize("key", ["../x", "/x", "a/../../x", "a//b", "", "a/./b"])
+def test_no_key_leads_out_of_it(storage: Storage, key: str) -> None:
+    for act in (
+        storage.read,
+        storage.delete,
+        lambda key: storage.write(key, b""),
+        lambda key: storage.create(key, b""),
+    ):
+        with pytest.raises(DataError, match="inside the folder"):
+            act(key)
+
+
+def test_a_folder_goes_there_and_back(storage: Storage, folder: Path, tmp_path: Path) -> None:
+    storage.publish(folder, "first", FILES)
+    storage.publish(folder, "first", FILES)
+    storage.fetch("first", tmp_path / "again")
+    assert sorted(path.relative_to(tmp_path / "again").as_posix() for path in (tmp_path / "again").rglob("*.*")) == [
+        "summary.json"
+    ]
+    for name in FILES:
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+    with pytest.raises(UsageError, match="exists"):
+        storage.fetch("first", tmp_path / "again")
+    (folder / "summary.json").write_text('{"epochs": 2}')
+    before = {key: storage.read(key) for key in storage.list()}
+    with pytest.raises(UsageError, match="holds something else"):
+        storage.publish(folder, "first", FILES)
+    assert {key: storage.read(key) for key in storage.list()} == before
+
+
+def test_what_is_not_whole_is_not_fetched(storage: Storage, folder: Path, tmp_path: Path) -> None:
+    storage.publish(folder, "first", FILES)
+    storage.write("first/best/weights", b"other")
+    with pytest.raises(DataError, match="best/weights is damaged"):
+        storage.fetch("first", tmp_path / "again")
+    storage.delete("first/best/weights")
+    with pytest.raises(DataError, match="best/weights is not there"):
+        storage.fetch("first", tmp_path / "again")
+    storage.publish(folder, "first", FILES)
+    for index in (b"{}", b"[1]", b"\xff", b'{"../../x": "0"}'):
+        storage.write(f"first/{INDEX}", index)
+        with pytest.raises(DataError, match=r"damaged|inside the folder"):
+            storage.fetch("first", tmp_path / "again")
+    with pytest.raises(UsageError, match="expected what `publish` wrote"):
+        storage.fetch("second", tmp_path / "again")
+    assert {path.name for path in tmp_path.iterdir()} == {"store", "first"}
+
+
+def test_commands_refuse_in_one_line(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, wanted in (
+        (["publish", str(folder), "s3://bucket"], "unknown storage 's3'"),
+        (["publish", str(folder), str(tmp_path / "store")], "expected the folder of a finished run"),
+        (["fetch", "file://", str(tmp_path / "again")], "expected the URL that `publish` printed"),
+        (["fetch", str(tmp_path / "nothing"), str(tmp_path / "again")], "expected what `publish` wrote"),
+        (["fetch", str(tmp_path / "nothing"), str(folder)], "expected the path of a new folder"),
+        (["fetch", str(tmp_path / ".."), str(folder / "x")], "inside the folder"),
+    ):
+        assert main(arguments) == 2, arguments
+        (line,) = capsys.readouterr().err.splitlines()
+        assert wanted in line
