@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cggm_ray.config.fields import at_least, check, option
 from cggm_ray.config.parsing import whole
 from cggm_ray.core.errors import StorageError, UsageError
-from cggm_ray.core.reduction import alone
+from cggm_ray.core.reduction import Reduction
 from cggm_ray.engine.checkpoints import Checkpoints
 from cggm_ray.engine.state import Position
 from cggm_ray.engine.stopping import Agreement, Asked, Notice
@@ -40,8 +40,8 @@ class Runtime(Protocol):
     world_size: int
     device: torch.device
 
-    def reduce(self) -> Callable[[Tensor], Tensor]:
-        """The function that sums a detached tensor over all workers; the identity `alone` for one worker."""
+    def reduce(self) -> Reduction:
+        """Sums a detached tensor over all workers."""
         ...
 
     def wrap(self, module: nn.Module) -> nn.Module:
@@ -154,9 +154,9 @@ class LocalRuntime:
         period = 1.0 if self.world_size > 1 else 0.0
         self._agreement = Agreement(self.asked.notice, self.world_size, self.reduce(), self.device, period)
 
-    def reduce(self) -> Callable[[Tensor], Tensor]:
+    def reduce(self) -> Reduction:
         """See `Runtime`."""
-        return all_reduce if self.world_size > 1 else alone
+        return Reduction(all_reduce, self.world_size)
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """See `Runtime`."""

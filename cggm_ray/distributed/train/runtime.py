@@ -7,9 +7,9 @@ from pathlib import Path
 
 import ray.train
 import ray.train.torch
-from torch import Tensor, nn
+from torch import nn
 
-from cggm_ray.core.reduction import alone
+from cggm_ray.core.reduction import Reduction
 from cggm_ray.engine.checkpoints import Checkpoints
 from cggm_ray.engine.runtime import Record, all_reduce, data_parallel, save_on_rank_0
 from cggm_ray.engine.state import Position
@@ -40,9 +40,9 @@ class RayRuntime:
         self._stop = folder / STOP
         self._agreement = Agreement(self.wish, self.world_size, self.reduce(), self.device, PERIOD)
 
-    def reduce(self) -> Callable[[Tensor], Tensor]:
+    def reduce(self) -> Reduction:
         """See `Runtime`."""
-        return all_reduce if self.world_size > 1 else alone
+        return Reduction(all_reduce, self.world_size)
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """See `Runtime`."""
