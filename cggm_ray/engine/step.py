@@ -21,7 +21,7 @@ from cggm_ray.engine.guards import non_finite
 from cggm_ray.engine.optim import clip_by_total_norm, rescale
 from cggm_ray.engine.runtime import Runtime
 from cggm_ray.engine.state import TrainState
-from cggm_ray.models.batchnorm import global_batch
+from cggm_ray.models.batchnorm import share_global_batch
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.strategies.base import Memo, Strategy
 
@@ -37,6 +37,7 @@ class TrainingStep(nn.Module):
         self.net = net
         self.strategy = strategy
         self._half = precision == "bf16"
+        self._global_batch = share_global_batch(strategy.reduce, net, strategy)
 
     def forward(self, batch: Batch, totals: Totals | None = None) -> tuple[Tensor, Tensor]:
         """Task loss and the strategy's term, both of the global batch.
@@ -55,10 +56,9 @@ class TrainingStep(nn.Module):
         return self.strategy.local_sums(head, batch, memo)
 
     def _head(self, batch: Batch, totals: Totals | None = None) -> tuple[HeadOutput, Memo]:
-        reduce = self.strategy.reduce
         with (
             torch.autocast(batch.target.device.type, torch.bfloat16, enabled=self._half),
-            global_batch(reduce, batch.weight, alone=reduce.is_single),
+            self._global_batch.part(batch.weight),
         ):
             features, memo = self.strategy.transform(self.net.encode(batch.inputs, batch.masks), batch, totals)
             return self.net.fuse(features, batch.masks), memo

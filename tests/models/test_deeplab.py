@@ -10,7 +10,7 @@ from torch import nn
 
 from cggm_ray import CGGM, DataError, Segmentation
 from cggm_ray.core.reduction import SINGLE_WORKER
-from cggm_ray.models.batchnorm import global_batch
+from cggm_ray.models.batchnorm import share_global_batch
 from cggm_ray.models.deeplab import DeepLab, DeepLabConfig, deeplab_guides
 from cggm_ray.models.released import guide_name, net_name
 from cggm_ray.models.resnet import BACKBONES, ResNetConfig
@@ -159,7 +159,7 @@ def test_activations_that_are_computed_again_change_nothing(weighted: bool) -> N
     for recompute in (False, True):
         torch.manual_seed(0)
         net = DeepLab(dataclasses.replace(SMALL, recompute=recompute), NAMES, 4).double()
-        with global_batch(SINGLE_WORKER, weight, alone=True):
+        with share_global_batch(SINGLE_WORKER, net).part(weight):
             loss = net.fuse(net.encode(inputs)).logits.square().mean()
         # The repetition comes when the context of the batch is left.
         loss.backward()
