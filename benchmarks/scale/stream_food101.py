@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from cggm_ray.core.reduction import alone
+from cggm_ray.core.reduction import SINGLE_WORKER
 from cggm_ray.data.datasets.food101.food101 import Food101Options
 from cggm_ray.data.loading.sampler import epoch_order, slices
 from cggm_ray.data.loading.split import set_bytes
@@ -117,7 +117,7 @@ def measure(folder: Path, budget: int, batch_size: int, steps: int) -> dict[str,
     modalities = tuple(SHAPES)
     net, guides = build_network(config, dataset, manifest, modalities)
     task = dataset.task(manifest)
-    strategy = build_strategy(config, net, guides, task, alone)
+    strategy = build_strategy(config, net, guides, task, SINGLE_WORKER)
     optimizer = model_optimizer(config.optim, net.parameters())
 
     def step(inputs: dict[str, torch.Tensor], target: torch.Tensor) -> None:

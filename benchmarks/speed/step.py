@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from problems import NAIVE, PROBLEMS, STRATEGIES, Problem, naive_step, product_step
 
-from cggm_ray.core.reduction import alone
+from cggm_ray.core.reduction import SINGLE_WORKER
 from cggm_ray.engine.assembly import build_strategy
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.optim import clip_by_total_norm, model_optimizer
@@ -107,7 +107,7 @@ def breakdown(name: str, rounds: int) -> dict[str, float]:
     torch.manual_seed(0)
     config = Config.from_dict({**problem.settings, "modulation": "cggm"})
     net, guides = problem.networks(config)
-    strategy = build_strategy(config, net, guides, problem.task(), alone)
+    strategy = build_strategy(config, net, guides, problem.task(), SINGLE_WORKER)
     optimizer, data = model_optimizer(config.optim, net.parameters()), problem.data()
     parts: dict[str, list[float]] = {}
     clock = time.perf_counter()

@@ -6,6 +6,7 @@ the features, C outputs of the head, K additive sums of a loss, J sums among the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,6 +41,32 @@ class Batch:
     weight: Tensor | None = None
     masks: dict[str, Tensor] | None = None
     labelled: Tensor | None = None
+
+    @classmethod
+    def of_loop(
+        cls,
+        target: Tensor,
+        *,
+        inputs: Mapping[str, Tensor] | None = None,
+        present: Mapping[str, Tensor] | None = None,
+        weight: Tensor | None = None,
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> Batch:
+        """The batch of a training loop that has its tensors one by one; `index` counts them.
+
+        Args:
+            target: [N, ...].
+            inputs: modality name to [N, ...]; left out where only features matter.
+            present, weight, masks: see `Batch`.
+        """
+        return cls(
+            inputs=dict(inputs or {}),
+            target=target,
+            index=torch.arange(len(target)),
+            present=None if present is None else dict(present),
+            weight=weight,
+            masks=None if masks is None else dict(masks),
+        )
 
     def __len__(self) -> int:
         return len(self.index)
@@ -94,8 +121,11 @@ class HeadOutput(NamedTuple):
         hidden: input of the head's last linear layer (or 1x1 convolution), [N, D] or [N, D, h, w].
         raw: the linear layer's own output when `logits` is a resized version of it (segmentation); None when they are
             the same tensor.
+        members: modality name to the logits of its uni-modal model, of the shape of `logits`, where the prediction is that
+            of an ensemble; None where it is not.
     """
 
     logits: Tensor
     hidden: Tensor
     raw: Tensor | None = None
+    members: Mapping[str, Tensor] | None = None

@@ -292,7 +292,6 @@ def new_state(
     for guide in guides.values():
         guide.to(runtime.device)
     strategy = build_strategy(config, net, guides, task, runtime.reduce())
-    strategy.is_guarded = True
     encoders = dict(net.encoders.items())
     optimizer = model_optimizer(config.optim, net.parameters(), encoders, strategy.rates())
     metric = config.train.select or task.selection[0]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cggm_ray.core.batch import Batch, Feature
-from cggm_ray.core.reduction import Reduce, alone
+from cggm_ray.core.reduction import Reduce
 from cggm_ray.data.loading.collector import Collector
 from cggm_ray.data.loading.sampler import slices
 from cggm_ray.data.loading.split import Split
@@ -81,7 +81,7 @@ class Observer:
 
     def see(self, features: dict[str, Feature], batch: Batch) -> None:
         """Adds a batch."""
-        seen = self.strategy.observe(features, batch.target, batch.present, batch.weight, batch.masks)
+        seen = self.strategy.observe(features, batch)
         self.sums = seen if self.sums is None else self.sums + seen
 
 
@@ -126,7 +126,7 @@ def evaluate(
     total = reduce(torch.cat([loss_sums, metrics.sums, *seen]))
     if observer is not None:
         total, observer.sums = total.split([len(loss_sums) + len(metrics.sums), sum(map(len, seen))])
-    if collected is not None and reduce is not alone:
+    if collected is not None and not reduce.is_single:
         collected.share(reduce, runtime.device)
     if runtime.world_size == 1 and not labelled:
         return {}

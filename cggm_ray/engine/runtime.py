@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cggm_ray.config.fields import at_least, check, option
 from cggm_ray.config.parsing import whole
 from cggm_ray.core.errors import StorageError, UsageError
-from cggm_ray.core.reduction import alone
+from cggm_ray.core.reduction import Reduction
 from cggm_ray.engine.checkpoints import Checkpoints
 from cggm_ray.engine.state import Position
 from cggm_ray.engine.stopping import Agreement, Asked, Notice
@@ -41,8 +41,8 @@ class Runtime(Protocol):
     world_size: int
     device: torch.device
 
-    def reduce(self) -> Callable[[Tensor], Tensor]:
-        """The function that sums a detached tensor over all workers; the identity `alone` for one worker."""
+    def reduce(self) -> Reduction:
+        """Sums a detached tensor over all workers."""
         ...
 
     def wrap(self, module: nn.Module) -> nn.Module:
@@ -125,9 +125,9 @@ class GroupRuntime(ABC):
     def wish(self) -> Notice:
         """See `Runtime`."""
 
-    def reduce(self) -> Callable[[Tensor], Tensor]:
+    def reduce(self) -> Reduction:
         """See `Runtime`."""
-        return all_reduce if self.world_size > 1 else alone
+        return Reduction(all_reduce, self.world_size)
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """See `Runtime`."""

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cggm_ray.core.batch import Batch, HeadOutput
-from cggm_ray.core.reduction import Totals, alone
+from cggm_ray.core.reduction import Totals, global_sums
 from cggm_ray.engine.guards import non_finite
 from cggm_ray.engine.optim import clip_by_total_norm, rescale
 from cggm_ray.engine.runtime import Runtime
 from cggm_ray.engine.state import TrainState
-from cggm_ray.models.batchnorm import global_batch
+from cggm_ray.models.batchnorm import share_global_batch
 from cggm_ray.models.net import MultimodalNet
-from cggm_ray.strategies.base import Strategy
+from cggm_ray.strategies.base import Memo, Strategy
 
 
 class TrainingStep(nn.Module):
@@ -37,25 +37,31 @@ class TrainingStep(nn.Module):
         self.net = net
         self.strategy = strategy
         self._half = precision == "bf16"
+        self._global_batch = share_global_batch(strategy.reduce, net, strategy)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Task loss and the strategy's term, both of the global batch."""
-        return self.strategy.losses(self._head(batch), batch.target, batch.weight)
+    def forward(self, batch: Batch, totals: Totals | None = None) -> tuple[Tensor, Tensor]:
+        """Task loss and the strategy's term, both of the global batch.
+
+        Args:
+            batch: of this worker.
+            totals: the sums of the global batch where they are known, for a batch that is a part of it.
+        """
+        head, memo = self._head(batch, totals)
+        terms = self.strategy.terms(head, batch, memo, totals)
+        return terms.task_loss, terms.extra
 
     def sums(self, batch: Batch) -> Tensor:
         """What the losses are made of, of this batch alone; see `Strategy.local_sums`."""
-        return self.strategy.local_sums(self._head(batch), batch.target, batch.weight)
+        head, memo = self._head(batch)
+        return self.strategy.local_sums(head, batch, memo)
 
-    def _head(self, batch: Batch) -> HeadOutput:
-        reduce = self.strategy.reduce
+    def _head(self, batch: Batch, totals: Totals | None = None) -> tuple[HeadOutput, Memo]:
         with (
             torch.autocast(batch.target.device.type, torch.bfloat16, enabled=self._half),
-            global_batch(reduce, batch.weight, alone=reduce is alone),
+            self._global_batch.part(batch.weight),
         ):
-            self.strategy.see(batch.inputs, batch.masks)
-            features = self.net.encode(batch.inputs, batch.masks)
-            features = self.strategy.modulate(features, batch.target, batch.present, batch.weight, batch.masks)
-            return self.net.fuse(features, batch.masks)
+            features, memo = self.strategy.transform(self.net.encode(batch.inputs, batch.masks), batch, totals)
+            return self.net.fuse(features, batch.masks), memo
 
 
 def train_step(
@@ -89,7 +95,7 @@ def train_step(
     if state.strategy.rates_by_step:
         rescale(state.optimizer, state.strategy.rates())
     state.optimizer.step()
-    state.strategy.step()
+    state.strategy.move()
     return {"loss": task_loss, "gradient_norm": total, "grad_norm": norms_M, **state.strategy.diagnostics}
 
 
@@ -115,19 +121,15 @@ def backward(step: nn.Module, batch: Batch, parts: int) -> tuple[Tensor, Tensor]
     seeds = torch.randint(2**62, (len(pieces),)).tolist()
     totals = _totals(inner, pieces, seeds)
     memory = [tensor.clone() for tensor in strategy.memory()]
-    strategy.totals = totals
-    try:
-        for number, (piece, seed) in enumerate(zip(pieces, seeds, strict=True), start=1):
-            # Every part takes the decision of the step, the same one from the same sums and the same memory.
-            for tensor, before in zip(strategy.memory(), memory, strict=True):
-                tensor.copy_(before)
-            torch.manual_seed(seed)
-            last = number == len(pieces)
-            with step.no_sync() if isinstance(step, DistributedDataParallel) and not last else nullcontext():
-                task_loss, extra = step(piece)
-                ((task_loss + extra) / len(pieces)).backward()
-    finally:
-        strategy.totals = None
+    for number, (piece, seed) in enumerate(zip(pieces, seeds, strict=True), start=1):
+        # Every part takes the decision of the step, the same one from the same sums and the same memory.
+        for tensor, before in zip(strategy.memory(), memory, strict=True):
+            tensor.copy_(before)
+        torch.manual_seed(seed)
+        last = number == len(pieces)
+        with step.no_sync() if isinstance(step, DistributedDataParallel) and not last else nullcontext():
+            task_loss, extra = step(piece, totals)
+            ((task_loss + extra) / len(pieces)).backward()
     return task_loss.detach(), extra.detach()
 
 
@@ -141,9 +143,4 @@ def _totals(inner: TrainingStep, pieces: Sequence[Batch], seeds: Sequence[int]) 
         local.append(inner.sums(piece))
     for buffer, before in buffers:
         buffer.copy_(before)
-    sums = torch.stack(local).sum(0)
-    reduce = inner.strategy.reduce
-    if reduce is alone:
-        return Totals(sums, float(len(pieces)))
-    total = reduce(torch.cat([sums, sums.new_ones(1)]))
-    return Totals(total[:-1], total[-1] * len(pieces))
+    return global_sums(torch.stack(local).sum(0), inner.strategy.reduce, len(pieces))

@@ -8,8 +8,7 @@ Shapes: N samples, C channels, H and W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,83 +16,121 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cggm_ray.core.reduction import SINGLE_WORKER, Reduction
+
 
 @dataclass(frozen=True)
-class _GlobalBatch:
-    reduce: Callable[[Tensor], Tensor]
-    alone: bool
-    weight: Tensor | None
+class _Scope:
+    """The pass that a network is in: over a part of a global batch with these weights or not, again or for the first time."""
+
+    weight: Tensor | None = None
+    is_repeated: bool = False
+    is_global: bool = True
 
 
-_CURRENT: ContextVar[_GlobalBatch | None] = ContextVar("global_batch", default=None)
-
-
-@contextmanager
-def global_batch(reduce: Callable[[Tensor], Tensor], weight: Tensor | None, *, alone: bool) -> Iterator[None]:
-    """Inside, training statistics are those of the global batch. Outside, those of the tensor at hand.
+class GlobalBatch:
+    """What the `BatchNorm2d` of a network share: how to sum over workers, and which pass they are in.
 
     Args:
         reduce: sums a vector over workers.
-        weight: [N], 0 for samples that do not count; None when all do.
-        alone: there is one worker, so nothing to reduce.
     """
-    token = _CURRENT.set(_GlobalBatch(reduce, alone, weight))
-    try:
-        yield
-    finally:
-        _CURRENT.reset(token)
+
+    def __init__(self, reduce: Reduction = SINGLE_WORKER) -> None:
+        self.reduce = reduce
+        self.scope: _Scope | None = None
+
+    def part(self, weight: Tensor | None) -> AbstractContextManager[None]:
+        """Inside, training statistics are those of the global batch. Outside, those of the tensor at hand.
+
+        Args:
+            weight: [N], 0 for samples of this worker that do not count; None when all do.
+        """
+        return self.entered(_Scope(weight))
+
+    @contextmanager
+    def entered(self, scope: _Scope | None) -> Iterator[None]:
+        """Inside, this is the scope."""
+        before, self.scope = self.scope, scope
+        try:
+            yield
+        finally:
+            self.scope = before
 
 
-_RECOMPUTING: ContextVar[bool] = ContextVar("recomputing", default=False)
+def share_global_batch(reduce: Reduction, *networks: nn.Module) -> GlobalBatch:
+    """Has all `BatchNorm2d` of some networks take their statistics together over workers; called once when they are built.
+
+    Args:
+        reduce: sums a vector over workers.
+        networks: whose layers are meant.
+    """
+    shared = GlobalBatch(reduce)
+    for network in networks:
+        for layer in network.modules():
+            if isinstance(layer, BatchNorm2d):
+                layer.global_batch = shared
+    return shared
 
 
-def recompute_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def recompute_contexts(network: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """For `torch.utils.checkpoint`: contexts of a forward pass and of its repetition.
 
-    The repetition comes in the backward pass, outside of `global_batch`. It sees the same global batch, and moves no running
-    statistics.
+    The repetition comes in the backward pass, outside of `GlobalBatch.part`. It takes the statistics of the same global batch,
+    and moves no running statistics.
+
+    Args:
+        network: that is repeated.
     """
-    return nullcontext(), _Again(_CURRENT.get())
+    shared = {layer.global_batch for layer in network.modules() if isinstance(layer, BatchNorm2d)}
+    return nullcontext(), _Again([(one, one.scope) for one in shared])
 
 
 class _Again(AbstractContextManager[None]):
     """Entered once for every backward pass; a strategy may take several through one graph."""
 
-    def __init__(self, scope: _GlobalBatch | None) -> None:
-        self._scope = scope
+    def __init__(self, scopes: list[tuple[GlobalBatch, _Scope | None]]) -> None:
+        self._scopes = scopes
 
     def __enter__(self) -> None:
-        self._tokens = _CURRENT.set(self._scope), _RECOMPUTING.set(True)
+        self._stack = ExitStack()
+        for shared, scope in self._scopes:
+            weight = None if scope is None else scope.weight
+            self._stack.enter_context(shared.entered(_Scope(weight, is_repeated=True, is_global=scope is not None)))
 
     def __exit__(self, *_: object) -> None:
-        _CURRENT.reset(self._tokens[0])
-        _RECOMPUTING.reset(self._tokens[1])
+        self._stack.close()
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d` whose training statistics are those of the global batch (see `global_batch`).
+    """`torch.nn.BatchNorm2d` whose training statistics are those of the global batch (see `GlobalBatch`).
 
-    A global batch with a single value per channel, where torch raises, is normalised to zero.
+    A global batch with a single value per channel, where torch raises, is normalised to zero. The arguments are torch's.
+
+    Attributes:
+        global_batch: shared by the layers of a network; see `share_global_batch`.
     """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.global_batch = GlobalBatch()
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """[N, C, H, W] to the same shape."""
-        scope = _CURRENT.get()
         if not self.training:
             return super().forward(x_NCHW)
+        scope = self.global_batch.scope or _Scope(is_global=False)
         single = x_NCHW.numel() == x_NCHW.shape[1]
-        if not single and (scope is None or (scope.alone and scope.weight is None)):
-            if _RECOMPUTING.get():
+        reduce = self.global_batch.reduce if scope.is_global else SINGLE_WORKER
+        if not single and reduce.is_single and scope.weight is None:
+            if scope.is_repeated:
                 assert self.running_mean is not None
                 assert self.running_var is not None
                 passing = self.running_mean.clone(), self.running_var.clone()
                 return F.batch_norm(x_NCHW, *passing, self.weight, self.bias, training=True, eps=self.eps)
             return super().forward(x_NCHW)
-        reduce = (lambda sums: sums) if scope is None else scope.reduce
-        weight = None if scope is None else scope.weight
         assert self.running_mean is not None
-        normalised, moments = _Normalise.apply(x_NCHW, self.running_mean, weight, reduce, self.eps)  # type: ignore[no-untyped-call]
-        if not _RECOMPUTING.get():
+        normalised, moments = _Normalise.apply(x_NCHW, self.running_mean, scope.weight, reduce, self.eps)  # type: ignore[no-untyped-call]
+        if not scope.is_repeated:
             self._follow(moments)
         return normalised * _channels(self.weight) + _channels(self.bias)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -108,7 +109,7 @@ class DeepLabEncoder(nn.Module):
         if not (self.recompute and self.training and torch.is_grad_enabled()):
             return self._features(x)
         features: tuple[Tensor, Tensor] = checkpoint(
-            self._features, x, use_reentrant=False, context_fn=recompute_contexts
+            self._features, x, use_reentrant=False, context_fn=partial(recompute_contexts, self)
         )
         return features
 

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from cggm_ray.core.batch import Feature, HeadOutput
+from cggm_ray.core.errors import UsageError
 from cggm_ray.models.net import Masks, MultimodalNet
 
-if TYPE_CHECKING:
-    from cggm_ray.core.batch import Feature
+
+class Votes(NamedTuple):
+    """What an ensemble says.
+
+    Attributes:
+        logits: [N, C, ...] of the ensemble.
+        members: modality name to the logits of its member, of the same shape, with their graph; those of samples without
+            the modality are 0.
+    """
+
+    logits: Tensor
+    members: dict[str, Tensor]
 
 
 class Ensemble(nn.Module):
@@ -20,21 +32,16 @@ class Ensemble(nn.Module):
     Args:
         members: by modality; each maps the feature of its modality to a `HeadOutput`.
         mean: take the mean instead of the sum.
-
-    Attributes:
-        logits: of every member in the last forward pass, by modality, with their graph; those of samples without the
-            modality are 0.
     """
 
     def __init__(self, members: Mapping[str, nn.Module], *, mean: bool) -> None:
         super().__init__()
         self.members = nn.ModuleDict(members)
-        self.logits: dict[str, Tensor] = {}
         self._mean = mean
 
-    def forward(self, features: Mapping[str, Feature], masks: Masks | None = None) -> Tensor:
-        """Features by modality to logits [N, C, ...]."""
-        self.logits, votes = {}, []
+    def forward(self, features: Mapping[str, Feature], masks: Masks | None = None) -> Votes:
+        """Features by modality to the logits of the ensemble and of its members."""
+        said, votes = {}, []
         for name, member in self.members.items():
             mask = None if masks is None else masks.get(name)
             logits = member(features[name]).logits if mask is None else member(features[name], mask).logits
@@ -42,10 +49,19 @@ class Ensemble(nn.Module):
             if mask is not None:
                 there = mask.any(1).reshape(has_N1.shape)
                 logits, has_N1 = logits.masked_fill(~there, 0), has_N1 * there
-            self.logits[name] = logits
+            said[name] = logits
             votes.append(has_N1)
-        total = torch.stack(list(self.logits.values())).sum(0)
-        return total / torch.stack(votes).sum(0).clamp(min=1) if self._mean else total
+        total = torch.stack(list(said.values())).sum(0)
+        return Votes(total / torch.stack(votes).sum(0).clamp(min=1) if self._mean else total, said)
+
+
+class EnsembleNet(MultimodalNet):
+    """A network whose fusion is an `Ensemble`; the head gets its logits."""
+
+    def fuse(self, features: Mapping[str, Feature], masks: Masks | None = None) -> HeadOutput:
+        """The ensemble's prediction from the features, with those of its members."""
+        logits, members = self.fusion(features) if masks is None else self.fusion(features, masks)
+        return HeadOutput(self.head(logits), logits, members=members)
 
 
 def ensemble_net(net: MultimodalNet, members: Mapping[str, nn.Module], *, mean: bool) -> MultimodalNet:
@@ -57,10 +73,23 @@ def ensemble_net(net: MultimodalNet, members: Mapping[str, nn.Module], *, mean: 
         mean: see `Ensemble`.
     """
     encoders = {name: net.encoders[name] for name in members}
-    return MultimodalNet(encoders, Ensemble(members, mean=mean), nn.Identity())
+    return EnsembleNet(encoders, Ensemble(members, mean=mean), nn.Identity())
 
 
 def ensemble_of(net: MultimodalNet) -> Ensemble:
     """The ensemble of a network that `ensemble_net` made."""
     assert isinstance(net.fusion, Ensemble)
     return net.fusion
+
+
+def members_of(head: HeadOutput) -> Mapping[str, Tensor]:
+    """The logits of the members of an ensemble, by modality.
+
+    Raises:
+        UsageError: the prediction is not that of an ensemble.
+    """
+    if head.members is None:
+        raise UsageError(
+            "modulation: this strategy trains the members of an ensemble; expected a network of `ensemble_net`"
+        )
+    return head.members

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from cggm_ray.config.fields import check, option
 from cggm_ray.core.batch import Feature
-from cggm_ray.core.reduction import Reduce, alone
+from cggm_ray.core.reduction import SINGLE_WORKER, Reduce
 from cggm_ray.core.shapley import all_subsets, shapley_values
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.features import Predict, as_in_inference, keep_only, logits_of
@@ -85,7 +85,13 @@ class AGM(ResponseStrategy):
     """
 
     def __init__(
-        self, modalities: Sequence[str], predict: Predict, *, task: Task, alpha: float = 1.0, reduce: Reduce = alone
+        self,
+        modalities: Sequence[str],
+        predict: Predict,
+        *,
+        task: Task,
+        alpha: float = 1.0,
+        reduce: Reduce = SINGLE_WORKER,
     ) -> None:
         super().__init__(modalities, predict, task=task, reduce=reduce)
         self.alpha = alpha

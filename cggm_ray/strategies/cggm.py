@@ -2,34 +2,49 @@
 
 A step, one function each:
 
-1. `modulate` runs the guides on the detached features and places a gate on every feature;
+1. `transform` runs the guides on the detached features; a single worker decides the coefficients here, from the guides'
+   utilities, and scales the gradients of the features by them, so that the whole step is one graph;
 2. `sums` collects what the batch adds to the guides' losses, their utilities and the head gradients;
-3. `combine` turns the sums of the global batch into coefficients and opens the gates with them;
-4. it returns lambda * L_gm plus the guides' losses, so that one backward pass serves all;
-5. `step` moves the guides.
+3. `combine` forms lambda * L_gm plus the guides' losses, so that one backward pass serves all;
+4. `move` moves the guides.
+
+With several workers the utilities of the global batch are known after the one all-reduce of the step: `transform` places
+gates, and `combine` decides the coefficients and opens them before the backward pass. The alternative is a second all-reduce
+in every step. Both ways have the same coefficients and gradients.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from cggm_ray.core.batch import Feature, HeadOutput
+from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.errors import UsageError
-from cggm_ray.core.reduction import Reduce, alone
+from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
 from cggm_ray.core.registry import nearest
-from cggm_ray.strategies.base import Strategy
-from cggm_ray.strategies.coefficients import COEFFICIENT_RULES, StableRule
+from cggm_ray.strategies.base import Memo, Strategy
+from cggm_ray.strategies.coefficients import COEFFICIENT_RULES, Coefficients, StableRule
 from cggm_ray.strategies.direction import DIRECTION_RULES
-from cggm_ray.strategies.gate import Gates
-from cggm_ray.strategies.guided import Guided
+from cggm_ray.strategies.gate import Gates, scaled
+from cggm_ray.strategies.guided import Guided, GuideOutputs
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks.base import Task
 
 LEAST_RATE = 1e-6
+
+
+@dataclass(frozen=True)
+class _Memo:
+    """Of a pass; `scale` is None where `combine` decides it, for which `gates` wait."""
+
+    outputs: GuideOutputs
+    utility_sums: Tensor
+    scale: Coefficients | None
+    gates: Gates
 
 
 class CGGM(Guided):
@@ -116,7 +131,7 @@ class CGGM(Guided):
         magnitude: bool = True,
         update: bool = False,
         bodies: Mapping[str, nn.Module] | None = None,
-        reduce: Reduce = alone,
+        reduce: Reduce = SINGLE_WORKER,
     ) -> None:
         if len(guides) < 2:
             raise UsageError(
@@ -136,65 +151,62 @@ class CGGM(Guided):
             head_weight=None if head is None else _weight(head, "head"),
             guide_weights=[_weight(guide.head, "guide.head") for guide in guides.values() if hasattr(guide, "head")],
         )
-        self.gates = Gates()
         self._gate_features = magnitude and bodies is None and not update
         self.rates_by_step = magnitude and update
         if self.rates_by_step:
             self.register_buffer("scale_M", torch.ones(len(guides), dtype=torch.float64))
-        if bodies is not None:
+        # A hook of a parameter lasts longer than a step, so these gates do too.
+        self.body_gates = None if bodies is None else Gates()
+        if self.body_gates is not None and bodies is not None:
             for index, name in enumerate(guides):
-                self.gates.hook(bodies[name].parameters(), index)
+                self.body_gates.hook(bodies[name].parameters(), index)
 
     scale_M: Tensor
 
-    def modulate(
-        self,
-        features: dict[str, Feature],
-        target: Tensor,
-        present: Mapping[str, Tensor] | None = None,
-        weight: Tensor | None = None,
-        masks: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Feature]:
-        """Runs the guides on the detached features and places the gates.
+    def transform(
+        self, features: dict[str, Feature], batch: Batch, totals: Totals | None = None
+    ) -> tuple[dict[str, Feature], Memo]:
+        """Runs the guides on the detached features and scales the gradients of the features, or places gates.
 
         Args:
             features: modality name to the output of its encoder; every modality has a guide.
-            target: [N, ...].
-            present: modality name to bool [N]; a sample without the modality does not count for its guide.
-            weight: [N] or None.
-            masks: modality name to bool [N, T] or [N, 1], False at padding, which its guide gets as a second argument.
+            batch: a sample without a modality does not count for its guide, which gets masks as a second argument.
+            totals: the sums of the global batch where they are known.
 
         Returns:
-            The features for the fusion, equal in value.
+            The features for the fusion, equal in value, and the memo.
         """
-        self.gates.close()
-        features = super().modulate(features, target, present, weight, masks)
+        outputs = self.run_guides(features, batch)
+        utility_sums = self.utility_sums(self._utility, batch.target, outputs)
+        known = self.known_sums(utility_sums, totals, start=len(self.guides) * self.task.n_sums)
+        scale = None if known is None else self._decide(known.reshape(-1, 2))
+        gates = self.body_gates or Gates()
+        gates.close()
+        if scale is not None:
+            gates.open(scale.gate_M)
+        memo = _Memo(outputs, utility_sums, scale, gates)
         if not self._gate_features:
-            return features
-        return {name: self.gates.place(features[name], index) for index, name in enumerate(self.guides)}
+            return features, memo
+        if scale is None:
+            return {name: gates.place(features[name], index) for index, name in enumerate(self.guides)}, memo
+        return {name: scaled(features[name], scale.gate_M[index]) for index, name in enumerate(self.guides)}, memo
 
-    def sums(self, head: HeadOutput, target: Tensor, weight: Tensor | None) -> Tensor:
+    def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
         """[guide losses M K | utilities M 2 | direction]."""
-        outputs = self._outputs
-        losses = super().sums(head, target, weight)
-        with torch.no_grad():
-            ones = torch.ones(len(target), dtype=torch.float64, device=target.device)
-            utilities = [self._utility(g.logits, target, ones if w is None else w.double()) for g, w in outputs]
-        heads, weights = [guide for guide, _ in outputs], [w for _, w in outputs]
-        direction = self.direction.sums(head, heads, target, weight, weights)
-        return torch.cat([losses, *utilities, direction])
+        heads, weights = [guide for guide, _ in memo.outputs], [w for _, w in memo.outputs]
+        direction = self.direction.sums(head, heads, batch.target, batch.weight, weights)
+        return torch.cat([self.guide_sums(batch, memo.outputs), memo.utility_sums, direction])
 
-    def combine(self, task_sums: Tensor, own_sums: Tensor) -> Tensor:
-        """Opens the gates with this step's coefficients; returns lambda * L_gm + the sum of the guides' losses."""
+    def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:
+        """Decides the coefficients and opens the gates, if that is still to do; returns lambda * L_gm + the guides' losses."""
         m, k = len(self.guides), self.task.n_sums
         guide_sums, utility_sums, direction_sums = own_sums.split([m * k, m * 2, len(own_sums) - m * (k + 2)])
         guide_sums_MK, utility_sums_M2 = guide_sums.reshape(m, k), utility_sums.detach().reshape(m, 2)
-
-        seen_M = utility_sums_M2[:, 1] > 0
-        utility_M = utility_sums_M2[:, 0] / utility_sums_M2[:, 1].clamp(min=1e-12)
-        with torch.no_grad():
-            scale = self.coefficients(utility_M, seen_M)
-        self.gates.open(scale.gate_M)
+        utility_M, seen_M = utilities(utility_sums_M2)
+        scale = memo.scale
+        if scale is None:
+            scale = self._decide(utility_sums_M2)
+            memo.gates.open(scale.gate_M)
         if self.rates_by_step:
             self.scale_M.copy_(scale.gate_M)
 
@@ -215,6 +227,12 @@ class CGGM(Guided):
             self.diagnostics["cosine"] = term.cosine_M
         return self.lam * term.loss + losses_M.sum()
 
+    @torch.no_grad()
+    def _decide(self, utility_sums_M2: Tensor) -> Coefficients:
+        """The coefficients of the step, from the guides' utilities over the global batch."""
+        scale: Coefficients = self.coefficients(*utilities(utility_sums_M2))
+        return scale
+
     def rates(self) -> dict[str, float]:
         """The coefficients of this step by modality, where they scale learning rates: on a GPU, this waits for them."""
         if not self.rates_by_step:
@@ -226,6 +244,11 @@ class CGGM(Guided):
         """What the coefficient rule and the direction rule remember, and the coefficients where they are rates."""
         own = [self.scale_M] if self.rates_by_step else []
         return [*self.coefficients.buffers(), *self.direction.buffers(), *own]
+
+
+def utilities(sums_M2: Tensor) -> tuple[Tensor, Tensor]:
+    """Utilities [M] from their sums, numerator and count, and whether any sample has the modality, bool [M]."""
+    return sums_M2[:, 0] / sums_M2[:, 1].clamp(min=1e-12), sums_M2[:, 1] > 0
 
 
 def _check_name(field: str, name: str, names: Mapping[str, object]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from cggm_ray.core.batch import Feature, HeadOutput
+from cggm_ray.core.batch import Batch, Feature, HeadOutput
 
 if TYPE_CHECKING:
     from cggm_ray.models.net import MultimodalNet
@@ -28,12 +28,14 @@ def detached(feature: Feature) -> Feature:
     return each(feature, torch.Tensor.detach)
 
 
-def counted(weight: Tensor | None, present: Mapping[str, Tensor] | None, name: str) -> Tensor | None:
-    """Weights [N] of the samples that count and have a modality; None when all do."""
-    has = None if present is None else present.get(name)
-    if has is None:
-        return weight
-    return has.double() if weight is None else weight * has
+def counted(batch: Batch, *names: str) -> Tensor | None:
+    """Weights [N] of the samples of a batch that count and have all these modalities; None when all do."""
+    weight = batch.weight
+    for name in names:
+        has = None if batch.present is None else batch.present.get(name)
+        if has is not None:
+            weight = has.double() if weight is None else weight * has
+    return weight
 
 
 def keep_only(features: Mapping[str, Feature], kept: Container[str]) -> dict[str, Feature]:

@@ -13,12 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from cggm_ray.core.batch import Feature
+from cggm_ray.strategies.features import each
+
+
+def scaled(feature: Feature, scale: Tensor) -> Feature:
+    """The same feature, its gradient multiplied by a scalar that is known; every tensor of a tuple by the same.
+
+    Args:
+        feature: output of an encoder.
+        scale: the coefficient, detached.
+    """
+    return each(feature, lambda part: _Scale.apply(part, scale))  # type: ignore[no-untyped-call, no-any-return]
 
 
 class Gates:
-    """The coefficients of a step, shared by the gates of all modalities.
+    """Gates of one step whose coefficients are not known yet when they are placed; they read them in the backward pass.
 
-    Gates are placed in the forward pass, when the coefficients are not known yet; they read them in the backward pass.
+    Two cases need them: with several workers a coefficient follows from an all-reduce, and the step has one, after the forward
+    pass; and MMPareto's follow from gradients.
     """
 
     def __init__(self) -> None:
@@ -44,18 +56,24 @@ class Gates:
 
     def place(self, feature: Feature, index: int) -> Feature:
         """The same feature, its gradient scaled by the coefficient of modality `index`; tuples are gated one by one."""
-        if isinstance(feature, tuple):
-            return tuple(self._gate(part, index) for part in feature)
-        return self._gate(feature, index)
+        return each(feature, lambda part: _Gate.apply(part, self, index))  # type: ignore[no-untyped-call, no-any-return]
 
     def hook(self, parameters: Iterable[nn.Parameter], index: int) -> None:
         """Scales the gradients of single parameters instead. Tensor hooks also act before DDP's all-reduce."""
         for parameter in parameters:
             parameter.register_hook(lambda grad: grad * self.scale(index).to(grad.dtype))
 
-    def _gate(self, feature: Tensor, index: int) -> Tensor:
-        gated: Tensor = _Gate.apply(feature, self, index)  # type: ignore[no-untyped-call]
-        return gated
+
+class _Scale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, feature: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return feature.view_as(feature)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,), (scale,) = grads, ctx.saved_tensors
+        return grad * scale.to(grad.dtype), None
 
 
 class _Gate(torch.autograd.Function):

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from cggm_ray.config.fields import at_least, check, option
 from cggm_ray.core.errors import UsageError
-from cggm_ray.core.reduction import Reduce, alone
-from cggm_ray.strategies.base import Strategy
+from cggm_ray.core.reduction import SINGLE_WORKER, Reduce
+from cggm_ray.strategies.base import Memo, Strategy
 from cggm_ray.strategies.guided import Guided, MakeOptimizer
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks.base import Task
@@ -71,7 +71,7 @@ class GBlending(Guided):
         super_epoch: int,
         floor: float,
         optimizer: MakeOptimizer,
-        reduce: Reduce = alone,
+        reduce: Reduce = SINGLE_WORKER,
     ) -> None:
         if not guides:
             raise UsageError("modulation: gblend needs a guide for every modality")
@@ -92,7 +92,7 @@ class GBlending(Guided):
     valid_L: Tensor
     epochs: Tensor
 
-    def combine(self, task_sums: Tensor, own_sums: Tensor) -> Tensor:
+    def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:
         """What the task loss lacks to the blend: (w_0 - 1) L_0 + sum_m w_m L_m."""
         sums_MK = own_sums.reshape(len(self.guides), -1)
         self.seen_LK.add_(torch.cat([task_sums[None], sums_MK]).detach())

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cggm_ray.core.batch import Feature, HeadOutput
-from cggm_ray.core.reduction import Reduce, alone
-from cggm_ray.models.ensemble import Ensemble
-from cggm_ray.strategies.base import Strategy
+from cggm_ray.core.batch import Batch, Feature, HeadOutput
+from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
+from cggm_ray.strategies.base import Memo, Strategy
 from cggm_ray.strategies.features import counted, detached, in_precision
-from cggm_ray.tasks.base import Task
+from cggm_ray.tasks.base import Task, Utility
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+GuideOutputs = list[tuple[HeadOutput, Tensor | None]]
+"""Of every guide, with the weights [N] of the samples that count for it; None when all do."""
 
 
 class Guided(Strategy):
@@ -40,54 +41,45 @@ class Guided(Strategy):
         task: Task,
         optimizer: MakeOptimizer,
         detach: bool,
-        reduce: Reduce = alone,
+        reduce: Reduce = SINGLE_WORKER,
     ) -> None:
         super().__init__(task=task, reduce=reduce)
         self.guides = nn.ModuleDict(guides)
         self.optimizer = optimizer(self.guides.parameters()) if guides else None
         self._detach = detach
-        self._outputs: list[tuple[HeadOutput, Tensor | None]] = []
 
-    def modulate(
-        self,
-        features: dict[str, Feature],
-        target: Tensor,
-        present: Mapping[str, Tensor] | None = None,
-        weight: Tensor | None = None,
-        masks: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Feature]:
-        """Runs the guides; the features stay as they are."""
-        super().modulate(features, target, present, weight, masks)
-        self._outputs = self._run(features, present, weight, masks)
-        return features
+    def transform(
+        self, features: dict[str, Feature], batch: Batch, totals: Totals | None = None
+    ) -> tuple[dict[str, Feature], Memo]:
+        """Runs the guides, whose outputs are the memo; the features stay as they are."""
+        return features, self.run_guides(features, batch)
 
-    def sums(self, head: HeadOutput, target: Tensor, weight: Tensor | None) -> Tensor:
+    def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
         """The guides' losses, [M K]."""
-        if self.guides and not self._outputs:
-            raise RuntimeError("balance.loss(...) before balance.modulate(...)")
-        sums = [self.task.sums(guide.logits, target, w) for guide, w in self._outputs]
-        self._outputs = []
-        return torch.cat(sums) if sums else super().sums(head, target, weight)
+        return self.guide_sums(batch, memo) if self.guides else super().sums(head, batch, memo)
+
+    def guide_sums(self, batch: Batch, outputs: GuideOutputs) -> Tensor:
+        """The additive sums of the guides' losses, [M K]."""
+        return torch.cat([self.task.sums(guide.logits, batch.target, weight) for guide, weight in outputs])
+
+    def utility_sums(self, utility: Utility, target: Tensor, outputs: GuideOutputs) -> Tensor:
+        """The additive sums of the guides' utilities, [M 2], without gradient; in the precision of the logits."""
+        # Like all sums in full precision, also where the networks run in another.
+        with torch.no_grad(), torch.autocast(target.device.type, enabled=False):
+            ones = torch.ones(len(target), dtype=torch.float64, device=target.device)
+            return torch.cat([utility(guide.logits, target, ones if w is None else w.double()) for guide, w in outputs])
 
     def guide_losses(self, sums_MK: Tensor) -> Tensor:
         """The guides' losses [M] from their sums; 0, without gradient, where no sample has the modality."""
         return losses_of(self.task, sums_MK)
 
-    def observe(
-        self,
-        features: dict[str, Feature],
-        target: Tensor,
-        present: Mapping[str, Tensor] | None = None,
-        weight: Tensor | None = None,
-        masks: Mapping[str, Tensor] | None = None,
-    ) -> Tensor:
+    def observe(self, features: dict[str, Feature], batch: Batch) -> Tensor:
         """[guide losses M K | utilities M 2] of a validation batch."""
-        outputs = [(in_precision(guide.logits), w) for guide, w in self._run(features, present, weight, masks)]
+        outputs = [
+            (guide._replace(logits=in_precision(guide.logits)), w) for guide, w in self.run_guides(features, batch)
+        ]
         utility = self.task.utility(self.task.default_utility)
-        ones = torch.ones(len(target), dtype=torch.float64, device=target.device)
-        losses = [self.task.sums(logits, target, w) for logits, w in outputs]
-        utilities = [utility(logits, target, ones if w is None else w.double()) for logits, w in outputs]
-        return torch.cat([*losses, *utilities])
+        return torch.cat([self.guide_sums(batch, outputs), self.utility_sums(utility, batch.target, outputs)])
 
     def observed_losses(self, observed: Tensor) -> Tensor:
         """The guides' validation losses [M] from the sums of `observe`."""
@@ -112,54 +104,14 @@ class Guided(Strategy):
         if self.optimizer is not None:
             self.optimizer.load_state_dict(state)
 
-    def _run(
-        self,
-        features: Mapping[str, Feature],
-        present: Mapping[str, Tensor] | None,
-        weight: Tensor | None,
-        masks: Mapping[str, Tensor] | None,
-    ) -> list[tuple[HeadOutput, Tensor | None]]:
+    def run_guides(self, features: Mapping[str, Feature], batch: Batch) -> GuideOutputs:
         """Output of every guide, with the weights of the samples that count for it."""
         outputs = []
         for name, guide in self.guides.items():
             feature = detached(features[name]) if self._detach else features[name]
-            mask = [] if masks is None or name not in masks else [masks[name]]
-            outputs.append((guide(feature, *mask), counted(weight, present, name)))
+            mask = [] if batch.masks is None or name not in batch.masks else [batch.masks[name]]
+            outputs.append((guide(feature, *mask), counted(batch, name)))
         return outputs
-
-
-class OfEnsemble(Strategy):
-    """A strategy whose network predicts by an ensemble of uni-modal members instead of a fusion.
-
-    Args:
-        ensemble: which the network has in the place of its fusion.
-        task: what is predicted.
-        reduce: sums a vector over workers.
-    """
-
-    def __init__(self, ensemble: Ensemble, *, task: Task, reduce: Reduce = alone) -> None:
-        super().__init__(task=task, reduce=reduce)
-        # In a tuple: its parameters are the network's, and not registered a second time.
-        self._ensemble = (ensemble,)
-        self._present: Mapping[str, Tensor] | None = None
-
-    @property
-    def ensemble(self) -> Ensemble:
-        """The members and their last predictions."""
-        return self._ensemble[0]
-
-    def modulate(
-        self,
-        features: dict[str, Feature],
-        target: Tensor,
-        present: Mapping[str, Tensor] | None = None,
-        weight: Tensor | None = None,
-        masks: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Feature]:
-        """Keeps what is present; the features stay as they are."""
-        super().modulate(features, target, present, weight, masks)
-        self._present = present
-        return features
 
 
 def losses_of(task: Task, sums_MK: Tensor) -> Tensor:

@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from cggm_ray.config.fields import check, option
-from cggm_ray.core.batch import Feature, HeadOutput
+from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.errors import UsageError
-from cggm_ray.core.reduction import Reduce, alone
-from cggm_ray.strategies.base import Strategy
+from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
+from cggm_ray.strategies.base import Memo, Strategy
 from cggm_ray.strategies.gate import Gates
-from cggm_ray.strategies.guided import Guided
+from cggm_ray.strategies.guided import Guided, GuideOutputs
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks.base import Task
 
@@ -46,6 +46,14 @@ class MMParetoOptions(StrategyOptions):
 
     def __post_init__(self) -> None:
         check(self.mmpareto_gamma > 0, self, "mmpareto_gamma", "a positive number")
+
+
+class _Memo(NamedTuple):
+    """Of a pass: what the guides said, and the gates on both ways of a feature."""
+
+    outputs: GuideOutputs
+    to_fusion: Gates
+    to_guide: Gates
 
 
 class Products(NamedTuple):
@@ -122,7 +130,7 @@ class MMPareto(Guided):
         gamma: float = 1.5,
         lr: float = 5e-4,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
-        reduce: Reduce = alone,
+        reduce: Reduce = SINGLE_WORKER,
     ) -> None:
         if len(guides) < 2:
             raise UsageError(
@@ -135,41 +143,36 @@ class MMPareto(Guided):
         self._parameters_by_encoder = [
             [parameter for parameter in encoders[name].parameters() if parameter.requires_grad] for name in guides
         ]
-        self.to_fusion, self.to_guide = Gates(), Gates()
 
-    def modulate(
-        self,
-        features: dict[str, Feature],
-        target: Tensor,
-        present: Mapping[str, Tensor] | None = None,
-        weight: Tensor | None = None,
-        masks: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Feature]:
-        """Runs the guides and places two gates on every feature; see `Strategy.modulate`."""
-        Strategy.modulate(self, features, target, present, weight, masks)
-        self.to_fusion.close()
-        self.to_guide.close()
-        for_guides = {name: self.to_guide.place(features[name], index) for index, name in enumerate(self.guides)}
-        self._outputs = self._run(for_guides, present, weight, masks)
-        return {name: self.to_fusion.place(features[name], index) for index, name in enumerate(self.guides)}
+    def transform(
+        self, features: dict[str, Feature], batch: Batch, totals: Totals | None = None
+    ) -> tuple[dict[str, Feature], Memo]:
+        """Runs the guides and places two gates on every feature, which `combine` opens."""
+        to_fusion, to_guide = Gates(), Gates()
+        for_guides = {name: to_guide.place(features[name], index) for index, name in enumerate(self.guides)}
+        memo = _Memo(self.run_guides(for_guides, batch), to_fusion, to_guide)
+        return {name: to_fusion.place(features[name], index) for index, name in enumerate(self.guides)}, memo
 
-    def sums(self, head: HeadOutput, target: Tensor, weight: Tensor | None) -> Tensor:
+    def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
         """[guide losses M K | samples that have the modality M]."""
-        everyone = torch.full((), len(target), dtype=torch.float64, device=target.device)
-        counts = torch.stack([everyone if w is None else w.double().sum() for _, w in self._outputs])
-        return torch.cat([super().sums(head, target, weight), counts])
+        everyone = torch.full((), len(batch), dtype=torch.float64, device=batch.target.device)
+        counts = torch.stack([everyone if w is None else w.double().sum() for _, w in memo.outputs])
+        return torch.cat([self.guide_sums(batch, memo.outputs), counts])
 
-    def combine(self, task_sums: Tensor, own_sums: Tensor) -> Tensor:
+    def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:
         """Compares the two gradients of every encoder and opens the gates; returns the sum of the guides' losses."""
         m, k = len(self.guides), self.task.n_sums
         seen_M = own_sums[m * k :].detach() > 0
         # A modality that no sample has gives 0 / 0; ones in its place keep the gradients of the others finite.
         guide_sums_MK = torch.where(seen_M[:, None], own_sums[: m * k].reshape(m, k), 1.0)
         losses_M = torch.where(seen_M, torch.stack([self.task.combine(sums) for sums in guide_sums_MK]), 0.0)
+        ones_M = torch.ones(m, dtype=torch.float64, device=task_sums.device)
+        memo.to_fusion.open(ones_M)
+        memo.to_guide.open(ones_M)
         products = self._products(self.task.combine(task_sums), losses_M.sum())
         weights = pareto_weights(products, self.gamma)
-        self.to_fusion.open(weights.fused_M)
-        self.to_guide.open(weights.guided_M)
+        memo.to_fusion.open(weights.fused_M)
+        memo.to_guide.open(weights.guided_M)
         self.diagnostics = {
             "coefficient": weights.fused_M,
             "guide_coefficient": weights.guided_M,
@@ -180,9 +183,6 @@ class MMPareto(Guided):
 
     def _products(self, task_loss: Tensor, guide_loss: Tensor) -> Products:
         """Of the gradients of the global batch, from one backward pass of each loss through the encoders."""
-        ones_M = torch.ones(len(self.guides), dtype=torch.float64, device=task_loss.device)
-        self.to_fusion.open(ones_M)
-        self.to_guide.open(ones_M)
         parameters = [parameter for group in self._parameters_by_encoder for parameter in group]
         flat = []
         for loss in (task_loss, guide_loss):

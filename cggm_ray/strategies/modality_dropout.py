@@ -11,17 +11,17 @@ taken in parts draws others than a whole one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cggm_ray.config.fields import check, option
-from cggm_ray.core.batch import Feature, HeadOutput
+from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.errors import UsageError
-from cggm_ray.core.reduction import Reduce, alone
-from cggm_ray.strategies.base import Strategy
+from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
+from cggm_ray.strategies.base import Memo, Strategy
 from cggm_ray.strategies.features import each
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks.base import Task, sample_weight
@@ -35,6 +35,13 @@ class ModalityDropoutOptions(StrategyOptions):
 
     def __post_init__(self) -> None:
         check(0 <= self.modality_dropout_p < 1, self, "modality_dropout_p", "a probability in [0, 1)")
+
+
+class _Memo(NamedTuple):
+    """Of a pass: which modalities the samples kept, and which they have."""
+
+    kept_MN: Tensor
+    there_MN: Tensor
 
 
 class ModalityDropout(Strategy):
@@ -59,44 +66,38 @@ class ModalityDropout(Strategy):
         True
     """
 
-    def __init__(self, *, task: Task, p: float = 0.2, reduce: Reduce = alone) -> None:
+    def __init__(self, *, task: Task, p: float = 0.2, reduce: Reduce = SINGLE_WORKER) -> None:
         super().__init__(task=task, reduce=reduce)
         if not 0 <= p < 1:
             raise UsageError(f"p: found {p}; expected a probability in [0, 1)")
         self.p = p
-        self._kept_MN: Tensor | None = None
-        self._there_MN: Tensor | None = None
 
-    def modulate(
-        self,
-        features: dict[str, Feature],
-        target: Tensor,
-        present: Mapping[str, Tensor] | None = None,
-        weight: Tensor | None = None,
-        masks: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Feature]:
-        """The features with zeros where a modality was dropped; see `Strategy.modulate`."""
-        super().modulate(features, target, present, weight, masks)
+    def transform(
+        self, features: dict[str, Feature], batch: Batch, totals: Totals | None = None
+    ) -> tuple[dict[str, Feature], Memo]:
+        """The features with zeros where a modality was dropped, in training."""
         if not self.training:
-            return features
-        everyone = torch.ones(len(target), dtype=torch.bool, device=target.device)
-        there_MN = torch.stack([everyone if present is None else present.get(name, everyone) for name in features])
-        draw_MN = torch.rand(there_MN.shape, device=target.device).masked_fill(~there_MN, -1)
+            return features, None
+        device = batch.target.device
+        everyone = torch.ones(len(batch), dtype=torch.bool, device=device)
+        present = batch.present or {}
+        there_MN = torch.stack([present.get(name, everyone) for name in features])
+        draw_MN = torch.rand(there_MN.shape, device=device).masked_fill(~there_MN, -1)
         # The largest draw is kept whatever it is: it decides only where all of them are below p.
         largest_N = draw_MN.argmax(0)
-        is_largest_MN = torch.arange(len(features), device=target.device)[:, None] == largest_N
+        is_largest_MN = torch.arange(len(features), device=device)[:, None] == largest_N
         kept_MN = there_MN & ((draw_MN >= self.p) | is_largest_MN)
-        self._kept_MN, self._there_MN = kept_MN, there_MN
-        return {name: _where(kept_N, features[name]) for name, kept_N in zip(features, kept_MN, strict=True)}
+        dropped = {name: _where(kept_N, features[name]) for name, kept_N in zip(features, kept_MN, strict=True)}
+        return dropped, _Memo(kept_MN, there_MN)
 
-    def sums(self, head: HeadOutput, target: Tensor, weight: Tensor | None) -> Tensor:
-        """[samples that kept the modality M | samples that have it M]."""
-        if self._kept_MN is None or self._there_MN is None:
-            return super().sums(head, target, weight)
-        w_N = sample_weight(head.logits, weight)
-        return torch.cat([self._kept_MN.double() @ w_N, self._there_MN.double() @ w_N])
+    def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
+        """[samples that kept the modality M | samples that have it M]; nothing where nothing was dropped."""
+        if memo is None:
+            return super().sums(head, batch, memo)
+        w_N = sample_weight(head.logits, batch.weight)
+        return torch.cat([memo.kept_MN.double() @ w_N, memo.there_MN.double() @ w_N])
 
-    def combine(self, task_sums: Tensor, own_sums: Tensor) -> Tensor:
+    def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:
         """No term of the loss; notes the share of the samples that kept each modality."""
         if len(own_sums):
             kept_M, there_M = own_sums.chunk(2)

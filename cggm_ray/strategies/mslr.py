@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from cggm_ray.config.fields import at_least, one_of, option
 from cggm_ray.core.errors import UsageError
-from cggm_ray.core.reduction import Reduce, alone
+from cggm_ray.core.reduction import SINGLE_WORKER, Reduce
 from cggm_ray.core.registry import nearest
-from cggm_ray.strategies.base import Strategy
+from cggm_ray.strategies.base import Memo, Strategy
 from cggm_ray.strategies.guided import Guided, MakeOptimizer
 from cggm_ray.strategies.registry import STRATEGIES, Materials, Setting, StrategyInfo, StrategyOptions
 from cggm_ray.tasks.base import Task
@@ -71,7 +71,7 @@ class MSLR(Guided):
         strategy: str,
         optimizer: MakeOptimizer,
         window: int = 5,
-        reduce: Reduce = alone,
+        reduce: Reduce = SINGLE_WORKER,
     ) -> None:
         dynamic = strategy == "dynamic"
         super().__init__(guides if dynamic else {}, task=task, optimizer=optimizer, detach=True, reduce=reduce)
@@ -87,7 +87,7 @@ class MSLR(Guided):
     history_WM: Tensor
     epochs: Tensor
 
-    def combine(self, task_sums: Tensor, own_sums: Tensor) -> Tensor:
+    def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:
         """The guides' losses, which reach nothing but the guides."""
         self.diagnostics = {"rate": self.factor_M.clone()}
         if not self.guides:

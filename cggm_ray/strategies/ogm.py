@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from cggm_ray.config.fields import check, option
 from cggm_ray.core.batch import Feature
-from cggm_ray.core.reduction import Reduce, alone
+from cggm_ray.core.reduction import SINGLE_WORKER, Reduce
 from cggm_ray.core.seeding import derive_seed
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.features import Predict, as_in_inference, keep_only, logits_of
@@ -99,7 +99,7 @@ class OGM(ResponseStrategy):
         alpha: float = 0.3,
         noisy: Mapping[str, nn.Module] | None = None,
         seed: int = 0,
-        reduce: Reduce = alone,
+        reduce: Reduce = SINGLE_WORKER,
     ) -> None:
         super().__init__(modalities, predict, task=task, gated=noisy is None, reduce=reduce)
         self.alpha = alpha

@@ -32,9 +32,9 @@ import torch
 from torch import Tensor
 
 from cggm_ray.config.fields import at_least, check, option
-from cggm_ray.core.batch import Feature, HeadOutput
-from cggm_ray.core.reduction import Reduce, alone
-from cggm_ray.strategies.base import Strategy
+from cggm_ray.core.batch import Batch, Feature, HeadOutput
+from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
+from cggm_ray.strategies.base import Memo, Strategy
 from cggm_ray.strategies.features import counted, in_precision
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks import Classification
@@ -57,6 +57,10 @@ class PMROptions(StrategyOptions):
         check(0 <= self.pmr_momentum < 1, self, "pmr_momentum", "a number in [0, 1)")
 
 
+_Pooled = list[tuple[Tensor, Tensor | None]]
+"""By modality: pooled features [N, D], and the weights [N] of the samples that have it."""
+
+
 class PMR(Strategy):
     """See the module.
 
@@ -76,7 +80,7 @@ class PMR(Strategy):
         mu: float = 0.01,
         epochs: int = 10,
         momentum: float = 0.2,
-        reduce: Reduce = alone,
+        reduce: Reduce = SINGLE_WORKER,
     ) -> None:
         super().__init__(task=task, reduce=reduce)
         self._names, self._classes = tuple(modalities), task.outputs
@@ -89,46 +93,36 @@ class PMR(Strategy):
         self.register_buffer("epoch_count_MC", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("known_MC", torch.zeros(size, dtype=torch.bool))
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
-        self._pooled: list[tuple[Tensor, Tensor | None]] = []
 
     epoch_count_MC: Tensor
     known_MC: Tensor
     epoch: Tensor
 
-    def modulate(
-        self,
-        features: dict[str, Feature],
-        target: Tensor,
-        present: Mapping[str, Tensor] | None = None,
-        weight: Tensor | None = None,
-        masks: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Feature]:
-        """Keeps the pooled features of this step; the features stay as they are."""
-        super().modulate(features, target, present, weight, masks)
-        self._pooled = []
+    def transform(
+        self, features: dict[str, Feature], batch: Batch, totals: Totals | None = None
+    ) -> tuple[dict[str, Feature], Memo]:
+        """Pools the features, which are the memo and stay as they are."""
+        memo: _Pooled = []
         for index, name in enumerate(self._names):
-            z_ND = pooled(features[name], None if masks is None else masks.get(name))
+            z_ND = pooled(features[name], None if batch.masks is None else batch.masks.get(name))
             if self._prototype(index).numel() == 0:
                 empty = torch.zeros(self._classes, z_ND.shape[1], dtype=torch.float64, device=z_ND.device)
                 setattr(self, f"prototype_{index}", empty)
                 setattr(self, f"epoch_sum_{index}", empty.clone())
-            self._pooled.append((z_ND, counted(weight, present, name)))
-        return features
+            memo.append((z_ND, counted(batch, name)))
+        return features, memo
 
-    def sums(self, head: HeadOutput, target: Tensor, weight: Tensor | None) -> Tensor:
+    def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
         """[cross-entropies, entropies, scores, counts: 4 M | classes' counts M C | classes' features M C D]."""
-        if not self._pooled:
-            raise RuntimeError("balance.loss(...) before balance.modulate(...)")
         parts, counts, means = [], [], []
-        for index, (z_ND, weights) in enumerate(self._pooled):
+        for index, (z_ND, weights) in enumerate(memo):
             w = sample_weight(z_ND, weights)
             with torch.no_grad():
-                onehot_NC = torch.nn.functional.one_hot(target, self._classes).double() * w[:, None]
+                onehot_NC = torch.nn.functional.one_hot(batch.target, self._classes).double() * w[:, None]
                 counts.append(onehot_NC.sum(0))
                 # A sample that does not count may hold anything.
                 means.append((onehot_NC.T @ torch.where(w[:, None] > 0, z_ND.double(), 0.0)).flatten())
-            parts.append(self._measures(index, z_ND, target, w))
-        self._pooled = []
+            parts.append(self._measures(index, z_ND, batch.target, w))
         return torch.cat([torch.stack(parts).T.flatten(), *counts, *means])
 
     def _measures(self, index: int, z_ND: Tensor, target: Tensor, w: Tensor) -> Tensor:
@@ -146,7 +140,7 @@ class PMR(Strategy):
         values = (-of_truth, entropy, of_truth.detach().exp(), torch.ones_like(of_truth))
         return torch.stack([(torch.where(counts, value, 0.0) * w).sum() for value in values])
 
-    def combine(self, task_sums: Tensor, own_sums: Tensor) -> Tensor:
+    def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:
         """alpha * (accelerating terms) - mu * (entropies); takes the batch into the means of the epoch."""
         m, c = len(self._names), self._classes
         measures_4M = own_sums[: 4 * m].reshape(4, m)

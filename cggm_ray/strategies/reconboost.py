@@ -26,12 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from cggm_ray.config.fields import at_least, check, option
-from cggm_ray.core.batch import HeadOutput
-from cggm_ray.core.reduction import Reduce, alone
-from cggm_ray.models.ensemble import Ensemble, ensemble_net, ensemble_of
-from cggm_ray.strategies.base import Strategy
+from cggm_ray.core.batch import Batch, HeadOutput
+from cggm_ray.core.reduction import SINGLE_WORKER, Reduce
+from cggm_ray.models.ensemble import Ensemble, ensemble_net, ensemble_of, members_of
+from cggm_ray.strategies.base import Memo, Strategy
 from cggm_ray.strategies.features import counted, in_precision
-from cggm_ray.strategies.guided import OfEnsemble
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks import Classification
 from cggm_ray.tasks.base import sample_weight
@@ -54,7 +53,7 @@ class ReconBoostOptions(StrategyOptions):
             check(getattr(self, name) >= 0, self, name, "zero or a positive number")
 
 
-class ReconBoost(OfEnsemble):
+class ReconBoost(Strategy):
     """See the module.
 
     Args:
@@ -77,9 +76,9 @@ class ReconBoost(OfEnsemble):
         weight1: float = 5.0,
         weight2: float = 1.0,
         alpha: float = 0.5,
-        reduce: Reduce = alone,
+        reduce: Reduce = SINGLE_WORKER,
     ) -> None:
-        super().__init__(ensemble, task=task, reduce=reduce)
+        super().__init__(task=task, reduce=reduce)
         self._classes = task.outputs
         self._boosting, self._stage = epochs, epochs + rectify
         self._weights = (weight1, weight2, alpha)
@@ -100,28 +99,28 @@ class ReconBoost(OfEnsemble):
         stage = self._epoch // self._stage
         return self._names[(stage - 1) % len(self._names)] if stage else None
 
-    def sums(self, head: HeadOutput, target: Tensor, weight: Tensor | None) -> Tensor:
+    def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
         """Of the moving learner: [boosting term, samples, squared distances, samples that have both modalities]."""
         name, before = self.moving, self.moved_before
         if name is None:
-            return super().sums(head, target, weight)
+            return super().sums(head, batch, memo)
         weight1, weight2, _ = self._weights
-        logits = {other: in_precision(values) for other, values in self.ensemble.logits.items()}
+        logits = {other: in_precision(values) for other, values in members_of(head).items()}
         others = torch.stack([values.detach() for other, values in logits.items() if other != name]).sum(0)
         # In the first stage the others have learned nothing that could be subtracted.
         q = others.softmax(1) if before is not None else torch.zeros_like(others)
-        w = sample_weight(others, counted(weight, self._present, name))
+        w = sample_weight(others, counted(batch, name))
         log_p = logits[name].log_softmax(1)
-        truth = target[:, None]
+        truth = batch.target[:, None]
         boosting = ((weight2 * q - weight1) * log_p).gather(1, truth)[:, 0].double() / self._classes
         parts = [(boosting * w).sum(), w.sum()]
         if before is None:
             return torch.stack([*parts, w.new_zeros(()), w.new_zeros(())])
-        both = sample_weight(others, counted(w, self._present, before))
+        both = sample_weight(others, counted(batch, name, before))
         distance = (log_p.exp() - logits[before].detach().softmax(1)).square().mean(1).double()
         return torch.stack([*parts, (distance * both).sum(), both.sum()])
 
-    def combine(self, task_sums: Tensor, own_sums: Tensor) -> Tensor:
+    def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:
         """The loss of the moving learner without that of the sum; nothing where all move by the latter."""
         turns = [own_sums.new_full((), float(self.moving in (None, name))) for name in self._names]
         self.diagnostics = {"moving": torch.stack(turns)}

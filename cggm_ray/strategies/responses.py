@@ -7,17 +7,26 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cggm_ray.core.batch import Feature, HeadOutput
+from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.errors import UsageError
-from cggm_ray.core.reduction import Reduce, alone
-from cggm_ray.strategies.base import Strategy
+from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
+from cggm_ray.strategies.base import Memo, Strategy
 from cggm_ray.strategies.features import Predict, counted
-from cggm_ray.strategies.gate import Gates
+from cggm_ray.strategies.gate import Gates, scaled
 from cggm_ray.tasks.base import Task
+
+
+class _Memo(NamedTuple):
+    """Of a pass; `coefficient_M` is None where `combine` decides it, for which `gates` wait."""
+
+    scores: Tensor
+    coefficient_M: Tensor | None
+    gates: Gates
 
 
 class ResponseStrategy(Strategy):
@@ -37,7 +46,13 @@ class ResponseStrategy(Strategy):
     """
 
     def __init__(
-        self, modalities: Sequence[str], predict: Predict, *, task: Task, gated: bool = True, reduce: Reduce = alone
+        self,
+        modalities: Sequence[str],
+        predict: Predict,
+        *,
+        task: Task,
+        gated: bool = True,
+        reduce: Reduce = SINGLE_WORKER,
     ) -> None:
         super().__init__(task=task, reduce=reduce)
         if len(modalities) < 2:
@@ -47,10 +62,7 @@ class ResponseStrategy(Strategy):
         self.modalities = tuple(modalities)
         # In a tuple: a bound method of a network is not a part of the strategy, a module might be taken for one.
         self._predict = (predict,)
-        self.gates = Gates()
         self.gated = gated
-        self._answers: list[Tensor] = []
-        self._weights: list[Tensor | None] = []
 
     @property
     def predict(self) -> Predict:
@@ -69,41 +81,50 @@ class ResponseStrategy(Strategy):
     def decide(self, sums_MK: Tensor, seen_M: Tensor) -> Tensor:
         """Coefficients [M] from the sums of the global batch; where a modality was not seen its sums are ones."""
 
-    def modulate(
-        self,
-        features: dict[str, Feature],
-        target: Tensor,
-        present: Mapping[str, Tensor] | None = None,
-        weight: Tensor | None = None,
-        masks: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Feature]:
-        """Asks the modalities, and places the gates; see `Strategy.modulate`."""
-        super().modulate(features, target, present, weight, masks)
-        self.gates.close()
-        self._answers = self.answers(features, masks)
-        self._weights = [counted(weight, present, name) for name in self.modalities]
+    def transform(
+        self, features: dict[str, Feature], batch: Batch, totals: Totals | None = None
+    ) -> tuple[dict[str, Feature], Memo]:
+        """Asks the modalities, and scales the gradients of the features by the coefficients, or places gates.
+
+        A single worker decides the coefficients here. With several, `combine` decides them after the one all-reduce of the
+        step, and opens the gates; see `cggm_ray.strategies.cggm`.
+        """
+        scores = self._scores(self.answers(features, batch.masks), batch)
+        known = self.known_sums(scores, totals)
+        memo = _Memo(scores, None if known is None else self._coefficients(known), Gates())
         if not self.gated:
-            return features
-        return {name: self.gates.place(features[name], index) for index, name in enumerate(self.modalities)}
+            return features, memo
+        if memo.coefficient_M is None:
+            return {name: memo.gates.place(features[name], index) for index, name in enumerate(self.modalities)}, memo
+        factors = dict(zip(self.modalities, memo.coefficient_M, strict=True))
+        return {name: scaled(features[name], factor) for name, factor in factors.items()}, memo
+
+    def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
+        """[score sums M K | samples that have the modality M]."""
+        scores: Tensor = memo.scores
+        return scores
+
+    def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:
+        """Decides the coefficients and opens the gates, if that is still to do; there is no term of the loss."""
+        if memo.coefficient_M is None:
+            memo.gates.open(self._coefficients(own_sums.detach()))
+        return own_sums.new_zeros(())
 
     @torch.no_grad()
-    def sums(self, head: HeadOutput, target: Tensor, weight: Tensor | None) -> Tensor:
-        """[score sums M K | samples that have the modality M]."""
-        if not self._answers:
-            raise RuntimeError("balance.loss(...) before balance.modulate(...)")
-        answers = list(zip(self._answers, self._weights, strict=True))
-        everyone = torch.full((), len(target), dtype=torch.float64, device=target.device)
-        counts = [everyone if w is None else w.double().sum() for _, w in answers]
-        scores = [self.score_sums(logits, target, w) for logits, w in answers]
-        self._answers, self._weights = [], []
+    def _scores(self, answers: list[Tensor], batch: Batch) -> Tensor:
+        weights = [counted(batch, name) for name in self.modalities]
+        everyone = torch.full((), len(batch), dtype=torch.float64, device=batch.target.device)
+        counts = [everyone if w is None else w.double().sum() for w in weights]
+        # Like all sums in full precision, also where the networks run in another.
+        with torch.autocast(batch.target.device.type, enabled=False):
+            scores = [self.score_sums(logits, batch.target, w) for logits, w in zip(answers, weights, strict=True)]
         return torch.cat([*scores, torch.stack(counts)])
 
-    def combine(self, task_sums: Tensor, own_sums: Tensor) -> Tensor:
-        """Opens the gates with this step's coefficients; there is no term of the loss."""
+    def _coefficients(self, scores: Tensor) -> Tensor:
+        """Coefficients [M] from the scores of the global batch."""
         m = len(self.modalities)
-        sums_MK, count_M = own_sums.detach()[:-m].reshape(m, -1), own_sums.detach()[-m:]
+        sums_MK, count_M = scores[:-m].reshape(m, -1), scores[-m:]
         seen_M = count_M > 0
         coefficient_M = self.decide(torch.where(seen_M[:, None], sums_MK, 1.0), seen_M)
-        self.gates.open(coefficient_M)
         self.diagnostics["coefficient"] = coefficient_M
-        return own_sums.new_zeros(())
+        return coefficient_M

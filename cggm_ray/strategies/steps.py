@@ -27,20 +27,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cggm_ray.core.batch import Feature
-from cggm_ray.core.reduction import Reduce
+from cggm_ray.core.reduction import Reduction
 
 
 class Strategy(Protocol):
     """What of a strategy takes part in a step."""
 
-    reduce: Reduce
+    reduce: Reduction
 
     def modules(self) -> Iterator[nn.Module]:
         """The strategy and its parts."""
         ...
 
     def memory(self) -> list[Tensor]:
-        """Tensors that `combine` moves."""
+        """Tensors that a forward pass moves."""
         ...
 
     def own_optimizer(self) -> Optimizer | None:
@@ -101,17 +101,17 @@ class OpenStep:
                 f"{type(strategy).__name__}: modulate(...) was called {MOST_CALLS} times in training without balance.step(); "
                 "this is right for that many micro-batches or skipped steps, otherwise the strategy does not learn: call "
                 "balance.step() after optimizer.step(), and balance.skip() where you skip a step",
-                stacklevel=4,
+                stacklevel=3,
             )
 
     def check(self, strategy: Strategy, term: Tensor, sums: Tensor, memory_before: Sequence[Tensor]) -> Tensor:
-        """After `combine`: undoes what it put into memory if that is not finite, and prepares to find the loss scale.
+        """After `combine`: undoes what the pass put into memory if that is not finite, and prepares to find the loss scale.
 
         Args:
             strategy: whose step it is.
             term: of the loss, a scalar.
             sums: of the global batch, detached, the same on all workers.
-            memory_before: copies of `Strategy.memory` from before `combine`.
+            memory_before: copies of `Strategy.memory` from before `transform`.
 
         Returns:
             The term, equal in value.
@@ -121,7 +121,7 @@ class OpenStep:
         for tensor in memory:
             finite = finite & torch.isfinite(tensor).all()
         for tensor, before in zip(memory, memory_before, strict=True):
-            tensor.copy_(torch.where(finite, tensor, before))
+            tensor.copy_(torch.where(finite, tensor, _like(tensor, before)))
         self._finite_of_pass = finite
         self._finite = finite if self._finite is None else self._finite & finite
         if not term.requires_grad or strategy.own_optimizer() is None:
@@ -177,7 +177,7 @@ class OpenStep:
                 f"{type(strategy).__name__}: the parameters of the guides move between two calls of balance.step(), which has "
                 "an optimizer of its own for them, so they are trained twice; make the other optimizer from "
                 "balance.without_own(model.parameters())",
-                stacklevel=4,
+                stacklevel=3,
             )
 
     def note_moves(self, strategy: Strategy) -> None:
@@ -250,10 +250,14 @@ def _put_back(buffers: Buffers, where: Tensor | None = None) -> None:
         now = module._buffers[name]
         if now is None:
             continue
-        # A buffer whose width the first batch gave was empty before.
-        before = before.to(now.device) if before.shape == now.shape else torch.zeros_like(now)
+        before = _like(now, before)
         # Through `data`, because batch norm keeps its running statistics for a backward pass that may still come.
         now.data.copy_(before if where is None else torch.where(where.to(now.device), before, now))
+
+
+def _like(now: Tensor, before: Tensor) -> Tensor:
+    """What was in a buffer before, on its device; zeros where the first batch gave the buffer its width."""
+    return before.to(now.device) if before.shape == now.shape else torch.zeros_like(now)
 
 
 def own_parameters(strategy: Strategy) -> list[nn.Parameter]:

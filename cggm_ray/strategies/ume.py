@@ -10,27 +10,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cggm_ray.core.batch import HeadOutput
-from cggm_ray.models.ensemble import ensemble_net, ensemble_of
-from cggm_ray.strategies.base import Strategy
+from cggm_ray.core.batch import Batch, HeadOutput
+from cggm_ray.models.ensemble import ensemble_net, members_of
+from cggm_ray.strategies.base import Memo, Strategy
 from cggm_ray.strategies.features import counted
-from cggm_ray.strategies.guided import OfEnsemble, losses_of
+from cggm_ray.strategies.guided import losses_of
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 
 
-class UME(OfEnsemble):
-    """See the module."""
+class UME(Strategy):
+    """See the module. The network predicts by an ensemble, which gives `HeadOutput.members`."""
 
-    def sums(self, head: HeadOutput, target: Tensor, weight: Tensor | None) -> Tensor:
+    def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
         """The members' losses, [M K]."""
+        members = members_of(head)
         return torch.cat(
-            [
-                self.task.sums(logits, target, counted(weight, self._present, name))
-                for name, logits in self.ensemble.logits.items()
-            ]
+            [self.task.sums(logits, batch.target, counted(batch, name)) for name, logits in members.items()]
         )
 
-    def combine(self, task_sums: Tensor, own_sums: Tensor) -> Tensor:
+    def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:
         """The sum of the members' losses, without the loss of the ensemble, by which nothing is trained."""
         losses_M = losses_of(self.task, own_sums.reshape(-1, self.task.n_sums))
         self.diagnostics = {"guide_loss": losses_M.detach()}
@@ -38,7 +36,7 @@ class UME(OfEnsemble):
 
 
 def _build(given: Materials[StrategyOptions]) -> Strategy:
-    return UME(ensemble_of(given.net), task=given.task, reduce=given.reduce)
+    return UME(task=given.task, reduce=given.reduce)
 
 
 STRATEGIES.register("ume")(

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from cggm_ray.config.fields import check, option
-from cggm_ray.core.batch import Feature, HeadOutput
-from cggm_ray.core.reduction import Reduce, alone
+from cggm_ray.core.batch import Batch, Feature, HeadOutput
+from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
 from cggm_ray.models.net import MultimodalNet
-from cggm_ray.strategies.base import Strategy
+from cggm_ray.strategies.base import Memo, Strategy
 from cggm_ray.strategies.features import counted, in_precision
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks.base import Task, sample_weight
@@ -53,6 +53,10 @@ class UMTOptions(StrategyOptions):
     def teachers(self) -> Sequence[str]:
         """See `StrategyOptions`."""
         return self.umt_teachers or ()
+
+
+_Distances = list[tuple[Tensor, Tensor | None]]
+"""By modality: distances to the teacher's features [N], and the weights [N] of the samples that have it."""
 
 
 class UMT(Strategy):
@@ -83,16 +87,13 @@ class UMT(Strategy):
     """
 
     def __init__(
-        self, teachers: Mapping[str, nn.Module], *, task: Task, alpha: float = 1.0, reduce: Reduce = alone
+        self, teachers: Mapping[str, nn.Module], *, task: Task, alpha: float = 1.0, reduce: Reduce = SINGLE_WORKER
     ) -> None:
         super().__init__(task=task, reduce=reduce)
         self.alpha = alpha
         # As a network without fusion: what is missing is masked for the teachers as it is for the encoders.
         self.teachers = MultimodalNet(teachers, nn.Identity(), nn.Identity()).requires_grad_(False)
         self.teachers.eval()
-        self._taught: dict[str, Feature] = {}
-        self._distances: list[Tensor] = []
-        self._weights: list[Tensor | None] = []
 
     def train(self, mode: bool = True) -> UMT:
         """The teachers stay as they are."""
@@ -100,40 +101,29 @@ class UMT(Strategy):
         self.teachers.eval()
         return self
 
-    @torch.no_grad()
-    def see(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> None:
-        """Runs the teachers; see `Strategy.see`."""
-        self._taught = self.teachers.encode(inputs, masks)
-
-    def modulate(
-        self,
-        features: dict[str, Feature],
-        target: Tensor,
-        present: Mapping[str, Tensor] | None = None,
-        weight: Tensor | None = None,
-        masks: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Feature]:
-        """Measures the distances to the teachers' features; the features stay. See `Strategy.modulate`.
+    def transform(
+        self, features: dict[str, Feature], batch: Batch, totals: Totals | None = None
+    ) -> tuple[dict[str, Feature], Memo]:
+        """Runs the teachers and measures the distances to their features, which are the memo; the features stay.
 
         Raises:
-            RuntimeError: the teachers have not seen the inputs of this step.
+            RuntimeError: the inputs of the batch are not known.
         """
-        if not self._taught:
+        if not batch.inputs:
             raise RuntimeError("call balance.see(inputs) before balance.modulate(...) in every step")
-        super().modulate(features, target, present, weight, masks)
-        self._distances = [_distances(features[name], self._taught[name]) for name in self.teachers.encoders]
-        self._weights = [counted(weight, present, n) for n in self.teachers.encoders]
-        self._taught = {}
-        return features
+        with torch.no_grad():
+            taught = self.teachers.encode(batch.inputs, batch.masks)
+        memo: _Distances = [
+            (_distances(features[name], taught[name]), counted(batch, name)) for name in self.teachers.encoders
+        ]
+        return features, memo
 
-    def sums(self, head: HeadOutput, target: Tensor, weight: Tensor | None) -> Tensor:
+    def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
         """[distances M | samples that have the modality M]."""
-        weights = [sample_weight(head.logits, w) for w in self._weights]
-        distances = [distance_N @ w for distance_N, w in zip(self._distances, weights, strict=True)]
-        self._distances, self._weights = [], []
-        return torch.stack([*distances, *(w.sum() for w in weights)])
+        weighted = [(distance_N, sample_weight(head.logits, w)) for distance_N, w in memo]
+        return torch.stack([*(distance_N @ w for distance_N, w in weighted), *(w.sum() for _, w in weighted)])
 
-    def combine(self, task_sums: Tensor, own_sums: Tensor) -> Tensor:
+    def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:
         """alpha * sum_m MSE(h_m, h'_m)."""
         distance_M, count_M = own_sums.chunk(2)
         distance_M = distance_M / count_M.clamp(min=1)

@@ -120,9 +120,10 @@ def what_is_reduced(runtime: LocalRuntime) -> dict[str, float]:
     batch = Batch(inputs={k: v[rows] for k, v in inputs.items()}, target=target[rows], index=rows)
 
     memory = {name: value.clone() for name, value in state.strategy.coefficients.named_buffers()}
-    task_loss, extra = step(batch)
+    features, memo = state.strategy.transform(net.encode(batch.inputs), batch)
+    task_loss, extra, _ = state.strategy.terms(net.fuse(features), batch, memo)
     scale_M = state.strategy.diagnostics["coefficient"]
-    state.strategy.gates.open(torch.ones_like(scale_M))
+    memo.gates.open(torch.ones_like(scale_M))
     named = dict(net.named_parameters())
     plain = torch.autograd.grad(task_loss + extra, list(named.values()))
     want = {}

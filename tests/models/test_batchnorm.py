@@ -11,11 +11,11 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from cggm_ray import CGGM, Batch, Segmentation
-from cggm_ray.core.reduction import alone
+from cggm_ray.core.reduction import SINGLE_WORKER, Reduction
 from cggm_ray.data.loading.sampler import slices
 from cggm_ray.engine.runtime import all_reduce, data_parallel
 from cggm_ray.engine.step import TrainingStep
-from cggm_ray.models.batchnorm import BatchNorm2d, global_batch
+from cggm_ray.models.batchnorm import BatchNorm2d, share_global_batch
 from cggm_ray.models.deeplab import DeepLab, DeepLabConfig, deeplab_guides
 from cggm_ray.models.resnet import ResNetConfig
 
@@ -39,9 +39,10 @@ def test_agrees_with_torch(shape: tuple[int, ...]) -> None:
     ours, theirs = BatchNorm2d(shape[1]).double(), nn.BatchNorm2d(shape[1]).double()
     for norm in (ours, theirs):
         nn.init.uniform_(norm.weight, 0.5, 2, generator=torch.Generator().manual_seed(1))
+    shared = share_global_batch(Reduction(doubled, 2), ours)
     half, whole = x.clone().requires_grad_(), torch.cat([x, x]).requires_grad_()
     for _ in range(2):
-        with global_batch(doubled, None, alone=False):
+        with shared.part(None):
             got = ours(half)
         want = theirs(whole)
     torch.testing.assert_close(got, want[: len(x)])
@@ -59,7 +60,7 @@ def test_a_sample_that_only_fills_a_place_changes_nothing() -> None:
     x = torch.randn(3, 2, 4, 4, dtype=torch.float64)
     counted, filled = BatchNorm2d(2).double(), BatchNorm2d(2).double()
     want = counted(x[:2])
-    with global_batch(alone, torch.tensor([1.0, 1.0, 0.0]), alone=True):
+    with share_global_batch(SINGLE_WORKER, filled).part(torch.tensor([1.0, 1.0, 0.0])):
         got = filled(x)
     torch.testing.assert_close(got[:2], want)
     torch.testing.assert_close(filled.running_var, counted.running_var)
@@ -83,7 +84,7 @@ def two_steps(rank: int, world_size: int, samples: int) -> dict[str, Tensor]:
                 part.p = 0.0
     inputs = {name: torch.randn(samples, 1, 32, 48, dtype=torch.float64) for name in NAMES}
     target = torch.randint(4, (samples, 32, 48))
-    reduce = alone if world_size == 1 else all_reduce
+    reduce = SINGLE_WORKER if world_size == 1 else all_reduce
     strategy = CGGM(guides, task=Segmentation(), reduce=reduce, lr=0.01)
     step: nn.Module = TrainingStep(net, strategy, "fp32")
     step = step if world_size == 1 else data_parallel(step, torch.device("cpu"))

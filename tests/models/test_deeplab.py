@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from cggm_ray import CGGM, DataError, Segmentation
-from cggm_ray.core.reduction import alone
-from cggm_ray.models.batchnorm import global_batch
+from cggm_ray.core.reduction import SINGLE_WORKER
+from cggm_ray.models.batchnorm import share_global_batch
 from cggm_ray.models.deeplab import DeepLab, DeepLabConfig, deeplab_guides
 from cggm_ray.models.released import guide_name, net_name
 from cggm_ray.models.resnet import BACKBONES, ResNetConfig
+from cggm_ray.strategies.coefficients import CoefficientRule, Coefficients
 from cggm_ray.strategies.direction import weight_gradient_sums
 from cggm_ray.tasks.metrics import DiceMetrics, SliceDiceMetrics, VolumeDiceMetrics
 
@@ -56,11 +57,22 @@ def small_step() -> tuple[DeepLab, CGGM, dict[str, torch.Tensor], torch.Tensor]:
     return net, CGGM(guides, task=Segmentation(), direction="off"), inputs, torch.randint(4, (2, 32, 48))
 
 
+class Given(CoefficientRule):
+    """A rule whose coefficients the test gives."""
+
+    def __init__(self, scale: list[float]) -> None:
+        super().__init__(len(scale), rho=1.0)
+        self.scale_M = torch.tensor(scale, dtype=torch.float64)
+
+    def forward(self, utility_M: torch.Tensor, seen_M: torch.Tensor) -> Coefficients:
+        return Coefficients(self.scale_M, self.scale_M)
+
+
 def encoder_gradients(scale: list[float]) -> dict[str, list[torch.Tensor]]:
     net, strategy, inputs, target = small_step()
+    strategy.coefficients = Given(scale)
     head = net.fuse(strategy.modulate(net.encode(inputs), target))
     loss, extra = strategy.losses(head, target)
-    strategy.gates.open(torch.tensor(scale, dtype=torch.float64))
     (loss + extra).backward()
     return {name: [p.grad for p in encoder.parameters()] for name, encoder in net.encoders.items()}
 
@@ -147,7 +159,7 @@ def test_activations_that_are_computed_again_change_nothing(weighted: bool) -> N
     for recompute in (False, True):
         torch.manual_seed(0)
         net = DeepLab(dataclasses.replace(SMALL, recompute=recompute), NAMES, 4).double()
-        with global_batch(alone, weight, alone=True):
+        with share_global_batch(SINGLE_WORKER, net).part(weight):
             loss = net.fuse(net.encode(inputs)).logits.square().mean()
         # The repetition comes when the context of the batch is left.
         loss.backward()

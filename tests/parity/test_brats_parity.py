@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from cggm_ray import CGGM, JointTraining, Segmentation
+from cggm_ray.core.batch import Batch
 from cggm_ray.engine.schedules import cosine_with_warmup
 from cggm_ray.models.deeplab import DeepLab, DeepLabConfig, deeplab_guides
 from cggm_ray.models.released import convert_released, guide_name, net_name
@@ -152,10 +153,11 @@ def follow(recording: Slices, mode: str, check: Check, one_ulp_off: bool = False
         for group in optimizer.param_groups:
             group["lr"] = float(recording[f"{mode}.lr"][step])
         optimizer.zero_grad(set_to_none=True)
-        features = strategy.modulate(net.encode(recording.inputs(prefix)), recording.target(prefix))
-        guide_heads = [head for head, _ in getattr(strategy, "_outputs", [])]
+        batch = Batch.of_loop(recording.target(prefix), inputs=recording.inputs(prefix))
+        features, memo = strategy.transform(net.encode(batch.inputs), batch)
+        guide_heads = [] if memo is None else [head for head, _ in memo.outputs]
         head = net.fuse(features)
-        task_loss, extra = strategy.losses(head, recording.target(prefix))
+        task_loss, extra, _ = strategy.terms(head, batch, memo)
         check("loss_task", task_loss, step)
         check("train_preds", head.logits[:, :, ::16, ::16], step)
         check("train_preds_norm", float(head.logits.detach().norm()), step)
@@ -181,7 +183,7 @@ def follow(recording: Slices, mode: str, check: Check, one_ulp_off: bool = False
             check("gnorm_params_after", gradients, step)
             of_guides = [norms(parameter.grad for parameter in guide.parameters()) for guide in guides.values()]
             check("cls_gnorm", [np.linalg.norm(values) for values in of_guides], step)
-        strategy.step()
+        strategy.move()
         optimizer.step()
         check("param_norms", norms(parameters), step)
         if mode == "cggm":

@@ -11,6 +11,7 @@ from golden import FoodRecording, Recording, norms, recordings
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cggm_ray import CGGM, JointTraining, Task
+from cggm_ray.core.batch import Batch
 from cggm_ray.engine.optim import clip_by_total_norm
 from cggm_ray.models.released import guide_name
 
@@ -86,10 +87,11 @@ def test_trajectory(recording: Recording, mode: str) -> None:
         inputs, target = recording.inputs(f"in.{step % batches}"), recording.target(f"in.{step % batches}")
         assert optimizer.param_groups[0]["lr"] == pytest.approx(float(recording[f"{mode}.lr"][step]), rel=1e-6)
         optimizer.zero_grad(set_to_none=True)
-        features = strategy.modulate(net.encode(inputs), target)
-        guide_logits = [head.logits for head, _ in getattr(strategy, "_outputs", [])]
+        batch = Batch.of_loop(target, inputs=inputs)
+        features, memo = strategy.transform(net.encode(inputs), batch)
+        guide_logits = [] if memo is None else [head.logits for head, _ in memo.outputs]
         head = net.fuse(features)
-        task_loss, extra = strategy.losses(head, target)
+        task_loss, extra, _ = strategy.terms(head, batch, memo)
         loss = task_loss + extra
 
         check("loss_task", task_loss, step)
@@ -110,10 +112,10 @@ def test_trajectory(recording: Recording, mode: str) -> None:
             guide_key = predictions.replace("train_preds", "train_cls_preds")
             check(guide_key, torch.stack(guide_logits), step)
             # What the released code has before it modulates: the same backward pass with all gates at one.
-            scale = strategy.gates._scale_M
-            strategy.gates.open(torch.ones_like(scale))
+            scale = strategy.body_gates._scale_M
+            strategy.body_gates.open(torch.ones_like(scale))
             before = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-            strategy.gates.open(scale)
+            strategy.body_gates.open(scale)
         loss.backward()
         after = [parameter.grad for parameter in parameters]
         before = before if mode == "cggm" else after
@@ -127,7 +129,7 @@ def test_trajectory(recording: Recording, mode: str) -> None:
             check("gnorm_groups_after", [total_norm(after[i] for i in g) for g in groups.values()], step)
             check("cls_gnorm", [total_norm(p.grad for p in guide.parameters()) for guide in guides.values()], step)
 
-        strategy.step()
+        strategy.move()
         total, _ = clip_by_total_norm(parameters, recording.encoders(net), meta["clip"])
         check("gnorm_total_clip", total, step)
         optimizer.step()

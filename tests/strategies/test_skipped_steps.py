@@ -14,7 +14,8 @@ from strategy_cases import Concatenation
 from torch import Tensor, nn
 
 from cggm_ray import CGGM, Classification, HeadOutput, Strategy, UsageError
-from cggm_ray.core.reduction import alone
+from cggm_ray.core.batch import Batch
+from cggm_ray.core.reduction import SINGLE_WORKER
 from cggm_ray.engine.assembly import build_strategy
 from cggm_ray.engine.configuration import Config
 from cggm_ray.models.net import MultimodalNet
@@ -127,7 +128,7 @@ def make(name: str, *, scale: float | None = None, sgd: bool = False, norm: bool
     if name == "umt":
         balance: Strategy = UMT(copy.deepcopy(encoders), task=task)
     else:
-        balance = build_strategy(config, net, guides, task, alone)
+        balance = build_strategy(config, net, guides, task, SINGLE_WORKER)
     scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
     return Loop(net, balance, torch.optim.Adam(net.parameters(), lr=0.01), scaler)
 
@@ -383,12 +384,14 @@ def test_a_loaded_checkpoint_is_no_second_training() -> None:
 
 
 def test_the_engine_takes_the_decision_itself() -> None:
-    """A guarded strategy adds nothing to a step: no leaf in the loss, no copy of memory, no warning."""
+    """The form that the package's own loop calls adds nothing to a step: no leaf, no copy of memory, no warning."""
     loop = make("cggm")
-    loop.balance.is_guarded = True
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for number in range(12):
-            loop.loss(*batch(number))
+            inputs, target = batch(number)
+            given = Batch.of_loop(target, inputs=inputs)
+            features, memo = loop.balance.transform(loop.net.encode(inputs), given)
+            loop.balance.terms(loop.net.fuse(features), given, memo)
     assert isinstance(loop.balance, CGGM)
     assert loop.balance._open_step._before == []

@@ -99,7 +99,7 @@ def run_steps(changes: Mapping[str, Any], runtime: LocalRuntime, accumulate: int
     target = torch.randint(3, (SAMPLES,)) if kind == "classes" else torch.randn(SAMPLES, 1).double()
     has = {name: torch.arange(SAMPLES) % 5 != number for number, name in enumerate(MODALITIES)}
     change = STRATEGIES.get(config.modulation.modulation).network
-    net = net if change is None else change(config, net, guides)
+    net = net if change is None else change(net, guides)
     modules: list[nn.Module] = [net, *guides.values()]
     for module in modules:
         module.double()
@@ -137,7 +137,7 @@ def run_steps(changes: Mapping[str, Any], runtime: LocalRuntime, accumulate: int
             got = batch(part.index, part.weight)
             with torch.no_grad():
                 features = net.encode(got.inputs, got.masks)
-                seen = runtime.reduce()(strategy.observe(features, got.target, got.present, got.weight, got.masks))
+                seen = runtime.reduce()(strategy.observe(features, got))
         strategy.end_epoch({}, {"loss": 1.0 / (epoch + 1)}, seen)
         rescale(state.optimizer, strategy.rates())
     found = {**net.state_dict(), **{f"strategy.{k}": v for k, v in state.strategy.state_dict().items()}}
