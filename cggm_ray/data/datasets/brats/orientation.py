@@ -1,4 +1,4 @@
-"""The files of a case in one grid: affines are compared, and files that lie in another orientation are turned.
+"""Brings the files of a case into one grid: it compares affines, and turns files that have another orientation.
 
 The grid of a case is that of its first sequence whose header says where it lies. Headers hold an affine from voxels to
 millimetres. Some tools leave it out (no code for sform and qform) or write their default. Such a file has nothing to compare
@@ -23,7 +23,7 @@ DEFAULTS = (np.eye(4), np.diag([-1.0, -1.0, 1.0, 1.0]))
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Where the voxels of a case lie.
+    """Position of the voxels of a case.
 
     Attributes:
         name: of the file whose grid it is.
@@ -43,7 +43,7 @@ class Grid:
         return tuple(name for name, turn in self.turns.items() if turn is not None)
 
     def straight(self, name: str, values: np.ndarray) -> np.ndarray:
-        """Voxels of a file as they lie in the grid."""
+        """Returns the voxels of a file in the orientation of the grid."""
         from nibabel.orientations import apply_orientation
 
         turn = self.turns[name]
@@ -51,7 +51,7 @@ class Grid:
 
 
 def common_grid(headers: Mapping[str, Header], sequences: tuple[str, ...]) -> Grid:
-    """The grid of a case.
+    """Returns the grid of a case.
 
     Args:
         headers: of its files, by name.
@@ -92,14 +92,14 @@ def common_grid(headers: Mapping[str, Header], sequences: tuple[str, ...]) -> Gr
 
 
 def axis_codes(affine: np.ndarray) -> str:
-    """Orientation of an affine, such as 'LPS': where each axis of the voxels points to."""
+    """Returns the orientation of an affine, such as 'LPS': the directions of the voxel axes."""
     from nibabel.orientations import aff2axcodes
 
     return "".join(code or "?" for code in aff2axcodes(affine))
 
 
 def _turned(header: Header, reference: Header) -> tuple[np.ndarray, tuple[int, ...], np.ndarray]:
-    """The change of axes to the orientation of the reference, and shape and affine after it."""
+    """Returns the change of axes to the orientation of the reference, and shape and affine after it."""
     from nibabel.orientations import inv_ornt_aff, io_orientation, ornt_transform
 
     turn = ornt_transform(io_orientation(header.affine), io_orientation(reference.affine))
@@ -113,7 +113,7 @@ def _is_default(header: Header) -> bool:
 
 
 def _same(shape: tuple[int, ...], affine: np.ndarray, reference: Header) -> bool:
-    """Whether all corners of two grids lie together."""
+    """Returns whether all corners of two grids coincide."""
     if shape != reference.shape:
         return False
     corners = np.stack(np.meshgrid(*((0, size - 1) for size in shape), indexing="ij")).reshape(3, -1)
@@ -122,7 +122,7 @@ def _same(shape: tuple[int, ...], affine: np.ndarray, reference: Header) -> bool
 
 
 def _spacing(affine: np.ndarray) -> np.ndarray:
-    """Millimetres between voxels along each axis."""
+    """Returns the millimetres between voxels along each axis."""
     lengths: np.ndarray = np.linalg.norm(affine[:3, :3], axis=0)
     return lengths
 
@@ -135,7 +135,7 @@ def _check_shape(header: Header, shape: tuple[int, ...], reference: Header) -> N
 
 
 def _disagreement(header: Header, shape: tuple[int, ...], affine: np.ndarray, reference: Header) -> DataError:
-    """What is wrong with a file that no change of axes brings into the grid, by the field that differs."""
+    """Returns why no change of axes brings a file into the grid, by the field that differs."""
     _check_shape(header, shape, reference)
     spacing, wanted_spacing = _spacing(affine), _spacing(reference.affine)
     fields = {
