@@ -1,6 +1,6 @@
-"""What a run records of its data when it starts, in `data.json`: enough to predict other data when its own is gone.
+"""Records a run's data in `data.json` when it starts, so that it can predict other data when its own data is gone.
 
-For a dataset or a strategy of a person's own it says where that was registered too.
+For a dataset or a strategy from a user file the record also says where it was registered.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def record_data(folder: Path, manifest: Manifest, config: Config) -> None:
 
 
 def recorded_manifest(folder: Path) -> Manifest | None:
-    """The manifest that a run recorded; None for a run of an earlier version, which recorded none that can be read."""
+    """Returns the manifest that a run recorded, or None for a run of an earlier version without a readable one."""
     try:
         return Manifest.from_json(json.dumps(json.loads((folder / DATA).read_text())["manifest"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -44,14 +44,14 @@ def recorded_manifest(folder: Path) -> Manifest | None:
 
 
 def import_classes(folder: Path, values: Mapping[str, Any]) -> None:
-    """Imports the files that register the dataset and the strategy of a run, where they are unknown here.
+    """Imports the files that register the dataset and the strategy of a run, if they are unknown here.
 
     Args:
         folder: of the run.
         values: sections of its configuration, not checked yet.
 
     Raises:
-        UsageError: see `import_recorded`.
+        UsageError: nothing was recorded, or the file is gone or does not register the name.
     """
     try:
         registered = json.loads((folder / DATA).read_text())["registered"]
