@@ -22,12 +22,12 @@ from cggm_ray.data.shards.shards import describe_sources
 
 EXTRACT_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 STORED = {"fp32": "float32", "bf16": "float16", "fp16": "float16"}
-"""Type of the features in the shards. numpy has no bfloat16; what a LayerNorm gives fits the range of float16."""
+"""Type of the features in the shards. numpy has no bfloat16, and the output of a LayerNorm fits the range of float16."""
 LARGEST = 2**18
 """Upper limit of the sizes in a model's configuration, because the model is allocated before its weights are read."""
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 _PREFIXES = {"vit": "ViT", "bert": "Bert"}
-"""How names of architectures begin."""
+"""Beginnings of the names of architectures."""
 _INSTALL = "food101 needs transformers; install it with: pip install 'cggm-ray[food101]'"
 
 
