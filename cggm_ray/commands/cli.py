@@ -1,6 +1,7 @@
-"""The command line of a pipeline: flags made from the configuration, and what happens with it.
+"""The command line of a pipeline.
 
-A run by default; with --tune a search, with --seeds or --compare several runs and a table over them.
+The flags are made from the configuration. A command line starts a run; with --tune it starts a search, with --seeds or
+--compare several runs and a table over them.
 
 Order of precedence: the pipeline's recipe, then `--config file.yaml`, then flags.
 """
@@ -31,7 +32,7 @@ _GONE = {"attn_mask": "the released code parsed this flag and never used it; lea
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One line instead of the usage text."""
+        """Raises a UsageError of one line in place of the usage text."""
         raise UsageError(f"{message}; --help lists the flags")
 
 
@@ -54,7 +55,10 @@ def main(recipe: Config, argv: Sequence[str] | None = None, description: str | N
 
 
 def exit_code(do: Callable[[], int | None]) -> int:
-    """What `do` returns, 0 for nothing; where it raises an error of this package, a line on stderr and the error's code."""
+    """Calls `do` and returns its exit code, or 0 if it returns None.
+
+    For an error of this package it prints one line on stderr and returns the error's code.
+    """
     try:
         return do() or 0
     except StoppedError as stop:
@@ -87,7 +91,7 @@ def _run(recipe: Config, argv: Sequence[str] | None, description: str | None) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """What a command line asks for.
+    """The settings of a command line.
 
     Attributes:
         config: the configuration that recipe, file and flags make.
@@ -104,7 +108,7 @@ class Command:
 
 
 def parse(recipe: Config, argv: Sequence[str], description: str | None = None) -> Command:
-    """What the arguments ask for.
+    """Reads the arguments of a command line.
 
     Raises:
         UsageError: an unknown flag or key (the nearest one is named), or a value that cannot be.
@@ -147,7 +151,7 @@ def add_import(parser: argparse.ArgumentParser) -> None:
 
 
 def _with_imports(recipe: Config, argv: Sequence[str]) -> Config:
-    """The recipe, with the options, and so the flags, of what the files of --import register."""
+    """Returns the recipe with the options of strategies that the files of --import register."""
     early = _Parser(add_help=False, allow_abbrev=False)
     add_import(early)
     files = early.parse_known_args(argv)[0].imports or ()
@@ -186,7 +190,7 @@ def _strategies(text: str | None) -> tuple[str, ...]:
 
 
 def build_parser(recipe: Config, description: str | None = None) -> argparse.ArgumentParser:
-    """A flag for every field, its aliases included; help shows the recipe's values."""
+    """Builds the parser, with a flag for every field and its aliases; the help shows the recipe's values."""
     parser = _Parser(
         description=description,
         allow_abbrev=False,

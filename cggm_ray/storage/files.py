@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there: written under another name, then renamed."""
+"""Writes files and folders that are complete or absent: under another name, then renamed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CHECKSUMS = "checksums.json"
-"""In every folder that `write_folder` made: sha256 by file name."""
+"""File in every folder that `write_folder` made: sha256 by file name."""
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def whole_file(path: Path, ending: str = "") -> Iterator[Path]:
 
     Args:
         path: of the file.
-        ending: of the other name, for writers that look at it, such as '.npz'.
+        ending: of the other name, for writers that depend on it, such as '.npz'.
 
     Raises:
         OSError: the file cannot be written; one that was there is as it was.
@@ -71,7 +71,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Fills a folder under another name and renames it when it is complete; replaces one that is there.
+    """Fills a folder under another name and renames it when it is complete; an existing folder is replaced.
 
     The last file written holds the checksums of the others.
 
@@ -99,7 +99,7 @@ def copy_files(source: Path, target: Path) -> None:
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Moves a folder out of the way, to its name with the next free number; None where there is none.
+    """Moves a folder to its name with the next free number and returns the new path, or None if there is no folder.
 
     Raises:
         OSError: it cannot be moved.
@@ -113,7 +113,7 @@ def set_aside(folder: Path) -> Path | None:
 
 
 def clear_partials(folder: Path) -> None:
-    """Removes what writers left that were killed. Call it while nobody writes there."""
+    """Removes partial files of writers that were killed. No writer may be active in the folder."""
     for partial in (*folder.glob(".*.part"), *folder.glob(".*.part.*")):
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
@@ -128,24 +128,24 @@ def file_digest(path: Path) -> str:
 
 
 def _partial(path: Path, ending: str = "") -> Path:
-    """A name beside `path` that nobody else writes to, on this node or another, and nobody reads."""
+    """Returns a name beside `path` that nobody else writes to, on this node or another, and nobody reads."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part{ending}")
 
 
 def _replace(partial: Path, folder: Path) -> None:
-    """Renames a finished folder; one that is there is moved aside first, so that a crash cannot leave half of either."""
+    """Renames a finished folder. An existing one is moved aside first, so that a crash cannot leave half of either."""
     old = _partial(folder)
     if folder.exists():
         folder.rename(old)
     partial.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
-    # Not every network file system takes it, and none needs it.
+    # Some network file systems refuse it, and none needs it.
     with suppress(OSError):
         _sync(folder.parent)
 
 
 def _sync(path: Path) -> None:
-    """Has the system write a file or the entries of a folder to the disk."""
+    """Flushes a file or the entries of a folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""The loop's surroundings on a Ray Train worker."""
+"""The runtime of the loop on a Ray Train worker."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from cggm_ray.engine.runtime import GroupRuntime, Record
 from cggm_ray.engine.stopping import Notice
 
 STOP = ".stop"
-"""File in the folder of a run, by which its driver tells the workers to save and stop."""
+"""File in the folder of a run through which the driver tells the workers to save and stop."""
 PERIOD = 2.0
-"""Seconds between two questions about preemption: each is a barrier through an actor of Ray Train."""
+"""Seconds between two queries about preemption. Each query is a barrier through an actor of Ray Train."""
 
 
 class RayRuntime(GroupRuntime):
-    """A worker of a TorchTrainer; see `cggm_ray.engine.runtime.Runtime`.
+    """Runs the loop on a worker of a TorchTrainer. It implements `cggm_ray.engine.runtime.Runtime`.
 
     Checkpoints lie in the folder of the run, which all nodes share, as they do without Ray. Ray Train gets the metrics: its
     own record of checkpoints is a file that it rewrites in place, and a crash in the middle of that would end the run.
@@ -34,14 +34,14 @@ class RayRuntime(GroupRuntime):
         super().__init__(context.get_world_rank(), context.get_world_size(), device, folder, PERIOD)
 
     def report(self, record: Record, write: Callable[[Path], None]) -> None:
-        """See `Runtime`."""
+        """Saves the checkpoint of a finished epoch and reports its metrics to Ray Train."""
         super().report(record, write)
         ray.train.report(record)
 
-    def wish(self) -> Notice:
-        """See `Runtime`.
+    def local_notice(self) -> Notice:
+        """Returns the notice of this worker only.
 
-        A node that is about to be taken away has the loop save at every look; Ray Train starts the workers again then.
+        While a node is about to be removed, every check returns SAVE; Ray Train starts the workers again afterwards.
         """
         preempted = ray.train.get_preemption_info() is not None
         if self.rank == 0 and self._stop.exists():

@@ -76,7 +76,7 @@ def _write_records(folder: Path, seed: int) -> None:
 
 
 def _write_image(path: Path, colours: np.ndarray, rng: np.random.Generator) -> None:
-    """A dish in its second colour on a ground of its first, under noise."""
+    """Draws a dish in its second colour on a ground of its first colour, under noise."""
     Image = require("PIL.Image", extra="food101", purpose="food101")
 
     rows, columns = np.mgrid[:SIZE, :SIZE]
