@@ -83,7 +83,6 @@ def short_repr(value: object) -> str:
 
 
 # The old name, until all modules use the new one.
-shown = short_repr
 
 
 def listed(names: Iterable[object], most: int = 20, longest: int = 80) -> str:
@@ -94,6 +93,6 @@ def listed(names: Iterable[object], most: int = 20, longest: int = 80) -> str:
         most: names that are shown.
         longest: characters of a name that are shown.
     """
-    texts = [shown(name) if not isinstance(name, str) else name[:longest] for name in names]
+    texts = [short_repr(name) if not isinstance(name, str) else name[:longest] for name in names]
     more = len(texts) - most
     return (", ".join(texts[:most]) or "nothing") + (f" and {more} more" if more > 0 else "")

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from cggm_ray.config.parsing import coerce, read_yaml, value_type
-from cggm_ray.core.errors import UsageError, listed, shown
+from cggm_ray.core.errors import UsageError, listed, short_repr
 from cggm_ray.core.registry import nearest
 from cggm_ray.engine.configuration import Config
 
@@ -195,7 +195,7 @@ def try_values(base: Config, values: Values, source: str) -> Config:
 
 def _space(content: Any, base: Config, source: str) -> tuple[Parameter, ...]:
     if not isinstance(content, Mapping) or not content:
-        raise UsageError(f"{source}: space: found {shown(content)}; expected at least one field with its values")
+        raise UsageError(f"{source}: space: found {short_repr(content)}; expected at least one field with its values")
     keys = {key.name: (section, key) for section, key in base.fields()}
     aliases = {alias: key.name for _, key in base.fields() for alias in key.metadata["aliases"]}
     found: dict[str, Parameter] = {}
@@ -203,7 +203,7 @@ def _space(content: Any, base: Config, source: str) -> tuple[Parameter, ...]:
         place = f"{source}: space: {name}"
         key = aliases.get(name, name)
         if key not in keys:
-            raise UsageError(f"{source}: space: unknown key {shown(name)}{nearest(str(name), [*keys, *aliases])}")
+            raise UsageError(f"{source}: space: unknown key {short_repr(name)}{nearest(str(name), [*keys, *aliases])}")
         section, spec = keys[key]
         if section not in (*SECTIONS, *base.strategies):
             raise UsageError(f"{place}: a trial cannot change it; the section {section} is the same for all trials")
@@ -215,7 +215,7 @@ def _space(content: Any, base: Config, source: str) -> tuple[Parameter, ...]:
     for parameter in found.values():
         for name, allowed in parameter.when.items():
             if name not in found:
-                raise UsageError(f"{source}: space: {parameter.key}: when: {shown(name)} is no key of this space")
+                raise UsageError(f"{source}: space: {parameter.key}: when: {short_repr(name)} is no key of this space")
             other = found[name]
             if other.kind in ("choice", "grid") and not all(value in other.values for value in allowed):
                 place = f"{source}: space: {parameter.key}"
@@ -238,7 +238,7 @@ def _parameter(
     (kind,) = kinds
     values = described[kind]
     if not isinstance(values, list) or not values:
-        raise UsageError(f"{place}: {kind}: found {shown(values)}; expected a list of values")
+        raise UsageError(f"{place}: {kind}: found {short_repr(values)}; expected a list of values")
     plain = value_type(section, spec)[0]
     if kind in ("uniform", "loguniform"):
         if plain not in (int, float):
@@ -252,7 +252,7 @@ def _parameter(
         raise UsageError(f"{place}: loguniform: found the bound {values[0]}; expected positive bounds")
     when = described.get("when", {})
     if not isinstance(when, Mapping):
-        raise UsageError(f"{place}: when: found {shown(when)}; expected other keys with their values")
+        raise UsageError(f"{place}: when: found {short_repr(when)}; expected other keys with their values")
     conditions = {aliases.get(k, k): tuple(v) if isinstance(v, list) else (v,) for k, v in when.items()}
     return Parameter(key=key, kind=kind, values=tuple(values), whole=plain is int, when=conditions)
 
@@ -338,11 +338,11 @@ def _bounds(search: Search) -> Iterator[Values]:
 
 def _mapping(content: Any, place: str, names: list[str]) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
-        raise UsageError(f"{place}: found {shown(content)}; expected a mapping")
+        raise UsageError(f"{place}: found {short_repr(content)}; expected a mapping")
     for name in content:
         if name not in names:
             near = nearest(str(name), names)
-            raise UsageError(f"{place}: unknown key {shown(name)}{near}; available: {', '.join(names)}")
+            raise UsageError(f"{place}: unknown key {short_repr(name)}{near}; available: {', '.join(names)}")
     return content
 
 
@@ -356,4 +356,4 @@ def _fill(kind: Callable[..., Any], content: Any, place: str, **made: Any) -> An
 
 def _one_of(value: str, names: tuple[str, ...], place: str) -> None:
     if value not in names:
-        raise UsageError(f"{place}: unknown {shown(value)}{nearest(value, names)}; available: {', '.join(names)}")
+        raise UsageError(f"{place}: unknown {short_repr(value)}{nearest(value, names)}; available: {', '.join(names)}")
