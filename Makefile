@@ -16,8 +16,8 @@ run: $(VENV)/.run
 	$(BIN)/python pipelines/mosi.py --num_epochs 8
 
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest -m "not ray and not slow" --numprocesses 2 --dist loadfile --durations=40 --cov=cggm_ray
-	$(BIN)/python -m pytest -m "ray and not slow" --durations=40 --cov=cggm_ray --cov-append --cov-report=term
+	$(BIN)/python -m pytest -m "not ray and not slow" --numprocesses 2 --dist loadfile --durations=40 --cov=cggm_ray --cov-report=term
+	$(BIN)/python -m pytest -m "ray and not slow" --durations=40
 
 slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow --durations=40
