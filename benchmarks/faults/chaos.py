@@ -1,13 +1,14 @@
-"""Training runs under random harm: each must end with the metrics of the run that nobody disturbed.
+"""Training runs under random faults: each must end with the metrics of the undisturbed run.
 
     python benchmarks/faults/chaos.py [--runs 22] [--seed 0] [--only KIND,KIND] [--json FILE]
 
-Each run is harmed once, after a random step, and the same command is given again until it ends with code 0. One worker is
-compared bit for bit: metrics of all epochs, summary, and weights of the best checkpoint. Two workers, and groups whose size
-changes, are compared with one worker, without dropout, to rounding. Ray runs on a cluster of two raylets of this machine.
+One fault is injected into each run after a random step, and the same command is given again until it ends with code 0.
+One worker is compared bit for bit: metrics of all epochs, summary, and weights of the best checkpoint. Two workers,
+and groups whose size changes, are compared with one worker, without dropout, to rounding. Ray runs on a cluster of two raylets
+of this machine.
 Prints a table; the exit code is 1 if any run differs.
 
-Needs the test tools (`make test` installs them), and root for the harm to storage, which is a small tmpfs.
+Needs the test tools (`make test` installs them), and root for the faults of storage, which is a small tmpfs.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
-from injection import PATIENCE, harm, small_disk, youngest
+from injection import PATIENCE, inject_fault, small_disk, youngest
 from raylets import Raylets, raylets
 
 from cggm_ray.engine.tracking import LOG, read_metrics
@@ -54,7 +55,7 @@ ATTEMPTS = 6
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of harm.
+    """A kind of fault.
 
     Attributes:
         where: 'local', 'torchrun' or 'ray'.
@@ -102,7 +103,7 @@ class Row:
     """What came of a run."""
 
     number: int
-    harm: str
+    fault: str
     workers: str
     at_step: int
     at: str = ""
@@ -113,20 +114,20 @@ class Row:
     equal: bool = False
 
     def line(self) -> str:
-        """Of the table."""
+        """Returns the line of the table."""
         seconds = "-" if self.recovery_seconds is None else f"{self.recovery_seconds:.1f}"
         lost = "-" if self.lost_steps is None else str(self.lost_steps)
         codes = " ".join(map(str, self.exit_codes))
         same = "bits" if self.equal and self.difference == 0 else f"{self.difference:.1e}"
         verdict = same if self.equal else f"DIFFERS {same}"
-        return f"| {self.number} | {self.harm} | {self.at} | {seconds} | {lost} | {codes} | {verdict} |"
+        return f"| {self.number} | {self.fault} | {self.at} | {seconds} | {lost} | {codes} | {verdict} |"
 
 
-HEAD = "| run | harm | after | recovery (s) | lost steps | exit codes | metrics equal |\n|---|---|---|---|---|---|---|"
+HEAD = "| run | fault | after | recovery (s) | lost steps | exit codes | metrics equal |\n|---|---|---|---|---|---|---|"
 
 
 class Run:
-    """A run that is to be harmed.
+    """A run into which a fault is injected.
 
     Args:
         folder: of all runs, with the data that they share.
@@ -164,7 +165,7 @@ class Run:
             )
 
     def text(self) -> str:
-        """Lines of progress so far."""
+        """Returns the lines of progress so far."""
         with suppress(OSError):
             return self.log.read_text()
         return ""
@@ -183,7 +184,7 @@ def resumed(text: str) -> int:
 
 
 def wait_until(holds: Callable[[], bool], run: subprocess.Popen[bytes]) -> bool:
-    """Whether it came to hold before the process ended."""
+    """Waits for a condition; returns whether it held before the process ended."""
     end = time.monotonic() + PATIENCE
     while not holds():
         if run.poll() is not None:
@@ -195,16 +196,16 @@ def wait_until(holds: Callable[[], bool], run: subprocess.Popen[bytes]) -> bool:
 
 
 def disturb(row: Row, run: Run, cluster: Raylets | None, rng: random.Random) -> None:
-    """A run from its first start to its end, harmed once."""
+    """Runs one command from its first start to its end, with one fault."""
     process = start_whole(run, row.workers)
-    node = youngest(cluster) if cluster is not None and "drained" in row.harm else ""
+    node = youngest(cluster) if cluster is not None and "drained" in row.fault else ""
     if not wait_until(lambda: done(run.text()) >= row.at_step, process):
-        raise SystemExit(f"run {row.number} ended before the harm: {run.output.read_text()[-2000:]}")
+        raise SystemExit(f"run {row.number} ended before the fault: {run.output.read_text()[-2000:]}")
     time.sleep(rng.uniform(0, 0.05))
     before = run.text()
     reached, began = done(before), time.monotonic()
     row.at = f"epoch {(reached - 1) // STEPS + 1}, step {(reached - 1) % STEPS + 1}"
-    harm(row.harm, run.folder, process, cluster, node, rng)
+    inject_fault(row.fault, run.folder, process, cluster, node, rng)
     starts = before.count("continues after")
     for _ in range(ATTEMPTS):
         # The group under Ray goes on by itself; everything else ends, and is started again.
@@ -222,7 +223,7 @@ def disturb(row: Row, run: Run, cluster: Raylets | None, rng: random.Random) -> 
 
 
 def start_whole(run: Run, workers: str) -> subprocess.Popen[bytes]:
-    """The first start. A group like 1:2 must have both workers, else the harm could miss it."""
+    """Waits for the first start. A group like 1:2 must have both workers, else the fault could miss it."""
     if ":" not in workers:
         return run.start()
     for _ in range(ATTEMPTS):
@@ -239,7 +240,7 @@ def start_whole(run: Run, workers: str) -> subprocess.Popen[bytes]:
 
 
 def _goes_on(run: Run, known: int, starts: int) -> bool:
-    """Whether a line of progress follows the line of a new start."""
+    """Returns whether a line of progress follows the line of a new start."""
     text = run.text()
     added = text[known:]
     # A run that had no checkpoint begins again without saying so.
@@ -248,7 +249,7 @@ def _goes_on(run: Run, known: int, starts: int) -> bool:
 
 
 def difference(run: Path, reference: Path, exact: bool) -> float:
-    """0 where all is the same bit for bit; else the largest relative difference of any metric of any epoch."""
+    """Returns 0 if all is the same bit for bit, otherwise the largest relative difference of any metric of any epoch."""
     ours, theirs = read_metrics(run), read_metrics(reference)
     if [line["epoch"] for line in ours] != [line["epoch"] for line in theirs]:
         return math.inf
@@ -321,7 +322,7 @@ def main() -> None:
 
 @contextmanager
 def _cluster() -> Iterator[Callable[[], Raylets]]:
-    """A function that starts the cluster when it is first needed; it ends with the block."""
+    """Yields a function that starts the cluster when it is first needed; the cluster ends with the block."""
     opened = []
 
     def start() -> Raylets:

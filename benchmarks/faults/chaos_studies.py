@@ -100,7 +100,7 @@ def known(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def table(folder: Path) -> list[dict[str, str]]:
-    """Rows of a search without times."""
+    """Returns the rows of a search without times."""
     with (folder / "trials.csv").open() as file:
         return [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
 
@@ -153,7 +153,7 @@ def sweep(root: Path, cluster: Raylets, kills: int, rng: random.Random) -> dict[
 
 
 def compare(before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]]) -> list[str]:
-    """What a start did that it should not have done."""
+    """Returns the errors of a start."""
     problems = []
     for name, old in before.items():
         new = after[name]["starts"][len(old["starts"]) :]

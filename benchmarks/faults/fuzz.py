@@ -42,7 +42,7 @@ class Reader:
     """A process that reads inputs one after the other, and is replaced when it dies.
 
     Args:
-        whole: folder of whole files, see `fuzz_inputs.whole_folder`.
+        whole: folder of whole files, as `fuzz_files.whole_folder` makes it.
         first: input of every role, read once before memory is limited, so that late imports do not count.
         patience: seconds of computation for one input.
     """
@@ -118,7 +118,7 @@ class Reader:
 
 
 def first_inputs(folder: Path, whole: Path) -> list[tuple[Path, str]]:
-    """A whole file for every role, in files of their own."""
+    """Returns a whole file for every role, in files of their own."""
     found: dict[str, Path] = {}
     for number, one in enumerate(generated(whole)):
         path = folder / f"first{number}{one.suffix}"
@@ -128,7 +128,7 @@ def first_inputs(folder: Path, whole: Path) -> list[tuple[Path, str]]:
 
 
 def self_test(reader: Reader, folder: Path) -> bool:
-    """Whether every canary is noticed."""
+    """Returns whether every canary is noticed."""
     path = folder / "canary.pkl"
     path.write_bytes(b"cos\nsystem\n(Vtouch executed\ntR.")
     noticed = True

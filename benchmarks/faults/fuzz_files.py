@@ -55,7 +55,7 @@ class Seed:
 
 
 def whole_folder(folder: Path) -> Path:
-    """For every role whose file lies among others, a folder in which all are whole."""
+    """Returns, for every role whose file lies among others, a folder in which all files are whole."""
     for role in ("text", "audio", "statistics", "labels", "names"):
         small_layout(folder / role)
     for number, split in enumerate(("train", "valid", "test")):
@@ -184,7 +184,7 @@ def real(data: Path) -> list[Seed]:
 
 
 def into(write: Callable[[io.BytesIO], Any]) -> bytes:
-    """What a writer writes."""
+    """Returns the bytes that a writer writes."""
     file = io.BytesIO()
     write(file)
     return file.getvalue()

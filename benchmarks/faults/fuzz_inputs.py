@@ -42,7 +42,7 @@ WORDS = {
 
 
 def damaged(seeds: list[Seed], draw: random.Random) -> Seed:
-    """A whole file after one to three kinds of damage."""
+    """Returns a whole file after one to three kinds of damage."""
     chosen = draw.choice(seeds)
     if chosen.group == "npz" and draw.random() < 0.5:
         return replace(chosen, content=_repacked(chosen.content, draw))
@@ -53,7 +53,7 @@ def damaged(seeds: list[Seed], draw: random.Random) -> Seed:
 
 
 def _repacked(content: bytes, draw: random.Random) -> bytes:
-    """An archive with a damaged member whose checksum is right, so that what lies behind the checksum is reached."""
+    """Returns an archive with a damaged member whose checksum is right, so that what lies behind the checksum is reached."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
         members = {name: bytearray(old.read(name)) for name in old.namelist()}
@@ -135,7 +135,7 @@ class Calls:
 
 
 def programs(draw: random.Random) -> bytes:
-    """A pickle of random instructions, of the names that numpy needs and of some that nobody should call."""
+    """Returns a pickle of random instructions, of the names that numpy needs and of some that nobody should call."""
     import pickletools
 
     names = [
@@ -284,7 +284,7 @@ def _h5(table: dict[str, np.ndarray], file: io.BytesIO) -> None:
 
 
 def made(group: str, count: int, number: int) -> list[Seed]:
-    """Files with contents that hypothesis makes up; contents that the format cannot hold are left out.
+    """Returns the files with contents that hypothesis makes up; contents that the format cannot hold are left out.
 
     Args:
         group: format.

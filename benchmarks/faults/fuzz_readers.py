@@ -62,7 +62,7 @@ def convert(dataset: Dataset, path: Path) -> None:
 
 
 def config(dataset: str, options: Any = None) -> Config:
-    """A configuration for a dataset."""
+    """Returns a configuration for a dataset."""
     data, run = DataConfig(dataset=dataset), RunConfig(local=True)
     return Config(data=data, run=run) if options is None else Config(data=data, run=run, options=options)
 
@@ -214,7 +214,7 @@ READERS: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 def _known(code: Any) -> bool:
-    """Whether the standard library runs this code: modules that are frozen, annotations that are evaluated."""
+    """Returns whether the standard library runs this code: modules that are frozen, annotations that are evaluated."""
     caller = sys._getframe(2).f_code.co_filename
     return "frozen" in code.co_filename or Path(caller).name in ("typing.py", "dataclasses.py")
 
@@ -251,7 +251,7 @@ class Canary:
 
 
 def outcome(read: Callable[[Path], Any], path: Path, folder: Path, canary: Canary, watch: bool) -> tuple[str, str]:
-    """What became of one input, and what to say about it; without `watch` modules may be imported."""
+    """Returns what became of one input, and what to say about it; without `watch` modules may be imported."""
     canary.seen.clear()
     canary.allowed = folder if watch else None
     error: BaseException | None = None
@@ -282,7 +282,7 @@ def outcome(read: Callable[[Path], Any], path: Path, folder: Path, canary: Canar
 
 
 def lacks_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that it took the place of, is about memory."""
+    """Returns whether an error, or one that it took the place of, is about memory."""
     while error is not None:
         # Our own errors quote names from the input, which may say anything; what they took the place of follows in the chain.
         quotes = isinstance(error, CggmError)

@@ -1,4 +1,4 @@
-"""The harm that `chaos.py` does."""
+"""The faults that `chaos.py` injects."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PATIENCE = 300.0
 DISK_MB = 16
 
 
-def harm(
+def inject_fault(
     what: str,
     run: Path,
     process: subprocess.Popen[bytes],
@@ -32,7 +32,7 @@ def harm(
     node: str,
     rng: random.Random,
 ) -> None:
-    """Does the harm, and puts right what a person would put right before the next start.
+    """Injects a fault, and repairs what a person would repair before the next start.
 
     Args:
         what: a name of `chaos.KINDS`.
@@ -95,7 +95,7 @@ def workers(cluster: Raylets) -> list[int]:
 
 
 def youngest(cluster: Raylets) -> str:
-    """Id of the node that started last."""
+    """Returns the id of the node that started last."""
     listed = cluster.run("ray", "list", "nodes", "--address", cluster.jobs, "--format", "json")
     nodes = [node for node in json.loads(listed.stdout) if node["state"] == "ALIVE" and not node["is_head_node"]]
     return str(nodes[-1]["node_id"])
@@ -120,7 +120,7 @@ def drain(cluster: Raylets, node: str) -> None:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
-    """A tmpfs."""
+    """Mounts a tmpfs while the block runs."""
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(folder)], check=True)
     try:

@@ -51,14 +51,14 @@ def titles(cluster: Raylets, driver: int) -> dict[int, str]:
     return found
 
 
-def look(pid: int) -> tuple[float, int]:
-    """Resident memory in MiB, and open files."""
+def measure(pid: int) -> tuple[float, int]:
+    """Returns the resident memory in MiB, and open files."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * PAGE / 2**20, len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def quarters(values: list[float]) -> list[float]:
-    """Means of the quarters."""
+    """Returns the means of the quarters."""
     size = len(values) // 4
     return [mean(values[part * size : (part + 1) * size]) for part in range(4)]
 
@@ -88,13 +88,13 @@ def main() -> None:
             if len(read_metrics(Path(folder) / "run")) >= 2:
                 for pid, title in titles(cluster, run.pid).items():
                     with suppress(OSError):
-                        seen.setdefault(title, []).append(look(pid))
+                        seen.setdefault(title, []).append(measure(pid))
             time.sleep(PERIOD)
         if run.returncode:
             raise SystemExit((Path(folder) / "out").read_text()[-2000:])
         epochs = len(read_metrics(Path(folder) / "run"))
     print(f"{epochs} epochs in {time.monotonic() - began:.0f} s\n")
-    print("| process | looks | memory by quarter (MiB) | open files by quarter |\n|---|---|---|---|")
+    print("| process | samples | memory by quarter (MiB) | open files by quarter |\n|---|---|---|---|")
     flat, rows = True, {}
     for number, (title, values) in enumerate(seen.items()):
         # A process that came and went, such as a worker that made the shards.

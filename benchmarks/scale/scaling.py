@@ -46,7 +46,7 @@ SCRIPT = Path(__file__).parents[2] / "pipelines" / "mosi.py"
 
 
 def plain_step(problem: Problem, batch: Batch) -> Callable[[], Any]:
-    """Joint training without the package's loop: what DistributedDataParallel alone costs."""
+    """Returns a step of joint training without the package's loop, which shows the cost of DistributedDataParallel alone."""
     torch.manual_seed(0)
     config = Config.from_dict(dict(problem.settings))
     net, _ = problem.networks(config)
@@ -64,7 +64,7 @@ def plain_step(problem: Problem, batch: Batch) -> Callable[[], Any]:
 
 
 def worker(rank: int, workers: int, port: int, arguments: argparse.Namespace, file: str) -> None:
-    """A process of the group: all variants in turns."""
+    """Runs all variants in turns in one process of the group."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(workers), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     if workers > 1:
@@ -100,7 +100,7 @@ def worker(rank: int, workers: int, port: int, arguments: argparse.Namespace, fi
 
 
 def strategy_sums(problem: Problem) -> Tensor:
-    """A vector as long as the one that CGGM adds up over workers in a step of a sequence network."""
+    """Returns a vector as long as the one that CGGM adds up over workers in a step of a sequence network."""
     net, guides = problem.networks(Config.from_dict(dict(problem.settings)))
     losses = problem.task().n_sums * (1 + len(guides))
     utilities, direction = 2 * len(guides), net.head.weight.numel() * (1 + len(guides))
@@ -108,7 +108,7 @@ def strategy_sums(problem: Problem) -> Tensor:
 
 
 def timed_reduce(vector: Tensor) -> float:
-    """Seconds of one all-reduce, all workers being ready for it."""
+    """Returns the seconds of one all-reduce, all workers being ready for it."""
     dist.barrier()
     start = time.perf_counter()
     dist.all_reduce(vector)
@@ -116,7 +116,10 @@ def timed_reduce(vector: Tensor) -> float:
 
 
 def measure(workers: int, arguments: argparse.Namespace) -> dict[str, float]:
-    """Samples per second of every variant; with several workers, beside them the milliseconds of a bare all-reduce."""
+    """Returns the samples per second of every variant.
+
+    With several workers it also returns the milliseconds of a bare all-reduce.
+    """
     with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -130,14 +133,14 @@ def measure(workers: int, arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def epoch_seconds(command: list[str], folder: Path, name: str, flags: list[str]) -> float:
-    """Median seconds of the epochs after the first of a run of the pipeline."""
+    """Returns the median seconds of the epochs after the first of a run of the pipeline."""
     places = ["--storage_path", str(folder), "--name", name, "--cpus_per_worker", "1"]
     subprocess.run([*command, str(SCRIPT), *places, *flags], check=True, stdout=subprocess.DEVNULL)
     return statistics.median(float(line["seconds"] or 0) for line in read_metrics(folder / name)[1:])
 
 
 def under_ray(arguments: argparse.Namespace, flags: list[str]) -> dict[str, float]:
-    """Seconds of an epoch with two workers, under torchrun and under Ray Train, in turns."""
+    """Returns the seconds of an epoch with two workers, under torchrun and under Ray Train, in turns."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     found: dict[str, list[float]] = {"torchrun": [], "ray": []}
     flags = [*flags, "--num_epochs", str(arguments.epochs)]

@@ -58,7 +58,7 @@ T = TypeVar("T")
 
 
 def write_features(folder: Path, samples: int) -> None:
-    """A set with a train split of that many samples."""
+    """Writes a set with a train split of that many samples."""
     rng = np.random.default_rng(0)
     sample_bytes = sum(2 * int(np.prod(shape)) for shape in SHAPES.values())
     shards = []
@@ -84,13 +84,13 @@ def write_features(folder: Path, samples: int) -> None:
 
 
 def resident() -> float:
-    """Resident memory of this process in MiB."""
+    """Returns the resident memory of this process in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / MIB
 
 
 def watched(work: Callable[[], T]) -> tuple[T, float]:
-    """The result of `work`, and the largest resident memory in MiB while it ran."""
+    """Returns the result of `work`, and the largest resident memory in MiB while it ran."""
     peak, done = [resident()], threading.Event()
 
     def watch() -> None:
@@ -108,7 +108,7 @@ def watched(work: Callable[[], T]) -> tuple[T, float]:
 
 
 def measure(folder: Path, budget: int, batch_size: int, steps: int) -> dict[str, float | str]:
-    """An epoch of reading and some steps, with the memory beyond what the process had before the split was opened."""
+    """Measures an epoch of reading and some steps, with the memory beyond that before the split was opened."""
     config = Config(model=ModelConfig(nlevels=4), options=Food101Options())
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset="food101", memory_budget=budget))
     manifest = open_set(folder)

@@ -7,7 +7,7 @@ Starts a cluster of its own on this machine and goes the way of every pipeline: 
 trains an epoch on one worker, streamed within the budget; then once more with everything in memory. The features are those of
 Food-101 in half precision, image [197, 768] and text [50, 768], but random: the tasks that write the shards draw them.
 
-The raylet is asked every 0.2 s what its object store holds and has spilled. The worker samples its own resident memory every
+The raylet reports every 0.2 s what its object store holds and has spilled. The worker samples its own resident memory every
 5 ms, from the moment before it opens the first split to the end of the run.
 """
 
@@ -74,7 +74,7 @@ class RandomFeatures(Dataset):
     Options = RandomOptions
 
     def locate(self, path: Path) -> list[Path]:
-        """The file that says how many samples there are."""
+        """Returns the file that says how many samples there are."""
         return [path]
 
     def read(self, sources: list[Path]) -> Iterator[RawShard]:
@@ -100,7 +100,7 @@ class RandomFeatures(Dataset):
         return table
 
     def demonstration(self, folder: Path, seed: int) -> Path:
-        """The number of samples of every split."""
+        """Returns the number of samples of every split."""
         options = self.config.options
         assert isinstance(options, RandomOptions)
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +140,7 @@ class RandomFeatures(Dataset):
 
 
 def resident() -> float:
-    """Resident memory of this process in MiB."""
+    """Returns the resident memory of this process in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / MIB
 
@@ -157,7 +157,7 @@ class Store:
         self.used, self._spilled_before = 0.0, self._ask()[1]
         self.spilled = 0.0
 
-    def look(self) -> None:
+    def sample(self) -> None:
         """Takes a sample."""
         used, spilled = self._ask()
         self.used = max(self.used, used)
@@ -172,13 +172,13 @@ class Store:
 
 
 @contextmanager
-def sampled(look: Callable[[], None]) -> Iterator[None]:
-    """Inside, `look` is called every 0.2 s, in a thread."""
+def sampled(sample: Callable[[], None]) -> Iterator[None]:
+    """Calls `sample` every 0.2 s in a thread while the block runs."""
     done = threading.Event()
 
     def watch() -> None:
         while not done.wait(0.2):
-            look()
+            sample()
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -207,7 +207,7 @@ def main() -> None:
     store = Store()
     with tempfile.TemporaryDirectory(prefix="stream_on_ray_") as folder:
         config = configuration(arguments, Path(folder))
-        with sampled(store.look):
+        with sampled(store.sample):
             shards = prepare_data(config, write_shards_with_ray)
         manifest = open_set(shards)
         assert manifest is not None
@@ -216,7 +216,7 @@ def main() -> None:
         print(f"writing the shards: {store}")
         for name, budget in (("streamed", arguments.budget), ("in memory", whole)):
             store.restart()
-            with sampled(store.look):
+            with sampled(store.sample):
                 result = run(config.replace({"memory_budget": budget, "name": name.replace(" ", "-")}))
             assert result is not None
             seen = json.loads((result.folder / MEMORY).read_text())
@@ -228,7 +228,7 @@ def main() -> None:
 
 
 def configuration(arguments: argparse.Namespace, folder: Path) -> Config:
-    """One epoch on one worker, of a network that is small so that the set goes through it in minutes."""
+    """Returns a configuration of one epoch on one worker, with a network that is small enough for minutes."""
     return Config(
         data=DataConfig(dataset="random-features"),
         model=ModelConfig(nlevels=3, cls_layers=1, proj_dim=8, num_heads=1),

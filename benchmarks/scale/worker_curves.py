@@ -23,7 +23,7 @@ CURVES = ("train/loss", "valid/loss", "coefficient/text")
 
 
 def train(folder: Path, name: str, flags: list[str]) -> list[dict[str, float | None]]:
-    """Metrics by epoch of one run."""
+    """Returns the metrics by epoch of one run."""
     dropouts = [flag for kind in ("attn", "relu", "embed", "res", "out") for flag in (f"--{kind}_dropout", "0")]
     command = [sys.executable, str(SCRIPT), "--storage_path", str(folder), "--name", name, *dropouts, *flags]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -31,7 +31,7 @@ def train(folder: Path, name: str, flags: list[str]) -> list[dict[str, float | N
 
 
 def difference(a: dict[str, float | None], b: dict[str, float | None], name: str) -> float:
-    """Relative difference of one value."""
+    """Returns the relative difference of one value."""
     x, y = a[name], b[name]
     if x is None or y is None:
         raise SystemExit(f"{name} is not a number")

@@ -63,14 +63,14 @@ SETS = {
 
 
 def add_sets(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say where the sets are and where runs go."""
+    """Adds the arguments for the places of the sets and of the runs."""
     parser.add_argument("sets", nargs="+", metavar="NAME=DATA", help=f"of {', '.join(SETS)}")
     parser.add_argument("--bert", type=Path, help="folder of a text encoder, for titles")
     parser.add_argument("--storage_path", type=Path, default=Path("~/cggm_runs").expanduser())
 
 
 def given_sets(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[str, Sequence[str]]:
-    """Name of a set to the flags that read it; a small ViT with random weights is made for titles."""
+    """Returns the flags that read a set, by its name; it makes a small ViT with random weights for titles."""
     found: dict[str, Sequence[str]] = {}
     for text in arguments.sets:
         name, _, path = text.partition("=")
@@ -88,7 +88,7 @@ def given_sets(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -
 
 
 def save_random_vit(folder: Path) -> Path:
-    """A ViT of 64 pixels and two layers, the same every time: random features of an image still tell much of it."""
+    """Makes a ViT of 64 pixels and two layers with fixed random weights; its features still carry information."""
     if not (folder / "config.json").exists():
         import torch
         import transformers
@@ -101,6 +101,6 @@ def save_random_vit(folder: Path) -> Path:
 
 
 def call(name: str, storage: Path, flags: Sequence[str]) -> None:
-    """Runs the pipeline of a set, which keeps its runs in a folder, without pages; what it says is shown."""
+    """Runs the pipeline of a set, which keeps its runs in a folder, without pages, and prints its output."""
     kept = ("--storage_path", str(storage), "--report", "false", "--trackers", "jsonl")
     subprocess.run([sys.executable, str(PIPELINES / SETS[name].pipeline), *flags, *kept], check=True)

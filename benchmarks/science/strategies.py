@@ -23,7 +23,7 @@ FIRST = ("none", "cggm")
 
 
 def serving(task: Task) -> list[str]:
-    """Names of the strategies for a task, joint training and CGGM first."""
+    """Returns the names of the strategies for a task, joint training and CGGM first."""
     names = [name for name in STRATEGIES.names() if STRATEGIES.get(name).serves(task)]
     return [*FIRST, *(name for name in names if name not in FIRST)]
 

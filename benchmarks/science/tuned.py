@@ -48,7 +48,7 @@ def tuned(name: str, flags: Sequence[str], label: str, space: dict[str, Any], pl
 
 
 def table(name: str, files: dict[str, Path]) -> list[str]:
-    """The comparison of the runs in several files, by label."""
+    """Returns the comparison of the runs in several files, by label."""
     rows = {label: pyarrow.csv.read_csv(file).to_pylist() for label, file in files.items()}
     values = {
         label: {row["run"]: {k: v for k, v in row.items() if k not in ("strategy", "run")} for row in found}

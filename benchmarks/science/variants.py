@@ -41,18 +41,18 @@ OTHER_UTILITY = {"mosi": "sign", "avdigits": "likelihood", "titles": "likelihood
 
 
 def flags_of(variant: str, name: str) -> list[str]:
-    """The flags of a variant on a set."""
+    """Returns the flags of a variant on a set."""
     modalities = len(SETS[name].modalities)
     return VARIANTS[variant].format(even=modalities / (modalities - 1), other=OTHER_UTILITY[name]).split()
 
 
 def run_name(variant: str, seed: int) -> str:
-    """The folder of a run."""
+    """Returns the folder of a run."""
     return f"{variant.replace(', ', '-').replace(' ', '_')}-{seed}"
 
 
 def train(name: str, flags: Sequence[str], storage: Path, variant: str, seed: int) -> None:
-    """One run, unless it is over."""
+    """Trains a run, unless it is finished."""
     folder = storage / run_name(variant, seed)
     if not (folder / SUMMARY).exists():
         own = ("--local", "--seed", str(seed), "--name", folder.name)
@@ -60,7 +60,7 @@ def train(name: str, flags: Sequence[str], storage: Path, variant: str, seed: in
 
 
 def table(name: str, storage: Path, variants: Sequence[str], seeds: Sequence[int]) -> list[str]:
-    """The best validation values of a set."""
+    """Returns the best validation values of a set."""
     values = {
         variant: {str(seed): read_summary(storage / run_name(variant, seed)).valid for seed in seeds}
         for variant in variants

@@ -47,7 +47,7 @@ class Noting:
         self._file = folder / f"{os.getpid()}.jsonl"
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """See `Stage`."""
+        """Encodes a table and appends its begin, end and number of rows to the file."""
         begun = time.monotonic()
         features = self._encode(table)
         with self._file.open("a") as file:
@@ -56,7 +56,7 @@ class Noting:
 
 
 def write(stages: Sequence[Stage], raw: Sequence[RawShard], folder: Path, *, notes: Path) -> list[Shard]:
-    """As `write_shards_with_ray`, with encoders that note."""
+    """Writes the shards as `write_shards_with_ray` does, with encoders that note their times."""
     noting = [
         dataclasses.replace(stage, make=partial(Noting, stage.make, notes)) if stage.pooled else stage
         for stage in stages
@@ -65,7 +65,7 @@ def write(stages: Sequence[Stage], raw: Sequence[RawShard], folder: Path, *, not
 
 
 def write_set(folder: Path, samples: int) -> Path:
-    """The layout of UPMC-Food-101: `samples` to train on, an eighth of it each to validate and to test."""
+    """Returns the layout of UPMC-Food-101: `samples` to train on, an eighth of it each to validate and to test."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     for split, count in {"train": samples, "dev": samples // 8, "test": samples // 8}.items():
@@ -81,7 +81,7 @@ def write_set(folder: Path, samples: int) -> Path:
 
 
 def save_encoders(folder: Path, hidden: int, layers: int) -> tuple[Path, Path]:
-    """Random ones, as transformers saves them."""
+    """Saves random encoders in the format of transformers."""
     sizes = {
         "hidden_size": hidden,
         "num_hidden_layers": layers,

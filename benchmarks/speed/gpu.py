@@ -29,7 +29,7 @@ PEAK_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "4090
 
 
 def milliseconds(step: Callable[[], Any], rounds: int = 20) -> float:
-    """Median of rounds of five steps, after a warm-up."""
+    """Returns the median milliseconds of rounds of five steps, after a warm-up."""
     for _ in range(5):
         step()
     torch.cuda.synchronize()
@@ -44,14 +44,14 @@ def milliseconds(step: Callable[[], Any], rounds: int = 20) -> float:
 
 
 def operations(step: Callable[[], Any]) -> int:
-    """Floating-point operations of a step, as torch counts them."""
+    """Returns the floating-point operations of a step, as torch counts them."""
     with FlopCounterMode(display=False) as counter:
         step()
     return int(counter.get_total_flops())
 
 
 def mosi(results: dict[str, Any]) -> None:
-    """Part 1."""
+    """Measures part 1."""
     problem = PROBLEMS["mosi"]
     results["mosi naive ms"] = naive = milliseconds(naive_step(problem, "cuda"))
     variants: dict[str, dict[str, Any]] = {
@@ -70,7 +70,7 @@ def mosi(results: dict[str, Any]) -> None:
 
 
 def synchronisation(results: dict[str, Any]) -> None:
-    """Part 2."""
+    """Measures part 2."""
     step = product_step(PROBLEMS["mosi"], STRATEGIES["cggm"], None, "cuda")
     for _ in range(3):
         step()
@@ -86,7 +86,7 @@ def synchronisation(results: dict[str, Any]) -> None:
 
 
 def other_shapes(results: dict[str, Any]) -> None:
-    """Part 3."""
+    """Measures part 3."""
     for name in ("iemocap", "food101"):
         for strategy in ("none", "cggm"):
             step = product_step(PROBLEMS[name], STRATEGIES[strategy] | {"precision": "bf16"}, None, "cuda")
@@ -95,7 +95,7 @@ def other_shapes(results: dict[str, Any]) -> None:
 
 
 def brats(results: dict[str, Any]) -> None:
-    """Part 4."""
+    """Measures part 4."""
     for batch in (64, 32, 16, 8):
         problem = dataclasses.replace(PROBLEMS["brats"], batch=batch, channels_last=True)
         try:

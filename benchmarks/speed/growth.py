@@ -20,19 +20,19 @@ BASE = PROBLEMS["mosi"]
 
 
 def with_steps(steps: int) -> Problem:
-    """As many time steps in every modality."""
+    """Returns the problem with as many time steps in every modality."""
     shapes = {name: (steps, width) for name, (_, width) in BASE.shapes.items()}
     return dataclasses.replace(BASE, shapes=shapes)
 
 
 def with_modalities(count: int) -> Problem:
-    """So many modalities of the shape of the second."""
+    """Returns the problem with so many modalities of the shape of the second one."""
     shape = BASE.shapes["audio"]
     return dataclasses.replace(BASE, shapes={f"m{number}": shape for number in range(count)})
 
 
 def with_settings(**settings: int) -> Problem:
-    """Another model."""
+    """Returns the problem with another model."""
     return dataclasses.replace(BASE, settings=settings)
 
 

@@ -52,7 +52,7 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[T, B, D] to [T, B, D] and [B, T, T]."""
+        """Maps [T, B, D] to [T, B, D] and [B, T, T]."""
         steps, batch, width = x.shape
         q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         q = q * (width // self.heads) ** -0.5
@@ -77,7 +77,7 @@ class Layer(nn.Module):
         self.relu_dropout, self.res_dropout = config.relu_dropout, config.res_dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        """[T, B, D] to [T, B, D]."""
+        """Maps [T, B, D] to [T, B, D]."""
         residual = x
         x, _ = self.self_attn(self.layer_norms[0](x))
         x = residual + F.dropout(x, self.res_dropout, self.training)
@@ -96,7 +96,7 @@ class Encoder(nn.Module):
         self.layer_norm = nn.LayerNorm(config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[T, B, D] to [T, B, D]."""
+        """Maps [T, B, D] to [T, B, D]."""
         out = math.sqrt(self.width) * x + self.positions(x.transpose(0, 1)[:, :, 0]).transpose(0, 1)
         out = F.dropout(out, self.embed_dropout, self.training)
         for layer in self.layers:
@@ -104,7 +104,7 @@ class Encoder(nn.Module):
         return self.layer_norm(out)
 
     def positions(self, first_channel: Tensor) -> Tensor:
-        """[B, T] to the rows [B, T, D] of the table, which is made anew in every call."""
+        """Maps [B, T] to the rows [B, T, D] of the table, which is made anew in every call."""
         batch, steps = first_channel.shape
         half = self.width // 2
         rates = torch.exp(torch.arange(half, dtype=torch.float) * -(math.log(10000) / (half - 1)))
@@ -131,7 +131,7 @@ class NaiveNet(nn.Module):
         self.out_dropout = config.out_dropout
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Predictions, and detached copies of the features."""
+        """Returns the predictions, and detached copies of the features."""
         features = []
         for x, proj, encoder in zip(inputs, self.proj, self.encoders, strict=True):
             features.append(encoder(proj(x.transpose(1, 2)).permute(2, 0, 1)))
@@ -150,7 +150,7 @@ class NaiveGuide(nn.Module):
         self.out_layer = nn.Linear(config.width, config.outputs)
 
     def forward(self, feature: Tensor) -> Tensor:
-        """[T, B, D] to [B, C]."""
+        """Maps [T, B, D] to [B, C]."""
         hidden = self.bone(feature)[0]
         return self.out_layer(F.relu(self.proj1(self.proj1(hidden))))
 

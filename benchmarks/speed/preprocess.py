@@ -28,7 +28,7 @@ from cggm_ray.engine.configuration import Config
 
 
 def seconds(config: Config, writer: Callable[..., Any]) -> tuple[float, int]:
-    """Seconds and samples of a conversion into a fresh folder."""
+    """Returns the seconds and samples of a conversion into a fresh folder."""
     with tempfile.TemporaryDirectory() as folder:
         fresh = dataclasses.replace(config, data=dataclasses.replace(config.data, shard_path=folder))
         start = time.perf_counter()

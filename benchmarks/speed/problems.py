@@ -46,7 +46,7 @@ class Problem:
     channels_last: bool = False
 
     def networks(self, config: Config) -> tuple[MultimodalNet, dict[str, nn.Module]]:
-        """The network and its guides."""
+        """Returns the network and its guides."""
         if self.backbone is not None:
             deeplab = DeepLabConfig(backbone=BACKBONES[self.backbone])
             net, guides = (
@@ -61,13 +61,13 @@ class Problem:
         return sequence_net(config.model, widths, self.outputs), sequence_guides(config.model, widths, self.outputs)
 
     def task(self) -> Task:
-        """Loss and utilities."""
+        """Returns the loss and utilities."""
         if self.backbone is not None:
             return Segmentation()
         return Regression() if self.outputs == 1 else Classification(self.outputs)
 
     def data(self) -> Batch:
-        """A batch of random numbers."""
+        """Returns a batch of random numbers."""
         inputs = {name: torch.randn(self.batch, *shape) for name, shape in self.shapes.items()}
         if self.backbone is not None:
             target = torch.randint(self.outputs, (self.batch, *next(iter(self.shapes.values()))[1:]))
@@ -110,7 +110,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 def product_step(
     problem: Problem, settings: Mapping[str, Any], batch: Batch | None = None, device: str = "cpu"
 ) -> Callable[[], Mapping[str, Tensor]]:
-    """The package's own step, `cggm_ray.engine.step.train_step`, on one batch that lies on the device."""
+    """Returns the package's own step, `cggm_ray.engine.step.train_step`, on one batch that lies on the device."""
     torch.manual_seed(0)
     config = Config.from_dict({"no_cuda": device == "cpu", **problem.settings, **settings})
     net, guides = problem.networks(config)
@@ -124,7 +124,7 @@ def product_step(
 
 
 def naive_step(problem: Problem, device: str = "cpu") -> Callable[[], float]:
-    """The plain step of the released code on the same shapes; there is none for images."""
+    """Returns the plain step of the released code on the same shapes; there is none for images."""
     torch.manual_seed(0)
     settings = Config.from_dict(dict(problem.settings))
     model = settings.model

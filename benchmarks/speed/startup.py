@@ -24,7 +24,7 @@ FIRST = "step 1/"
 
 
 def first_step(flags: list[str]) -> float:
-    """Seconds until a run has logged its first step."""
+    """Returns the seconds until a run has logged its first step."""
     start = time.perf_counter()
     command = [sys.executable, "-u", str(SCRIPT), *flags, "--log_interval", "1"]
     process = subprocess.Popen(
@@ -46,14 +46,14 @@ def first_step(flags: list[str]) -> float:
 
 
 def run_python(code: str) -> float:
-    """Seconds of a process with this code."""
+    """Returns the seconds of a process with this code."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     return time.perf_counter() - start
 
 
 def conversion(flags: list[str], folder: Path) -> float:
-    """Seconds of a run's first start up to its first step, shards included."""
+    """Returns the seconds of a run's first start up to its first step, shards included."""
     return first_step([*flags, "--shard_path", str(folder)])
 
 

@@ -31,24 +31,24 @@ from cggm_ray.engine.optim import clip_by_total_norm, model_optimizer
 
 
 def make(problem: Problem, variant: str) -> Callable[[], Any]:
-    """The step of a variant."""
+    """Returns the step of a variant."""
     return naive_step(problem) if variant == NAIVE else product_step(problem, STRATEGIES[variant])
 
 
 def variants_of(problem: Problem) -> list[str]:
-    """All variants; the naive step exists for sequences only."""
+    """Returns all variants; the naive step exists for sequences only."""
     return ([] if problem.backbone else [NAIVE]) + list(STRATEGIES)
 
 
 def timed(step: Callable[[], Any]) -> float:
-    """Seconds of a step."""
+    """Returns the seconds of a step."""
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
 
 
 def take_turns(steps: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every variant in every round, after one round that does not count."""
+    """Returns the seconds of every variant in every round, after one round that does not count."""
     for step in steps.values():
         step()
     seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -59,13 +59,13 @@ def take_turns(steps: dict[str, Callable[[], Any]], rounds: int) -> dict[str, li
 
 
 def peak_memory(problem: str, variant: str, threads: int) -> float:
-    """MiB that three steps need above what the process held before, in a process of its own."""
+    """Returns the MiB that three steps need above what the process held before, in a process of its own."""
     command = [sys.executable, __file__, "--memory_of", variant, "--problems", problem, "--threads", str(threads)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def print_memory(problem: Problem, variant: str) -> None:
-    """What `peak_memory` starts."""
+    """Prints the memory in the process that `peak_memory` starts."""
     step = make(problem, variant)
     before = resident("VmRSS")
     for _ in range(3):
@@ -74,13 +74,13 @@ def print_memory(problem: Problem, variant: str) -> None:
 
 
 def resident(line: str) -> float:
-    """MiB of resident memory of this process, now (VmRSS) or at its peak (VmHWM)."""
+    """Returns the MiB of resident memory of this process, now (VmRSS) or at its peak (VmHWM)."""
     status = Path("/proc/self/status").read_text()
     return float(status.partition(f"{line}:")[2].split()[0]) / 1024
 
 
 def compare(name: str, threads: int, rounds: int) -> list[dict[str, Any]]:
-    """Rows of the table of one problem."""
+    """Returns the rows of the table of one problem."""
     problem = PROBLEMS[name]
     seconds = take_turns({variant: make(problem, variant) for variant in variants_of(problem)}, rounds)
     medians = {variant: statistics.median(values) for variant, values in seconds.items()}
@@ -102,7 +102,7 @@ def compare(name: str, threads: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def breakdown(name: str, rounds: int) -> dict[str, float]:
-    """Median milliseconds of the parts of a CGGM step, which are timed one after the other."""
+    """Returns the median milliseconds of the parts of a CGGM step, which are timed one after the other."""
     problem = PROBLEMS[name]
     torch.manual_seed(0)
     config = Config.from_dict({**problem.settings, "modulation": "cggm"})
