@@ -1,1 +1,1 @@
-"""From raw files to batches: safe readers, parquet shards with a manifest, sampling. One file a dataset."""
+"""Turns raw files into batches: bounded readers, parquet shards with a manifest, sampling. Every dataset is one file."""

@@ -1,8 +1,8 @@
-"""What a dataset is: how its raw files become shards, and what is predicted.
+"""The interface of a dataset: it turns raw files into shards, and names the task.
 
-A dataset is one file in `data/datasets` with a class that is registered under its name. Conversion has two halves: `read`
-lists the raw shards on the driver and checks everything that can be checked early, `transform` does the work on them, in
-Ray Data tasks or in this process. A dataset whose work needs several steps, one with a model among them, lists `stages`.
+A dataset is one file in `data/datasets` with a class that is registered under its name. Conversion has two halves. `read`
+lists the raw shards on the driver and checks everything that can be checked early. `transform` does the work on them, in Ray
+Data tasks or in this process. A dataset whose work needs several steps, one with a model among them, lists `stages`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class Dataset(ABC):
-    """A dataset.
+    """Base class of the datasets.
 
     Attributes:
         name: as registered.
@@ -48,7 +48,7 @@ class Dataset(ABC):
         network: name of the network that is trained where the configuration names none.
 
     Args:
-        settings: what it may know of the run; its `options` are an `Options`.
+        settings: the settings of the run that datasets receive; its `options` are an `Options`.
 
     Raises:
         UsageError: the options are those of another dataset.
@@ -68,23 +68,25 @@ class Dataset(ABC):
         self.settings = settings
 
     def shard_options(self) -> dict[str, Any]:
-        """Plain values of the options that change the shards: they are part of a set's fingerprint."""
+        """Returns plain values of the options that change the shards; they are part of a set's fingerprint."""
         return {}
 
     def folds(self) -> dict[str, DatasetOptions]:
-        """The options of every fold by its name, where they stand for several runs; empty where it is one run by itself."""
+        """Returns the options of every fold by its name; the dict is empty if the configuration is a single run."""
         return {}
 
     @abstractmethod
     def locate(self, path: Path) -> list[Path]:
-        """The raw files under the path that a user gave.
+        """Returns the raw files under the path that the user gave.
 
         Raises:
             DataError: nothing there that looks like the dataset.
         """
 
     def locate_new(self, path: Path) -> list[Path]:
-        """The raw files under the path of data that is only predicted; splits and labels are not needed. By default `locate`.
+        """Returns the raw files under the path of data to predict, which needs neither splits nor labels.
+
+        The default is `locate`.
 
         Raises:
             DataError: nothing there that looks like the dataset.
@@ -92,7 +94,9 @@ class Dataset(ABC):
         return self.locate(path)
 
     def read_new(self, sources: list[Path], trained: Manifest, split: str | None) -> Iterable[RawShard]:
-        """Raw shards of data that is only predicted, checked: all of the split `PREDICT`, numbered 0, 1, ... as they come.
+        """Checks and returns the raw shards of data to predict.
+
+        All of them belong to the split `PREDICT` and are numbered 0, 1, ... in their order.
 
         The predictions are in this order. `stages` turns these shards into the same columns as those of `read`; of a shard
         with a sample that has no label there is also a column `labelled` (bool), and its target is 0. All shards have the
@@ -110,7 +114,7 @@ class Dataset(ABC):
         return one_split(self.read(sources), split)
 
     def takes(self, modality: str, trained: tuple[int, ...], found: tuple[int, ...]) -> bool:
-        """Whether a network that was trained on samples of one shape takes those of another.
+        """Returns whether a network that was trained on samples of one shape accepts those of another.
 
         By default the first of several axes, time, may differ.
         """
@@ -121,18 +125,20 @@ class Dataset(ABC):
 
     @abstractmethod
     def read(self, sources: list[Path]) -> Iterable[RawShard]:
-        """Raw shards of all splits, checked.
+        """Checks and returns the raw shards of all splits.
 
         Raises:
             DataError: an input is not what the format promises.
         """
 
     def describe(self, sources: list[Path]) -> tuple[Source, ...]:
-        """What the set is made from. By default the checksum of every file; all of it is part of the fingerprint."""
+        """Returns the origin of the set, all of which is part of the fingerprint; the default is the checksum of every file."""
         return describe_sources(sources, self.settings.shard_root)
 
     def transform(self, table: pa.Table) -> pa.Table:
-        """A raw table to the columns `index`, `target`, one per modality, and `id` if samples have names. Runs in tasks.
+        """Converts a raw table to the columns `index`, `target`, one per modality, and `id` if samples have names.
+
+        It runs in Ray Data tasks or in this process.
 
         A modality may have further views in the training split, in the columns `view/1/NAME`, `view/2/NAME`, ...; one of
         them is drawn for every sample and epoch. Where samples may lack a modality m there is a column `present/m` (bool)
@@ -142,15 +148,15 @@ class Dataset(ABC):
         return table
 
     def stages(self) -> tuple[Stage, ...]:
-        """The steps from a raw table to a shard; called after `read`. By default `transform` alone."""
+        """Returns the steps from a raw table to a shard; called after `read`. The default is `transform` alone."""
         return (Stage(make=lambda: self.transform),)
 
     def notes(self) -> dict[str, Any]:
-        """Plain values that the manifest keeps for `task`, `network` and `open_split`; called after `read`."""
+        """Returns plain values that the manifest keeps for `task`, `network` and `open_split`; called after `read`."""
         return {}
 
     def specs(self, first: RawShard) -> Mapping[str, TensorSpec]:
-        """Shape and type of one sample for every column, before there are shards; called after `read`.
+        """Returns the shape and type of one sample for every column, before there are shards; called after `read`.
 
         By default those of the first sample, which is taken through the stages here. A dataset whose stages are expensive
         says them instead.
@@ -161,7 +167,7 @@ class Dataset(ABC):
         return table_specs(table)
 
     def accept(self, folder: Path, manifest: Manifest) -> None:  # noqa: B027 (most datasets take every set of theirs)
-        """Refuses a set that was made before and that this configuration may not use, by a DataError."""
+        """Raises a DataError if this configuration may not use a set that was made before."""
 
     @abstractmethod
     def demonstration(self, folder: Path, seed: int) -> Path:
@@ -169,19 +175,25 @@ class Dataset(ABC):
 
     @abstractmethod
     def task(self, manifest: Manifest) -> Task:
-        """What is predicted. It is also asked before the conversion, of a manifest that lists no shards yet."""
+        """Returns the task. It is also called before the conversion, with a manifest that lists no shards yet."""
 
     def shapes(self, manifest: Manifest, modalities: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-        """Modality to the shape of one sample as the network gets it. By default that of the shards."""
+        """Returns the shape of one sample by modality, as the network receives it. The default is the shape in the shards."""
         return {name: manifest.modalities[name].shape for name in modalities}
 
     def kinds(self, manifest: Manifest, modalities: tuple[str, ...]) -> dict[str, str]:
-        """Modality to one of `core.kinds.KINDS`, for networks that choose encoders by it. By default as the shape says."""
+        """Returns one of `core.kinds.KINDS` by modality, for networks that choose encoders by kind.
+
+        The default follows the shape of a sample.
+        """
         shapes = self.shapes(manifest, modalities)
         return {name: kind_of(shape) or VECTOR for name, shape in shapes.items()}
 
     def class_names(self, manifest: Manifest) -> tuple[str, ...] | None:
-        """Names of the classes; None where none are predicted. By default those in the notes, as `classes`, or numbers."""
+        """Returns the names of the classes, or None if the task has no classes.
+
+        The default is the entry `classes` of the notes, or numbers.
+        """
         task = self.task(manifest)
         if not isinstance(task, Classification):
             return None
@@ -191,7 +203,7 @@ class Dataset(ABC):
     def open_split(
         self, folder: Path, manifest: Manifest, split: str, modalities: tuple[str, ...], device: torch.device
     ) -> Split:
-        """The samples of a split: in memory on the device if the whole set fits the budget, else streamed."""
+        """Opens a split: in memory on the device if the whole set fits the budget, otherwise streamed."""
         budget = self.settings.data.memory_budget * 2**20
         if set_bytes(folder, manifest, modalities) <= budget:
             return load_split(folder, manifest, split, modalities, device, self.settings.seed)

@@ -1,4 +1,4 @@
-"""Who writes the predicted maps of a dense task: a function that is registered under the dataset's name."""
+"""Registry of the functions that write the predicted maps of a dense task."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cggm_ray.data.shards.shards import Manifest
 
 @dataclass(frozen=True, kw_only=True)
 class MapPlan:
-    """What maps are predicted from.
+    """Inputs of the prediction of maps.
 
     Attributes:
         dataset: with the settings of the run.

@@ -1,4 +1,4 @@
-"""Data that is only predicted: a set of one split, which the network of a finished run takes. No labels are needed."""
+"""Prepares data to predict: a set of one split for the network of a finished run. No labels are needed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def prepare_new(
     split: str | None,
     write: WriteShards,
 ) -> tuple[Path, list[Path]]:
-    """Makes the shards of data to predict, or finds them; the data is checked against that of the run before either.
+    """Converts data to predict, or finds its shards, after checking it against the data of the run.
 
     Args:
         dataset: with the configuration of the run.
@@ -99,7 +99,7 @@ def prepare_new(
 
 
 def some_files(dataset: Dataset, path: Path, locate: Callable[[Path], list[Path]]) -> list[Path]:
-    """The raw files that a dataset finds under a path.
+    """Returns the raw files that a dataset finds under a path.
 
     Raises:
         DataError: there is none.
@@ -111,14 +111,14 @@ def some_files(dataset: Dataset, path: Path, locate: Callable[[Path], list[Path]
 
 
 def trained_digest(trained: Manifest) -> str:
-    """Checksum of what a conversion of new data may take from the set that the run was trained on."""
+    """Returns the checksum of the parts of the training set on which a conversion of new data may depend."""
     about = asdict(trained)
     kept = [about[name] for name in ("modalities", "target", "notes")]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def checked_shards(raw: Iterable[RawShard], path: Path, split: str | None) -> list[RawShard]:
-    """The raw shards of data to predict, of which there must be one at least.
+    """Yields the raw shards of data to predict, of which there must be at least one.
 
     Raises:
         DataError: there is none, or they are not numbered as they come.
@@ -135,7 +135,7 @@ def checked_shards(raw: Iterable[RawShard], path: Path, split: str | None) -> li
 
 
 def check_fits(dataset: Dataset, manifest: Manifest, trained: Manifest, modalities: Sequence[str], path: Path) -> None:
-    """Refuses data whose samples the network of a run cannot take.
+    """Raises a DataError if the network of a run cannot accept the samples.
 
     Args:
         dataset: whose `takes` decides.
@@ -161,7 +161,7 @@ def check_fits(dataset: Dataset, manifest: Manifest, trained: Manifest, modaliti
 
 
 def check_classes(trained: Manifest, notes: Mapping[str, object], path: Path) -> None:
-    """Refuses data whose classes are others than those that a run was trained on.
+    """Raises a DataError if the classes differ from those of the run's training data.
 
     Raises:
         DataError: names the first that differs.

@@ -1,4 +1,4 @@
-"""From raw data to a folder of shards: converted once, found again afterwards."""
+"""Converts raw data to a folder of shards once, and finds it again afterwards."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from cggm_ray.data.split_names import SPLITS as SPLITS
 
 
 def prepare(dataset: Dataset, write: WriteShards, check: Callable[[Manifest], object]) -> Path:
-    """Makes the shards of a run's data, or finds them; the run is checked against the data before either.
+    """Converts the data of a run, or finds its shards, after checking the run against the data.
 
     Args:
         dataset: with the settings of the run, which name the raw data; without a path the demonstration set is made first.
@@ -75,7 +75,7 @@ def prepare(dataset: Dataset, write: WriteShards, check: Callable[[Manifest], ob
 
 
 def convert(dataset: Dataset, raw: Sequence[RawShard], draft: Manifest, write: WriteShards, folder: Path) -> None:
-    """Makes the set: all of it, or nothing.
+    """Converts the whole set, or writes nothing.
 
     Args:
         dataset: after `read`.
@@ -98,7 +98,7 @@ def convert(dataset: Dataset, raw: Sequence[RawShard], draft: Manifest, write: W
 
 
 def raw_path(dataset: Dataset) -> Path:
-    """The raw data of a run: the path that the user gave, or the demonstration set, which is made if need be.
+    """Returns the path of a run's raw data: the user's path, or the demonstration set, which is made if necessary.
 
     Raises:
         DataError: there is nothing at the path.

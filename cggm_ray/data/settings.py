@@ -1,4 +1,4 @@
-"""The section of the configuration that says where the samples come from."""
+"""The section of the configuration for the source of the samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cggm_ray.config.fields import at_least, option
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the samples come from."""
+    """Settings of the source of the samples."""
 
     dataset: str = option("mosi", "registered dataset")
     data_path: str | None = option(
@@ -34,12 +34,12 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetOptions:
-    """Options of one dataset alone; a dataset that has any subclasses this, with `option` for every field."""
+    """Base class of the options of a single dataset, whose fields are made by `option`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSettings:
-    """All that a dataset may know of a run.
+    """Settings of a run that a dataset receives.
 
     Attributes:
         options: the dataset's own section of the configuration.

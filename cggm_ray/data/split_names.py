@@ -1,4 +1,4 @@
-"""What the splits of a set are called in files and folders, for every reader."""
+"""Names of splits in files and folders, for every reader."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _SPLIT_OF = {name: split for split, names in _NAMES.items() for name in names}
 
 
 def split_of(text: str) -> str | None:
-    """The split that a name means, in any case; None where it is no name of a split."""
+    """Returns the split that a name means, in upper or lower case, or None if the name means no split."""
     return _SPLIT_OF.get(text.strip().lower())
 
 
 def find_splits(names: Iterable[str], where: str) -> dict[str, str]:
-    """Split to the name that means it, in the order of `SPLITS`; names that mean no split are left out.
+    """Returns the given name of every split, in the order of `SPLITS`; names that mean no split are left out.
 
     Args:
         names: such as the keys of a dict or the stems of files.

@@ -1,6 +1,6 @@
-"""Reads arrays by name from the files that people keep features in: a pickle, an npz, or parquet with tensor columns.
+"""Reads arrays by name from files of features: a pickle, an npz, or parquet with tensor columns.
 
-What comes back is the same for all of them: `FeatureTable`s by split, or a single one that is not split yet.
+The result is the same for all of them: `FeatureTable`s by split, or a single one that is not split yet.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class FeatureTable:
     unread: dict[str, str] = field(default_factory=dict)
 
     def column(self, name: str, what: str) -> np.ndarray:
-        """A column by name; `what` is the option that named it.
+        """Returns a column by name; `what` is the option that named it.
 
         Raises:
             DataError: there is none; the message lists the columns.
@@ -69,7 +69,7 @@ class FeatureTable:
 
 
 def find_files(path: Path) -> list[Path]:
-    """The feature files under a path: itself, or all parquet files of a folder, or the one other file that it holds.
+    """Returns the feature files under a path: the path itself, all parquet files of a folder, or its single other file.
 
     Raises:
         DataError: nothing that can be read.
@@ -92,7 +92,7 @@ def find_files(path: Path) -> list[Path]:
 
 
 def read_tables(files: Sequence[Path], root: Path, wanted: Callable[[str], bool]) -> dict[str, FeatureTable]:
-    """The tables in the files, by split, or under `WHOLE`.
+    """Returns the tables in the files, by split, or under `WHOLE`.
 
     Args:
         files: from `find_files(root)`.
@@ -112,10 +112,10 @@ def read_tables(files: Sequence[Path], root: Path, wanted: Callable[[str], bool]
 
 
 def pickle_tables(contents: Mapping[Path, Any], where: str, wanted: Callable[[str], bool]) -> dict[str, FeatureTable]:
-    """The tables in what one pickle holds, or several that are named after splits; see `read_tables`.
+    """Returns the tables in one pickle, or in several pickles that are named after splits.
 
     Raises:
-        DataError: it is no set, or a column that is not a side matter cannot be read.
+        DataError: it is no set, or a column of features cannot be read.
     """
     return {
         split: column_table(fields, fields, f"{where}: split {split}" if split else where, wanted)
@@ -124,7 +124,7 @@ def pickle_tables(contents: Mapping[Path, Any], where: str, wanted: Callable[[st
 
 
 def split_pickles(files: Sequence[Path], folder: Path) -> bool:
-    """Whether these are pickles of which each is named after a split, such as train.pkl, dev.pkl and test.pkl.
+    """Returns whether each of these pickles is named after a split, such as train.pkl, dev.pkl and test.pkl.
 
     Raises:
         DataError: two are named after the same one.
@@ -134,7 +134,7 @@ def split_pickles(files: Sequence[Path], folder: Path) -> bool:
 
 
 def _read_npz(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The wanted arrays, and the names of all."""
+    """Returns the wanted arrays, and the names of all."""
     with reading(path, ".npz file"):
         kind = foreign_kind(path)
         if kind is not None and not kind.endswith("name it .npz") and path.stat().st_size:
@@ -142,8 +142,10 @@ def _read_npz(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, np.n
     with reading(path, ".npz file"), zipfile.ZipFile(path) as archive:
         members = {m.filename.removesuffix(".npy"): m for m in archive.infolist() if m.filename.endswith(".npy")}
         chosen = {name: member for name, member in members.items() if wanted(name)}
-        claimed = sum(member.file_size for member in chosen.values())
-        check_size(claimed, path.stat().st_size, f"{path}: arrays {listed(chosen)}", "np.savez keeps them uncompressed")
+        declared = sum(member.file_size for member in chosen.values())
+        check_size(
+            declared, path.stat().st_size, f"{path}: arrays {listed(chosen)}", "np.savez keeps them uncompressed"
+        )
         columns = {}
         for name, member in chosen.items():
             where = f"{path}, field {name}"
@@ -162,15 +164,15 @@ def _read_npz(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, np.n
 def column_table(
     fields: Mapping[str, Any], available: Iterable[str], where: str, wanted: Callable[[str], bool]
 ) -> FeatureTable:
-    """Columns by name, with `<name>_present` beside them, as a table.
+    """Returns the columns by name, with `<name>_present` beside them, as a table.
 
-    A column that cannot be read is an error when it is of use, not before: sets hold other things too.
+    An unreadable column is an error only if it is used, because sets also hold columns without features.
 
     Args:
         fields: name to what a file holds.
         available: names of all columns of the file.
         where: file and split, for messages.
-        wanted: see `read_tables`.
+        wanted: whether a column is of use.
 
     Raises:
         DataError: a column about presence is none.
@@ -210,7 +212,7 @@ def column_table(
 
 
 def _blank(values: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """The same with zeros in the rows that are missing."""
+    """Returns the values with zeros in the rows that are missing."""
     if present.all() or values.dtype.kind not in "biuf":
         return values
     values = values.copy()
@@ -230,7 +232,7 @@ def _read_parquet(files: Sequence[Path], root: Path, wanted: Callable[[str], boo
 
 
 def _split_of(file: Path, root: Path) -> str:
-    """The split that a folder below the root, or the beginning of the name, says: train/x.parquet, train-00.parquet."""
+    """Returns the split that a folder below the root, or the start of the name, states: train/x.parquet, train-00.parquet."""
     places = [*file.relative_to(root).parts[:-1], file.stem] if root.is_dir() else [file.stem]
     for place in places:
         split = split_of(place.replace("_", "-").split("-")[0])
@@ -268,7 +270,7 @@ def _read_table(files: Sequence[Path], split: str, root: Path, wanted: Callable[
 
 
 def _column(column: pa.ChunkedArray, schema: pa.Field, file: Path, where: str) -> tuple[list[Any], np.ndarray]:
-    """The rows of a column that are not null, each an array or a scalar, and which rows those are."""
+    """Returns the rows of a column that are not null, each an array or a scalar, and their positions."""
     valid = np.concatenate(
         [chunk.is_valid().to_numpy(zero_copy_only=False) for chunk in column.chunks] or [np.empty(0, bool)]
     )
@@ -290,7 +292,7 @@ def _column(column: pa.ChunkedArray, schema: pa.Field, file: Path, where: str) -
 
 
 def _texts(column: pa.ChunkedArray, file: Path, where: str) -> list[str]:
-    """The texts of a column that was read as a dictionary, so that one which is there many times takes memory once."""
+    """Returns the texts of a column that was read as a dictionary, so that repeated texts share memory."""
     texts: list[str] = []
     for chunk in column.chunks:
         entries = [decoded(entry) for entry in chunk.dictionary.to_pylist()]

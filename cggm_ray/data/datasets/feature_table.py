@@ -1,4 +1,4 @@
-"""From columns of files to samples: which are modalities, how they are split, what is predicted, all checked."""
+"""Turns columns of files into checked samples: it chooses the modalities, the splits and the target."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cggm_ray.core.errors import DataError, listed, shown
+from cggm_ray.core.errors import DataError, listed, short_repr
 from cggm_ray.core.kinds import KINDS, SEQUENCE, fits, kind_of
 from cggm_ray.core.registry import nearest
 from cggm_ray.core.seeding import derive_seed
@@ -22,8 +22,10 @@ from cggm_ray.data.split_names import SPLITS, split_of
 def choose_modalities(
     tables: Mapping[str, FeatureTable], wanted: Sequence[str] | None, other: set[str]
 ) -> tuple[str, ...]:
-    """The modalities in the order of the file: those that are wanted, or every column with an array of numbers per sample that
-    does not look like labels, ids or token ids.
+    """Returns the modalities in the order of the file.
+
+    They are the wanted ones, or every column with an array of numbers per sample that does not look like labels, ids or
+    token ids.
 
     Args:
         tables: by split.
@@ -54,14 +56,17 @@ def choose_modalities(
 
 
 def shape_kinds(
-    tables: Mapping[str, FeatureTable], modalities: Sequence[str], asked: Mapping[str, str], lengths: Mapping[str, str]
+    tables: Mapping[str, FeatureTable],
+    modalities: Sequence[str],
+    requested: Mapping[str, str],
+    lengths: Mapping[str, str],
 ) -> dict[str, str]:
-    """The kind of every modality: as asked, or by the shape of its samples.
+    """Returns the kind of every modality: the requested one, or the one that follows from the shape of its samples.
 
     Raises:
-        DataError: a shape that is no kind, or not the one asked for.
+        DataError: a shape that is no kind, or not the requested one.
     """
-    for field_name, given in (("kinds", asked), ("lengths", lengths)):
+    for field_name, given in (("kinds", requested), ("lengths", lengths)):
         for name in given:
             if name not in modalities:
                 raise DataError(
@@ -73,7 +78,7 @@ def shape_kinds(
         shape = _modality(table, name).shape[1:]
         where = f"{table.where}, modality {name}"
         padded = name in lengths or any(name in part.steps for part in tables.values())
-        kind = asked.get(name) or (SEQUENCE if padded and len(shape) == 2 else kind_of(shape))
+        kind = requested.get(name) or (SEQUENCE if padded and len(shape) == 2 else kind_of(shape))
         if kind is None:
             raise DataError(f"{where}: samples of shape {shape}; expected one of {', '.join(KINDS.values())}")
         if not fits(kind, shape):
@@ -90,7 +95,7 @@ def gather(
     lengths: Mapping[str, str],
     target: Mapping[str, np.ndarray],
 ) -> dict[str, Samples]:
-    """The samples of every table, checked: shapes, finite numbers, at least one modality each.
+    """Checks and returns the samples of every table: shapes, finite numbers, at least one modality each.
 
     Args:
         tables: by split.
@@ -131,7 +136,7 @@ def gather(
                         f"{where}: samples of shape {values.shape[1:]}; {next(iter(gathered))} has {first.shape[1:]}"
                     )
             if is_audio(name):
-                # The features of silence, see `is_audio`; `block` counts them.
+                # Features of silence are -inf (`is_audio`); `block` counts them.
                 silent = unlimited(values)
                 values = np.where(silent, values.dtype.type(0), values) if silent.any() else values
             bad = np.flatnonzero(there & ~finite(values).all(tuple(range(1, values.ndim))))
@@ -155,7 +160,7 @@ def read_classes(
     rows: Mapping[str, np.ndarray] | None,
     index: int | None = None,
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Class numbers of every table, and the classes: those given, or those of the train split in their order.
+    """Returns the class numbers of every table, and the classes: the given ones, or those of the train split in their order.
 
     Args:
         tables: by split, or one under `WHOLE`.
@@ -184,7 +189,7 @@ def read_classes(
         for row, text in enumerate(as_text):
             if text not in numbers:
                 raise DataError(
-                    f"{tables[name].where}, target {column}, row {row}: label {shown(text)} is none of the {len(texts)} "
+                    f"{tables[name].where}, target {column}, row {row}: label {short_repr(text)} is none of the {len(texts)} "
                     f"classes {listed(texts, 10)}"
                 )
         found[name] = np.array([numbers[text] for text in as_text], np.int64)
@@ -196,7 +201,7 @@ def read_classes(
 
 
 def read_values(tables: Mapping[str, FeatureTable], column: str, index: int | None = None) -> dict[str, np.ndarray]:
-    """Regression targets [N, 1] of every table; `index` chooses one of several targets of a sample.
+    """Returns the regression targets [N, 1] of every table; `index` chooses one of several targets of a sample.
 
     Raises:
         DataError: a target that is not one finite number for each sample.
@@ -214,7 +219,9 @@ def divide(
     shares: tuple[float, float],
     seed: int,
 ) -> dict[str, Samples]:
-    """Samples by split: the file's own, those that a column says, or drawn; validation is drawn from train if need be.
+    """Returns the samples by split: the file's own splits, those of a column, or drawn ones.
+
+    Validation is drawn from train if the file has no validation split.
 
     Args:
         tables: by split, or one under `WHOLE`.
@@ -242,7 +249,7 @@ def divide(
 
 
 def rows_by_split(tables: Mapping[str, FeatureTable], column: str, target: str) -> dict[str, np.ndarray]:
-    """The rows of every split of a whole table, from the column that says them.
+    """Returns the rows of every split of a whole table, from the column that states the split.
 
     Raises:
         DataError: there is no such column, it says something else, or the file has splits of its own.
@@ -262,14 +269,14 @@ def rows_by_split(tables: Mapping[str, FeatureTable], column: str, target: str) 
         name = split_of(str(value))
         if name is None:
             raise DataError(
-                f"{table.where}, split {column}, row {row}: found {shown(value)}; expected train, valid or test"
+                f"{table.where}, split {column}, row {row}: found {short_repr(value)}; expected train, valid or test"
             )
         names.append(name)
     return {split: np.flatnonzero(np.array(names) == split) for split in SPLITS}
 
 
 def _drawn(target: np.ndarray, shares: tuple[float, float], seed: int) -> dict[str, np.ndarray]:
-    """Rows of a seeded split. Every class is spread over the splits as evenly as it can be."""
+    """Returns the rows of a seeded split. Every class is spread over the splits as evenly as possible."""
     order = np.random.default_rng(derive_seed(seed, "split")).permutation(len(target))
     if target.ndim == 1:
         order = order[np.argsort(target[order], kind="stable")]
@@ -286,7 +293,7 @@ def _drawn(target: np.ndarray, shares: tuple[float, float], seed: int) -> dict[s
 
 
 def _modality(table: FeatureTable, name: str) -> np.ndarray:
-    """[N, ...] with at least one axis for a sample."""
+    """Returns the values [N, ...] with at least one axis per sample."""
     values = table.column(name, "modality")
     if values.dtype.kind not in "biuf" or 0 in values.shape[1:]:
         raise DataError(f"{table.where}, modality {name}: shape {values.shape} of {values.dtype}; expected numbers")
@@ -315,7 +322,7 @@ def _target(table: FeatureTable, column: str) -> np.ndarray:
 
 
 def _labels(table: FeatureTable, column: str, index: int | None) -> np.ndarray:
-    """Labels [N] as whole numbers or texts; a row of zeros with a single one is the number of its class."""
+    """Returns the labels [N] as whole numbers or texts; a one-hot row becomes the number of its class."""
     values, where = _target(table, column), f"{table.where}, target {column}"
     kind, shape = values.dtype, values.shape
     if kind.kind not in "biufU":

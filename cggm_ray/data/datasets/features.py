@@ -1,6 +1,7 @@
-"""Features of your own: any modalities, from a pickle, an npz or parquet, for regression or classification.
+"""User features: any modalities, from a pickle, an npz or parquet, for regression or classification.
 
-What a sample lacks is masked everywhere: a null in parquet, or a False in the array `<modality>_present` of an npz or pickle.
+Missing modalities of a sample are masked everywhere: a null in parquet, or a False in the array `<modality>_present` of an
+npz or pickle.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class FeatureOptions(DatasetOptions):
             raise UsageError(f"split_seed: found {self.split_seed}; expected a whole number of at least 0")
 
     def pairs(self, field: str) -> dict[str, str]:
-        """The option `kinds` or `lengths` as modality to value."""
+        """Returns the option `kinds` or `lengths` as modality to value."""
         found = [item.split(":") for item in getattr(self, field) if item]
         for parts in found:
             if len(parts) != 2 or not all(parts):
@@ -99,7 +100,7 @@ class FeatureOptions(DatasetOptions):
 
 @DATASETS.register("features")
 class Features(Dataset):
-    """Any modalities whose features lie in a file."""
+    """Any modalities whose features are in a file."""
 
     name = "features"
     converter = 2
@@ -114,25 +115,27 @@ class Features(Dataset):
         self._notes: dict[str, Any] = {}
 
     def shard_options(self) -> dict[str, Any]:
-        """All options, and the modalities, since only those are read."""
+        """Returns all options, and the modalities, because only those are read."""
         names = self.settings.data.modalities
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self.options).items()}
         return plain | {"modalities": None if names is None else sorted(names)}
 
     def locate(self, path: Path) -> list[Path]:
-        """The file, or the files of the folder."""
+        """Returns the file, or the files of the folder."""
         self._root = path
         return find_files(path)
 
     def read(self, sources: list[Path]) -> Iterator[RawShard]:
-        """Slices of every split, checked as a whole first."""
+        """Yields slices of every split, after checking it as a whole."""
         splits = self._splits(sources)
         incomplete = {name for part in splits.values() for name, flags in part.present.items() if not flags.all()}
         for split, part in splits.items():
             yield from part.shards(split, incomplete)
 
     def read_new(self, sources: list[Path], trained: Manifest, split: str | None) -> Iterator[RawShard]:
-        """The samples of a file with or without labels and splits, with the modalities and classes of the training data."""
+        """Yields the samples of a file with or without labels and splits, with the modalities and classes of the training
+        data.
+        """
         options, notes = self.options, trained.notes
         self._notes = dict(notes)
         lengths, names = options.pairs("lengths"), tuple(trained.modalities)
@@ -146,13 +149,13 @@ class Features(Dataset):
         return new_shards(parts, names, masked_steps(trained), lengths, labels)
 
     def takes(self, modality: str, trained: tuple[int, ...], found: tuple[int, ...]) -> bool:
-        """Sequences of any length; everything else in the shape of the training data."""
+        """Returns whether a sample has the shape of the training data; sequences may have any length."""
         if self._notes["kinds"][modality] == SEQUENCE:
             return super().takes(modality, trained, found)
         return trained == found
 
     def transform(self, table: pa.Table) -> pa.Table:
-        """float32; bytes (uint8) are scaled to [0, 1]."""
+        """Converts features to float32; bytes (uint8) are scaled to [0, 1]."""
         for name in filter(is_modality, table.column_names):
             values = column_values(table.column(name))
             scale = 255 if values.dtype == np.uint8 else 1
@@ -161,15 +164,15 @@ class Features(Dataset):
         return table
 
     def notes(self) -> dict[str, Any]:
-        """The kind of every modality, the classes, whether it is about sentiment, and what was taken as what, in lines."""
+        """Returns the kinds, the classes, whether the target is a sentiment, and lines about the interpretation of the file."""
         return self._notes
 
     def demonstration(self, folder: Path, seed: int) -> Path:
-        """`features-<seed>.npz`: an image, a sequence and a vector, of which some samples lack one."""
+        """Writes `features-<seed>.npz`: an image, a sequence and a vector; some samples lack one of them."""
         return write_demonstration(folder / f"features-{seed}.npz", seed)
 
     def task(self, manifest: Manifest) -> Task:
-        """As the option says; the notes are kept for `finish`."""
+        """Returns the task of the option `task`, with the classes of the notes."""
         self._notes = manifest.notes
         classes = self._notes["classes"]
         return (
@@ -179,11 +182,11 @@ class Features(Dataset):
         )
 
     def kinds(self, manifest: Manifest, modalities: tuple[str, ...]) -> dict[str, str]:
-        """As the options or the shapes said when the set was made."""
+        """Returns the kinds from the options or the shapes at the time when the set was made."""
         return {name: manifest.notes["kinds"][name] for name in modalities}
 
     def _splits(self, sources: list[Path]) -> Mapping[str, Samples]:
-        """The samples of every split, with what the manifest shall note."""
+        """Returns the samples of every split, with the notes for the manifest."""
         options, modalities = self.options, self.settings.data.modalities
         given = options.pairs("lengths")
         about = {

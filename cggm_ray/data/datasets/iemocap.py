@@ -81,7 +81,7 @@ class IemocapOptions(DatasetOptions):
                 raise UsageError(f"{name}_length: found {self.length(name)}; expected at least 1")
 
     def length(self, modality: str) -> int:
-        """Time steps of a modality."""
+        """Returns the time steps of a modality."""
         return int(getattr(self, f"{modality}_length"))
 
 
@@ -103,11 +103,11 @@ class Iemocap(Dataset):
         self._statistics: np.ndarray | None = None
 
     def shard_options(self) -> dict[str, Any]:
-        """Fold, normalisation and lengths; the mask is a matter of the model."""
+        """Returns fold, normalisation and lengths, but not the mask, which concerns only the model."""
         return {key: value for key, value in vars(self.options).items() if key != "padding_mask"}
 
     def folds(self) -> dict[str, DatasetOptions]:
-        """With `--cv all`, options for every folder of target/."""
+        """Returns the options of every folder of target/ with `--cv all`."""
         if self.options.cv != ALL:
             return {}
         names = _fold_names(raw_path(self))
@@ -143,7 +143,7 @@ class Iemocap(Dataset):
         return _existing([path / file for file in FEATURES.values()]) + [file for file in optional if file.is_file()]
 
     def read(self, sources: list[Path]) -> Iterator[RawShard]:
-        """Utterances and classes of every split; shapes are checked here, the features are read in `transform`."""
+        """Yields utterances and classes of every split; shapes are checked here, and `transform` reads the features."""
         targets = {split: self._target(split) for split in SPLITS}
         probe([source for source in sources if source.suffix == ".h5"])
         for modality in FEATURES:
@@ -155,7 +155,7 @@ class Iemocap(Dataset):
             yield from self._shards(split, {IDENTITY: np.array(names, object), TARGET: labels})
 
     def read_new(self, sources: list[Path], trained: Manifest, split: str | None) -> Iterator[RawShard]:
-        """Every utterance that the features have; the audio is normalised as it was for training.
+        """Yields every utterance that has features; the audio is normalised as for training.
 
         Labels are those of the fold, where the folder has it; with a split its utterances alone are read.
         """
@@ -191,7 +191,7 @@ class Iemocap(Dataset):
             yield RawShard(split=split, number=number, table=pa.table(table))
 
     def _utterances(self) -> list[str]:
-        """All utterances of the features, each of which must be there in every modality."""
+        """Returns all utterances of the features, each of which must have every modality."""
         names: list[str] = []
         for file in FEATURES.values():
             with open_h5(self._root / file) as features:
@@ -208,7 +208,7 @@ class Iemocap(Dataset):
         return names
 
     def notes(self) -> dict[str, Any]:
-        """The names of the classes, and what the audio is normalised by, where that comes from the train split."""
+        """Returns the class names, and the audio statistics if they come from the train split."""
         notes: dict[str, Any] = {"classes": [str(number) for number in range(CLASSES)]}
         return notes if self._statistics is None else notes | {STATISTICS: self._statistics.tolist()}
 
@@ -238,17 +238,17 @@ class Iemocap(Dataset):
         return table
 
     def demonstration(self, folder: Path, seed: int) -> Path:
-        """`iemocap-<seed>`: two folds over a few utterances, in the true widths."""
+        """Writes `iemocap-<seed>`: two folds over a few utterances, in the true widths."""
         return write_demonstration(folder / f"iemocap-{seed}", seed)
 
     def task(self, manifest: Manifest) -> Task:
-        """Four classes."""
+        """Returns classification of four classes."""
         return Classification(CLASSES)
 
     def open_split(
         self, folder: Path, manifest: Manifest, split: str, modalities: tuple[str, ...], device: torch.device
     ) -> Split:
-        """The utterances; without `padding_mask` the padding is as good as any other step."""
+        """Opens the utterances; without `padding_mask` the padding counts like any other step."""
         masked = super().open_split(folder, manifest, split, modalities, device)
         return masked if self.options.padding_mask else _Unmasked(masked)
 
@@ -259,7 +259,7 @@ class Iemocap(Dataset):
         return folder / f"{name}_{what}.npy"
 
     def _target(self, split: str) -> tuple[list[str], np.ndarray]:
-        """Utterances and class numbers of a split."""
+        """Returns the utterances and class numbers of a split."""
         path = self._target_file(split, "label")
         labels = _classes(load_npy(path), path)
         path = self._target_file(split, "int2name")
@@ -273,7 +273,7 @@ class Iemocap(Dataset):
         return names, labels
 
     def _check_features(self, modality: str, names: Sequence[str], listed_in: str = "") -> None:
-        """Every utterance is there, and all have as many features as the first of all."""
+        """Checks that every utterance exists and that all have as many features as the first one."""
         path = self._root / FEATURES[modality]
         with open_h5(path) as features:
             for name in names:
@@ -289,7 +289,7 @@ class Iemocap(Dataset):
                     raise DataError(f"{where}: {shape[1]} features; utterance {first} has {width}")
 
     def _mean_std(self) -> np.ndarray:
-        """Mean and standard deviation of the audio features, [2, 1, D], from the fold's train split."""
+        """Returns the mean and standard deviation of the audio features, [2, 1, D], from the fold's train split."""
         path = self._root / MEAN_STD
         with open_h5(path) as file:
             parts = []
@@ -319,16 +319,16 @@ class _Unmasked:
         return len(self._split)
 
     def batches(self, plan: Iterable[Slice], epoch: int) -> Iterator[Batch]:
-        """See `Split`."""
+        """Yields the batches of the split, without their masks."""
         for batch in self._split.batches(plan, epoch):
             yield dataclasses.replace(batch, masks=None, present=None)
 
 
 def _existing(files: list[Path]) -> list[Path]:
-    """The files.
+    """Returns the files after checking that they exist.
 
     Raises:
-        DataError: one is not there.
+        DataError: a file does not exist.
     """
     for file in files:
         if not file.is_file():
@@ -337,7 +337,10 @@ def _existing(files: list[Path]) -> list[Path]:
 
 
 def _normalised(value: np.ndarray, mean_std: np.ndarray | None) -> np.ndarray:
-    """Audio [T, D] less its mean, by its standard deviation; over the utterance itself where none are given."""
+    """Returns the audio [T, D] minus its mean, divided by its standard deviation.
+
+    Statistics that are not given are those of the utterance.
+    """
     if mean_std is None:
         if not len(value):
             return value
@@ -349,7 +352,7 @@ def _normalised(value: np.ndarray, mean_std: np.ndarray | None) -> np.ndarray:
 
 
 def _fold_names(path: Path) -> list[str]:
-    """Folders of target/, numbers in their order.
+    """Returns the folders of target/, with numbers in their order.
 
     Raises:
         DataError: there is none.
@@ -361,19 +364,19 @@ def _fold_names(path: Path) -> list[str]:
 
 
 def _classes(labels: np.ndarray, path: Path) -> np.ndarray:
-    """Class numbers from one-hot rows."""
+    """Returns class numbers from one-hot rows."""
     if labels.ndim != 2 or labels.shape[1] != CLASSES or labels.dtype.kind not in "fiub":
         raise DataError(f"{path}: shape {labels.shape} of {labels.dtype}; expected one-hot rows [N, {CLASSES}]")
     bad = np.flatnonzero(((labels != 0).sum(1) != 1) | (labels.sum(1) != 1))
     if len(bad):
         raise DataError(
-            f"{path}, row {bad[0]}: {shown(labels[bad[0]].tolist())}; expected a single 1, at one of the {CLASSES} classes"
+            f"{path}, row {bad[0]}: {short_repr(labels[bad[0]].tolist())}; expected a single 1, at one of the {CLASSES} classes"
         )
     return labels.argmax(1)
 
 
 def _names(values: np.ndarray, path: Path) -> list[str]:
-    """Utterances as texts, from [N] or [N, 1] of byte strings or texts."""
+    """Returns the utterances as texts, from [N] or [N, 1] of byte strings or texts."""
     if values.ndim not in (1, 2) or (values.ndim == 2 and values.shape[1] != 1):
         raise DataError(f"{path}: shape {values.shape}; expected [N, 1] or [N]")
     names = []
@@ -381,6 +384,6 @@ def _names(values: np.ndarray, path: Path) -> list[str]:
         name = decoded(value)
         # A zero would end the name in an h5 file, and a slash lead to another place in it.
         if not is_text(name) or not name or "\0" in name or "/" in name:
-            raise DataError(f"{path}, row {row}: found {shown(value)}; expected the name of an utterance")
+            raise DataError(f"{path}, row {row}: found {short_repr(value)}; expected the name of an utterance")
         names.append(name)
     return names

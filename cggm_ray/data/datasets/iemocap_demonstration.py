@@ -20,7 +20,7 @@ FOLDS = ("1", "2")
 def write_demonstration(folder: Path, seed: int) -> Path:
     """Writes the set unless it is there; the same content for the same seed.
 
-    The class is 2 a + b for two bits. Text shows both bits at every step, under noise; audio shows b in a burst of a few
+    The class is 2 a + b for two bits. Text carries both bits at every step, under noise; audio carries b in a burst of a few
     frames; vision shows a as the sign of the product of two directions that are random each by themselves.
 
     Args:

@@ -74,11 +74,11 @@ class Mosi(Dataset):
         self._notes: dict[str, Any] = {}
 
     def shard_options(self) -> dict[str, Any]:
-        """Which target was chosen, if one was."""
+        """Returns the chosen target, if one was chosen."""
         return {key: value for key, value in vars(self.options).items() if value is not None}
 
     def locate(self, path: Path) -> list[Path]:
-        """The pickle itself, the one that a folder holds, or its pickles that are named after the splits."""
+        """Returns the pickle itself, the one that a folder holds, or its pickles that are named after the splits."""
         if not path.is_dir():
             return [path]
         found = sorted(path.glob("mosi_data_noalign.pkl")) or sorted(path.glob("*.pkl"))
@@ -87,7 +87,7 @@ class Mosi(Dataset):
         return found
 
     def read(self, sources: list[Path]) -> Iterator[RawShard]:
-        """Slices of every split, checked as a whole first."""
+        """Yields slices of every split, after checking it as a whole."""
         contents = {path: load_pickle(path) for path in sources}
         where = str(sources[0] if len(sources) == 1 else sources[0].parent)
         found = read_sentiments(
@@ -101,7 +101,7 @@ class Mosi(Dataset):
         return self._shards(found)
 
     def read_new(self, sources: list[Path], trained: Manifest, split: str | None) -> Iterator[RawShard]:
-        """The samples of pickles with or without labels and splits, with the modalities of the training data."""
+        """Yields the samples of pickles with or without labels and splits, with the modalities of the training data."""
         contents = {path: load_pickle(path) for path in sources}
         where = str(sources[0] if len(sources) == 1 else sources[0].parent)
         parts = part_of(tables_of(columns_by_split(contents, where), where), split, None)
@@ -113,7 +113,7 @@ class Mosi(Dataset):
             yield from found.splits[split].shards(split)
 
     def transform(self, table: pa.Table) -> pa.Table:
-        """float32, and the infinities of the audio features as 0, like the released code."""
+        """Converts features to float32, with infinities of the audio features as 0, like the released code."""
         for name in (*filter(is_modality, table.column_names), TARGET):
             values = column_values(table.column(name)).astype(np.float32)
             if name == "audio":
@@ -122,11 +122,11 @@ class Mosi(Dataset):
         return table
 
     def notes(self) -> dict[str, Any]:
-        """What was taken as what, in lines, and the modalities that the file lacks."""
+        """Returns lines about the interpretation of the file, and the modalities that it lacks."""
         return self._notes
 
     def accept(self, folder: Path, manifest: Manifest) -> None:
-        """Refuses a set without one of the modalities, unless those of the run are named."""
+        """Raises a DataError if the set lacks a modality, unless the run names its modalities."""
         missing = manifest.notes.get("missing")
         if missing and self.settings.data.modalities is None:
             raise DataError(
@@ -134,7 +134,7 @@ class Mosi(Dataset):
             )
 
     def demonstration(self, folder: Path, seed: int) -> Path:
-        """`mosi-<seed>.pkl`: text learns fast, audio and vision carry what text does not."""
+        """Writes `mosi-<seed>.pkl`: text is learned fast, audio and vision carry information that text lacks."""
         path = folder / f"mosi-{seed}.pkl"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -142,12 +142,12 @@ class Mosi(Dataset):
         return path
 
     def task(self, manifest: Manifest) -> Task:
-        """L1 regression with the sentiment metrics."""
+        """Returns L1 regression with the sentiment metrics."""
         return Regression(sentiment=True)
 
 
 def planted_imbalance(seed: int, *, samples: Mapping[str, int] | None = None, steps: int = 12) -> dict[str, Any]:
-    """A generated set in the released pickle format with a planted imbalance.
+    """Generates a set in the released pickle format with a planted imbalance.
 
     The label is 0.7 a + 0.5 b + 0.5 c, clipped to [-3, 3]. Every text step shows a linearly, under little noise: text learns
     fast. Audio shows b at one random step only, as a bump in noise; vision shows c as the product of two features that

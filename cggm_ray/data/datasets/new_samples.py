@@ -1,4 +1,4 @@
-"""Samples of feature files that are only predicted: of any number, with or without labels, split or not."""
+"""Samples of feature files that are only predicted: any number, with or without labels, split or not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cggm_ray.data.split_names import SPLITS
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """How labels are read where there are any.
+    """Settings for reading labels, if there are any.
 
     Attributes:
         column: of them; None where there is none.
@@ -37,7 +37,7 @@ class Labels:
 
 
 def part_of(tables: Mapping[str, FeatureTable], split: str | None, column: str | None) -> dict[str, FeatureTable]:
-    """The tables of one split, or all of them in the order of `SPLITS`.
+    """Returns the tables of one split, or all of them in the order of `SPLITS`.
 
     Args:
         tables: by split, or one under `WHOLE`.
@@ -67,7 +67,7 @@ def part_of(tables: Mapping[str, FeatureTable], split: str | None, column: str |
 
 
 def masked_steps(trained: Manifest) -> dict[str, int]:
-    """Modalities of which the run hid the padding, with the time steps of its data."""
+    """Returns the modalities whose padding the run masked, with the time steps of its data."""
     return {name: trained.modalities[name].shape[0] for name in trained.notes.get("masked", ())}
 
 
@@ -78,7 +78,7 @@ def new_shards(
     lengths: Mapping[str, str],
     labels: Labels,
 ) -> Iterator[RawShard]:
-    """Raw shards of all samples of these tables, one after the other.
+    """Yields the raw shards of all samples of these tables, one after the other.
 
     Args:
         tables: by split, or one under `WHOLE`.
@@ -103,7 +103,7 @@ def new_shards(
 
 
 def _labels_of(table: FeatureTable, labels: Labels, samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Targets, 0 where there is none, and bool [N], which samples have a label: not None, NaN or an empty text."""
+    """Returns the targets, 0 for missing ones, and bool [N] of the samples that have a label (not None, NaN or empty)."""
     classes = labels.classes is not None
     target = np.zeros(samples, np.int64) if classes else np.zeros((samples, 1), np.float32)
     if labels.column is None or labels.column not in table.available:
@@ -127,7 +127,7 @@ def _labels_of(table: FeatureTable, labels: Labels, samples: int) -> tuple[np.nd
 
 
 def _padded(samples: Samples, least: Mapping[str, int]) -> Samples:
-    """The samples with so many time steps at least of the named sequences, and with the numbers of the real ones."""
+    """Returns the samples with the named sequences padded to at least these steps, and with the numbers of real steps."""
     inputs, steps = dict(samples.inputs), dict(samples.steps)
     for name, length in least.items():
         values = inputs[name]

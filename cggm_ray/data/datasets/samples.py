@@ -40,7 +40,7 @@ class Samples:
     names: Sequence[str] | None = None
 
     def take(self, rows: np.ndarray) -> Samples:
-        """The samples of these rows."""
+        """Returns the samples of these rows."""
 
         def part(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             return {name: values[rows] for name, values in arrays.items()}

@@ -1,4 +1,4 @@
-"""What sentiment sets have in common, whichever pipeline reads them: names of columns, targets, infinities, metrics."""
+"""Functions for sentiment sets that several pipelines share: names of columns, targets, infinities, metrics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cggm_ray.data.formats.untrusted import finite
 from cggm_ray.tasks.metrics import SENTIMENT_RANGE
 
 TARGETS = ("labels", "regression_labels", "label", "regression_label", "sentiment")
-"""Names of the sentiment, in the order in which they are looked for."""
+"""Names of the sentiment, in the order in which they are searched for."""
 OTHER_NAMES = {
     "text": ("text", "language", "words"),
     "audio": ("audio", "acoustic"),
@@ -22,7 +22,7 @@ LEAST_MODALITIES = 2
 
 
 def is_sentiment(target: str, modalities: Sequence[str]) -> bool:
-    """Whether a regression is one of sentiment by its names.
+    """Returns whether the names of a regression are those of a sentiment set.
 
     That is a target `regression_labels` (MMSA; also `_T`, `_A`, `_V`), or a target of another of the usual names beside two
     or more of text, audio and vision.
@@ -34,17 +34,17 @@ def is_sentiment(target: str, modalities: Sequence[str]) -> bool:
 
 
 def is_audio(modality: str) -> bool:
-    """Whether a modality is audio, whose features are -inf where it is silent (a logarithm of nothing)."""
+    """Returns whether a modality is audio, whose features are -inf in silence (the logarithm of zero)."""
     return modality in OTHER_NAMES["audio"]
 
 
 def unlimited(values: np.ndarray) -> np.ndarray:
-    """Where numbers are infinite as the file has them; a number that float32 cannot hold is not meant."""
+    """Returns where numbers are infinite in the file. A number that float32 cannot hold does not count."""
     return np.isinf(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
 
 
 def choose_target(values: np.ndarray, index: int | None, where: str) -> np.ndarray:
-    """The target of every sample where there are several: [N, K, ...] to [N, ...]; axes of one do not count.
+    """Returns the chosen target of every sample: [N, K, ...] to [N, ...]; axes of length 1 do not count.
 
     Args:
         values: [N, ...].
@@ -66,7 +66,7 @@ def choose_target(values: np.ndarray, index: int | None, where: str) -> np.ndarr
 
 
 def numbers_of(table: FeatureTable, column: str, values: np.ndarray, index: int | None) -> np.ndarray:
-    """Regression targets [N, 1].
+    """Returns the regression targets [N, 1], after checking them.
 
     Raises:
         DataError: a target that is not one finite number for each sample.
@@ -87,13 +87,13 @@ def numbers_of(table: FeatureTable, column: str, values: np.ndarray, index: int 
 
 
 def target_in(tables: Mapping[str, FeatureTable]) -> str | None:
-    """The first of the usual names of the sentiment that the first table has; None where it has none of them."""
+    """Returns the first of the usual names of the sentiment that the first table has, or None."""
     table = next(iter(tables.values()))
     return next((name for name in TARGETS if name in table.available), None)
 
 
 def find_target(tables: Mapping[str, FeatureTable]) -> str:
-    """The column of the sentiment: the first of the usual names that the first table has.
+    """Returns the column of the sentiment: the first of the usual names that the first table has.
 
     Raises:
         DataError: none.
@@ -109,7 +109,7 @@ def find_target(tables: Mapping[str, FeatureTable]) -> str:
 
 
 def range_of(target: np.ndarray, sentiment: bool) -> str:
-    """The labels in a line, with those that the metrics of sentiment clip.
+    """Returns a line about the range of the labels, and about those that the sentiment metrics clip.
 
     Args:
         target: [N, ...] of all splits.

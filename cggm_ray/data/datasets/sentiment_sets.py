@@ -1,4 +1,4 @@
-"""The samples of a set of sentiment with text, audio and vision, from any of the layouts of its pickles, checked."""
+"""Reads and checks the samples of a sentiment set with text, audio and vision, from any of the layouts of its pickles."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Sentiments:
 
     Attributes:
         splits: the samples of every split.
-        taken: what was taken as what, in lines.
+        taken: lines about the interpretation of the file.
         missing: modalities that are in no split.
     """
 
@@ -44,7 +44,7 @@ def read_sentiments(
     index: int | None = None,
     wanted: Sequence[str] | None = None,
 ) -> Sentiments:
-    """The splits as arrays: modalities [N, T, D] with steps where they are known, sentiments [N, 1], names.
+    """Returns the splits as arrays: modalities [N, T, D] with known steps, sentiments [N, 1], names.
 
     Args:
         contents: of the one pickle, or of several that are named after splits.
@@ -106,7 +106,7 @@ def read_sentiments(
 
 
 def _tables(contents: Mapping[Path, Any], where: str) -> dict[str, FeatureTable]:
-    """A table for every split, all of which must be there."""
+    """Returns a table for every split, all of which must exist."""
     if len(contents) == 1:
         (content,) = contents.values()
         if not isinstance(content, Mapping):
@@ -133,7 +133,7 @@ def _tables(contents: Mapping[Path, Any], where: str) -> dict[str, FeatureTable]
 
 
 def tables_of(splits: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, FeatureTable]:
-    """A table for every split, its modalities under their usual names.
+    """Returns a table for every split, with its modalities under their usual names.
 
     Args:
         splits: split to column to values, or all of them under `WHOLE`.
@@ -150,7 +150,7 @@ def tables_of(splits: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, 
 
 
 def _renamed(columns: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
-    """The columns with another name for one, and for its lengths."""
+    """Returns the columns with another name for one column and its lengths."""
     names = {old: new, **{old + suffix: new + suffix for suffix in LENGTH_SUFFIXES}}
     return {names.get(name, name): value for name, value in columns.items()}
 
@@ -158,7 +158,7 @@ def _renamed(columns: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
 def _modalities(
     tables: Mapping[str, FeatureTable], wanted: Sequence[str] | None, field: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The modalities of a set, all of which are in every split, and those that are in none.
+    """Returns the modalities that are in every split, and those that are in none.
 
     Only modalities that are wanted must be there. Words alone are no features of text, and their lack is no error.
     """

@@ -1,4 +1,4 @@
-"""What is taken as what: which columns are no modalities by default, how long sequences are, and the lines that say it all."""
+"""Interprets the columns of feature files: which are modalities, how long sequences are, and lines that report it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WORDS = {
 
 
 def no_modality(name: str, values: np.ndarray) -> str | None:
-    """Why a column is no modality unless it is named; None where it is one.
+    """Returns why a column is no modality unless the user names it, or None if it is one.
 
     Args:
         name: of the column.
@@ -55,7 +55,7 @@ def no_modality(name: str, values: np.ndarray) -> str | None:
 
 
 def _said(name: str, meanings: Sequence[str]) -> str | None:
-    """The first of these meanings that a word of the name has."""
+    """Returns the first of these meanings that a word of the name has."""
     words = [word for word in re.split(r"[^a-z0-9]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()) if word]
     return next((meaning for meaning in meanings if set(words) & set(_WORDS[meaning])), None)
 
@@ -69,7 +69,7 @@ def _vocabulary(values: np.ndarray) -> bool:
 
 
 def _bert_input(values: np.ndarray) -> bool:
-    """Whether rows are [3, T]: token ids, mask, segments, as MMSA keeps the input of BERT."""
+    """Returns whether rows are [3, T]: token ids, mask, segments, as MMSA stores the input of BERT."""
     if values.ndim != 3 or values.shape[1] != 3 or not values.size or not _whole(values[:1]):
         return False
     ids, *flags = values.swapaxes(0, 1)
@@ -79,7 +79,7 @@ def _bert_input(values: np.ndarray) -> bool:
 def find_lengths(
     tables: Mapping[str, FeatureTable], modalities: Sequence[str]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Columns such as `audio_lengths` that say how many steps of a padded sequence are real.
+    """Finds the columns such as `audio_lengths` with the number of real steps of a padded sequence.
 
     Returns:
         Modality to its column, and the columns of such names that are not used, with the reason.
@@ -100,7 +100,7 @@ def find_lengths(
 
 
 def _unusable(table: FeatureTable, modality: str, column: str) -> str | None:
-    """Why a column does not say the steps of a modality; None where it does."""
+    """Returns why a column cannot hold the steps of a modality, or None if it can."""
     values = table.columns.get(modality)
     if values is None or values.ndim != 3:
         return f"{modality} is no sequence"
@@ -117,14 +117,14 @@ def _unusable(table: FeatureTable, modality: str, column: str) -> str | None:
 
 
 def whole_steps(values: np.ndarray, samples: int) -> np.ndarray | None:
-    """Numbers of steps, int64 [N], from [N] or [N, 1] of whole numbers; None where they are something else."""
+    """Returns the numbers of steps, int64 [N], from [N] or [N, 1] of whole numbers, or None for other values."""
     if values.dtype.kind not in "iuf" or values.shape[:1] != (samples,) or values.size != samples or not _whole(values):
         return None
     return values.reshape(-1).astype(np.int64)
 
 
 def padded_in_front(values: np.ndarray, steps: np.ndarray) -> bool:
-    """Whether all samples that are padded [N, T, D] begin with zeros and end with something else."""
+    """Returns whether all padded samples [N, T, D] begin with zeros and end with other values."""
     length = values.shape[1]
     rows = np.flatnonzero((steps > 0) & (steps < length))
     if not len(rows):
@@ -136,7 +136,7 @@ def padded_in_front(values: np.ndarray, steps: np.ndarray) -> bool:
 
 
 def left_out(table: FeatureTable, used: set[str], named: bool, reasons: Mapping[str, str]) -> dict[str, str]:
-    """The columns of a table that are not used, with the reason.
+    """Returns the unused columns of a table, with the reason.
 
     Args:
         table: of the first split.
@@ -161,7 +161,7 @@ def left_out(table: FeatureTable, used: set[str], named: bool, reasons: Mapping[
 
 
 def count_infinite(tables: Mapping[str, FeatureTable], modalities: Sequence[str]) -> dict[str, int]:
-    """Modality of audio to the number of its infinite values."""
+    """Returns the number of infinite values of each audio modality."""
     return {
         name: sum(int(unlimited(table.columns[name]).sum()) for table in tables.values())
         for name in modalities
@@ -170,12 +170,12 @@ def count_infinite(tables: Mapping[str, FeatureTable], modalities: Sequence[str]
 
 
 def in_lines(parts: Sequence[tuple[str, str]]) -> list[str]:
-    """A block of 'what  which' lines."""
+    """Returns a block of lines of the form 'what  which'."""
     return [f"  {what:<12}{text}" for what, text in parts if text]
 
 
 def in_words(found: Mapping[str, str]) -> str:
-    """Columns and their reasons in one line: those of the same reason together."""
+    """Returns the columns and their reasons in one line, grouped by reason."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in found.items():
         by_reason.setdefault(reason, []).append(name)
@@ -194,7 +194,7 @@ def block(
     infinite: Mapping[str, int],
     out: Mapping[str, str],
 ) -> list[str]:
-    """What is taken as what, in lines.
+    """Returns lines about the interpretation of a file.
 
     Args:
         where: the file or folder.

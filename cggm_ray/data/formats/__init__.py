@@ -1,1 +1,1 @@
-"""Bounded readers of files that nobody vouches for."""
+"""Bounded readers of untrusted files."""

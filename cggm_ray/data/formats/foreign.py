@@ -1,4 +1,4 @@
-"""What a file is that its reader cannot use, and what to do about it."""
+"""Recognises files that a reader cannot use, and gives advice about them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _REMEDIES = {
 
 
 def foreign_kind(path: Path) -> str | None:
-    """What the first bytes of a file say that it is, with what to do; None where they say nothing.
+    """Returns what the first bytes say about the kind of a file, with advice, or None if they say nothing.
 
     Raises:
         OSError: it cannot be read.
@@ -60,5 +60,5 @@ def _archive(path: Path) -> str:
 
 
 def remedy(module: str) -> str | None:
-    """What to do about a pickle of objects from this module; None where there is no advice."""
+    """Returns advice about a pickle of objects from this module, or None if there is none."""
     return _REMEDIES.get(module.split(".")[0].lstrip("_"))

@@ -1,4 +1,4 @@
-"""Opens h5 files that may be damaged, and checks their arrays before memory is taken for them."""
+"""Opens h5 files that may be damaged, and checks their arrays before memory is allocated for them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATIENCE_S = 120
 
 @contextmanager
 def open_h5(path: Path) -> Iterator[Any]:
-    """An h5 file, open for reading.
+    """Opens an h5 file for reading.
 
     Raises:
         DataError: the file is none, or its library finds it damaged while it is open.
@@ -33,7 +33,7 @@ def open_h5(path: Path) -> Iterator[Any]:
 
 
 def probe(paths: Sequence[Path]) -> None:
-    """Lets another process look at the structure of files first, where a damaged one can crash no more than that.
+    """Reads the structure of files in another process first, because the library crashes on some damaged files.
 
     Raises:
         DataError: the library crashes on a file, or never comes back.
@@ -56,7 +56,7 @@ def probe(paths: Sequence[Path]) -> None:
 
 
 def check_dataset(dataset: Any, path: Path, where: str) -> None:
-    """Checks that an entry of an h5 file is an array of numbers that lies in the file, of a size that the file can hold.
+    """Checks that an entry of an h5 file is an array of numbers inside the file, of a size that the file can hold.
 
     Args:
         dataset: of h5py.
@@ -71,6 +71,6 @@ def check_dataset(dataset: Any, path: Path, where: str) -> None:
         raise DataError(f"{path}: {where} is {found}; expected an array of numbers")
     if dataset.external or dataset.is_virtual or Path(dataset.file.filename) != path:
         raise DataError(f"{path}: {where} takes its values from other files; expected them in this one")
-    # What is computed with has four bytes a value at least.
-    claimed = dataset.size * max(4, dataset.dtype.itemsize)
-    check_size(claimed, path.stat().st_size, f"{path}: {where}, shape {dataset.shape}")
+    # Values are computed with in four bytes or more.
+    declared = dataset.size * max(4, dataset.dtype.itemsize)
+    check_size(declared, path.stat().st_size, f"{path}: {where}, shape {dataset.shape}")

@@ -1,7 +1,7 @@
-"""Looks at every structure of h5 files, in a process of its own: the library crashes on some damaged files.
+"""Opens every structure of h5 files in a separate process, because the library crashes on some damaged files.
 
-Run by `h5.probe`, with paths on the standard input, one a line in JSON; prints a line for every file that it came through.
-What is merely wrong with a file is said by the process that reads it.
+`h5.probe` starts it, with paths on the standard input, one per line in JSON. It prints a line for every file that it
+finished. Errors that are no crash are reported by the process that reads the file.
 """
 
 import contextlib
@@ -10,9 +10,9 @@ import sys
 from typing import Any
 
 
-def look(path: str) -> None:
+def probe(path: str) -> None:
     """Opens all groups, types, attributes and tables of chunks; no values are read."""
-    # All modules of this package are imported where a dataset is looked up by its name, and few of those runs have h5 files.
+    # Imported here, because every run imports all modules of this package, and few runs have h5 files.
     import h5py
 
     def visit(name: str, entry: Any) -> None:
@@ -32,5 +32,5 @@ def look(path: str) -> None:
 if __name__ == "__main__":
     for line in sys.stdin:
         with contextlib.suppress(Exception):
-            look(json.loads(line))
+            probe(json.loads(line))
         print("seen", flush=True)

@@ -1,4 +1,4 @@
-"""Grey images of more than 8 bits: which value is white, and the image with 0 to 255 in place of 0 to that value.
+"""Converts grey images of more than 8 bits: it finds the value that is white and scales 0 to that value to 0 to 255.
 
 Pillow clips such images at 255 where it makes them RGB, so a 16-bit image turns nearly white. Colour images of 16 bits a
 channel are not concerned: Pillow keeps the upper byte of each value while it decodes them.
@@ -29,16 +29,16 @@ _OVERSHOOT = 0.01
 
 
 def is_wide(image: Any) -> bool:
-    """Whether a Pillow image is grey with more than 8 bits."""
+    """Returns whether a Pillow image is grey with more than 8 bits."""
     return image.mode == "F" or image.mode.startswith("I")
 
 
 def white_and_peak(image: Any, bits: int | None = None) -> tuple[int, float]:
-    """The value that is white in a wide image, and its largest value.
+    """Returns the value that is white in a wide image, and the image's largest value.
 
     Args:
         image: a Pillow image for which `is_wide` holds.
-        bits: of the camera, 9 to 16, for integers; None where nobody knows.
+        bits: of the camera, 9 to 16, for integers; None if unknown.
 
     Raises:
         ValueError: values are negative, not finite, or above white.
@@ -71,7 +71,7 @@ def eight_bits(image: Any, bits: int | None = None) -> Any:
 
 
 def _usual(image: Any, peak: float, bits: int | None) -> int:
-    """White of integers about which the file says nothing."""
+    """Returns the white of integers if the file does not state it."""
     if bits is not None:
         return 2**bits - 1
     if peak <= 255:
@@ -80,7 +80,7 @@ def _usual(image: Any, peak: float, bits: int | None) -> int:
 
 
 def _stated(image: Any) -> int | None:
-    """White as a TIFF states it, or None."""
+    """Returns the white that a TIFF states, or None."""
     largest, bits = _tag(image, _LARGEST), _tag(image, _BITS)
     if isinstance(largest, int) and 1 < largest < 2**16:
         return largest
@@ -88,6 +88,6 @@ def _stated(image: Any) -> int | None:
 
 
 def _tag(image: Any, number: int) -> Any:
-    """The first value of a TIFF tag, or None."""
+    """Returns the first value of a TIFF tag, or None."""
     value = getattr(image, "tag_v2", {}).get(number)
     return value[0] if isinstance(value, tuple) and value else value

@@ -1,4 +1,4 @@
-"""Brings what pickles of multimodal sets hold to one form: split to column to values.
+"""Brings the contents of pickles of multimodal sets to one form: split to column to values.
 
 Known are dicts of splits of columns (CMU-MOSI as released, MulT, MMSA and Self-MM, with texts or bytes as keys), lists of
 samples that are dicts, and the lists of ((words, vision, audio[, words]), label, segment) of MAG-BERT and MISA.
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cggm_ray.core.errors import DataError, listed, shown
+from cggm_ray.core.errors import DataError, listed, short_repr
 from cggm_ray.data.formats.untrusted import decoded
 from cggm_ray.data.split_names import find_splits
 
@@ -23,7 +23,7 @@ Columns = dict[str, Any]
 
 
 def columns_by_split(contents: Mapping[Path, Any], where: str) -> dict[str, Columns]:
-    """The columns of every split of a set, or of all samples under `WHOLE`.
+    """Returns the columns of every split of a set, or of all samples under `WHOLE`.
 
     Args:
         contents: of the one pickle, or of several, each with a split of the name of its file.
@@ -54,7 +54,7 @@ def columns_by_split(contents: Mapping[Path, Any], where: str) -> dict[str, Colu
 
 
 def columns_of(content: Any, where: str) -> Columns | None:
-    """The columns of a dict or of a list of samples; None where it is neither.
+    """Returns the columns of a dict or of a list of samples, or None for anything else.
 
     Raises:
         DataError: names that are one when written as text, or samples of several forms.
@@ -73,7 +73,7 @@ def columns_of(content: Any, where: str) -> Columns | None:
 
 
 def text_keys(content: Mapping[Any, Any], where: str) -> Columns:
-    """A dict with its keys as texts; Python 2 wrote bytes.
+    """Returns a dict with its keys as texts, because Python 2 wrote bytes.
 
     Raises:
         DataError: two keys are the same text.
@@ -82,7 +82,7 @@ def text_keys(content: Mapping[Any, Any], where: str) -> Columns:
     for key, value in content.items():
         name = str(decoded(key))
         if name in columns:
-            raise DataError(f"{where}: the key {shown(name)} is there twice, as text and as {type(key).__name__}")
+            raise DataError(f"{where}: the key {short_repr(name)} is there twice, as text and as {type(key).__name__}")
         columns[name] = value
     return columns
 
@@ -105,12 +105,15 @@ def _is_mag(sample: Any) -> bool:
 
 
 def _from_mag(samples: Sequence[Any], where: str) -> Columns:
-    """MAG-BERT's and MISA's samples; `text` where the words are features, else `words`, which are no numbers to learn from."""
+    """Returns the columns of MAG-BERT's and MISA's samples.
+
+    They have `text` if the words are features, otherwise `words`, which are no numbers to learn from.
+    """
     first = samples[0]
     for row, sample in enumerate(samples):
         if not _is_mag(sample) or len(sample) != len(first) or len(sample[0]) != len(first[0]):
             raise DataError(
-                f"{where}, sample {row}: found {shown(sample)}; expected ((words, vision, audio), label, segment) as "
+                f"{where}, sample {row}: found {short_repr(sample)}; expected ((words, vision, audio), label, segment) as "
                 "in sample 0"
             )
     words = [sample[0][0] for sample in samples]

@@ -1,4 +1,4 @@
-"""Single NIfTI files: what the header says about shape and place, and the voxels."""
+"""Reads single NIfTI files: shape and position from the header, and the voxels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a NIfTI file says about itself.
+    """Header of a NIfTI file.
 
     Attributes:
         path: of the file.
@@ -48,7 +48,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a file; trailing axes of length 1 are dropped.
+    """Returns the header of a file; trailing axes of length 1 are dropped.
 
     Raises:
         DataError: the file is no NIfTI, has not three axes, or holds no numbers.
@@ -57,10 +57,10 @@ def read_header(path: Path) -> Header:
 
 
 def read_values(path: Path) -> np.ndarray:
-    """The voxels [H, W, D] of a file, scaled as its header says.
+    """Returns the voxels [H, W, D] of a file, scaled as its header says.
 
     Raises:
-        DataError: see `read_header`, or the voxels cannot be read.
+        DataError: the header is not valid, or the voxels cannot be read.
     """
 
     def values(image: Any) -> np.ndarray:
@@ -71,7 +71,9 @@ def read_values(path: Path) -> np.ndarray:
 
 
 def with_nifti(path: Path, use: Callable[[Any], T]) -> T:
-    """What a function makes of an open file. Whether it is compressed is seen from its first bytes, not from its name.
+    """Returns the result of a function of an open file.
+
+    The first bytes decide whether the file is compressed, not its name.
 
     Raises:
         DataError: the file cannot be read.

@@ -1,7 +1,7 @@
-"""Reads the columns of a parquet file that can be features or about them, in no more memory than the file has a right to.
+"""Reads the columns of a parquet file that can be features or describe them, with bounded memory.
 
 A few bytes of parquet can stand for any number of rows: values that repeat, texts from a dictionary, tensors that are null. So
-the sizes that its footer tells are added up before anything is read.
+the sizes in its footer are added up before anything is read.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ RAY_TENSOR = "ray.data.arrow_tensor"
 
 
 def read_parquet(file: Path, wanted: Callable[[str], bool]) -> pa.Table:
-    """The wanted columns, less those that hold neither numbers, texts, lists of numbers nor tensors; texts as dictionaries.
+    """Returns the wanted columns that hold numbers, texts, lists of numbers or tensors; texts come as dictionaries.
 
     Args:
         file: path.
         wanted: whether a column is of use, by its name.
 
     Raises:
-        DataError: the file cannot be read, has a wanted name twice, or claims to hold more than it can.
+        DataError: the file cannot be read, has a wanted name twice, or declares more than it can.
     """
     with reading(file, "parquet file"):
         with pq.ParquetFile(file) as parquet:
@@ -38,21 +38,24 @@ def read_parquet(file: Path, wanted: Callable[[str], bool]) -> pa.Table:
         if twice:
             raise DataError(f"{file}: found the columns {listed(twice)} twice; expected every name once")
         chosen = set(names)
-        claimed, leaf = 0, 0
+        declared, leaf = 0, 0
         for field in schema:
             leaves = _leaves(field.type)
             if field.name in chosen:
                 values = sum(metadata.row_group(g).column(leaf).num_values for g in range(metadata.num_row_groups))
-                claimed += max(values, metadata.num_rows * _slots(field.type)) * _width(field.type)
+                declared += max(values, metadata.num_rows * _slots(field.type)) * _width(field.type)
             leaf += leaves
-        check_size(claimed, file.stat().st_size, f"{file}: columns {listed(names)}")
+        check_size(declared, file.stat().st_size, f"{file}: columns {listed(names)}")
         texts = [field.name for field in fields if _is_text(field.type)]
         with pq.ParquetFile(file, read_dictionary=texts) as parquet:
             return parquet.read(names)
 
 
 def tensor_shape(field: pa.Field) -> tuple[int, ...] | None:
-    """Shape of a sample in a column of Arrow's or Ray's tensors; Ray's are known by their name where Ray is not loaded."""
+    """Returns the shape of a sample in a column of Arrow's or Ray's tensors.
+
+    Ray's tensors are recognised by their name if Ray is not loaded.
+    """
     if isinstance(field.type, pa.FixedShapeTensorType):
         return tuple(field.type.shape)
     if str(getattr(field.type, "extension_name", "")).startswith(RAY_TENSOR):
@@ -93,7 +96,7 @@ def _innermost(kind: pa.DataType) -> pa.DataType:
 
 
 def _leaves(kind: pa.DataType) -> int:
-    """Parquet columns that an Arrow column takes."""
+    """Returns the number of parquet columns of an Arrow column."""
     kind = _storage(kind)
     if _is_list(kind):
         return _leaves(kind.value_type)
@@ -105,7 +108,7 @@ def _leaves(kind: pa.DataType) -> int:
 
 
 def _slots(kind: pa.DataType) -> int:
-    """Values that a row takes at least, also where it is null."""
+    """Returns the smallest number of values in a row, which a null row has too."""
     kind = _storage(kind)
     if not _is_list(kind):
         return 1
@@ -113,6 +116,6 @@ def _slots(kind: pa.DataType) -> int:
 
 
 def _width(kind: pa.DataType) -> int:
-    """Bytes of a value, at least four: of texts its place in the dictionary."""
+    """Returns the bytes of a value, at least four; for texts that is the size of their index in the dictionary."""
     kind = _innermost(kind)
     return 4 if _is_text(kind) else max(4, kind.bit_width // 8)

@@ -1,4 +1,4 @@
-"""Stand-ins for the names that pickles of arrays and containers use: each checks its arguments, and can only make data."""
+"""Stand-ins for the names in pickles of arrays and containers. Each checks its arguments and can only make data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cggm_ray.core.errors import shown
+from cggm_ray.core.errors import short_repr
 
 MOST_AXES = 32
 
@@ -32,23 +32,23 @@ class TypeStandIn:
 
     def __init__(self, code: Any, align: Any = False, copy: Any = True) -> None:
         if not isinstance(code, str) or not self.CODES.fullmatch(code):
-            raise pickle.UnpicklingError(f"the array type {shown(code)}; expected numbers or texts")
+            raise pickle.UnpicklingError(f"the array type {short_repr(code)}; expected numbers or texts")
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: Any) -> None:
-        """The byte order; anything else that the state may say must be what the type says anyway."""
+        """Sets the byte order; every other part of the state must agree with the type."""
         order, *parts = state[1:]
         if order not in ("<", ">", "|", "=") or parts[:3] != [None, None, None]:
-            raise pickle.UnpicklingError(f"an array type with the state {shown(state)}")
+            raise pickle.UnpicklingError(f"an array type with the state {short_repr(state)}")
         if parts[3] not in (-1, self.dtype.itemsize):
-            raise pickle.UnpicklingError(f"the array type {self.dtype} with items of {shown(parts[3])} bytes")
+            raise pickle.UnpicklingError(f"the array type {self.dtype} with items of {short_repr(parts[3])} bytes")
         if order in "<>":
             self.dtype = self.dtype.newbyteorder(order)
 
 
 def _type(value: Any) -> np.dtype[Any]:
     if not isinstance(value, TypeStandIn):
-        raise pickle.UnpicklingError(f"an array whose type is {shown(value)}")
+        raise pickle.UnpicklingError(f"an array whose type is {short_repr(value)}")
     return value.dtype
 
 
@@ -61,7 +61,7 @@ def _plain_type(value: Any) -> np.dtype[Any]:
 
 def _shape(value: Any) -> tuple[int, ...]:
     if not isinstance(value, tuple) or len(value) > MOST_AXES or not all(type(n) is int and n >= 0 for n in value):
-        raise pickle.UnpicklingError(f"an array of shape {shown(value)}")
+        raise pickle.UnpicklingError(f"an array of shape {short_repr(value)}")
     return value
 
 
@@ -72,15 +72,15 @@ class _Reconstruct:
 
     def __call__(self, kind: Any, shape: Any, typecode: Any) -> np.ndarray:
         if kind is not _NDARRAY or shape != (0,):
-            raise pickle.UnpicklingError(f"an array of kind {shown(kind)} and shape {shown(shape)}")
+            raise pickle.UnpicklingError(f"an array of kind {short_repr(kind)} and shape {short_repr(shape)}")
         return np.ndarray.__new__(np.ndarray, (0,), "b")
 
 
 def fill_array(array: np.ndarray, state: Any) -> None:
-    """numpy's `__setstate__` of an array, after the data is found to be as long as shape and type say.
+    """Fills an array as numpy's `__setstate__` does, after checking that the data is as long as shape and type say.
 
     Raises:
-        pickle.UnpicklingError: it is not.
+        pickle.UnpicklingError: the length differs.
     """
     shape, kind, fortran, data = state[-4:]
     shape, dtype = _shape(shape), _type(kind)
@@ -92,9 +92,11 @@ def fill_array(array: np.ndarray, state: Any) -> None:
         raise pickle.UnpicklingError(f"an array of {dtype} from a {type(data).__name__}")
     held = len(data) if dtype.hasobject else len(data) // max(1, dtype.itemsize)
     if held != size or (not dtype.hasobject and len(data) != size * dtype.itemsize):
-        raise pickle.UnpicklingError(f"an array of shape {shown(shape)} of {dtype} from {len(data)} items or bytes")
+        raise pickle.UnpicklingError(
+            f"an array of shape {short_repr(shape)} of {dtype} from {len(data)} items or bytes"
+        )
     if math.prod(max(1, n) for n in shape) >= 2**60:
-        raise pickle.UnpicklingError(f"an array of shape {shown(shape)}")
+        raise pickle.UnpicklingError(f"an array of shape {short_repr(shape)}")
     content: Any = (1, shape, dtype, bool(fortran), data if dtype.hasobject else bytes(data))
     array.__setstate__(content)
 
@@ -129,7 +131,7 @@ class _Encode:
 
     def __call__(self, text: Any, encoding: Any = "latin1") -> bytes:
         if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-            raise pickle.UnpicklingError(f"text in the encoding {shown(encoding)}")
+            raise pickle.UnpicklingError(f"text in the encoding {short_repr(encoding)}")
         return codecs.encode(text, "latin-1")
 
 
@@ -161,7 +163,7 @@ class _Ordered:
         items = arguments[0] if arguments else ()
         pairs = isinstance(items, list | tuple) and all(isinstance(p, list | tuple) and len(p) == 2 for p in items)
         if len(arguments) > 1 or not pairs:
-            raise pickle.UnpicklingError(f"a dict from {shown(arguments)}")
+            raise pickle.UnpicklingError(f"a dict from {short_repr(arguments)}")
         return dict(zip(checked_keys([key for key, _ in items]), [value for _, value in items], strict=True))
 
 
@@ -178,7 +180,7 @@ class _ByteArray:
 
     def __call__(self, data: Any = b"", encoding: Any = "latin-1") -> bytearray:
         if not isinstance(data, str | bytes):
-            raise pickle.UnpicklingError(f"a bytearray of {shown(data)}")
+            raise pickle.UnpicklingError(f"a bytearray of {short_repr(data)}")
         return bytearray(data if isinstance(data, bytes) else _Encode()(data, encoding))
 
 
@@ -194,11 +196,14 @@ class _Complex:
 
 
 def checked_keys(items: Any) -> Any:
-    """Keys of a dict or items of a set: those whose hash is found at once and that cannot be made to share one."""
+    """Returns the keys of a dict or the items of a set, after checking that they are texts or numbers.
+
+    Their hash is found at once, and a file cannot make many of them share one.
+    """
     for key in items:
         plain = isinstance(key, str | bytes | float | np.number | np.str_ | np.bool) or key is None
         if not plain and not (isinstance(key, int) and -(2**63) <= key < 2**64):
-            raise pickle.UnpicklingError(f"the key {shown(key)}; expected texts or numbers as keys")
+            raise pickle.UnpicklingError(f"the key {short_repr(key)}; expected texts or numbers as keys")
     return items
 
 

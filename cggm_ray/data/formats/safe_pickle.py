@@ -2,8 +2,8 @@
 
 A pickle is a program. This reader runs the few instructions that data needs, each with a check of what it works on, and
 resolves only the names that numpy's own pickles need, by functions that cannot do more than make an array; every other name is
-refused before it is imported, so no code in the file runs. A file cannot claim more memory than its own size either: numpy
-believes the sizes and types that a pickle gives it, so they are checked before it sees them.
+refused before it is imported, so no code in the file runs. A file cannot make the reader allocate more memory than its own
+size either: numpy believes the sizes and types that a pickle gives it, so they are checked before it sees them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 
-from cggm_ray.core.errors import DataError, shown
+from cggm_ray.core.errors import DataError, short_repr
 from cggm_ray.data.formats.foreign import foreign_kind, remedy
 from cggm_ray.data.formats.pickle_names import ALLOWED, TypeStandIn, checked_keys, fill_array
 from cggm_ray.data.formats.untrusted import reading
 
 
 class _Bounded:
-    """A file that is asked for no more than it holds, so that a length in it cannot claim memory."""
+    """Limits every read to the rest of the file, so that a length in the file cannot make the reader allocate memory."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -32,7 +32,7 @@ class _Bounded:
         self.readline = file.readline
 
     def read(self, count: int) -> bytes:
-        """The next bytes.
+        """Returns the next bytes.
 
         Raises:
             EOFError: there are not so many.
@@ -47,14 +47,17 @@ _InPython: Any = pickle._Unpickler  # type: ignore[attr-defined]
 
 
 class _SafeUnpickler(_InPython):  # type: ignore[misc]
-    """Data pickles are few instructions and long strings of bytes, so that Python is fast enough for them."""
+    """Unpickles with checks.
+
+    It is written in Python, which is fast enough because data has few instructions and long strings.
+    """
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         super().__init__(_Bounded(file), encoding="latin1")
         self._path = path
 
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in for an allowed name."""
+        """Returns the stand-in for an allowed name."""
         try:
             return ALLOWED[module, name]
         except KeyError:
@@ -65,7 +68,7 @@ class _SafeUnpickler(_InPython):  # type: ignore[misc]
             ) from None
 
     def persistent_load(self, pid: Any) -> Any:
-        """No pickle of data needs it."""
+        """Raises an error, because no pickle of data needs persistent ids."""
         raise DataError(f"{self._path}: refused a persistent reference; a data file holds its data itself")
 
     def _refuse(self) -> None:
@@ -111,7 +114,7 @@ class _SafeUnpickler(_InPython):  # type: ignore[misc]
     def _build(self) -> None:
         state = self.stack.pop()
         if not isinstance(state, tuple) or not 4 <= len(state) <= 9:
-            raise pickle.UnpicklingError(f"the state {shown(state)}")
+            raise pickle.UnpicklingError(f"the state {short_repr(state)}")
         made = self.stack[-1]
         if isinstance(made, TypeStandIn):
             made.__setstate__(state)
@@ -137,7 +140,7 @@ class _SafeUnpickler(_InPython):  # type: ignore[misc]
 
 
 def load_pickle(path: Path) -> Any:
-    """The object in a pickle file, if it is made of arrays and builtin containers.
+    """Returns the object in a pickle file, if it is made of arrays and builtin containers.
 
     Args:
         path: file.
@@ -155,7 +158,9 @@ def load_pickle(path: Path) -> Any:
 
 
 def load_npy(path: Path) -> np.ndarray:
-    """The array in an .npy file; an array of objects, which is a pickle, by the same rules as `load_pickle`.
+    """Returns the array in an .npy file.
+
+    An array of objects is a pickle, so it is read by the rules of `load_pickle`.
 
     Args:
         path: file.
@@ -174,7 +179,7 @@ def load_npy(path: Path) -> np.ndarray:
 
 
 def npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, order and type of the array in an .npy file, open at its beginning.
+    """Returns the shape, order and type of the array in an .npy file that is open at its beginning.
 
     Raises:
         ValueError: it has no header of a known version.
@@ -187,7 +192,7 @@ def npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 
 def check_npy(shape: tuple[int, ...], dtype: np.dtype[Any], held: int, where: str) -> None:
-    """Refuses a header that claims another size than the file has, for numpy would take the memory first.
+    """Refuses a header whose declared size is not that of the file, because numpy would allocate the memory first.
 
     Args:
         shape, dtype: of the header.
@@ -195,10 +200,11 @@ def check_npy(shape: tuple[int, ...], dtype: np.dtype[Any], held: int, where: st
         where: file and array.
 
     Raises:
-        DataError: it does.
+        DataError: the sizes differ.
     """
-    claimed = math.prod(shape) * dtype.itemsize
-    if claimed != held:
+    declared = math.prod(shape) * dtype.itemsize
+    if declared != held:
         raise DataError(
-            f"{where}: the header says {shown(shape)} of {dtype}, {claimed:,} bytes; found {held:,}; expected a complete file"
+            f"{where}: the header says {short_repr(shape)} of {dtype}, {declared:,} bytes; found {held:,}; expected a "
+            "complete file"
         )

@@ -1,4 +1,4 @@
-"""Rows of a column, as people keep them, as one array: lists of numbers, of arrays, of texts, or arrays of objects."""
+"""Stacks the rows of a column to one array: lists of numbers, of arrays, of texts, or arrays of objects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_NESTED = 8
 
 
 def column_of(value: Any, where: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """A column as (values [N, ...], present bool [N] or None, steps int64 [N] or None).
+    """Returns a column as (values [N, ...], present bool [N] or None, steps int64 [N] or None).
 
     Rows may be None, which is missing, and sequences [T, D] of several lengths, which are padded with zeros at the end.
 
@@ -42,7 +42,7 @@ def column_of(value: Any, where: str) -> tuple[np.ndarray, np.ndarray | None, np
 
 
 def _row(value: Any, where: str, depth: int) -> np.ndarray:
-    """A row as an array of numbers or texts; in it, lists and arrays of objects are of one length."""
+    """Returns a row as an array of numbers or texts; lists and arrays of objects in it must have one length."""
     nested = isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.dtype.kind == "O")
     if not nested or (isinstance(value, np.ndarray) and not value.ndim):
         return plain_array(value, where)
@@ -60,7 +60,10 @@ def _row(value: Any, where: str, depth: int) -> np.ndarray:
 
 
 def _texts(rows: Sequence[np.ndarray], valid: np.ndarray, where: str) -> np.ndarray:
-    """Texts [N, ...] of one shape; lists of several lengths, such as the words of sentences, as one text each."""
+    """Returns the texts [N, ...] of one shape.
+
+    Lists of several lengths, such as the words of sentences, become one text each.
+    """
     if not valid.all():
         raise DataError(f"{where}, row {np.flatnonzero(~valid)[0]}: is missing; expected a text")
     if len({row.shape for row in rows}) == 1:
@@ -69,7 +72,9 @@ def _texts(rows: Sequence[np.ndarray], valid: np.ndarray, where: str) -> np.ndar
 
 
 def stack_rows(rows: Sequence[Any], valid: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Rows as one array [N, ...] with zeros where they are missing; sequences of several lengths padded, with the lengths.
+    """Returns the rows as one array [N, ...], with zeros in missing rows.
+
+    Sequences of several lengths are padded, and their lengths are returned.
 
     Args:
         rows: arrays or numbers, of the rows that are there.
@@ -113,10 +118,12 @@ def stack_rows(rows: Sequence[Any], valid: np.ndarray, where: str) -> tuple[np.n
 
 
 def names_of(value: Any, where: str) -> np.ndarray:
-    """Names of samples as texts [N]: from texts, bytes, numbers, or several of them for each sample, joined by spaces.
+    """Returns the names of samples as texts [N].
+
+    Names are texts, bytes, numbers, or several of them per sample, which are joined by spaces.
 
     Raises:
-        DataError: they are other things.
+        DataError: a name has another type.
     """
     if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.dtype.kind == "O"):
         check_leaves(value, where)

@@ -1,7 +1,7 @@
-"""What the readers of raw files have in common: a raw file may come from anywhere, so nothing that it says is believed.
+"""Checks that all readers of raw files share, because a raw file may come from anywhere.
 
-No code in it runs, nothing outside its folder is read, and what it claims to hold is compared with its size before memory is
-taken for it.
+No code in a file runs, nothing outside its folder is read, and its declared size is compared with its real size before
+memory is allocated for it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cggm_ray.core.errors import CggmError, DataError, shown
 from cggm_ray.core.optional import require
 
 UNBACKED_BYTES = 2**28
-"""An array of at most so many bytes is read whatever the size of its file."""
+"""An array of at most so many bytes is read whatever the size of its file is."""
 RATIO = 100
 """A larger one is not more than so many times its file. Compressed arrays of real measurements stay far below."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -37,7 +37,7 @@ _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BO
 
 @contextmanager
 def reading(path: Path, kind: str) -> Iterator[None]:
-    """Turns whatever a format's own code raises for a damaged file into one error.
+    """Turns any error that the code of a format raises for a damaged file into a DataError.
 
     Args:
         path: of the file, for messages.
@@ -68,11 +68,11 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         raise DataError(f"{path}: not a readable {kind}: {type(error).__name__}: {error}") from None
 
 
-def check_size(claimed: int, held: int, where: str, remedy: str = "a broken or hostile file?") -> None:
-    """Refuses what is far larger than the bytes that it comes from.
+def check_size(declared: int, held: int, where: str, remedy: str = "a broken or hostile file?") -> None:
+    """Raises a DataError if data is far larger than the bytes that it comes from.
 
     Args:
-        claimed: bytes in memory.
+        declared: bytes in memory.
         held: bytes on disk.
         where: file and field.
         remedy: what to do about it.
@@ -81,14 +81,14 @@ def check_size(claimed: int, held: int, where: str, remedy: str = "a broken or h
         DataError: more than `UNBACKED_BYTES` and more than `RATIO` times `held`.
     """
     most = max(UNBACKED_BYTES, RATIO * held)
-    if claimed > most:
+    if declared > most:
         raise DataError(
-            f"{where}: found {claimed:,} bytes of data in a file of {held:,}; expected at most {most:,} ({remedy})"
+            f"{where}: found {declared:,} bytes of data in a file of {held:,}; expected at most {most:,} ({remedy})"
         )
 
 
 def read_text(path: Path, kind: str) -> str:
-    """The content of a text file: UTF-8, or what its byte order mark says (UTF-8 or UTF-16).
+    """Returns the content of a text file in UTF-8, or in the encoding of its byte order mark (UTF-8 or UTF-16).
 
     Args:
         path: of the file.
@@ -117,7 +117,7 @@ def read_text(path: Path, kind: str) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; see `read_text` and `parse_json`.
+    """Returns the content of a JSON file, read by `read_text` and `parse_json`.
 
     Raises:
         DataError: the file cannot be read, or is not JSON.
@@ -128,7 +128,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """What JSON says, without the numbers that JSON lacks and with every key once.
+    """Parses JSON; numbers that JSON lacks and repeated keys are errors.
 
     Raises:
         ValueError: the text is not JSON.
@@ -143,14 +143,14 @@ def parse_json(text: str) -> Any:
         if len(content) < len(pairs):
             names = [key for key, _ in pairs]
             twice = next(key for key in names if names.count(key) > 1)
-            raise ValueError(f"the key {shown(twice)} is there twice in one object")
+            raise ValueError(f"the key {short_repr(twice)} is there twice in one object")
         return content
 
     return json.loads(text, parse_constant=constant, object_pairs_hook=mapping)
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value is a text that can be written again: halves of a character (lone surrogates) cannot."""
+    """Returns whether a value is a text that can be encoded; lone surrogates cannot."""
     if not isinstance(value, str):
         return False
     try:
@@ -161,7 +161,7 @@ def is_text(value: Any) -> bool:
 
 
 def check_texts(values: Iterable[Any], where: str) -> None:
-    """Refuses texts that cannot be written, or that would fill the memory as an array, whose rows are all of the longest.
+    """Raises a DataError if texts cannot be encoded, or if they are too large as an array with rows of one length.
 
     Raises:
         DataError: names the row.
@@ -170,18 +170,18 @@ def check_texts(values: Iterable[Any], where: str) -> None:
     held: dict[int, int] = {}
     for row, value in enumerate(values):
         if not is_text(value):
-            raise DataError(f"{where}, row {row}: found {shown(value)}; expected a text")
+            raise DataError(f"{where}, row {row}: found {short_repr(value)}; expected a text")
         rows, longest = row + 1, max(longest, len(value))
-        # One text may be there many times at no cost to the file.
+        # One text may occur many times without making the file larger.
         held[id(value)] = 4 * len(value)
     check_size(4 * rows * longest, sum(held.values()), where, "one text is much longer than others")
 
 
 def plain_array(value: Any, where: str) -> np.ndarray:
-    """Numbers or texts as an array, from an array, a list or a single value.
+    """Returns numbers or texts as an array, from an array, a list or a single value.
 
     Raises:
-        DataError: it holds other things, lists that make no array, or is larger than it has any right to be.
+        DataError: it holds other things, lists that make no array, or is too large for its file.
     """
     if isinstance(value, list | tuple):
         check_leaves(value, where)
@@ -210,26 +210,26 @@ def plain_array(value: Any, where: str) -> np.ndarray:
 
 
 def finite(values: np.ndarray) -> np.ndarray:
-    """Where numbers are finite, in float32 too, as which they go on."""
+    """Returns where numbers are finite, in float32 too, because they are converted to it."""
     if values.dtype.kind != "f" or values.dtype.itemsize <= 4:
         return np.isfinite(values)
     return np.abs(values) <= np.finfo(np.float32).max
 
 
 def decoded(value: Any) -> Any:
-    """Bytes as text, anything else as it is."""
+    """Returns bytes as text, and anything else unchanged."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def check_leaves(value: Any, where: str) -> None:
-    """Counts what nested lists unfold to. A list that holds one other list twice, ten times over, is a thousand long.
+    """Counts the leaves of nested lists, because a short list that holds other lists several times can stand for very many.
 
     Args:
         value: a list, a tuple or an array of objects, whose leaves are numbers, texts and arrays of them.
         where: file and field.
 
     Raises:
-        DataError: it unfolds to far more than it holds, or holds itself.
+        DataError: it has far more leaves than its size allows, or contains itself.
     """
 
     def holds(part: Any) -> bool:
@@ -262,7 +262,9 @@ def check_leaves(value: Any, where: str) -> None:
 
 
 def _check_characters(array: np.ndarray, where: str) -> None:
-    """Refuses arrays of texts with numbers that are no characters, which numpy keeps until somebody reads them."""
+    """Raises a DataError for arrays of texts with numbers that are no characters, which numpy checks only when they are
+    read.
+    """
     if array.size and array.dtype.itemsize:
         native = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))
         codes = native.view(np.uint32)
@@ -271,9 +273,9 @@ def _check_characters(array: np.ndarray, where: str) -> None:
 
 
 def inside(path: str) -> bool:
-    """Whether a path that a file names stays below the folder of the file: relative, and nowhere up.
+    """Returns whether a path that a file names is relative and stays below the folder of the file.
 
-    Links are followed, for they are made by whoever laid out the folder.
+    Links are followed, because the owner of the folder made them.
     """
     windows = PureWindowsPath(path)
     parts = {*PurePosixPath(path).parts, *windows.parts}
@@ -281,7 +283,7 @@ def inside(path: str) -> bool:
 
 
 def open_image(path: Path) -> Any:
-    """A Pillow image of one of `FORMATS`; its size is checked, its pixels are not decoded.
+    """Opens a Pillow image of one of `FORMATS`; its size is checked, its pixels are not decoded.
 
     Raises:
         OSError, ValueError, SyntaxError: what Pillow raises for a file that it cannot read.
@@ -310,7 +312,7 @@ def open_image(path: Path) -> Any:
 
 @contextmanager
 def image_memory(image: Any) -> Iterator[None]:
-    """Lets one large image at a time be decoded, for several threads do it at once."""
+    """Lets one large image at a time be decoded, because several threads decode images."""
     if image.size[0] * image.size[1] <= LARGE_PIXELS:
         yield
     else:

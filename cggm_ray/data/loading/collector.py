@@ -1,4 +1,4 @@
-"""What takes the predictions of a split while it is evaluated."""
+"""Interface of objects that receive the predictions of a split during evaluation."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cggm_ray.core.reduction import Reduce
 
 
 class Collector(Protocol):
-    """Takes the predictions of a split while it is evaluated."""
+    """Receives the predictions of a split during evaluation."""
 
     def take(self, batch: Batch, logits: Tensor) -> None:
-        """The logits [N, C, ...] of a batch. Batches come in the order of the split."""
+        """Receives the logits [N, C, ...] of a batch. Batches come in the order of the split."""
         ...
 
     def share(self, reduce: Reduce, device: torch.device) -> None:
-        """Adds up what the workers took; called once, after the last batch, where there are several."""
+        """Adds up what the workers received. With several workers it is called once, after the last batch."""
         ...

@@ -1,7 +1,7 @@
-"""Which samples a worker sees, and when: a function of (seed, epoch) alone.
+"""Chooses the samples of every worker and step, as a function of (seed, epoch) only.
 
-The k-th global batch is the k-th slice of a seeded permutation; each worker takes its part of every slice. So one, two or
-four workers, and a run that was resumed, see the same global batches.
+The k-th global batch is the k-th slice of a seeded permutation, and each worker takes its part of every slice. So one, two
+or four workers, and a run that was resumed, process the same global batches.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ class Slice:
 
 
 def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
-    """The shuffled order of a split in one epoch, int64 [samples]."""
+    """Returns the shuffled order of a split in one epoch, int64 [samples]."""
     return torch.randperm(samples, generator=generator(seed, "order", epoch))
 
 
 def slices(order: Tensor, batch_size: int, rank: int, world_size: int) -> Iterator[Slice]:
-    """A worker's part of every global batch.
+    """Yields a worker's part of every global batch.
 
     Parts differ by at most one sample. Where the last batch has fewer samples than there are workers, those left over get
     one sample of weight 0, so that every worker takes the same number of steps.
     """
-    # What is left of an epoch that was interrupted after its last step is nothing, which `split` makes an empty batch of.
+    # Nothing is left of an epoch that was interrupted after its last step; `split` would make an empty batch of it.
     for batch in order.split(batch_size) if len(order) else ():
         part = batch.tensor_split(world_size)[rank]
         if len(part):

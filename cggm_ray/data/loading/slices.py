@@ -35,7 +35,7 @@ AHEAD = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What the footer of a volume's file tells about its slices.
+    """Properties of the slices of a volume, from the footer of its file.
 
     Attributes:
         case: name of the volume.
@@ -54,18 +54,18 @@ class Facts:
 
     @property
     def has_tumour(self) -> bool:
-        """Whether any slice shows some."""
+        """Whether a slice shows tumour."""
         return any(self.tumour)
 
     @property
     def drawable(self) -> list[int]:
-        """Slices that training draws from: those with tumour, or where no slice has any, those that show something."""
+        """Slices from which training draws: those with tumour, or if there are none, those that are not empty."""
         with_tumour = np.flatnonzero(self.tumour).tolist()
         return with_tumour or np.flatnonzero(self.filled).tolist()
 
 
 def slice_table(image: Mapping[str, np.ndarray], label: np.ndarray | None, *, case: str, start: int) -> pa.Table:
-    """A volume as a table with one row a slice, the facts in its metadata.
+    """Returns a volume as a table with one row per slice, and the facts in its metadata.
 
     Args:
         image: by sequence, [H, W, D].
@@ -108,7 +108,10 @@ class SliceFiles:
         self.facts = [read_facts(path) for path in self.paths]
 
     def read(self, volume: int, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Slices of one volume: image float16 [N, modalities, H, W] and classes uint8 [N, H, W], in the order of `rows`."""
+        """Returns slices of one volume in the order of `rows`.
+
+        The image is float16 [N, modalities, H, W], the classes are uint8 [N, H, W].
+        """
         path = self.paths[volume]
         file = _open(path)
         ends = np.cumsum([file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)])
@@ -126,7 +129,7 @@ class SliceFiles:
 
 
 def read_facts(path: Path) -> Facts:
-    """The facts about a volume; its slices are not read.
+    """Returns the facts about a volume without reading its slices.
 
     Raises:
         DataError: the file cannot be read.
@@ -135,10 +138,10 @@ def read_facts(path: Path) -> Facts:
 
 
 def require_tumour(found: Iterable[bool], split: str, cases: int, where: Path) -> None:
-    """Stops unless some case has a tumour.
+    """Raises a DataError unless a case has a tumour.
 
     Args:
-        found: whether each case has one; it is asked no further than to the first that has.
+        found: whether each case has one; it is read up to the first case that has.
         split: of the cases.
         cases: their number.
         where: they lie, for the message.
@@ -186,12 +189,12 @@ class TumourSlices:
         return len(self.names or ())
 
     def batches(self, plan: Iterable[Slice], epoch: int) -> Iterator[Batch]:
-        """See `Split`."""
+        """Yields a batch for every slice of the plan, on the device."""
         for batch in ahead(lambda part: self._batch(part, epoch), plan, AHEAD):
             yield batch.to(self._device)
 
     def draw(self, sample: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image float32 [modalities, S, S] and classes uint8 [S, S] of a sample in an epoch."""
+        """Returns the image float32 [modalities, S, S] and the classes uint8 [S, S] of a sample in an epoch."""
         random = np.random.default_rng(derive_seed(self._seed, "augment", epoch, sample))
         volume = sample % len(self._files.facts)
         row = int(random.choice(self._files.facts[volume].drawable))
@@ -234,16 +237,16 @@ class VolumeSlices:
         return len(self._row)
 
     def batches(self, plan: Iterable[Slice], epoch: int) -> Iterator[Batch]:
-        """See `Split`."""
+        """Yields a batch for every slice of the plan, on the device."""
         for batch in ahead(self._batch, plan, AHEAD):
             yield batch.to(self._device)
 
     def facts(self, volume: int) -> Facts:
-        """What is known of a volume."""
+        """Returns the facts about a volume."""
         return self._files.facts[volume]
 
     def largest(self, most: int) -> list[tuple[str, int]]:
-        """The case and the index of the slice with most tumour, for the first volumes that have slices."""
+        """Returns the case and the index of the slice with most tumour, for the first volumes that have slices."""
         found = []
         for volume, facts in enumerate(self._files.facts[:most]):
             members = np.flatnonzero(self._volume == volume)
@@ -270,7 +273,7 @@ class VolumeSlices:
 
 
 def centred(values: np.ndarray, pixels: tuple[int, int]) -> np.ndarray:
-    """The middle of images [..., H, W], with zeros around where they are smaller: [..., *pixels]."""
+    """Returns the middle of images [..., H, W], padded with zeros if they are smaller: [..., *pixels]."""
     for axis, wanted in zip((values.ndim - 2, values.ndim - 1), pixels, strict=True):
         spare = values.shape[axis] - wanted
         if spare >= 0:
@@ -282,7 +285,7 @@ def centred(values: np.ndarray, pixels: tuple[int, int]) -> np.ndarray:
 
 
 def augmented(image: np.ndarray, label: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The released augmentation: 0, 90 or 180 degrees, a flip along one axis, noise on one image in ten.
+    """Applies the released augmentation: 0, 90 or 180 degrees, a flip along one axis, noise on one image in ten.
 
     Args:
         image: float32 [modalities, S, S].

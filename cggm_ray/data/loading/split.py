@@ -1,4 +1,4 @@
-"""The samples of a split, as the loop asks for them: in memory here, streamed where a dataset needs it."""
+"""Splits that give the loop its batches: this module holds samples in memory, others stream them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def batches(self, plan: Iterable[Slice], epoch: int) -> Iterator[Batch]:
-        """A batch for every slice of the plan, on the device.
+        """Yields a batch for every slice of the plan, on the device.
 
         Args:
             plan: which samples, in order.
@@ -63,7 +63,7 @@ class TensorSplit:
         inputs: by modality, [samples, ...].
         target: [samples, ...].
         names: of the samples, where they have any.
-        masks: by modality, bool [samples, T] or [samples, 1]; see `Batch.masks`.
+        masks: by modality, bool [samples, T] or [samples, 1], with the meaning of `Batch.masks`.
         views: by modality that has several views, [views, samples, ...]; one is drawn for every sample and epoch.
         seed: of the draw.
         labelled: bool [samples]; None where all have a label.
@@ -92,10 +92,10 @@ class TensorSplit:
         return len(self.target)
 
     def batches(self, plan: Iterable[Slice], epoch: int) -> Iterator[Batch]:
-        """See `Split`."""
+        """Yields a batch for every slice of the plan, on the device."""
         drawn = {name: drawn_views(len(self), len(values), self.seed, epoch) for name, values in self.views.items()}
         for part in plan:
-            # Without waiting: a GPU is still busy with the step before.
+            # The copy does not wait, because a GPU is still busy with the step before.
             rows = part.index.to(self.target.device, non_blocking=True)
             masks = {name: mask[rows] for name, mask in self.masks.items()}
             inputs = {name: values[rows] for name, values in self.inputs.items()}
@@ -113,23 +113,23 @@ class TensorSplit:
 
 
 def drawn_views(samples: int, views: int, seed: int, epoch: int) -> Tensor:
-    """The view of every sample in an epoch, int64 [samples]: a function of seed, epoch and sample."""
+    """Returns the view of every sample in an epoch, int64 [samples], as a function of seed, epoch and sample."""
     return torch.randint(views, (samples,), generator=generator(seed, "view", epoch))
 
 
 def full(values: Tensor) -> Tensor:
-    """Features that are stored in half precision, in single precision; anything else as it is."""
+    """Returns features that are stored in half precision in single precision, and anything else unchanged."""
     return values.float() if values.dtype == torch.float16 else values
 
 
 def view_columns(columns: Sequence[str], modality: str) -> list[str]:
-    """The columns of a shard that hold the views of a modality, in their order."""
+    """Returns the columns of a shard that hold the views of a modality, in their order."""
     further = [name for name in columns if name.startswith(VIEW) and name.split("/", 2)[2] == modality]
     return [modality, *sorted(further, key=lambda name: int(name.split("/")[1]))]
 
 
 def set_bytes(folder: Path, manifest: Manifest, modalities: Sequence[str]) -> int:
-    """Memory that all splits of a set take.
+    """Returns the bytes of memory that all splits of a set need.
 
     Raises:
         DataError: a shard cannot be read.
@@ -144,7 +144,7 @@ def set_bytes(folder: Path, manifest: Manifest, modalities: Sequence[str]) -> in
 
 
 def shard_columns(folder: Path, path: Path) -> list[str]:
-    """Names of the columns of a shard; raises DataError where it cannot be read."""
+    """Returns the names of the columns of a shard; raises DataError if it cannot be read."""
     try:
         return pq.read_schema(path).names
     except UNREADABLE as error:
@@ -152,14 +152,14 @@ def shard_columns(folder: Path, path: Path) -> list[str]:
 
 
 def unreadable(folder: Path, path: Path, error: Exception) -> DataError:
-    """The error for a shard that cannot be read."""
+    """Returns the error for a shard that cannot be read."""
     return DataError(f"{path}: not a readable shard: {error}; delete {folder} to make it anew")
 
 
 def load_split(
     folder: Path, manifest: Manifest, split: str, modalities: Sequence[str], device: torch.device, seed: int = 0
 ) -> TensorSplit:
-    """Reads the shards of a split.
+    """Reads the shards of a split into memory.
 
     Raises:
         DataError: a shard cannot be read, rows are missing or doubled, or a sample has none of the modalities.
@@ -202,7 +202,9 @@ def load_split(
 
 
 def rows_in_order(index: np.ndarray, manifest: Manifest, split: str, folder: Path) -> np.ndarray:
-    """Places of the samples 0, 1, 2, ... among the rows of a split's shards; those to predict are in the order of the rows.
+    """Returns the places of the samples 0, 1, 2, ... among the rows of a split's shards.
+
+    Samples to predict are in the order of the rows.
 
     Raises:
         DataError: rows are missing or doubled.
@@ -216,7 +218,7 @@ def rows_in_order(index: np.ndarray, manifest: Manifest, split: str, folder: Pat
 
 
 def about_columns(stored: Sequence[str], modalities: Sequence[str]) -> list[str]:
-    """The columns of a shard that say which samples have a modality or a label, and how many steps are no padding."""
+    """Returns the columns of a shard about its samples: missing modalities and labels, and time steps without padding."""
     names = [prefix + name for name in modalities for prefix in (PRESENT, STEPS)]
     return [name for name in (*names, LABELLED) if name in stored]
 
@@ -224,7 +226,7 @@ def about_columns(stored: Sequence[str], modalities: Sequence[str]) -> list[str]
 def read_masks(
     columns: Mapping[str, Tensor], modalities: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Tensor]:
-    """Masks of the modalities that have any, from the columns about steps and presence.
+    """Returns the masks of the modalities that have any, from the columns about steps and presence.
 
     Args:
         columns: values by column name, [samples].
@@ -244,7 +246,7 @@ def read_masks(
 def check_presence(
     masks: Mapping[str, Tensor], modalities: Sequence[str], where: str, names: Sequence[str] | None
 ) -> None:
-    """Refuses samples that have none of the modalities.
+    """Raises a DataError if a sample has none of the modalities.
 
     Raises:
         DataError: names the first of them.
@@ -261,7 +263,7 @@ def check_presence(
 
 
 def check_labelled(labelled: Tensor | None, split: str, folder: Path, names: Sequence[str] | None) -> None:
-    """Refuses samples without a label where they are not only predicted.
+    """Raises a DataError if samples lack a label and are not only predicted.
 
     Args:
         labelled: bool [samples]; None where all have a label.

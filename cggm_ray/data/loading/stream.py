@@ -1,7 +1,7 @@
-"""The samples of a split that does not fit in memory, read from its shards while the loop trains.
+"""Streams the samples of a split that does not fit in memory from its shards while the loop trains.
 
-The loop says which samples it wants, in the order that is a function of seed and epoch. Row groups hold a sample or a few,
-so any sample can be read by itself. A few batches are read ahead by threads; nothing else is kept but targets and names.
+The loop requests samples in the order that is a function of seed and epoch. Row groups hold a sample or a few, so any sample
+can be read by itself. Threads read a few batches ahead; otherwise only targets and names stay in memory.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MOST_THREADS = 4
 
 
 def ahead(work: Callable[[T], U], items: Iterable[T], depth: int) -> Iterator[U]:
-    """`work` of every item in order, with up to `depth` results begun before they are asked for."""
+    """Yields `work(item)` for every item in order, and starts up to `depth` of them before they are needed."""
     waiting: deque[Future[U]] = deque()
     with ThreadPoolExecutor(min(depth, MOST_THREADS), thread_name_prefix="ahead") as pool:
         try:
@@ -65,7 +65,7 @@ def ahead(work: Callable[[T], U], items: Iterable[T], depth: int) -> Iterator[U]
 
 
 class StreamSplit:
-    """A split that stays in its shards; see `cggm_ray.data.loading.split.Split`.
+    """A split that stays in its shards. It implements `cggm_ray.data.loading.split.Split`.
 
     Args:
         folder: of the set.
@@ -114,7 +114,7 @@ class StreamSplit:
         return len(self._target)
 
     def batches(self, plan: Iterable[Slice], epoch: int) -> Iterator[Batch]:
-        """See `Split`."""
+        """Yields a batch for every slice of the plan, read ahead by threads."""
         drawn = {
             name: drawn_views(len(self), len(columns), self._seed, epoch)
             for name, columns in self._views.items()
@@ -165,7 +165,10 @@ class StreamSplit:
 def _survey(
     folder: Path, manifest: Manifest, files: Sequence[Path], modalities: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], np.ndarray, list[str], list[str]]:
-    """Of all shards: the small columns, place [rows, 3] (file, row group, offset in it), names, names of all columns."""
+    """Returns the small columns of all shards, the place of every row, the names, and the names of all columns.
+
+    A place is (file, row group, offset in it); places are [rows, 3].
+    """
     small: dict[str, list[np.ndarray]] = {}
     places: list[tuple[int, int, int]] = []
     names: list[str] = []

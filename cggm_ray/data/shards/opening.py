@@ -1,4 +1,4 @@
-"""Opening a set that must be there."""
+"""Opens a set that must exist."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cggm_ray.data.shards.shards import Manifest, open_set
 
 
 def open_manifest(shards: Path) -> Manifest:
-    """The manifest of a set that must be there.
+    """Returns the manifest of a set that must exist.
 
     Raises:
         DataError: it is not complete.
@@ -21,7 +21,7 @@ def open_manifest(shards: Path) -> Manifest:
 
 
 def print_taken(shards: Path) -> None:
-    """Prints what the set takes as what, where its dataset notes it: target, modalities, and what is left out.
+    """Prints how the dataset interpreted its file, if its notes say so: target, modalities, and unused columns.
 
     Args:
         shards: folder of the set.

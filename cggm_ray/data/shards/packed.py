@@ -1,7 +1,7 @@
 """Tensors in parquet as bytes.
 
-Arrow writes a tensor column as nested lists, and parquet then keeps, and decodes, two levels for every single number. As one
-value of fixed length a sample is copied, in a third of the time. Shape and type stand in the metadata of the field.
+Arrow writes a tensor column as nested lists, and parquet then stores and decodes two levels for every single number. A sample
+that is one value of fixed length is copied, in a third of the time. Shape and type are in the metadata of the field.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SPEC = b"cggm_ray.tensor"
 
 
 def pack(table: pa.Table) -> pa.Table:
-    """The table with every tensor column as bytes; other columns, and the metadata of the table, stay."""
+    """Returns the table with every tensor column as bytes; other columns and the metadata do not change."""
     for number, field in enumerate(table.schema):
         if not isinstance(field.type, pa.FixedShapeTensorType):
             continue
@@ -36,10 +36,10 @@ def pack(table: pa.Table) -> pa.Table:
 
 
 def unpack(table: pa.Table) -> pa.Table:
-    """Undoes `pack`, without copying.
+    """Reverses `pack`, without copying.
 
     Raises:
-        ValueError: a cell is empty, or the bytes are not of the shape and type that the field tells.
+        ValueError: a cell is empty, or the bytes do not have the shape and type of the field's metadata.
     """
     for number, field in enumerate(table.schema):
         if not _is_packed(field):
@@ -59,18 +59,18 @@ def unpack(table: pa.Table) -> pa.Table:
 
 
 def tensor_type(field: pa.Field) -> tuple[pa.DataType, tuple[int, ...]]:
-    """Type of the numbers and shape of a sample in a column, packed or not.
+    """Returns the type of the numbers and the shape of a sample in a column, packed or not.
 
     Raises:
-        ValueError: what the field tells of itself cannot be.
+        ValueError: the field's metadata is not valid.
     """
     if isinstance(field.type, pa.FixedShapeTensorType):
         return field.type.value_type, tuple(field.type.shape)
     if not _is_packed(field):
         return field.type, ()
     try:
-        told: dict[str, Any] = json.loads(field.metadata[SPEC])
-        shape, kind = tuple(told["shape"]), np.dtype(told["dtype"])
+        stated: dict[str, Any] = json.loads(field.metadata[SPEC])
+        shape, kind = tuple(stated["shape"]), np.dtype(stated["dtype"])
         fits = all(type(length) is int and length > 0 for length in shape)
         fits = fits and math.prod(shape) * kind.itemsize == field.type.byte_width
     except (TypeError, KeyError, UnicodeDecodeError) as error:

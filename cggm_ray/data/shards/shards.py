@@ -40,7 +40,7 @@ VIEW, PRESENT, STEPS = "view/", "present/", "steps/"
 """Prefixes of columns about a modality: a further view of it, `view/1/image`, ... (view 0 is the column of the modality
 itself); bool, whether a sample has it; int64, its time steps before the padding."""
 UNREADABLE = (OSError, ValueError, pa.ArrowException)
-"""What reading a damaged shard raises."""
+"""Errors that reading a damaged shard raises."""
 SHARD_NAME = re.compile(r"(train|valid|test|predict)-\d{5,}\.parquet")
 MOST_SOURCES = 3
 """Raw files that a message names."""
@@ -50,7 +50,7 @@ ROW_GROUP_BYTES = 2**18
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """Shape of one sample and its type."""
+    """Shape and type of one sample."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -82,7 +82,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a set holds and what it was made from. `notes` is what its dataset wants to know again, as plain values."""
+    """Content and origin of a set. `notes` are plain values that its dataset needs again."""
 
     dataset: str
     converter: int
@@ -95,15 +95,15 @@ class Manifest:
     format: int = FORMAT
 
     def rows(self, split: str) -> int:
-        """Samples of a split."""
+        """Returns the number of samples of a split."""
         return sum(shard.rows for shard in self.splits[split])
 
     def to_json(self) -> str:
-        """Text of `manifest.json`."""
+        """Returns the text of `manifest.json`."""
         return json.dumps(asdict(self), indent=1)
 
     def spec(self, column: str) -> TensorSpec:
-        """What a column of the shards holds of a sample."""
+        """Returns the shape and type of a sample in a column of the shards."""
         if column == TARGET:
             return self.target
         if column == LABELLED or column.startswith(PRESENT):
@@ -114,21 +114,21 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
-        """Reads `manifest.json`; raises ValueError, KeyError or TypeError where it is not one."""
+        """Reads `manifest.json`; raises ValueError, KeyError or TypeError if it is not valid."""
         raw = json.loads(text)
         if raw.pop("format") != FORMAT:
             raise ValueError("another format")
         for name in (shard["file"] for shards in raw["splits"].values() for shard in shards):
-            # A set is read, and replaced, by these names: none may lead out of its folder.
+            # A set is read and replaced by these names, so none may lead out of its folder.
             if not SHARD_NAME.fullmatch(name):
-                raise ValueError(f"{shown(name)} is no name of a shard")
+                raise ValueError(f"{short_repr(name)} is no name of a shard")
         counts = [shard[what] for shards in raw["splits"].values() for shard in shards for what in ("rows", "bytes")]
         if not all(type(count) is int and count >= 0 for count in counts):
             raise ValueError("a shard without a number of rows or bytes")
 
         def spec(value: Mapping[str, Any]) -> TensorSpec:
             if str(np.dtype(value["dtype"])) != value["dtype"]:
-                raise ValueError(f"{shown(value['dtype'])} is no name of a type")
+                raise ValueError(f"{short_repr(value['dtype'])} is no name of a type")
             return TensorSpec(shape=tuple(value["shape"]), dtype=value["dtype"])
 
         return cls(
@@ -179,32 +179,32 @@ WriteShards = Callable[[Sequence[Stage], Sequence[RawShard], Path], list[Shard]]
 
 
 def is_modality(column: str) -> bool:
-    """Whether a column of a shard holds a modality."""
+    """Returns whether a column of a shard holds a modality."""
     return column not in RESERVED and not column.startswith((VIEW, PRESENT, STEPS))
 
 
 def tensor_column(values: np.ndarray) -> pa.Array:
-    """Values [N, ...] as an Arrow column of fixed-shape tensors."""
+    """Returns the values [N, ...] as an Arrow column of fixed-shape tensors."""
     if values.ndim == 1:
         return pa.array(values)
     return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
 
 
 def check_columns(schema: pa.Schema, manifest: Manifest, columns: Iterable[str]) -> None:
-    """Raises a ValueError where a shard lacks a column, or one holds something else than the manifest says."""
+    """Raises a ValueError if a shard lacks a column, or if a column differs from the manifest."""
     for name in columns:
         if name not in schema.names:
             raise ValueError(f"there is no column {name}")
         (kind, shape), wanted = tensor_type(schema.field(name)), manifest.spec(name)
         if kind != pa.from_numpy_dtype(wanted.dtype) or shape != wanted.shape:
             raise ValueError(
-                f"column {shown(name)} holds {shown(str(kind))} of shape {shape}; expected {wanted.dtype} of shape "
+                f"column {short_repr(name)} holds {short_repr(str(kind))} of shape {shape}; expected {wanted.dtype} of shape "
                 f"{wanted.shape}"
             )
 
 
 def column_values(column: pa.ChunkedArray) -> np.ndarray:
-    """A column as an array [N, ...]; raises ValueError where a cell is empty."""
+    """Returns a column as an array [N, ...]; raises ValueError if a cell is empty."""
     if column.null_count:
         raise ValueError("a cell is empty")
     chunks = [
@@ -226,7 +226,7 @@ def write_shard(transform: Transform, raw: RawShard, folder: Path) -> Shard:
     try:
         table = transform(raw.table)
         rows = max(1, ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes))
-        # Dictionaries and statistics of features cost time and space and help nobody.
+        # Dictionaries and statistics of features cost time and space without a benefit.
         pq.write_table(
             pack(table), path, compression="lz4", row_group_size=rows, use_dictionary=False, write_statistics=False
         )
@@ -248,7 +248,7 @@ def write_shards_here(stages: Sequence[Stage], raw: Sequence[RawShard], folder: 
 
 
 def describe_sources(paths: Sequence[Path], folder: Path) -> tuple[Source, ...]:
-    """Size and checksum of every raw file.
+    """Returns the size and checksum of every raw file.
 
     Args:
         paths: of the files.
@@ -258,7 +258,7 @@ def describe_sources(paths: Sequence[Path], folder: Path) -> tuple[Source, ...]:
         DataError: a file cannot be read.
     """
     for path in paths:
-        # A device or a pipe has no end, or none that comes.
+        # A device or a pipe may have no end.
         if path.exists() and not path.is_file():
             raise DataError(f"{path}: found no regular file; expected a file")
     try:
@@ -271,7 +271,7 @@ def describe_sources(paths: Sequence[Path], folder: Path) -> tuple[Source, ...]:
 
 
 def fingerprint(dataset: str, converter: int, options: Mapping[str, Any], sources: Sequence[Source]) -> str:
-    """Name of the set that these sources make.
+    """Returns the name of the set that these sources make.
 
     It changes with any byte of them, with their places below the folder that holds them all, the options and the converter.
     """
@@ -282,7 +282,7 @@ def fingerprint(dataset: str, converter: int, options: Mapping[str, Any], source
 
 
 def open_set(folder: Path) -> Manifest | None:
-    """The manifest of a complete set; None where the folder is none: no manifest, or a shard missing or cut short."""
+    """Returns the manifest of a complete set, or None if the manifest or a shard is missing or cut short."""
     try:
         manifest = Manifest.from_json((folder / MANIFEST).read_text())
         shards = [shard for split in manifest.splits.values() for shard in split]
@@ -314,7 +314,7 @@ def verify_set(folder: Path, manifest: Manifest) -> None:
 
 
 def publish(staging: Path, folder: Path, manifest: Manifest) -> None:
-    """Makes a finished staging folder the set: the manifest last, then one rename.
+    """Turns a finished staging folder into the set: the manifest is written last, then the folder is renamed.
 
     If another process published the same set in the meantime, that one stays and the staging folder is dropped.
 
@@ -341,9 +341,9 @@ def publish(staging: Path, folder: Path, manifest: Manifest) -> None:
 
 @contextmanager
 def sole_converter(folder: Path) -> Iterator[None]:
-    """Holds the set while it is made: another command that needs the same one waits, and finds it.
+    """Holds the set while it is made, so that another command that needs the same set waits and finds it.
 
-    What killed conversions of the set left behind is removed.
+    Partial files of killed conversions of the set are removed.
 
     Args:
         folder: of the set.
@@ -372,7 +372,7 @@ def sole_converter(folder: Path) -> Iterator[None]:
 
 
 def staging_folder(folder: Path) -> Path:
-    """A new folder beside `folder`, of a name that is never read."""
+    """Makes a new folder beside `folder`, with a name that no reader opens."""
     staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         staging.mkdir(parents=True)
@@ -382,7 +382,7 @@ def staging_folder(folder: Path) -> Path:
 
 
 def one_split(raw: Iterable[RawShard], split: str | None) -> Iterator[RawShard]:
-    """Raw shards of all splits, or of one, as those of the split `PREDICT`, numbered in their order."""
+    """Yields the raw shards of all splits, or of one, as those of the split `PREDICT`, numbered in their order."""
     number = 0
     for shard in raw:
         if split in (None, shard.split) and shard.table.num_rows:

@@ -1,4 +1,4 @@
-"""What the columns of a shard are: shape and type of one sample."""
+"""Shape and type of one sample in the columns of a shard."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cggm_ray.data.shards.shards import IDENTITY, TARGET, TensorSpec, column_val
 
 
 def described(specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
-    """The fields of a manifest that come from the columns of a shard."""
+    """Returns the fields of a manifest that follow from the columns of a shard."""
     return {
         "modalities": {name: spec for name, spec in specs.items() if is_modality(name)},
         "target": specs[TARGET],
@@ -19,7 +19,7 @@ def described(specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
 
 
 def table_specs(table: pa.Table) -> Mapping[str, TensorSpec]:
-    """Shape and type of one sample for every column of a shard."""
+    """Returns the shape and type of one sample for every column of a shard."""
     table = table.slice(0, 1)
     values = {name: column_values(table.column(name)) for name in table.column_names if name != IDENTITY}
     return {name: TensorSpec(shape=v.shape[1:], dtype=str(v.dtype)) for name, v in values.items()}

@@ -2,7 +2,7 @@
 
 Two layouts are read. The released one: `<train|valid|test>/<case>.h5` with `image` [4, H, W, D], `label` [H, W, D] and, if
 the order of the sequences is not flair, t1ce, t1, t2, the attribute `channels`. That of the challenges of 2017 to 2024: a
-folder per case with a NIfTI file for each sequence (see `cggm_ray.data.datasets.brats.layouts`), which is split here.
+folder per case with a NIfTI file for each sequence (`cggm_ray.data.datasets.brats.layouts`), which is split here.
 """
 
 from __future__ import annotations
@@ -101,12 +101,12 @@ class Brats(Dataset):
         return options
 
     def shard_options(self) -> dict[str, Any]:
-        """The split of challenge folders, and what the labels mean."""
+        """Returns the split of challenge folders and the meaning of the labels."""
         options = self.options
         return {name: getattr(options, name) for name in ("valid_part", "test_part", "split_seed", "labels")}
 
     def locate(self, path: Path) -> list[Path]:
-        """All h5 files of the three split folders, or the five files of every case folder."""
+        """Returns all h5 files of the three split folders, or the five files of every case folder."""
         if not path.is_dir():
             raise DataError(
                 f"data_path: {path} is a file; expected a folder with train, valid, test, or with case folders"
@@ -128,7 +128,7 @@ class Brats(Dataset):
         return [file for case in _case_folders(path) for file in case_files(case).values()]
 
     def read(self, sources: list[Path]) -> Iterator[RawShard]:
-        """One raw shard a case, with the paths of its files; headers of all files and the labels of all cases are checked."""
+        """Yields one raw shard per case, with the paths of its files, after checking all headers and all labels."""
         found = gather(sources, labelled=True)
         cases = named_splits(found) or self._drawn(found)
         members = [case for split in SPLITS for case in cases[split]]
@@ -146,7 +146,7 @@ class Brats(Dataset):
             yield from _raw_shards(cases[split], split, slices, seen.convention)
 
     def locate_new(self, path: Path) -> list[Path]:
-        """All h5 files at the path, in its folders or in it, or the files of every case folder, with or without labels."""
+        """Returns all h5 files at the path or in its folders, or the files of every case folder, with or without labels."""
         if path.is_file() and path.suffix == H5:
             return [path]
         if not path.is_dir():
@@ -161,7 +161,7 @@ class Brats(Dataset):
         return [file for case in _case_folders(path) for file in case_files(case, labelled=None).values()]
 
     def read_new(self, sources: list[Path], trained: Manifest, split: str | None) -> Iterator[RawShard]:
-        """One raw shard a case; all cases, or those of a split of the released layout or of labelled case folders."""
+        """Yields one raw shard per case, of all cases or of one split."""
         cases = gather(sources, labelled=False)
         if split is not None:
             parts = named_splits(cases) or self._drawn(gather(sources, labelled=True))
@@ -179,15 +179,15 @@ class Brats(Dataset):
         yield from _raw_shards(cases, PREDICT, iter(seen.slices), seen.convention)
 
     def takes(self, modality: str, trained: tuple[int, ...], found: tuple[int, ...]) -> bool:
-        """Slices of any size."""
+        """Returns True, because the network accepts slices of any size."""
         return len(trained) == len(found)
 
     def notes(self) -> dict[str, Any]:
-        """The convention of the labels, the orientations of the cases, and what is printed about both."""
+        """Returns the convention of the labels, the orientations of the cases, and the lines that are printed about both."""
         return self._notes
 
     def _drawn(self, cases: list[Case]) -> dict[str, list[Case]]:
-        """A seeded split of case folders, in the order of the folders."""
+        """Returns a seeded split of case folders, in the order of the folders."""
         folder = cases[0].files[0].parent.parent
         if len(cases) < len(SPLITS):
             raise DataError(f"{folder}: {len(cases)} case folders; expected at least one case a split")
@@ -213,7 +213,7 @@ class Brats(Dataset):
         return slice_table(image, volume.label, case=case.name, start=row["start"])
 
     def accept(self, folder: Path, manifest: Manifest) -> None:
-        """Stops where no case has a tumour to draw; `read` does the same before a set is made. Prints what `read` printed."""
+        """Raises a DataError if no case has a tumour to draw, as `read` does, and prints the lines that `read` printed."""
         _say(manifest.notes)
         for split in self._drawn_splits:
             shards = manifest.splits[split]
@@ -222,11 +222,11 @@ class Brats(Dataset):
 
     @property
     def _drawn_splits(self) -> tuple[str, ...]:
-        """Splits of which only slices with tumour are used."""
+        """Returns the splits of which only slices with tumour are used."""
         return SPLITS if self.options.score == "slice" else ("train",)
 
     def demonstration(self, folder: Path, seed: int) -> Path:
-        """`brats-<seed>`: heads with a tumour whose parts show in different sequences."""
+        """Writes `brats-<seed>`: heads with a tumour whose parts are visible in different sequences."""
         path = folder / f"brats-{seed}"
         if not path.exists():
             with whole_folder(path) as partial:
@@ -234,7 +234,7 @@ class Brats(Dataset):
         return path
 
     def task(self, manifest: Manifest) -> Task:
-        """Cross-entropy and Dice, scored by volume or by slice."""
+        """Returns the task of cross-entropy and Dice, scored by volume or by slice."""
         convention = _convention(manifest)
         # The resection cavity counts as much as the enhancing tumour.
         weights = CLASS_WEIGHTS + CLASS_WEIGHTS[-1:] * (len(convention.labels) - len(CLASS_WEIGHTS))
@@ -243,7 +243,7 @@ class Brats(Dataset):
     def open_split(
         self, folder: Path, manifest: Manifest, split: str, modalities: tuple[str, ...], device: torch.device
     ) -> Split:
-        """Random tumour slices for training, all slices in order for validation and test."""
+        """Opens random tumour slices for training, and all slices in order for validation and test."""
         files, options = SliceFiles(folder, manifest, split, modalities), self.options
         if split == "train":
             seed = self.settings.seed
@@ -253,7 +253,7 @@ class Brats(Dataset):
 
 @MAPS.register("brats")
 def open_maps(plan: MapPlan) -> tuple[Split, Collector]:
-    """Whole volumes, and a NIfTI file for each."""
+    """Opens whole volumes, and a writer of a NIfTI file for each."""
     whole = VolumeSlices(
         SliceFiles(plan.shards, plan.manifest, plan.split, plan.modalities), crop=None, device=plan.device
     )
@@ -264,12 +264,12 @@ def open_maps(plan: MapPlan) -> tuple[Split, Collector]:
 
 
 def _h5_files(path: Path, pattern: str = f"*/*{H5}") -> list[Path]:
-    """The h5 files in the folders of a path, in order; what macOS leaves beside them begins with a dot."""
+    """Returns the h5 files in the folders of a path, in order; what macOS leaves beside them begins with a dot."""
     return sorted(file for file in path.glob(pattern) if not file.name.startswith("."))
 
 
 def _case_folders(path: Path) -> list[Path]:
-    """The case folders below a path, of which there must be one."""
+    """Returns the case folders below a path, of which there must be at least one."""
     found = case_folders(path)
     if not found:
         raise DataError(
@@ -280,7 +280,7 @@ def _case_folders(path: Path) -> list[Path]:
 
 
 def _raw_shards(cases: Sequence[Case], split: str, slices: Iterator[int], convention: Convention) -> Iterator[RawShard]:
-    """A raw shard a case; `slices` gives the number of slices of each."""
+    """Yields one raw shard per case; `slices` gives the number of slices of each."""
     start = 0
     for number, (case, count) in enumerate(zip(cases, slices, strict=False)):
         row = {"case": case.name, "files": list(map(str, case.files)), "start": start, "labels": convention.name}
@@ -294,7 +294,7 @@ def _say(notes: Mapping[str, Any]) -> None:
 
 
 def _convention(manifest: Manifest) -> Convention:
-    """Of the labels of a set."""
+    """Returns the convention of the labels of a set."""
     return CONVENTIONS[manifest.notes["labels"]]
 
 
@@ -303,7 +303,7 @@ DEMONSTRATION_SHAPE = (64, 64, 16)
 
 
 def write_demonstration(folder: Path, seed: int) -> None:
-    """h5 files in the released layout.
+    """Writes h5 files in the released layout.
 
     A head is an ellipsoid of smooth tissue. Its tumour has a core (1) that is dark in t1, oedema (2) around it that is
     bright in flair and faintly so in t2, and an enhancing rim (4) that only t1ce shows.

@@ -1,4 +1,4 @@
-"""What the cases of a BraTS set say together: the convention of their labels, and how their files lie in space."""
+"""Checks the cases of a BraTS set together: the convention of their labels, and the positions of their files in space."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cggm_ray.data.split_names import SPLITS, find_splits, split_of
 
 H5 = ".h5"
 READERS = 4
-"""Segmentations that are read at once: as many are in memory."""
+"""Number of segmentations that are read, and held in memory, at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +39,13 @@ class Case:
 
     @property
     def named(self) -> dict[str, Path]:
-        """The NIfTI files by sequence; empty for an h5 file."""
+        """NIfTI files by sequence; empty for an h5 file."""
         if self.files[0].suffix == H5:
             return {}
         return dict(zip((*SEQUENCES, SEGMENTATION), self.files, strict=False))
 
     def read(self, convention: Convention) -> Volume:
-        """The voxels.
+        """Reads the voxels.
 
         Raises:
             DataError: a file cannot be read, or holds values that cannot be.
@@ -54,7 +54,7 @@ class Case:
 
 
 def gather(sources: Sequence[Path], *, labelled: bool) -> list[Case]:
-    """The cases that files belong to, in the order of the files.
+    """Returns the cases of the files, in the order of the files.
 
     Args:
         sources: h5 files, and the files of case folders.
@@ -74,7 +74,7 @@ def gather(sources: Sequence[Path], *, labelled: bool) -> list[Case]:
 
 
 def named_splits(cases: Sequence[Case]) -> dict[str, list[Case]]:
-    """The cases by split where they lie in folders that are named after splits; empty where none of them does.
+    """Returns the cases by split if they lie in folders that are named after splits, otherwise an empty dict.
 
     Raises:
         DataError: some cases lie in such folders and others do not, or a split has none.
@@ -104,14 +104,14 @@ def named_splits(cases: Sequence[Case]) -> dict[str, list[Case]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What the files of a set say together.
+    """Properties of a set that follow from all of its files.
 
     Attributes:
         convention: of its labels.
         slices: of each case.
         tumour: whether each case has one; None where it has no labels.
         orientations: of the cases, the most frequent first; none for h5 files.
-        lines: to print, because the files leave something open.
+        lines: printed lines about properties that the files do not state.
     """
 
     convention: Convention
@@ -121,7 +121,7 @@ class Survey:
     lines: list[str] = field(default_factory=list)
 
     def notes(self, trained: Manifest | None = None) -> dict[str, Any]:
-        """Plain values for the manifest.
+        """Returns plain values for the manifest.
 
         Args:
             trained: manifest of the set that a run was trained on, where this one is only predicted. Its convention is that
@@ -143,7 +143,7 @@ class Survey:
 
 
 def survey(cases: Sequence[Case], labels: str, *, labelled: bool = True, default: Convention | None = None) -> Survey:
-    """Checks the headers of all cases and looks at all labels; no image is read.
+    """Checks the headers of all cases and reads all labels, but no image.
 
     Args:
         cases: of the set.
@@ -161,8 +161,8 @@ def survey(cases: Sequence[Case], labels: str, *, labelled: bool = True, default
         for case, lies in zip(cases, grids, strict=True)
     ]
     found = list(_all_labels(cases))
-    told = [(where, there) for where, there in found if there is not None]
-    convention, line = decide(told, labels)
+    labelled_cases = [(where, there) for where, there in found if there is not None]
+    convention, line = decide(labelled_cases, labels)
     if line is not None and default is not None:
         convention, line = default, None
     codes = Counter(axis_codes(lies.header.affine) for lies in grids if lies is not None and lies.header.placed)
@@ -177,7 +177,7 @@ def survey(cases: Sequence[Case], labels: str, *, labelled: bool = True, default
 
 
 def _all_labels(cases: Sequence[Case]) -> Iterator[tuple[str, frozenset[int] | None]]:
-    # Threads that each set and restore the filters of warnings leave them as the last one found them.
+    # The filters of warnings are not thread-safe: the last thread to restore them decides.
     with warnings.catch_warnings():
         yield from ahead(lambda case: case_labels(case.files), cases, READERS)
 

@@ -1,4 +1,4 @@
-"""Label conventions of the BraTS challenges. A convention belongs to a set of cases: a single file does not tell it."""
+"""Label conventions of the BraTS challenges. A convention belongs to a set of cases, because a single file does not show it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LARGEST = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Convention:
-    """What the labels of a set mean.
+    """Meaning of the labels of a set.
 
     Attributes:
         name: of the challenge that introduced it.
@@ -31,13 +31,13 @@ class Convention:
     regions: dict[str, tuple[int, ...]]
 
     def classes(self, labels: np.ndarray) -> np.ndarray:
-        """Checked labels as numbers of classes, uint8 of the same shape."""
+        """Returns checked labels as numbers of classes, uint8 of the same shape."""
         numbers = np.zeros(LARGEST + 1, dtype=np.uint8)
         numbers[list(self.labels)] = np.arange(len(self.labels))
         return numbers[labels]
 
     def written(self, classes: np.ndarray) -> np.ndarray:
-        """Numbers of classes as labels, uint8 of the same shape."""
+        """Returns numbers of classes as labels, uint8 of the same shape."""
         return np.array(self.labels, dtype=np.uint8)[classes]
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ CHOICES = (AUTO, *CONVENTIONS)
 
 
 def checked_labels(values: np.ndarray, where: str) -> np.ndarray:
-    """Labels as uint8.
+    """Returns the labels as uint8, after checking them.
 
     Args:
         values: of any type.
@@ -69,7 +69,7 @@ def checked_labels(values: np.ndarray, where: str) -> np.ndarray:
     whole = values if values.dtype.kind in "iu" else np.rint(values)
     good = (whole >= 0) & (whole <= LARGEST)
     if whole is not values:
-        # Of what is no label anyway the difference is not needed: infinity has none.
+        # Infinity is left out, because its difference to a whole number is not defined.
         good &= np.abs(np.where(good, values, 0) - np.where(good, whole, 0)) <= ROUNDED
     if not good.all():
         raise DataError(
@@ -79,12 +79,12 @@ def checked_labels(values: np.ndarray, where: str) -> np.ndarray:
 
 
 def labels_there(labels: np.ndarray) -> frozenset[int]:
-    """The labels of a case, without 0."""
+    """Returns the labels of a case, without 0."""
     return frozenset(np.flatnonzero(np.bincount(labels[labels > 0], minlength=1)).tolist())
 
 
 def decide(found: Iterable[tuple[str, frozenset[int]]], wanted: str = AUTO) -> tuple[Convention, str | None]:
-    """The convention of a set, and a line to print where its labels do not tell it.
+    """Returns the convention of a set, and a line to print if its labels do not show it.
 
     Args:
         found: of every case, its file and key, and its labels.

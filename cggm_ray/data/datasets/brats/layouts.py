@@ -33,11 +33,11 @@ FILE = re.compile(
     rf"(?:(?P<case>.*)(?P<mark>[-_.]))?(?P<name>{'|'.join(NAMES)})(?P<suffix>\.nii(?:\.gz)?)", re.IGNORECASE
 )
 DEEPEST = 4
-"""Folders below the path of the data in which cases are looked for."""
+"""Number of folder levels below the path of the data in which cases are searched."""
 
 
 def case_folders(root: Path) -> list[Path]:
-    """Folders that hold a file of a case, in order; hidden files and folders, which macOS writes, are none.
+    """Returns the folders that hold a file of a case, in order, without hidden files and folders, which macOS writes.
 
     Raises:
         DataError: two cases have one name.
@@ -48,7 +48,7 @@ def case_folders(root: Path) -> list[Path]:
         inner[:] = [name for name in inner if below < DEEPEST and not _is_hidden(name)]
         matches = [match for name in files if not _is_hidden(name) and (match := FILE.fullmatch(name))]
         roles = {NAMES[match["name"].lower()] for match in matches}
-        # A single file of another sequence is no case: people keep atlases and segmentations beside theirs.
+        # A single file of another sequence is no case, because data folders also hold atlases and segmentations.
         if SEQUENCES[0] in roles or len(roles) > 1:
             found.append(Path(folder))
     names: dict[str, Path] = {}
@@ -60,7 +60,7 @@ def case_folders(root: Path) -> list[Path]:
 
 
 def case_files(folder: Path, *, labelled: bool | None = True) -> dict[str, Path]:
-    """The files of a case, by sequence and `seg`.
+    """Returns the files of a case, by sequence and `seg`.
 
     Args:
         folder: of the case.
@@ -95,7 +95,7 @@ def case_files(folder: Path, *, labelled: bool | None = True) -> dict[str, Path]
 
 
 def _only(folder: Path, role: str, found: list[str]) -> str:
-    """The one file of a sequence; where a file lies there packed and unpacked, the packed one."""
+    """Returns the single file of a sequence; if it exists packed and unpacked, the packed one."""
     packed = [name for name in found if not (name.lower().endswith(".nii") and f"{name}.gz" in found)]
     if len(packed) > 1:
         raise DataError(f"{folder}: {_joined(packed)} are files of the sequence {role}; expected one")
@@ -103,7 +103,7 @@ def _only(folder: Path, role: str, found: list[str]) -> str:
 
 
 def _missing(folder: Path, role: str, example: re.Match[str] | None, own_files: set[str], others: Sequence[str]) -> str:
-    """What a case lacks, in the way its other files are named, and which files there are that are none of its sequences."""
+    """Returns the missing files of a case, named like its other files, and the files that belong to no sequence."""
     suffix, mark, name = (".nii.gz", "_", role)
     if example is not None:
         suffix, mark = example["suffix"], example["mark"] or ""

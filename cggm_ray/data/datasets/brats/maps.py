@@ -1,4 +1,4 @@
-"""Predicted segmentations as NIfTI files, one a case."""
+"""Writes predicted segmentations as NIfTI files, one per case."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cggm_ray.data.loading.slices import Facts, VolumeSlices, centred
 
 
 class MapWriter:
-    """Puts the slices of a volume together and writes `<case>_seg.nii.gz` when its last one is there.
+    """Collects the slices of a volume and writes `<case>_seg.nii.gz` when its last slice has arrived.
 
     The voxels are uint8. A case of NIfTI files gives its map its own grid: shape, order of the axes, sform and qform are those
     of its first sequence.
@@ -39,7 +39,7 @@ class MapWriter:
         self._nibabel = require("nibabel", extra="brats", purpose="maps")
 
     def take(self, batch: Batch, logits: Tensor) -> None:
-        """See `Collector`."""
+        """Receives the logits of a batch of slices and writes the volumes that are complete."""
         assert batch.group is not None
         classes_NHW = logits.argmax(1).to(torch.uint8).cpu().numpy()
         for volume, classes_HW in zip(batch.group.tolist(), classes_NHW, strict=True):
@@ -50,7 +50,7 @@ class MapWriter:
                 self._slices = []
 
     def share(self, reduce: Reduce, device: torch.device) -> None:
-        """Nothing: files are on disk."""
+        """Does nothing, because the files are already on disk."""
 
     def _write(self, facts: Facts) -> None:
         classes_DHW = centred(np.stack(self._slices), (facts.height, facts.width))
@@ -63,12 +63,12 @@ class MapWriter:
 
 
 def _place(image: Any, path: Path) -> None:
-    """Gives an image sform and qform of a file, with their codes."""
+    """Copies sform and qform of a file, with their codes, to an image."""
     sform, qform, affine = with_nifti(
         path, lambda file: (file.get_sform(coded=True), file.get_qform(coded=True), file.affine)
     )
     image.header.set_xyzt_units("mm")
-    # Both forms stay without a code where the file has none; the size of its voxels is kept then too.
+    # A form without a code in the file stays without one; the size of the voxels is kept then too.
     image.set_sform(affine)
     image.set_qform(affine, code=0)
     image.set_qform(*qform)

@@ -1,4 +1,4 @@
-"""The files of a case in one grid: affines are compared, and files that lie in another orientation are turned.
+"""Brings the files of a case into one grid: it compares affines, and turns files that have another orientation.
 
 The grid of a case is that of its first sequence whose header says where it lies. Headers hold an affine from voxels to
 millimetres. Some tools leave it out (no code for sform and qform) or write their default. Such a file has nothing to compare
@@ -25,7 +25,7 @@ DEFAULTS = (np.eye(4), np.diag([-1.0, -1.0, 1.0, 1.0]))
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Where the voxels of a case lie.
+    """Position of the voxels of a case.
 
     Attributes:
         name: of the file whose grid it is.
@@ -51,7 +51,7 @@ class Grid:
 
 
 def common_grid(headers: Mapping[str, Header], sequences: tuple[str, ...]) -> Grid:
-    """The grid of a case.
+    """Returns the grid of a case.
 
     Args:
         headers: of its files, by name.
@@ -114,7 +114,7 @@ def _is_default(header: Header) -> bool:
 
 
 def _same(shape: tuple[int, ...], affine: np.ndarray, reference: Header) -> bool:
-    """Whether all corners of two grids lie together."""
+    """Returns whether all corners of two grids coincide."""
     if shape != reference.shape:
         return False
     corners = np.stack(np.meshgrid(*((0, size - 1) for size in shape), indexing="ij")).reshape(3, -1)
@@ -123,7 +123,7 @@ def _same(shape: tuple[int, ...], affine: np.ndarray, reference: Header) -> bool
 
 
 def _spacing(affine: np.ndarray) -> np.ndarray:
-    """Millimetres between voxels along each axis."""
+    """Returns the millimetres between voxels along each axis."""
     lengths: np.ndarray = np.linalg.norm(affine[:3, :3], axis=0)
     return lengths
 
@@ -136,7 +136,7 @@ def _check_shape(header: Header, shape: tuple[int, ...], reference: Header) -> N
 
 
 def _disagreement(header: Header, shape: tuple[int, ...], affine: np.ndarray, reference: Header) -> DataError:
-    """What is wrong with a file that no change of axes brings into the grid, by the field that differs."""
+    """Returns why no change of axes brings a file into the grid, by the field that differs."""
     _check_shape(header, shape, reference)
     spacing, wanted_spacing = _spacing(affine), _spacing(reference.affine)
     fields = {

@@ -1,6 +1,6 @@
 """Brain volumes on disk: the released h5 files and the case folders of the BraTS challenge.
 
-Both give a `Volume`; what can be checked without reading voxels is checked by `check_*`, cheaply, and the rest by `read_*`.
+Both give a `Volume`. `check_*` checks cheaply what needs no voxels, and `read_*` checks the rest.
 Shapes: four sequences, H and W pixels of a slice, D slices.
 """
 
@@ -68,7 +68,7 @@ def check_h5(path: Path, *, labelled: bool = True) -> int:
 
 
 def read_h5(path: Path, convention: Convention | None = None) -> Volume:
-    """A released file; its intensities are taken as they are.
+    """Reads a released file; its intensities do not change.
 
     Args:
         path: of the file.
@@ -103,7 +103,10 @@ def _with_h5(path: Path, use: Callable[[Any], T]) -> T:
 
 
 def _channels(file: Any, path: Path) -> list[str]:
-    """Order of the sequences: the attribute `channels` of the file or its image if present, else the released order."""
+    """Returns the order of the sequences.
+
+    It is the attribute `channels` of the file or its image if present, otherwise the released order.
+    """
     value = file.attrs.get("channels", file["image"].attrs.get("channels"))
     if value is None:
         return list(SEQUENCES)
@@ -118,7 +121,7 @@ def _channels(file: Any, path: Path) -> list[str]:
 
 
 def grid(files: Mapping[str, Path]) -> Grid:
-    """Where the voxels of a case lie, from the headers of its files.
+    """Returns the grid of the voxels of a case, from the headers of its files.
 
     Raises:
         DataError: a file is no NIfTI, or its shape or geometry is not that of the others.
@@ -130,13 +133,13 @@ def check_nifti(files: Mapping[str, Path]) -> int:
     """Checks that all files of a case lie in one grid, from their headers; returns the number of slices D.
 
     Raises:
-        DataError: see `grid`.
+        DataError: a file is no NIfTI, or its shape or geometry differs from the others.
     """
     return grid(files).header.shape[2]
 
 
 def read_nifti(files: Mapping[str, Path], convention: Convention | None = None) -> Volume:
-    """A challenge case; each sequence is z-scored over the voxels of the brain, which are those that are not 0.
+    """Reads a challenge case; each sequence is z-scored over the voxels of the brain, which are those that are not 0.
 
     All files are brought into the orientation of the first sequence.
 
@@ -157,12 +160,14 @@ def read_nifti(files: Mapping[str, Path], convention: Convention | None = None) 
 
 
 def geometry(path: Path) -> np.ndarray:
-    """The matrix [4, 4] from voxels to millimetres of a NIfTI file; that of an h5 file, which has none, is the identity."""
+    """Returns the matrix [4, 4] from voxels to millimetres of a NIfTI file, or the identity for an h5 file, which has none."""
     return np.eye(4) if path.suffix == ".h5" else read_header(path).affine
 
 
 def case_labels(files: Sequence[Path]) -> tuple[str, frozenset[int] | None]:
-    """Where the labels of a case lie, file and key, and those there without 0; None where it has no segmentation.
+    """Returns the place of the labels of a case, file and key, and the labels without 0.
+
+    The labels are None if the case has no segmentation.
 
     Args:
         files: its h5 file, or its NIfTI files with the segmentation last.

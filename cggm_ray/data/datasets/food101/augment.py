@@ -1,7 +1,7 @@
 """The image augmentation of the released code, in Pillow and numpy.
 
-Resize, horizontal flip (p 0.5), colour jitter (p 0.8), grey (p 0.2), Gaussian blur of 21 taps. What is drawn is a function
-of a seed alone, so a view can be made again anywhere.
+Resize, horizontal flip (p 0.5), colour jitter (p 0.8), grey (p 0.2), Gaussian blur of 21 taps. The draws are a function
+of a seed only, so a view can be made again anywhere.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looked:
-    """What decoding an image once tells.
+class InspectedImage:
+    """Properties of an image that become known when it is decoded.
 
     Attributes:
         problem: why it cannot be read, or None.
-        white: of a grey image of more than 8 bits, the value that is white; see `image_range`. 0 for others.
+        white: the value that is white in a grey image of more than 8 bits (`image_range`); 0 for other images.
         peak: its largest value.
         turned: its EXIF data say that it must be turned or mirrored to stand upright.
     """
@@ -48,42 +48,42 @@ class Looked:
     turned: bool = False
 
 
-def look_at(path: Path | None, size: int, bits: int | None = None) -> Looked:
+def inspect_image(path: Path | None, size: int, bits: int | None = None) -> InspectedImage:
     """Decodes a whole image file, JPEG at the smallest scale that still fills `size`.
 
     Args:
         path: of the image, or None where there is none.
         size: of the square that it will become.
-        bits: see `resized`.
+        bits: of the camera, for grey images of more than 8 bits.
     """
     if path is None:
-        return Looked(problem="no such file below the data folder")
+        return InspectedImage(problem="no such file below the data folder")
     try:
         with open_image(path) as image, image_memory(image):
             image.draft("RGB", (size, size))
             image.load()
             white, peak = white_and_peak(image, bits) if is_wide(image) else (0, 0.0)
-            return Looked(white=white, peak=peak, turned=_orientation(image) > 1)
+            return InspectedImage(white=white, peak=peak, turned=_orientation(image) > 1)
     # A damaged image can raise nearly anything from the code of its format.
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error).replace(f" {str(path)!r}", "")
-        return Looked(problem=reason or type(error).__name__)
+        return InspectedImage(problem=reason or type(error).__name__)
 
 
-def image_remarks(looked: Sequence[Looked], upright: bool) -> list[str]:
-    """A line for each thing about the images of a set that a person should know before training.
+def image_remarks(inspected: Sequence[InspectedImage], upright: bool) -> list[str]:
+    """Returns a line for each property of a set's images that a user should know before training.
 
     Args:
-        looked: what `look_at` tells of every image.
+        inspected: result of `inspect_image` for every image.
         upright: images are turned as their EXIF data say.
     """
     remarks = []
-    turned = sum(look.turned for look in looked)
+    turned = sum(image.turned for image in inspected)
     if turned:
         done = "they are turned" if upright else "they are not turned (exif_orientation)"
         remarks.append(f"images with another orientation in their EXIF data: {turned}; {done}")
-    for white in sorted({look.white for look in looked if look.white}):
-        peaks = [look.peak for look in looked if look.white == white]
+    for white in sorted({image.white for image in inspected if image.white}):
+        peaks = [image.peak for image in inspected if image.white == white]
         low = max(peaks) < white / 2 and white > 255
         doubt = "; does the camera have fewer bits? (image_bits)" if low else ""
         remarks.append(
@@ -94,17 +94,17 @@ def image_remarks(looked: Sequence[Looked], upright: bool) -> list[str]:
 
 
 def image_problem(path: Path, size: int) -> str | None:
-    """Why an image cannot be read, or None; see `look_at`."""
-    return look_at(path, size).problem
+    """Returns why an image cannot be read, or None."""
+    return inspect_image(path, size).problem
 
 
 def resized(path: Path, size: int, bits: int | None = None, upright: bool = False) -> np.ndarray:
-    """An image file as uint8 [size, size, 3], stretched to the square as in the released code.
+    """Reads an image file as uint8 [size, size, 3], stretched to the square as in the released code.
 
     Args:
         path: of the image.
         size: of the square.
-        bits: of the camera, for grey images of more than 8 bits; see `cggm_ray.data.formats.image_range`.
+        bits: of the camera, for grey images of more than 8 bits (`cggm_ray.data.formats.image_range`).
         upright: turn the image as its EXIF data say; the released code does not.
 
     Raises:
@@ -118,7 +118,7 @@ def resized(path: Path, size: int, bits: int | None = None, upright: bool = Fals
         pixels = eight_bits(image, bits) if is_wide(image) else image
         if upright and (orientation := _orientation(image)) > 1:
             pixels = pixels.convert("RGB")
-            # Only the number is taken over, because rewriting damaged EXIF data can fail.
+            # Only the number is copied, because rewriting damaged EXIF data can fail.
             pixels.getexif().clear()
             pixels.getexif()[_ORIENTATION] = orientation
             pixels = operations.exif_transpose(pixels)
@@ -130,7 +130,7 @@ def _pillow(module: str) -> Any:
 
 
 def _orientation(image: Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none or the EXIF data are damaged."""
+    """Returns the EXIF orientation, 1 to 8, or 1 if there is none or the EXIF data are damaged."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     # The image itself can be read, whatever the code for EXIF raises.
@@ -140,7 +140,7 @@ def _orientation(image: Image) -> int:
 
 
 def augmented(pixels: np.ndarray, seed: int, sample: int, view: int) -> np.ndarray:
-    """One view of an image.
+    """Augments an image.
 
     Args:
         pixels: uint8 [H, W, 3], resized.
@@ -188,7 +188,7 @@ def _hue_turned(image: Image, turn: float) -> Image:
 
 
 def blurred(pixels: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur of 21 taps in both directions, the border reflected: uint8 [H, W, 3] to the same."""
+    """Applies a Gaussian blur of 21 taps in both directions, with reflected borders, to uint8 [H, W, 3]."""
     taps = np.exp(-0.5 * (np.arange(-BLUR_RADIUS, BLUR_RADIUS + 1) / sigma) ** 2)
     taps = (taps / taps.sum()).astype(np.float32)
     # Taps that cannot move a value by a thousandth of a level are left out.

@@ -1,6 +1,7 @@
-"""Frozen ViT and BERT: found and checked before any work starts, loaded where they run.
+"""Frozen ViT and BERT encoders, which are found and checked before any work starts, and loaded in the processes that use
+them.
 
-Shapes: N samples, H = W the size that the ViT takes, T steps (patches and the class token; pieces of text), D hidden size.
+Shapes: N samples, H = W the size of the ViT's images, T steps (patches and the class token; pieces of text), D hidden size.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ EXTRACT_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": tor
 STORED = {"fp32": "float32", "bf16": "float16", "fp16": "float16"}
 """Type of the features in the shards. numpy has no bfloat16; what a LayerNorm gives fits the range of float16."""
 LARGEST = 2**18
-"""Of the sizes in a model's configuration: what is above is made to fill the memory before the weights are looked at."""
+"""Upper limit of the sizes in a model's configuration, because the model is allocated before its weights are read."""
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 _PREFIXES = {"vit": "ViT", "bert": "Bert"}
 """How names of architectures begin."""
@@ -32,7 +33,7 @@ _PREFIXES = {"vit": "ViT", "bert": "Bert"}
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderInfo:
-    """A pretrained encoder as its folder describes it.
+    """A pretrained encoder, from the configuration in its folder.
 
     Attributes:
         flag: that named it, 'vit' or 'bert'.
@@ -47,7 +48,7 @@ class EncoderInfo:
     config: dict[str, Any]
 
     def size(self, name: str) -> int:
-        """A positive whole number of the configuration.
+        """Returns a positive whole number of the configuration.
 
         Raises:
             DataError: it is missing or something else.
@@ -55,14 +56,14 @@ class EncoderInfo:
         value = self.config.get(name)
         if type(value) is not int or not 1 <= value <= LARGEST:
             raise DataError(
-                f"{self.flag}: {self.reference}/config.json, field {name}: found {shown(value)}; expected a size of 1 to "
+                f"{self.flag}: {self.reference}/config.json, field {name}: found {short_repr(value)}; expected a size of 1 to "
                 f"{LARGEST:,}"
             )
         return value
 
 
 def find_vit(value: str) -> EncoderInfo:
-    """The ViT of a local folder or hub name.
+    """Finds the ViT of a local folder or hub name.
 
     Raises:
         DataError: it is none, is incomplete, or takes other images than square ones in colour.
@@ -76,7 +77,7 @@ def find_vit(value: str) -> EncoderInfo:
 
 
 def find_bert(value: str, text_length: int) -> EncoderInfo:
-    """The BERT of a local folder or hub name, with its tokenizer.
+    """Finds the BERT of a local folder or hub name, with its tokenizer.
 
     Raises:
         DataError: it is none, is incomplete, lacks its tokenizer, or takes shorter texts only.
@@ -96,7 +97,7 @@ def find_bert(value: str, text_length: int) -> EncoderInfo:
 
 
 def find_again(flag: str, recorded: str, beside: str | None) -> str:
-    """Where the encoder of a run is now: where it was, or else beside the new data."""
+    """Returns where the encoder of a run is now: at its old place, or beside the new data."""
     gone = recorded.startswith("/") and not Path(recorded).is_dir()
     if gone and beside is None:
         raise DataError(
@@ -106,11 +107,11 @@ def find_again(flag: str, recorded: str, beside: str | None) -> str:
 
 
 def checksums(infos: Sequence[EncoderInfo], cache: Path) -> dict[str, str]:
-    """Checksum of every file of some encoders, by encoder and name of the file.
+    """Returns the checksum of every file of some encoders, by encoder and name of the file.
 
     Args:
         infos: of the encoders.
-        cache: see `cggm_ray.data.shards.shards.describe_sources`.
+        cache: folder of all sets, where checksums are kept for the next run.
     """
     return {
         f"{info.flag}/{path.name}": source.sha256
@@ -120,12 +121,12 @@ def checksums(infos: Sequence[EncoderInfo], cache: Path) -> dict[str, str]:
 
 
 def check_same(infos: Sequence[EncoderInfo], known: Mapping[str, str], cache: Path) -> None:
-    """Refuses encoders other than those that a run was trained with, for the features would be others without a word.
+    """Raises a DataError if the encoders are not those of the run's training, because the features would differ silently.
 
     Args:
         infos: of the encoders.
-        known: their checksums for the run; see `checksums`.
-        cache: see `cggm_ray.data.shards.shards.describe_sources`.
+        known: their checksums for the run, from `checksums`.
+        cache: folder of all sets, where checksums are kept for the next run.
 
     Raises:
         DataError: names the first file that is another one.
@@ -165,7 +166,9 @@ def _find(flag: str, value: str) -> EncoderInfo:
 
 
 def _check_kind(flag: str, path: Path, config: Any) -> None:
-    """Refuses another model. Folders of 2019 lack model_type; their architectures tell, and else the names of the weights.
+    """Raises a DataError if the folder holds another model.
+
+    Folders of 2019 lack model_type; their architectures show the model, or else the names of the weights.
 
     Raises:
         DataError: names the field that says another model.
@@ -175,18 +178,18 @@ def _check_kind(flag: str, path: Path, config: Any) -> None:
     kind = config.get("model_type")
     if kind is not None:
         if kind != flag:
-            raise DataError(f"{flag}: {path}, field model_type: found {shown(kind)}; expected {flag!r}")
+            raise DataError(f"{flag}: {path}, field model_type: found {short_repr(kind)}; expected {flag!r}")
         return
     names = config.get("architectures")
     if names is not None and not (isinstance(names, list) and all(str(n).startswith(_PREFIXES[flag]) for n in names)):
         raise DataError(
-            f"{flag}: {path}, field architectures: found {shown(names)}, and no model_type; expected names that begin with "
-            f"{_PREFIXES[flag]}, or model_type {flag!r}"
+            f"{flag}: {path}, field architectures: found {short_repr(names)}, and no model_type; expected names that begin "
+            f"with {_PREFIXES[flag]}, or model_type {flag!r}"
         )
 
 
 def _check_weights(flag: str, path: Path) -> None:
-    """Reads the header of a safetensors file; raises DataError where it is damaged or cut short."""
+    """Reads the header of a safetensors file; raises DataError if it is damaged or cut short."""
     if path.suffix != ".safetensors":
         return
     try:
@@ -197,7 +200,7 @@ def _check_weights(flag: str, path: Path) -> None:
 
 
 def _downloaded(flag: str, name: str) -> Path:
-    """The folder of a hub model, fetched once.
+    """Returns the folder of a hub model, which is fetched once.
 
     Raises:
         DataError: no such model, or no way to it.
@@ -212,7 +215,7 @@ def _downloaded(flag: str, name: str) -> Path:
 
 
 def load_model(info: EncoderInfo, precision: str, device: torch.device) -> nn.Module:
-    """The frozen encoder in evaluation mode.
+    """Loads the frozen encoder in evaluation mode.
 
     Raises:
         DataError: the weights are damaged, or are those of another model.
@@ -222,7 +225,7 @@ def load_model(info: EncoderInfo, precision: str, device: torch.device) -> nn.Mo
     transformers.utils.logging.set_verbosity_error()
     kind = {"vit": transformers.ViTModel, "bert": transformers.BertModel}[info.flag]
     try:
-        # The pooler has no part in the last hidden states.
+        # The last hidden states do not depend on the pooler.
         # A .bin file is a pickle, and a configuration may name a kernel to be fetched: both are shut out by name.
         model, report = kind.from_pretrained(
             info.reference,
@@ -232,7 +235,7 @@ def load_model(info: EncoderInfo, precision: str, device: torch.device) -> nn.Mo
             attn_implementation="sdpa",
         )
     except Exception as error:
-        # Whatever reads a damaged file raises, it is the file of the user that is to blame.
+        # Any error of the reader means that the user's file is damaged.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{info.flag}: the weights in {info.reference} cannot be loaded: {reason}") from error
     lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
@@ -262,7 +265,7 @@ class ImageFeatures:
 
     @torch.no_grad()
     def __call__(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
-        """uint8 [N, H, W, 3] to [N, T, D] on the device, in the type of the computation."""
+        """Maps pixels uint8 [N, H, W, 3] to features [N, T, D] on the device, in the type of the computation."""
         parts = []
         for part in pixels_NHWC.split(self._batch):
             images = part.to(self.device).permute(0, 3, 1, 2).to(EXTRACT_PRECISIONS[self._precision]) / 255
@@ -305,7 +308,7 @@ class TextFeatures:
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
-        """Texts to [N, T, D] on the device, in the type of the computation."""
+        """Maps texts to features [N, T, D] on the device, in the type of the computation."""
         parts = []
         for start in range(0, len(texts), self._batch):
             pieces = self._tokenizer(
@@ -323,7 +326,7 @@ class TextFeatures:
 
 
 def load_tokenizer(info: EncoderInfo) -> Any:
-    """The tokenizer beside a BERT.
+    """Loads the tokenizer beside a BERT.
 
     Raises:
         DataError: it is damaged, or has more pieces than the model knows.
@@ -343,7 +346,7 @@ def load_tokenizer(info: EncoderInfo) -> Any:
 
 
 def stored(features: torch.Tensor, info: EncoderInfo, precision: str) -> np.ndarray:
-    """Features as they go into a shard.
+    """Returns the features in the type of the shards.
 
     Raises:
         DataError: one of them is not finite.
@@ -357,5 +360,5 @@ def stored(features: torch.Tensor, info: EncoderInfo, precision: str) -> np.ndar
 
 
 def extraction_device(no_cuda: bool) -> torch.device:
-    """The GPU if this process sees one and may use it."""
+    """Returns the GPU if this process sees one and may use it, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() and not no_cuda else "cpu")

@@ -148,17 +148,17 @@ class Food101(Dataset):
 
     @property
     def options(self) -> Food101Options:
-        """Those of the configuration."""
+        """The configuration's section of this dataset."""
         assert isinstance(self.settings.options, Food101Options)
         return self.settings.options
 
     @property
     def online(self) -> bool:
-        """Whether images are encoded while training."""
+        """Whether images are encoded during training."""
         return self.options.image_features == "online"
 
     def shard_options(self) -> dict[str, Any]:
-        """Everything that changes a feature or a split."""
+        """Returns the options that change a feature or a split."""
         names = (
             "image_features",
             "views",
@@ -188,7 +188,7 @@ class Food101(Dataset):
         return list(self._lists.files.values())
 
     def describe(self, sources: list[Path]) -> tuple[Source, ...]:
-        """Checksums of lists and encoders; images by name, size and time of change, since they are many."""
+        """Returns checksums of lists and encoders; the many images are described by name, size and time of change."""
         files = describe_sources(sources, self.settings.shard_root)
         self._listed = read_lists(self._lists, self._root, labelled=not self._new)
         if not self._new:
@@ -209,7 +209,7 @@ class Food101(Dataset):
         return (*files, Source(path=str(self._root), bytes=total, sha256=digest.hexdigest()))
 
     def read(self, sources: list[Path]) -> Iterator[RawShard]:
-        """Names and texts; every image was decoded once by now, so the extraction does not stop half way."""
+        """Yields names and texts, after decoding every image once so that the extraction does not fail half way."""
         load_tokenizer(self._bert)
         splits, self._skipped, self._remarks = self._readable(self._listed, self.options.skip_bad)
         if "valid" not in splits:
@@ -228,7 +228,7 @@ class Food101(Dataset):
             yield from self._shards(split, splits[split], views if split == "train" else 0)
 
     def read_new(self, sources: list[Path], trained: Manifest, split: str | None) -> Iterator[RawShard]:
-        """All records, or those of one list; every image must be readable, so that no prediction is missing."""
+        """Yields all records, or those of one list; every image must be readable, so that no prediction is missing."""
         if split is not None and split not in self._listed:
             raise DataError(
                 f"{self._root}: found lists of {', '.join(self._listed)}; expected one of the split {split}"
@@ -262,7 +262,7 @@ class Food101(Dataset):
             yield RawShard(split=split, number=number, table=pa.table(columns))
 
     def stages(self) -> tuple[Stage, ...]:
-        """Decode and augment in tasks, encode where the models are."""
+        """Returns the stages: decode and augment in tasks, encode in the processes that hold the models."""
         options = self.options
         encoding = Encoding(
             vit=None if self.online else self._vit,
@@ -283,7 +283,7 @@ class Food101(Dataset):
         return Stage(make=decode), Stage(make=functools.partial(EncodeShard, encoding), pooled=True)
 
     def notes(self) -> dict[str, Any]:
-        """Class names, left-out images, remarks about the data, widths of the features, and the encoders."""
+        """Returns class names, left-out images, remarks about the data, widths of the features, and the encoders."""
         return {
             "classes": self._classes,
             "skipped": self._skipped,
@@ -295,7 +295,7 @@ class Food101(Dataset):
         }
 
     def specs(self, first: RawShard) -> dict[str, TensorSpec]:
-        """Those of the features, from the sizes of the encoders, or of the pixels."""
+        """Returns the specifications of the features, from the sizes of the encoders, or of the pixels."""
         stored = STORED[self.options.extract_precision]
         size, length = self._vit.size("image_size"), self.options.text_length
         features = TensorSpec(shape=(self._steps, self._vit.size("hidden_size")), dtype=stored)
@@ -306,7 +306,7 @@ class Food101(Dataset):
         }
 
     def accept(self, folder: Path, manifest: Manifest) -> None:
-        """Stops where more images were left out than this run allows; says what was said when the set was made."""
+        """Raises a DataError if more images were left out than this run allows; repeats the remarks about the set."""
         self._allow(manifest.notes["skipped"], self.options.skip_bad)
         self._say(*manifest.notes["remarks"])
 
@@ -319,24 +319,24 @@ class Food101(Dataset):
         return path
 
     def task(self, manifest: Manifest) -> Task:
-        """Cross-entropy over the classes of the data."""
+        """Returns cross-entropy over the classes of the data."""
         return Classification(len(manifest.notes["classes"]))
 
     def shapes(self, manifest: Manifest, modalities: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-        """Those of the features, also where the shards hold pixels."""
+        """Returns the shapes of the features, even if the shards hold pixels."""
         return {name: (*manifest.modalities[name].shape[:1], manifest.notes["widths"][name]) for name in modalities}
 
     def open_split(
         self, folder: Path, manifest: Manifest, split: str, modalities: tuple[str, ...], device: torch.device
     ) -> Split:
-        """Features; online, pixels that turn into features when they are asked for."""
+        """Opens the features; online, pixels that become features when they are needed."""
         if not self.online or IMAGE not in modalities:
             return super().open_split(folder, manifest, split, modalities, device)
         pixels = super().open_split(folder, manifest, split, modalities, torch.device("cpu"))
         return OnlineSplit(pixels, self._image_encoder(manifest, device), split == "train", self.settings.seed)
 
     def _image_encoder(self, manifest: Manifest, device: torch.device) -> ImageFeatures:
-        """One ViT for all splits."""
+        """Loads one ViT for all splits."""
         if not hasattr(self, "_image_features"):
             info = find_vit(self.options.vit or manifest.notes["vit"])
             self._image_features = ImageFeatures(
@@ -345,12 +345,12 @@ class Food101(Dataset):
         return self._image_features
 
     def _beside(self, flag: str) -> str | None:
-        """The folder of an encoder beside the lists or in the data folder, or None."""
+        """Returns the folder of an encoder beside the lists or in the data folder, or None."""
         folders = (folder / flag for folder in (self._lists.folder, self._root))
         return next((str(folder) for folder in folders if folder.is_dir()), None)
 
     def _encoders(self, defaults: Mapping[str, str | None]) -> tuple[EncoderInfo, EncoderInfo]:
-        """Those of the options, or the defaults."""
+        """Returns the encoders of the options, or the defaults."""
 
         def value(flag: str) -> str:
             found = getattr(self.options, flag) or defaults[flag]
@@ -364,11 +364,11 @@ class Food101(Dataset):
 
     @property
     def _steps(self) -> int:
-        """Patches of an image, and the class token."""
+        """Returns the number of steps: patches of an image, and the class token."""
         return (self._vit.size("image_size") // self._vit.size("patch_size")) ** 2 + 1
 
     def _sample_bytes(self, views: int) -> int:
-        """The larger of features and pixels."""
+        """Returns the bytes of a sample: the larger of features and pixels."""
         size, width, steps = self._vit.size("image_size"), self._vit.size("hidden_size"), self._steps
         item = np.dtype(STORED[self.options.extract_precision]).itemsize
         text = self.options.text_length * self._bert.size("hidden_size") * item
@@ -377,27 +377,27 @@ class Food101(Dataset):
     def _readable(
         self, splits: dict[str, Listed], allowed: int
     ) -> tuple[dict[str, list[Record]], dict[str, str], list[str]]:
-        """The records whose image can be read, the others' images with the reason, and what is special about the images."""
+        """Returns the records with readable images, the other images with the reason, and remarks about the images."""
         size, bits = self._vit.size("image_size"), self.options.image_bits
         files = {record.image: record.file for found in splits.values() for record in found.records}
         names = sorted(files)
         with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-            looked = list(pool.map(lambda name: look_at(files[name], size, bits), names))
-        bad = {name: look.problem for name, look in zip(names, looked, strict=True) if look.problem is not None}
+            inspected = list(pool.map(lambda name: inspect_image(files[name], size, bits), names))
+        bad = {name: image.problem for name, image in zip(names, inspected, strict=True) if image.problem is not None}
         self._allow(bad, allowed)
         kept = {split: [r for r in found.records if r.image not in bad] for split, found in splits.items()}
         for split, records in kept.items():
             if not records:
                 raise DataError(f"{splits[split].path}: no image of {split} can be read")
-        return kept, bad, image_remarks(looked, self.options.exif_orientation)
+        return kept, bad, image_remarks(inspected, self.options.exif_orientation)
 
     def _say(self, *lines: str) -> None:
-        """Prints what was read and how, before anything is trained on it."""
+        """Prints a summary of the data before training starts."""
         for line in lines:
             print(f"{self.name}: {one_line(line)}", flush=True)
 
     def _allow(self, bad: dict[str, str], allowed: int) -> None:
-        """Lists unreadable images; raises DataError where there are more than so many."""
+        """Prints the unreadable images; raises DataError if there are more than the options allow."""
         if not bad:
             return
         lines = [f"{name}: {reason}" for name, reason in bad.items()]

@@ -1,4 +1,4 @@
-"""The records of an image and text set: checked, with their image files; classes, and a validation part where there is none."""
+"""The records of an image and text set: checked records with their image files, their classes, and a drawn validation split."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cggm_ray.core.errors import DataError, listed, shown
+from cggm_ray.core.errors import DataError, listed, short_repr
 from cggm_ray.core.seeding import derive_seed
 from cggm_ray.data.datasets.food101.lists import FIELDS, KEYS, Lists, read_rows
 from cggm_ray.data.formats.untrusted import is_text
@@ -21,7 +21,7 @@ IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """One sample as a list names it.
+    """A sample as its list names it.
 
     Attributes:
         id: as listed, or the path of the image where the list has no ids.
@@ -40,7 +40,7 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """One list as it was read.
+    """A list after reading.
 
     Attributes:
         path: of the list.
@@ -53,14 +53,14 @@ class Listed:
     names: tuple[str, ...]
 
     def __str__(self) -> str:
-        """One line about what was read, for the person who starts a run."""
+        """Returns one line about the list, for the user who starts a run."""
         empty = [record.id for record in self.records if not record.text.strip()]
         without = f"; {len(empty)} without text: {listed(empty, 3)}" if empty else ""
         return f"{len(self.records)} records of {self.path} ({', '.join(self.names)}){without}"
 
 
 def read_lists(lists: Lists, root: Path, labelled: bool = True) -> dict[str, Listed]:
-    """The records of all splits; see `read_records`."""
+    """Reads the records of all splits with `read_records`."""
     return {
         split: read_records(path, ImageFinder(root, path.parent, split), labelled)
         for split, path in lists.files.items()
@@ -68,7 +68,7 @@ def read_lists(lists: Lists, root: Path, labelled: bool = True) -> dict[str, Lis
 
 
 def read_records(path: Path, images: ImageFinder, labelled: bool = True) -> Listed:
-    """The records of one list.
+    """Reads the records of one list.
 
     Args:
         path: of the list.
@@ -102,7 +102,7 @@ def read_records(path: Path, images: ImageFinder, labelled: bool = True) -> List
 
 
 def _label(where: str, values: dict[str, tuple[str, Any]], labelled: bool) -> str | None:
-    """The label as a text; whole numbers are taken too."""
+    """Returns the label as a text; whole numbers are accepted too."""
     name, value = values.get("label", ("label", None))
     if not labelled and (value is None or value == ""):
         return None
@@ -113,21 +113,24 @@ def _label(where: str, values: dict[str, tuple[str, Any]], labelled: bool) -> st
 
 def _text(where: str, name: str, value: Any) -> str:
     if not is_text(value) or not value.strip():
-        raise DataError(f"{where}, field {name}: found {shown(value)}; expected a text")
+        raise DataError(f"{where}, field {name}: found {short_repr(value)}; expected a text")
     return str(value)
 
 
 def _joined(where: str, name: str, value: Any) -> str:
-    """A text, or its pieces with spaces between them."""
+    """Returns a text, or its pieces with spaces between them."""
     if is_text(value):
         return value
     if not isinstance(value, list) or not all(is_text(piece) for piece in value):
-        raise DataError(f"{where}, field {name}: found {shown(value)}; expected a text or a list of texts")
+        raise DataError(f"{where}, field {name}: found {short_repr(value)}; expected a text or a list of texts")
     return " ".join(value)
 
 
 def _identity(where: str, values: dict[str, tuple[str, Any]], image: str, seen: set[str]) -> str:
-    """The id as listed; where the list has none, the image, with a number if it is listed again."""
+    """Returns the id of a record.
+
+    A record without an id is named by its image, with a number if the image is listed again.
+    """
     if "id" not in values:
         number, identity = 1, image
         while identity in seen:
@@ -135,16 +138,16 @@ def _identity(where: str, values: dict[str, tuple[str, Any]], image: str, seen: 
         return identity
     name, value = values["id"]
     if isinstance(value, bool) or not (isinstance(value, int) or is_text(value)):
-        raise DataError(f"{where}, field {name}: found {shown(value)}; expected a text or a number")
+        raise DataError(f"{where}, field {name}: found {short_repr(value)}; expected a text or a number")
     if str(value) in seen:
-        raise DataError(f"{where}, field {name}: found {shown(str(value))} twice; expected every id once")
+        raise DataError(f"{where}, field {name}: found {short_repr(str(value))} twice; expected every id once")
     return str(value)
 
 
 class ImageFinder:
     """Finds the files that a list names, and none outside of the data folder.
 
-    A name is looked up below the folder of the list and below the data folder, as it is and below a folder of images, of the
+    A name is searched below the folder of the list and below the data folder, unchanged and below a folder of images, of the
     split and of the label (`images/train/pie/pie_0.jpg`). Of an absolute path, which is of the machine where the list was made,
     the longest end counts that is a file there. Paths of Windows are read too.
 
@@ -165,7 +168,9 @@ class ImageFinder:
         self._ends_of: dict[str, str] = {}
 
     def find(self, name: str, where: str, field: str, label: str | None) -> tuple[str, Path | None]:
-        """The path relative to the data folder, and the file; the name as it is and None where there is no such file.
+        """Returns the path relative to the data folder, and the file.
+
+        If there is no such file, it returns the name unchanged and None.
 
         Args:
             name: as listed.
@@ -180,8 +185,8 @@ class ImageFinder:
         parts = tuple(part for part in windows.parts if part != windows.anchor)
         if "\0" in name or not parts or (".." in parts and (windows.anchor or not self._stays(parts))):
             raise DataError(
-                f"{where}, field {field}: found {shown(name)}; expected a path that is relative to {self._folder} and stays "
-                f"below {self._root}"
+                f"{where}, field {field}: found {short_repr(name)}; expected a path that is relative to {self._folder} and "
+                f"stays below {self._root}"
             )
         if windows.anchor:
             found = next(
@@ -190,8 +195,8 @@ class ImageFinder:
             other = self._ends_of.setdefault(found, name) if found is not None else name
             if other != name:
                 raise DataError(
-                    f"{where}, field {field}: found {shown(name)}, and {shown(other)} above; {self._root} has {found} alone "
-                    "for both"
+                    f"{where}, field {field}: found {short_repr(name)}, and {short_repr(other)} above; {self._root} has "
+                    f"{found} alone for both"
                 )
             return found or name, None if found is None else self._root / found
         # A name with a backslash can be a file of its own on other systems than Windows.
@@ -200,12 +205,12 @@ class ImageFinder:
         return found or "/".join(parts), None if found is None else self._root / found
 
     def _files(self, parts: tuple[str, ...], label: str | None, listed_only: bool) -> Iterator[str]:
-        """Where a file with this path can be, the most likely first, relative to the data folder.
+        """Yields the possible places of a file with this path, the most likely first, relative to the data folder.
 
         Args:
             parts: of the path.
             label: of the record, or None.
-            listed_only: only files that are there; looks at the names in the folders before it asks the file system.
+            listed_only: only existing files; it checks the cached names of the folders before it queries the file system.
         """
         if ".." in parts:
             yield os.path.normpath(os.path.join(self._folder.relative_to(self._root), *parts))
@@ -222,18 +227,18 @@ class ImageFinder:
         return os.path.isfile(self._root / file)
 
     def _stays(self, parts: tuple[str, ...]) -> bool:
-        """Whether a path with steps up, from the folder of the list, is below the data folder."""
+        """Returns whether a path with `..`, from the folder of the list, is below the data folder."""
         path = os.path.normpath(os.path.join(self._folder.relative_to(self._root), *parts))
         return path != ".." and not path.startswith(f"..{os.sep}")
 
 
 def _folders(folder: Path) -> list[Path]:
-    """The folders in a folder."""
+    """Returns the folders in a folder."""
     return sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir())
 
 
 def check_labels(splits: dict[str, Listed], known: Sequence[str] | None = None) -> list[str]:
-    """The classes: the labels of train, sorted; or those that are known. Records without a label are left alone.
+    """Returns the classes: the sorted labels of train, or the known classes. Records without a label are not checked.
 
     Args:
         splits: by name.
@@ -252,14 +257,14 @@ def check_labels(splits: dict[str, Listed], known: Sequence[str] | None = None) 
         for record in found.records:
             if record.label not in among:
                 raise DataError(
-                    f"{found.path}, id {record.id}, field label: {shown(record.label)} is not among the {len(classes)} classes "
-                    f"of {source}"
+                    f"{found.path}, id {record.id}, field label: {short_repr(record.label)} is not among the {len(classes)} "
+                    f"classes of {source}"
                 )
     return classes
 
 
 def shared_images(splits: Mapping[str, Iterable[Record]]) -> list[str]:
-    """A line for every two splits that have images in common."""
+    """Returns a line for every two splits that have images in common."""
     files = {split: {record.file for record in records} - {None} for split, records in splits.items()}
     names = list(files)
     pairs = [(a, b) for number, a in enumerate(names) for b in names[number + 1 :]]
@@ -267,7 +272,9 @@ def shared_images(splits: Mapping[str, Iterable[Record]]) -> list[str]:
 
 
 def stratified(records: list[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """Train and validation: of every class the share, rounded, is drawn for validation, and one record stays at least.
+    """Returns train and validation.
+
+    Of every class the share, rounded, is drawn for validation, and at least one record stays in train.
 
     Raises:
         DataError: no class is large enough.

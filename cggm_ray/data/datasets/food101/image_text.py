@@ -1,4 +1,4 @@
-"""Image files and texts to features: the two stages of the conversion, and images encoded while the loop trains."""
+"""Turns image files and texts into features: two stages of the conversion, and a split that encodes images during training."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ BATCHES_AHEAD = 2
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeImages:
-    """First stage, in CPU tasks: image files to pixels uint8 [size, size, 3], augmented where views are asked for.
+    """First stage, in CPU tasks: it decodes image files to pixels uint8 [size, size, 3], with augmented views on request.
 
     Attributes:
         size: of the square.
         seed: of the views.
-        bits: see `cggm_ray.data.datasets.food101.augment.resized`.
-        upright: see `cggm_ray.data.datasets.food101.augment.resized`.
+        bits: of the camera, for grey images of more than 8 bits.
+        upright: turn images as their EXIF data say.
     """
 
     size: int
@@ -49,7 +49,7 @@ class DecodeImages:
     upright: bool = False
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """A raw table with one column `image`, or several views, in place of `path` and `views`.
+        """Returns a raw table with one column `image`, or several views, in place of `path` and `views`.
 
         Raises:
             DataError: an image cannot be read.
@@ -72,13 +72,13 @@ class DecodeImages:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """How features are computed.
+    """Settings of the computation of features.
 
     Attributes:
         vit: image encoder; None leaves the pixels as they are.
         bert: text encoder.
         text_length: pieces of a text.
-        text_padding: see `TextFeatures`.
+        text_padding: 'released' keeps BERT's output for the padding, 'zero' replaces it by zeros.
         precision: of the computation.
         batch: samples at once.
         no_cuda: stay on the CPU.
@@ -94,7 +94,7 @@ class Encoding:
 
 
 class EncodeShard:
-    """Second stage, in long-lived processes that hold the encoders: pixels and texts to features."""
+    """Second stage, in long-lived processes that hold the encoders: it turns pixels and texts into features."""
 
     def __init__(self, encoding: Encoding) -> None:
         device = extraction_device(encoding.no_cuda)
@@ -103,7 +103,7 @@ class EncodeShard:
         self._images = None if e.vit is None else ImageFeatures(e.vit, e.precision, e.batch, device)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Features in the place of every image column and of the texts.
+        """Replaces every image column and the texts by features.
 
         Raises:
             DataError: a feature is not finite.
@@ -120,12 +120,12 @@ class EncodeShard:
 
 
 class OnlineSplit:
-    """A split of pixels whose images are augmented anew in every epoch and encoded when they are needed.
+    """A split of pixels that augments its images anew in every epoch and encodes them when they are needed.
 
     Args:
         pixels: the split with pixels uint8 [N, H, W, 3] as `image`, on the CPU.
         encoder: of the images.
-        augment: augment them; as they are in validation and test.
+        augment: whether to augment them; validation and test do not.
         seed: of the augmentation, a function of it, the epoch and the sample.
     """
 
@@ -141,7 +141,7 @@ class OnlineSplit:
         return len(self._pixels)
 
     def batches(self, plan: Iterable[Slice], epoch: int) -> Iterator[Batch]:
-        """See `cggm_ray.data.loading.split.Split`."""
+        """Yields a batch for every slice of the plan, with encoded images."""
 
         def augment(batch: Batch) -> Batch:
             images = batch.inputs[IMAGE].numpy()
@@ -152,6 +152,6 @@ class OnlineSplit:
         for batch in ahead(augment, batches, BATCHES_AHEAD) if self._augment else batches:
             images = self._encoder(batch.inputs.pop(IMAGE)).float()
             moved = batch.to(self._encoder.device)
-            # The fusion sees the modalities in the order of the encoders, so theirs does not matter here.
+            # The network orders the modalities by its encoders, so their order here does not matter.
             moved.inputs[IMAGE] = images
             yield moved

@@ -1,4 +1,4 @@
-"""The lists of an image and text set: which files hold them, and their rows, whatever the format.
+"""The lists of an image and text set: finding the files that hold them, and reading their rows in any format.
 
 A list is JSON (a list of objects), JSON lines, CSV or TSV. A CSV names its columns in a header, or has the columns of Kaggle's
 Food-101: image file, title, label.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from cggm_ray.core.errors import DataError, listed, shown
+from cggm_ray.core.errors import DataError, listed, short_repr
 from cggm_ray.data.formats.untrusted import parse_json, read_text, reading
 from cggm_ray.data.split_names import SPLITS, split_of
 
@@ -31,14 +31,14 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".ti
 _HEADERLESS = ("image", "title", "label")
 _DELIMITERS = {".csv": ",;\t", ".tsv": "\t"}
 ALL = "all"
-"""The part of data to predict whose list is not named after a split."""
+"""Name of the part of data to predict whose list is not named after a split."""
 _LONGEST_CELL = 2**24
-"""Characters of a cell; the default of the csv module, 131,072, is less than some pages have."""
+"""Largest number of characters of a cell. The default of the csv module, 131,072, is too small for some pages."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lists:
-    """The lists that were found.
+    """Lists that were found.
 
     Attributes:
         folder: that holds them.
@@ -52,7 +52,9 @@ class Lists:
 
 
 def find_lists(root: Path) -> Lists:
-    """The lists of train, test and maybe validation in a folder, or else in the one folder below it that has such lists.
+    """Returns the lists of train, test and maybe validation in a folder.
+
+    If the folder has none, the only folder below it with such lists is used.
 
     The name of a list is that of its split (`train.json`, `val.csv`), or holds it in the same way as those of the other splits
     (`train_titles.csv`, `test_titles.csv`); where there are lists of both kinds, the first kind is read.
@@ -80,7 +82,9 @@ def find_lists(root: Path) -> Lists:
 
 
 def find_new_lists(path: Path) -> Lists:
-    """The lists of data that is only predicted: a file, the lists of a folder that are named after splits, or its only list.
+    """Returns the lists of data to predict.
+
+    They are a file, the lists of a folder that are named after splits, or its only list.
 
     Raises:
         DataError: there is no list, or there are several and none is named after a split.
@@ -105,13 +109,13 @@ def find_new_lists(path: Path) -> Lists:
 
 
 def _candidates(folder: Path) -> list[Path]:
-    """The files of a folder that can be lists."""
+    """Returns the files of a folder that can be lists."""
     paths = (path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES)
     return [path for path in paths if not path.name.startswith(".") and path.is_file()]
 
 
 def _lists_in(folder: Path) -> Lists | None:
-    """The lists of one folder, or None where it has none of train or test."""
+    """Returns the lists of one folder, or None if it has none of train or test."""
     kinds: dict[str, dict[str, list[Path]]] = {}
     for path in _candidates(folder):
         named = _split_in(path.stem)
@@ -138,7 +142,7 @@ def _lists_in(folder: Path) -> Lists | None:
 
 
 def _split_in(stem: str) -> tuple[str, str] | None:
-    """The split that the name of a list holds, and the rest of the name: '' where the name is the split's."""
+    """Returns the split in the name of a list, and the rest of the name, which is '' if the name is the split's."""
     split = split_of(stem)
     if split is not None:
         return split, ""
@@ -156,7 +160,7 @@ def _folders(root: Path) -> list[Path]:
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a list, each with its place for messages; keys are in lower case.
+    """Yields the rows of a list, each with its place for messages; keys are in lower case.
 
     Raises:
         DataError: names file and place.
@@ -190,7 +194,10 @@ def _parsed(path: Path, text: str, place: str) -> Any:
 
 
 def _is_lines(path: Path, lines: list[str]) -> bool:
-    """Whether a file holds JSON lines: by its suffix, unless it begins with a list; a .json also by two lines of objects."""
+    """Returns whether a file holds JSON lines.
+
+    The suffix decides, unless the file begins with a list; a .json file may also begin with two lines of objects.
+    """
     if path.suffix.lower() != ".json":
         return not lines or not lines[0].lstrip().startswith("[")
     return len(lines) > 1 and all(line.lstrip().startswith("{") and line.rstrip().endswith("}") for line in lines[:2])
@@ -213,13 +220,13 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         rows = rows[1:]
         twice = next((name for name in names if name in known and names.count(name) > 1), None)
         if twice is not None:
-            raise DataError(f"{path}, line 1: found the column {shown(twice)} twice; expected every column once")
+            raise DataError(f"{path}, line 1: found the column {short_repr(twice)} twice; expected every column once")
     for line, cells in rows:
         yield f"{path}, line {line}", dict(zip(names, (cell.strip() for cell in cells), strict=True))
 
 
 def _cells(path: Path, text: str) -> list[tuple[int, list[str]]]:
-    """Line and cells of every row, by the delimiter that gives all rows the same number of cells.
+    """Returns the line and cells of every row, by the delimiter that gives all rows the same number of cells.
 
     Raises:
         DataError: the rows are of several lengths, or quotes are not closed.
@@ -234,9 +241,9 @@ def _cells(path: Path, text: str) -> list[tuple[int, list[str]]]:
 
 
 def _split_cells(text: str, delimiter: str) -> tuple[list[tuple[int, list[str]]], str | None]:
-    """Rows by one delimiter, and what is wrong with them."""
+    """Splits rows by one delimiter and returns them with an error text."""
     csv.field_size_limit(_LONGEST_CELL)
-    # The module needs every line break as it is: those in quotes belong to the text.
+    # The csv module needs unchanged line breaks, because those in quotes belong to the text.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
     rows: list[tuple[int, list[str]]] = []
     line = 1
