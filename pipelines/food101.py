@@ -9,7 +9,7 @@ Wang et al. 2015; CGGM as in "Classifier-guided Gradient Modulation" (NeurIPS 20
     python pipelines/food101.py --local               # without Ray
 
 Data: lists of train, test and maybe validation (JSON, JSON lines or CSV) with id, text, image and label, and the images beside
-them; see docs/datasets-food101.md.
+them. docs/datasets-food101.md describes the layouts.
 """
 
 import sys

@@ -1,6 +1,7 @@
-"""The command line of a pipeline: flags made from the configuration, and what happens with it.
+"""The command line of a pipeline.
 
-A run by default; with --tune a search, with --seeds or --compare several runs and a table over them.
+The flags are made from the configuration. A command line starts a run; with --tune it starts a search, with --seeds or
+--compare several runs and a table over them.
 
 Order of precedence: the pipeline's recipe, then `--config file.yaml`, then flags.
 """
@@ -31,7 +32,7 @@ _GONE = {"attn_mask": "the released code parsed this flag and never used it; lea
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One line instead of the usage text."""
+        """Raises a UsageError of one line in place of the usage text."""
         raise UsageError(f"{message}; --help lists the flags")
 
 
@@ -87,7 +88,7 @@ def _run(recipe: Config, argv: Sequence[str] | None, description: str | None) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """What a command line asks for.
+    """The settings of a command line.
 
     Attributes:
         config: the configuration that recipe, file and flags make.
@@ -104,7 +105,7 @@ class Command:
 
 
 def parse(recipe: Config, argv: Sequence[str], description: str | None = None) -> Command:
-    """What the arguments ask for.
+    """Reads the arguments of a command line.
 
     Raises:
         UsageError: an unknown flag or key (the nearest one is named), or a value that cannot be.
@@ -186,7 +187,7 @@ def _strategies(text: str | None) -> tuple[str, ...]:
 
 
 def build_parser(recipe: Config, description: str | None = None) -> argparse.ArgumentParser:
-    """A flag for every field, its aliases included; help shows the recipe's values."""
+    """Builds the parser, with a flag for every field and its aliases; the help shows the recipe's values."""
     parser = _Parser(
         description=description,
         allow_abbrev=False,

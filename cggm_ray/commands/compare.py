@@ -60,7 +60,7 @@ MARKDOWN, RUNS, TABLE = "comparison.md", "runs.csv", "comparison.csv"
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """The test metrics of all runs that ended.
+    """Test metrics of all finished runs.
 
     Attributes:
         values: strategy to pair (seed and fold) to metric to value.
@@ -74,21 +74,24 @@ class Results:
 
     @property
     def metrics(self) -> list[str]:
-        """Names, the selecting one first."""
+        """Names of the metrics; the selection metric is the first."""
         runs = [run for runs in self.values.values() for run in runs.values()]
         return sorted(runs[0], key=lambda name: name != self.metric) if runs else []
 
     @property
     def baseline(self) -> str:
-        """The strategy that others are compared with: joint training if it is there, else the first."""
+        """The reference strategy: joint training if it is compared, otherwise the first one."""
         return BASELINE if BASELINE in self.values else next(iter(self.values))
 
     def of(self, strategy: str, metric: str) -> list[float]:
-        """A metric by run."""
+        """Returns a metric by run."""
         return [run[metric] for run in self.values[strategy].values()]
 
     def differences(self, metric: str) -> dict[str, Difference]:
-        """Of every strategy to the baseline, p-values corrected over them; without those that share no pair with it."""
+        """Returns the difference of every strategy to the baseline, with p-values corrected over the strategies.
+
+        Strategies that share no pair of runs with the baseline are left out.
+        """
         theirs = self.values[self.baseline]
         found = {}
         for strategy, ours in self.values.items():
@@ -102,7 +105,7 @@ class Results:
 
 
 def compare(config: Config, strategies: Sequence[str], seeds: Sequence[int]) -> None:
-    """Runs strategies by seeds, or what is not over of them, and prints the table.
+    """Runs every strategy with every seed, unless the run is finished already, and prints the table.
 
     Args:
         config: of all runs but for strategy and seed; its name is the comparison's.
@@ -110,7 +113,7 @@ def compare(config: Config, strategies: Sequence[str], seeds: Sequence[int]) -> 
         seeds: empty for the configuration's own.
 
     Raises:
-        UsageError: a run cannot be; nothing was started.
+        UsageError: a run is not valid; nothing was started.
         TrainingError: some runs failed; the table of the others is written.
     """
     if len(strategies) > 1:
@@ -126,7 +129,7 @@ def compare(config: Config, strategies: Sequence[str], seeds: Sequence[int]) -> 
 
 
 def run_all(config: Config, folder: Path, trials: Sequence[Trial], strategies: Sequence[str]) -> None:
-    """What `compare` does in the folder that it owns."""
+    """Runs the trials and writes the tables in a folder that the caller owns."""
     left = sum(not read_record(trial).over for trial in trials)
     print(f"{len(trials)} runs, {left} of them to do: {folder}")
     task = build_dataset(config).task(open_manifest(trials[0].shards))
@@ -147,10 +150,10 @@ def run_all(config: Config, folder: Path, trials: Sequence[Trial], strategies: S
 
 
 def plan_runs(config: Config, folder: Path, strategies: Sequence[str], seeds: Sequence[int]) -> list[Trial]:
-    """A trial for every strategy, seed and fold; all checked, none started.
+    """Returns a trial for every strategy, seed and fold, all of them checked; none is started.
 
     Raises:
-        UsageError: a configuration or the data cannot be.
+        UsageError: a configuration or the data is not valid.
     """
     if config.run.local:
         write: Callable[[Config], Path] = lambda part: prepare_data(part, write_shards_here)  # noqa: E731
@@ -172,7 +175,7 @@ def plan_runs(config: Config, folder: Path, strategies: Sequence[str], seeds: Se
 
 
 def collect(found: Sequence[Outcome], strategies: Sequence[str], metric: str, better: str) -> Results:
-    """The test metrics of the runs that finished."""
+    """Returns the test metrics of the finished runs."""
     values: dict[str, dict[str, dict[str, float]]] = {strategy: {} for strategy in strategies}
     for outcome in found:
         if outcome.record.status == FINISHED:
@@ -183,7 +186,7 @@ def collect(found: Sequence[Outcome], strategies: Sequence[str], metric: str, be
 
 
 def markdown(results: Results, config: Config, failed: Sequence[Outcome] = ()) -> str:
-    """The tables, and everything that is needed to make them again."""
+    """Returns the tables, with everything that is needed to reproduce them."""
     arrow = "lower" if results.better == "min" else "higher"
     pairs = max(len(runs) for runs in results.values.values())
     lines = [
@@ -217,7 +220,7 @@ def markdown(results: Results, config: Config, failed: Sequence[Outcome] = ()) -
 
 
 def comparison_table(results: Results) -> list[str]:
-    """A row a strategy: the selecting metric, and how it differs from the baseline where there are several."""
+    """Returns one row per strategy: the selection metric, and its difference to the baseline if there are several."""
     several = len(results.values) > 1
     head = ["strategy", "runs", results.metric]
     if several:
@@ -228,7 +231,7 @@ def comparison_table(results: Results) -> list[str]:
 
 
 def write_tables(folder: Path, results: Results) -> None:
-    """`runs.csv`, one row a run, and `comparison.csv`, one row a strategy and metric.
+    """Writes `runs.csv`, with one row per run, and `comparison.csv`, with one row per strategy and metric.
 
     p-values are corrected over the strategies of one metric.
     """
@@ -285,14 +288,14 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 def _run_here(config: Config, folder: Path, trials: Sequence[Trial]) -> None:
-    """One run after the other, in this process."""
+    """Runs one trial after the other in this process."""
     for number, trial in enumerate(trials, start=1):
         if read_record(trial).over:
             continue
         print(f"[{number}/{len(trials)}] {trial.name}")
         runtime = LocalRuntime(trial.folder, trial.config.run)
         try:
-            claim(trial.config, trial.folder, trial.shards)
+            prepare_run_folder(trial.config, trial.folder, trial.shards)
             with storage_errors(runtime.checkpoints):
                 training = open_training(trial.config, trial.shards, runtime, trial.folder)
                 started(trial, training.state.epoch)
@@ -300,14 +303,14 @@ def _run_here(config: Config, folder: Path, trials: Sequence[Trial]) -> None:
                 finish(training)
             ended(trial, FINISHED)
         except StorageError:
-            # Not the run's fault: it goes on when the storage is back.
+            # The storage failed, not the run, so the run can continue later.
             raise
         except CggmError as error:
             ended(trial, FAILED, str(error))
 
 
 def _run_on_ray(config: Config, folder: Path, trials: Sequence[Trial]) -> None:
-    """As many runs at once as the cluster holds."""
+    """Runs as many trials at once as the cluster can hold."""
     from cggm_ray.distributed.tune.trial import Study
     from cggm_ray.distributed.tune.tune import run_trials
 

@@ -1,4 +1,7 @@
-"""The network of a finished run as a program of torch.export: no guides, any number of samples, no cggm-ray to run it."""
+"""Exports the network of a finished run with torch.export.
+
+The program has no guides, accepts any number of samples and needs no cggm-ray to run.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,14 @@ from cggm_ray.runs.finished import open_finished
 from cggm_ray.storage.files import whole_file
 
 TOLERANCE = 1e-5
-"""Largest difference between the outputs of the program and the network, relative to the largest output."""
+"""Largest accepted difference between the outputs of the program and of the network, relative to the largest output."""
 MOST_SAMPLES = 64
-"""Of validation, on which they are compared."""
+"""Number of validation samples on which the program and the network are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What `export` left.
+    """Result of `export`.
 
     Attributes:
         path: of the program.
@@ -39,14 +42,14 @@ class Exported:
 
 
 class Inference(nn.Module):
-    """What is exported: inputs by modality, and masks where the dataset has any, to logits."""
+    """The module that is exported: it maps inputs by modality, and masks if the dataset has any, to logits."""
 
     def __init__(self, net: MultimodalNet) -> None:
         super().__init__()
         self.net = net
 
     def forward(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Logits [N, C, ...] of inputs [N, ...] and masks [N, T] or [N, 1]."""
+        """Returns the logits [N, C, ...] of inputs [N, ...] and masks [N, T] or [N, 1]."""
         return self.net(inputs, masks)
 
 
@@ -85,7 +88,7 @@ def export(folder: Path, out: Path | None = None) -> Exported:
 
 
 def exported(net: nn.Module, batch: Batch) -> torch.export.ExportedProgram:
-    """The program of an inference network, for any number of samples.
+    """Exports an inference network for any number of samples.
 
     Args:
         net: takes inputs and masks.
@@ -111,7 +114,10 @@ def exported(net: nn.Module, batch: Batch) -> torch.export.ExportedProgram:
 
 @torch.no_grad()
 def difference(net: nn.Module, program: nn.Module, batch: Batch) -> float:
-    """Largest difference of two modules' outputs for a batch, relative to the largest output; NaN where one is not finite."""
+    """Returns the largest difference of two modules' outputs for a batch, relative to the largest output.
+
+    It is NaN if an output is not finite.
+    """
     arguments = (batch.inputs,) if batch.masks is None else (batch.inputs, batch.masks)
     wanted, found = net(*arguments), program(*arguments)
     return float((wanted - found).abs().max() / wanted.abs().max().clamp(min=1e-30))

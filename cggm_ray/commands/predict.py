@@ -1,4 +1,4 @@
-"""Predictions of a finished run for other data, in this process or with Ray Data."""
+"""Predicts other data with a finished run, in this process or with Ray Data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cggm_ray.storage.files import whole_file, write_folder
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
-    """What `predict` left.
+    """Result of `predict`.
 
     Attributes:
         path: of the predictions.
@@ -45,9 +45,9 @@ def predict(
     out: Path | None = None,
     workers: int | None = None,
 ) -> Predicted:
-    """Writes what the best checkpoint of a run predicts.
+    """Writes the predictions of a run's best checkpoint.
 
-    A row for every sample goes into a parquet file, see `write_predictions`; maps of a segmentation go into a folder. Other
+    `write_predictions` writes a row for every sample into a parquet file; maps of a segmentation go into a folder. Other
     data than the run's own needs neither labels nor splits, and may be a single sample; the run's own is not needed then.
 
     Args:
@@ -89,8 +89,8 @@ def predict(
     return predict_maps(run, split, out or folder.absolute() / name)
 
 
-def predict_values(run: Finished, folder: Path, split: str, out: Path, workers: int | None) -> Predicted:
-    """Writes the file of a run whose prediction for a sample is a vector; see `predict`."""
+def predict_values(run: FinishedRun, folder: Path, split: str, out: Path, workers: int | None) -> Predicted:
+    """Writes the parquet file of a run whose prediction for a sample is a vector."""
     samples = run.split(split)
     if workers is None:
         collected = Predictions.empty(len(samples), run.task.outputs)
@@ -110,8 +110,8 @@ def predict_values(run: Finished, folder: Path, split: str, out: Path, workers: 
     )
 
 
-def predict_maps(run: Finished, split: str, out: Path) -> Predicted:
-    """Writes the folder of a segmentation, replacing one that is there, in this process; see `predict`."""
+def predict_maps(run: FinishedRun, split: str, out: Path) -> Predicted:
+    """Writes the maps of a segmentation in this process, and replaces a folder that exists."""
     metrics: Record = {}
     volumes = labelled = 0
 
@@ -144,7 +144,7 @@ def predict_maps(run: Finished, split: str, out: Path) -> Predicted:
 
 
 class LabelledGroups:
-    """Hands the predictions of slices on to what writes maps, and counts the volumes that have labels.
+    """Passes the predictions of slices to the writer of maps, and records which volumes have labels.
 
     Args:
         maps: writes the maps.
@@ -158,17 +158,17 @@ class LabelledGroups:
         self.labelled: set[int] = set()
 
     def take(self, batch: Batch, logits: Tensor) -> None:
-        """See `Collector`."""
+        """Passes a batch on and records the volumes whose slices have labels."""
         group = batch.index if batch.group is None else batch.group
         self.labelled.update((group if batch.labelled is None else group[batch.labelled.to(group.device)]).tolist())
         self._maps.take(batch, logits)
 
     def share(self, reduce: Reduce, device: torch.device) -> None:
-        """Nothing: one process writes all maps."""
+        """Does nothing, because one process writes all maps."""
 
 
-def metrics_of(run: Finished, collected: Predictions) -> dict[str, float]:
-    """Loss and metrics of those predictions [samples, C] that have a label; empty where none has."""
+def metrics_of(run: FinishedRun, collected: Predictions) -> dict[str, float]:
+    """Returns loss and metrics of the predictions [samples, C] that have a label; the dict is empty if none has."""
     if not bool(collected.labelled.any()):
         return {}
     target = collected.target[collected.labelled, 0]

@@ -1,4 +1,4 @@
-"""A run from its configuration: the folder, the data, the loop, the table at the end."""
+"""Runs a configuration: it prepares the folder and the data, trains, and prints the table."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from cggm_ray.data.shards.shards import write_shards_here
 from cggm_ray.engine.assembly import fold_runs, open_training, prepare_data
 from cggm_ray.engine.checkpoints import storage_errors
 from cggm_ray.engine.configuration import Config
-from cggm_ray.engine.guards import naming_missing
+from cggm_ray.engine.guards import reporting_missing_ranks
 from cggm_ray.engine.loop import train
 from cggm_ray.engine.runtime import LocalRuntime
-from cggm_ray.engine.stopping import LEAVING_OUT, Asked, Interrupted, interrupting, listening
+from cggm_ray.engine.stopping import LEAVING_OUT, Interrupted, StopRequest, interrupting, stopping_on_signals
 from cggm_ray.engine.tracking import check_trackers, read_metrics
 from cggm_ray.runs.ending import after_test
 from cggm_ray.runs.finishing import finish
-from cggm_ray.runs.folder import claim, named, run_folder, sole_owner
+from cggm_ray.runs.folder import named, prepare_run_folder, run_folder, sole_owner
 from cggm_ray.runs.folds import fold_table, save_folds
 from cggm_ray.runs.provenance import note_start
 from cggm_ray.runs.result import Result
@@ -48,52 +48,54 @@ def run(config: Config) -> Result | None:
     config = named(config)
     folds = fold_runs(config)
     if not folds:
-        return run_one(config, Asked())
-    results, asked = {}, Asked()
+        return run_one(config, StopRequest())
+    results, stop_request = {}, StopRequest()
     for fold, part in folds.items():
         print(f"fold {fold}")
         named_part = dataclasses.replace(part, run=dataclasses.replace(part.run, name=f"{config.run.name}-{fold}"))
-        result = run_one(named_part, asked)
+        result = run_one(named_part, stop_request)
         if result is not None:
             results[fold] = result
-        if asked.signal and len(results) < len(folds):
-            raise StoppedError(f"stopped after fold {fold}; the same command goes on with the next", 128 + asked.signal)
+        if stop_request.signal and len(results) < len(folds):
+            raise StoppedError(
+                f"stopped after fold {fold}; the same command goes on with the next", 128 + stop_request.signal
+            )
     if results:
         print(fold_table(results, save_folds(config.run.storage / str(config.run.name), results)))
     return None
 
 
-def run_one(config: Config, asked: Asked) -> Result | None:
-    """See `run`; the configuration is one run with a name.
+def run_one(config: Config, stop_request: StopRequest) -> Result | None:
+    """Runs a configuration that is a single run with a name.
 
     A signal after the test leaves out what follows it: the run is finished all the same, and this returns its result.
 
     Args:
         config: of the run.
-        asked: notes a signal.
+        stop_request: receives the number of a signal.
     """
     folder = run_folder(config)
     if config.run.local or "TORCHELASTIC_RUN_ID" in os.environ:
-        result = run_locally(config, folder, asked)
+        result = run_locally(config, folder, stop_request)
     else:
         # Ray is imported here and not above: the library and local runs do without it.
         from cggm_ray.distributed.train.launch import run_on_ray
 
-        result = run_on_ray(config, folder, asked)
+        result = run_on_ray(config, folder, stop_request)
     if result is not None:
-        if config.run.report and not asked.signal:
-            leave_report(result.folder, asked)
-        if asked.signal:
+        if config.run.report and not stop_request.signal:
+            write_report(result.folder, stop_request)
+        if stop_request.signal:
             print(f"{result.folder} is finished; what was left to do after the test was left out", flush=True)
         check_finite(result)
     return result
 
 
-def leave_report(folder: Path, asked: Asked) -> None:
-    """Draws the page of a run that is over, up to the first signal: what goes wrong is said and changes nothing."""
+def write_report(folder: Path, stop_request: StopRequest) -> None:
+    """Draws the page of a finished run until a signal comes. An error is printed and changes nothing else."""
     print("drawing the report (--report false leaves it out)", flush=True)
     try:
-        with interrupting(asked):
+        with interrupting(stop_request):
             # Imported here: a run without a page does without matplotlib.
             from cggm_ray.report.page import FOLDER, write_page
             from cggm_ray.report.run_record import read_story
@@ -107,7 +109,7 @@ def leave_report(folder: Path, asked: Asked) -> None:
 
 
 def check_finite(result: Result) -> None:
-    """Raises NonFiniteError where a run came to its end and is no good: it diverged, or its best epoch fails on test data."""
+    """Raises NonFiniteError if a finished run diverged, or if its best epoch has no finite loss on test data."""
     last = read_metrics(result.folder)[-1]
     if last["valid/loss"] is None:
         raise NonFiniteError(
@@ -121,9 +123,9 @@ def check_finite(result: Result) -> None:
             )
 
 
-def run_locally(config: Config, folder: Path, asked: Asked) -> Result | None:
-    """The run in this process, or in the processes that torchrun started. SIGTERM and Ctrl-C save, then stop it."""
-    runtime = LocalRuntime(folder, config.run, asked)
+def run_locally(config: Config, folder: Path, stop_request: StopRequest) -> Result | None:
+    """Runs in this process, or in the processes that torchrun started. SIGTERM and Ctrl-C save and stop the run."""
+    runtime = LocalRuntime(folder, config.run, stop_request)
     seconds = config.run.collective_timeout
     try:
         if runtime.world_size > 1 and config.train.batch_size < runtime.world_size:
@@ -131,28 +133,30 @@ def run_locally(config: Config, folder: Path, asked: Asked) -> Result | None:
         with ExitStack() as owned:
             shards = _prepare_first(config, folder, runtime, owned)
             with (
-                listening(asked),
-                naming_missing(runtime, seconds, TrainingError),
+                stopping_on_signals(stop_request),
+                reporting_missing_ranks(runtime, seconds, TrainingError),
                 storage_errors(runtime.checkpoints),
             ):
                 training = open_training(config, shards, runtime, folder)
                 train(training)
                 result = finish(training)
-                asked.answer = LEAVING_OUT
+                stop_request.answer = LEAVING_OUT
                 after_test(training, result)
         return result if runtime.rank == 0 else None
     except StoppedError as stop:
         # One line for all processes.
         text = str(stop) if runtime.rank == 0 else ""
-        # Its frames hold the model, which must be gone when the runtime closes.
+        # Its frames hold the model, which must be freed before the runtime closes.
         traceback.clear_frames(stop.__traceback__)
-        raise StoppedError(text, 128 + asked.signal if asked.signal else stop.exit_code) from None
+        raise StoppedError(text, 128 + stop_request.signal if stop_request.signal else stop.exit_code) from None
     finally:
         runtime.close()
 
 
 def _prepare_first(config: Config, folder: Path, runtime: LocalRuntime, owned: ExitStack) -> Path:
-    """The shards, which rank 0 converts; the others find them when it is done. Claims the folder of the run for `owned`.
+    """Converts the data on rank 0, while the others wait, and returns the folder of the shards.
+
+    It also prepares the folder of the run, which `owned` holds until it is closed.
 
     Raises:
         CggmError: rank 0's own error, and on the others one line.
@@ -162,7 +166,7 @@ def _prepare_first(config: Config, folder: Path, runtime: LocalRuntime, owned: E
         try:
             shards = prepare_data(config, write_shards_here)
             owned.enter_context(sole_owner(folder))
-            claim(config, folder, shards)
+            prepare_run_folder(config, folder, shards)
             note_start(folder, config, shards, runtime.world_size)
             print_taken(shards)
         except CggmError as error:

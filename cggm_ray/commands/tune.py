@@ -1,4 +1,4 @@
-"""A search over hyper-parameters: checked, run on Ray Tune, and told in a table, the best configuration and pictures.
+"""Runs a search over hyper-parameters: it checks the search, runs it on Ray Tune, and writes its results.
 
 The folder of a search has
 
@@ -45,12 +45,12 @@ SEARCH = "search.yaml"
 TABLE = "trials"
 BEST_CONFIG = "best.yaml"
 LEADERS = 5
-"""Trials that the table at the end shows."""
+"""Number of trials in the table at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A search that has been checked.
+    """A checked search.
 
     Attributes:
         search: of the file.
@@ -76,7 +76,7 @@ class Plan:
 
 
 def sweep(config: Config, path: Path) -> None:
-    """Runs the search of a file, or goes on with it, and prints what came out.
+    """Starts or continues the search of a file, and prints its results.
 
     Args:
         config: what the trials change; its name is the search's.
@@ -92,7 +92,7 @@ def sweep(config: Config, path: Path) -> None:
 
 
 def run_search(plan: Plan) -> None:
-    """What `sweep` does in the folder that it owns."""
+    """Runs the search in a folder that the caller owns."""
     trials = first_trials(plan)
     from cggm_ray.distributed.tune.trial import Study, test_trial
     from cggm_ray.distributed.tune.tune import capacity, run_trials
@@ -132,10 +132,10 @@ def run_search(plan: Plan) -> None:
 
 
 def plan_search(config: Config, path: Path) -> Plan:
-    """Reads a search and checks all of it, data and folder included. No trial has started yet.
+    """Reads a search and checks all of it, including data and folder, before any trial starts.
 
     Raises:
-        UsageError: something cannot be; the message names it.
+        UsageError: a part of the search is not valid; the message names it.
     """
     if config.run.local:
         raise UsageError("tune: a search runs on Ray; leave out --local")
@@ -179,7 +179,10 @@ def plan_search(config: Config, path: Path) -> Plan:
 
 
 def first_trials(plan: Plan) -> list[Trial]:
-    """Trials that are known before the search starts: all that are drawn beforehand, or those of an earlier start."""
+    """Returns the trials that are known before the search starts.
+
+    These are all trials that are drawn beforehand, or those of an earlier start.
+    """
     search = plan.search
 
     def make(number: int, values: Values) -> Trial:
@@ -198,7 +201,7 @@ def first_trials(plan: Plan) -> list[Trial]:
 
 
 def write_table(plan: Plan, found: Sequence[Outcome]) -> None:
-    """`trials.csv` and `trials.parquet`: one row a trial."""
+    """Writes `trials.csv` and `trials.parquet`, with one row per trial."""
     keys = [parameter.key for parameter in plan.search.space]
     rows = [
         {
@@ -220,10 +223,10 @@ def write_table(plan: Plan, found: Sequence[Outcome]) -> None:
 
 
 def conclude(plan: Plan, found: Sequence[Outcome], best: Outcome, result: Result) -> None:
-    """Leaves the best configuration, its checkpoint, the summary and the pictures in the folder of the search."""
+    """Writes the best configuration, its checkpoint, the summary and the pictures into the folder of the search."""
     write_folder(plan.folder / BEST, lambda partial: copy_files(best.folder / BEST, partial))
     content = plan.base.replace(best.record.values).to_dict()
-    # Where a run is kept and what it may use is no part of what was found.
+    # Storage and resources of a run are no result of the search.
     del content["run"], content["data"]["shard_path"]
     value = f"valid {plan.metric} {best.best:.6g} at epoch {best.best_epoch}"
     text = f"# {best.record.name} of {plan.folder.name}: {value}\n{yaml.safe_dump(content, sort_keys=False)}"
@@ -246,7 +249,7 @@ def conclude(plan: Plan, found: Sequence[Outcome], best: Outcome, result: Result
 
 
 def leaders(plan: Plan, order: Sequence[Outcome]) -> str:
-    """The best trials with their values."""
+    """Returns the table of the best trials with their values."""
     keys = [parameter.key for parameter in plan.search.space]
     rows = []
     for outcome in order[:LEADERS]:
@@ -257,7 +260,7 @@ def leaders(plan: Plan, order: Sequence[Outcome]) -> str:
 
 
 def _selection(base: Config, shards: Path, search: Search, source: str) -> tuple[str, str]:
-    """Metric and mode of a search.
+    """Returns the metric and mode of a search.
 
     Raises:
         UsageError: the file has the metric's direction wrong.
@@ -272,7 +275,7 @@ def _selection(base: Config, shards: Path, search: Search, source: str) -> tuple
 
 
 def _check_same_search(search: Search, base: Config, folder: Path) -> None:
-    """Refuses to go on with another search in a folder."""
+    """Raises a UsageError if the folder holds another search."""
     path = folder / SEARCH
     if path.exists():
         changed = read_search(path, base).differences(search)
@@ -295,6 +298,6 @@ def _open_folder(plan: Plan) -> None:
 
 
 def _resources(search: Search, base: Config) -> Resources:
-    """Of a trial's worker: the flags go before the file."""
+    """Returns the resources of a trial's worker; flags have priority over the file."""
     gpu = search.resources.gpu or (1.0 if base.run.use_gpu else 0.0)
     return Resources(cpu=base.run.cpus_per_worker or search.resources.cpu, gpu=gpu)

@@ -1,4 +1,4 @@
-"""Whether the saved checkpoint of a run still has the metrics that the run recorded."""
+"""Checks that the saved checkpoint of a run still has the metrics that the run recorded."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from cggm_ray.runs.finished import open_finished
 from cggm_ray.runs.provenance import read_provenance, versions
 
 TOLERANCE = 1e-4
-"""Largest relative difference of a metric where versions, threads or the number of workers are others: sums are added in
-another order then. A sample at the edge between two classes may still change a count."""
+"""Largest accepted relative difference of a metric if versions, threads or the number of workers changed.
+
+Sums are added in another order then. A sample between two classes may still change a count.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """A run's recorded metrics beside those of its checkpoint now.
+    """Recorded metrics of a run, and those of its checkpoint now.
 
     Attributes:
         recorded, now: by split and metric.
-        changed: why equal bits cannot be expected; empty where they are.
+        changed: reasons why bits may differ; empty if equal bits are expected.
     """
 
     recorded: Mapping[str, Record]
@@ -36,7 +38,7 @@ class Verified:
     changed: tuple[str, ...]
 
     def same(self, split: str, metric: str) -> bool:
-        """Whether a value is what was recorded: exactly, or within `TOLERANCE` where something changed."""
+        """Returns whether a value equals the recorded one exactly, or within `TOLERANCE` if something changed."""
         before, after = self.recorded[split].get(metric, math.nan), self.now[split][metric]
         if math.isnan(before) or math.isnan(after):
             return math.isnan(before) and math.isnan(after)
@@ -44,7 +46,7 @@ class Verified:
 
     @property
     def equal(self) -> bool:
-        """Whether all values are."""
+        """Whether all values are the same."""
         return all(self.same(split, metric) for split, record in self.now.items() for metric in record)
 
     def table(self) -> str:
@@ -87,7 +89,7 @@ def verify(folder: Path) -> Verified:
 
 
 def _changes(entry: Mapping[str, Any], device: str, shards: str) -> tuple[str, ...]:
-    """What is not as it was when the run was tested."""
+    """Returns the names of what differs from the time of the test."""
     if not entry:
         return ("provenance (none was recorded)",)
     now = {"versions": versions(), "threads": torch.get_num_threads(), "workers": 1, "device": device}

@@ -39,7 +39,9 @@ ANSWER = 5.0
 
 
 def running_cluster() -> str | None:
-    """Address of the cluster to join: that of the job, of RAY_ADDRESS, or one that runs on this machine; None where none is.
+    """Returns the address of the cluster to join, or None if there is none.
+
+    It is the cluster of the job, that of RAY_ADDRESS, or one that runs on this machine.
 
     Raises:
         UsageError: RAY_ADDRESS is no address, or names a cluster that does not answer.
@@ -73,7 +75,7 @@ def running_cluster() -> str | None:
 
 
 def joins() -> bool:
-    """Whether `connect` joins a cluster that is there already."""
+    """Returns whether `connect` joins an existing cluster."""
     return ray.is_initialized() or running_cluster() is not None
 
 
@@ -94,9 +96,9 @@ def connect() -> None:
         {"address": "local", "_temp_dir": session_folder()} if address is None else {"address": address}
     )
     try:
-        # The dashboard stays on: Ray Train's own housekeeping asks it which runs are alive.
+        # The dashboard stays on, because Ray Train's own housekeeping queries it for the living runs.
         ray.init(**where, logging_level=logging.WARNING, log_to_driver=False)
-    # Whatever the processes that Ray starts run into comes out here, as exceptions of many kinds.
+    # Errors of the processes that Ray starts arrive here, as exceptions of many types.
     except Exception as error:
         with suppress(Exception):
             ray.shutdown()
@@ -105,7 +107,7 @@ def connect() -> None:
 
 
 def _way_out(error: Exception, address: str | None) -> str:
-    """What to do about an error of `ray.init`."""
+    """Returns advice about an error of `ray.init`."""
     text = str(error).lower()
     if "version mismatch" in text:
         return "run this program with the Python and the Ray of the cluster, or set RAY_ADDRESS=local to start one here"
@@ -139,18 +141,18 @@ class Nodes:
     count: int = 1
 
     def workers(self, cpus: int, gpus: float) -> int:
-        """How many workers of so many CPUs and GPUs each have room."""
+        """Returns how many workers of so many CPUs and GPUs each fit on the nodes."""
         return self.count * min(self.cpus // cpus, int(self.gpus / gpus) if gpus else sys.maxsize)
 
 
 def nodes_now() -> list[Nodes]:
-    """The living nodes."""
+    """Returns the living nodes."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Nodes(cpus=int(each.get("CPU", 0)), gpus=int(each.get("GPU", 0))) for each in alive]
 
 
 def nodes_later() -> list[Nodes]:
-    """The nodes that the cluster has when it has grown as far as it may; empty where it does not say so.
+    """Returns the nodes of the fully grown cluster, or an empty list if its autoscaler does not tell them.
 
     Ray Train and Ray Data ask the same table, in which only some autoscalers write.
     """
@@ -166,7 +168,10 @@ def nodes_later() -> list[Nodes]:
 
 
 def autoscaled() -> bool:
-    """Whether an autoscaler adds nodes to this cluster. Without one, Ray's monitor invents a kind for every node."""
+    """Returns whether an autoscaler adds nodes to this cluster.
+
+    Without an autoscaler, Ray's monitor reports a separate kind for every node.
+    """
     if is_autoscaler_v2():
         return any("ray.io/node-group" in node["Labels"] for node in ray.nodes())
     status = internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode())
@@ -175,7 +180,8 @@ def autoscaled() -> bool:
 
 
 def cpus_per_worker(config: RunConfig) -> int:
-    """CPUs of a training worker: as configured, else the most, up to 4, with which all workers fit.
+    """Returns the CPUs of a training worker: the configured number, or the largest number up to 4 with which all workers
+    fit.
 
     A group of 2 to 8 starts with 2; where 8 never fit, the CPUs are those with which 2 do. A cluster that grows counts with
     the nodes that it can have. Where its autoscaler does not say which these are, as those of `ray up` and KubeRay do not,
@@ -192,13 +198,15 @@ def cpus_per_worker(config: RunConfig) -> int:
             if any(sum(kind.workers(cpus, gpus) for kind in nodes) >= workers for nodes in (now, later)):
                 return cpus
     if not later and autoscaled():
-        print(f"waiting for nodes: {_excess(config, wanted[-1], now, later)}; `ray status` tells what was asked for")
+        print(
+            f"waiting for nodes: {_excess(config, wanted[-1], now, later)}; `ray status` lists the requested resources"
+        )
         return wanted[-1]
     raise UsageError(f"workers: {_excess(config, wanted[-1], now, later)}")
 
 
 def _excess(config: RunConfig, cpus: int, now: list[Nodes], later: list[Nodes]) -> str:
-    """Says what does not fit where."""
+    """Returns a text that says which workers do not fit on which nodes."""
     workers = config.min_workers
     has = "when it has grown, the cluster has" if later else "the cluster has"
     nodes = later or now
@@ -210,7 +218,7 @@ def _excess(config: RunConfig, cpus: int, now: list[Nodes], later: list[Nodes]) 
 
 
 def own_error(error: BaseException) -> CggmError | None:
-    """The error of this package that lies under the layers in which Ray wraps it."""
+    """Returns the error of this package inside the layers in which Ray wraps it."""
     seen: set[int] = set()
     for inner in _causes(error, seen):
         if isinstance(inner, CggmError):

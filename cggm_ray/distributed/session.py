@@ -1,4 +1,4 @@
-"""Where a cluster that is started here keeps its session: sockets, logs and what does not fit into memory."""
+"""Chooses the folder for the session of a cluster that is started here: sockets, logs and spilled objects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ray._common.utils import get_default_ray_temp_dir
 from cggm_ray.core.errors import UsageError
 
 SOCKET = 107
-"""Bytes that the path of a socket may have."""
+"""Largest number of bytes in the path of a socket."""
 WITHIN = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store") + len("_and_longer")
 """Bytes of the longest path that Ray makes in the folder, with room for longer names of sockets."""
 LONGEST = SOCKET - WITHIN
@@ -21,7 +21,7 @@ LEAST_FREE = 16
 
 
 def session_folder() -> str | None:
-    """The folder for Ray's session; None where the one that Ray takes by itself will do.
+    """Returns the folder for Ray's session, or None if Ray's own default is usable.
 
     Schedulers set TMPDIR to long paths, in which Ray's sockets do not fit. A short folder is used then, and a line says so.
 
@@ -47,10 +47,10 @@ def session_folder() -> str | None:
 
 
 def unfit(folder: Path, own: bool = False) -> str | None:
-    """What is wrong with a folder for Ray's sessions, which is made if need be; None if nothing is.
+    """Returns why a folder cannot hold Ray's sessions, or None if it can. The folder is made if necessary.
 
     Args:
-        folder: to look at.
+        folder: to check.
         own: whether it must belong to this user, as one of a known name in a folder that everybody may write must.
     """
     if not folder.is_absolute():

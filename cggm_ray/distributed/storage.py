@@ -1,4 +1,4 @@
-"""Whether the nodes of a cluster share the folders that a run writes to."""
+"""Checks that the nodes of a cluster share the folders to which a run writes."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ MOST_NAMED = 3
 
 
 def check_shared(folders: Mapping[str, Path]) -> None:
-    """Checks that every living node sees the same folders, for writing; a cluster of one node always does.
+    """Checks that every living node can write to the same folders. A cluster of one node needs no check.
 
-    This program writes a file with a random name into each folder, and a task on every node looks for it.
+    This program writes a file with a random name into each folder, and a task on every node searches for it.
 
     Args:
-        folders: by the name of the field that a person can change. One that lies in an earlier one is not looked at.
+        folders: by the name of the configuration's field. A folder inside an earlier one is not checked.
 
     Raises:
-        UsageError: a folder is another one on some node, or cannot be written. Nothing is left behind.
+        UsageError: a folder is another one on some node, or cannot be written. The check leaves no file behind.
     """
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     if len(nodes) < 2:
@@ -43,7 +43,7 @@ def check_shared(folders: Mapping[str, Path]) -> None:
 
 
 def _check(field: str, folder: Path, nodes: Mapping[str, str]) -> None:
-    """See `check_shared`; nodes are addresses by id."""
+    """Checks the folders of `check_shared` on the given nodes, which are addresses by id."""
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     probe = folder / f".shared-{secrets.token_hex(8)}"
     shared = False
@@ -69,7 +69,7 @@ def _check(field: str, folder: Path, nodes: Mapping[str, str]) -> None:
 
 
 def _nodes_without(probe: Path, nodes: Mapping[str, str]) -> list[str]:
-    """Addresses of the nodes that do not see the file.
+    """Returns the addresses of the nodes that do not see the file.
 
     Raises:
         UsageError: a node cannot run this package.
@@ -91,14 +91,14 @@ def _nodes_without(probe: Path, nodes: Mapping[str, str]) -> list[str]:
                 "the package in its working directory"
             ) from None
         except (RayError, TimeoutError):
-            # The node has gone since, or is too busy to answer: whether it is any good is not for this check to say.
+            # The node has left or is too busy to answer; this check does not decide about such a node.
             ray.cancel(task, force=True)
     return sorted(without)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _sees(probe: str, patience: float) -> bool:
-    """Whether the file is there and another can be put beside it. Runs on a node."""
+    """Returns whether the file exists and the folder can be written. It runs on a node."""
     path, end = Path(probe), time.monotonic() + patience
     while not path.exists():
         if time.monotonic() > end:

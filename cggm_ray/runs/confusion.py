@@ -1,4 +1,4 @@
-"""The confusion matrix of a finished run, from its test predictions."""
+"""Computes the confusion matrix of a finished run from its test predictions."""
 
 from __future__ import annotations
 

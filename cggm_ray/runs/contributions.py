@@ -1,4 +1,4 @@
-"""What each modality contributes: scores of all subsets of modalities, and their Shapley values.
+"""Measures what each modality contributes: scores of all subsets of modalities, and their Shapley values.
 
 A subset is scored with the other modalities masked: the fusion sees zeros in place of their features, and where a dataset
 has masks, a mask of False, as for a sample that lacks the modality. The fusion runs once a subset, the encoders once
@@ -34,9 +34,9 @@ from cggm_ray.tasks import Task
 
 BALANCE = "balance.json"
 MOST_MODALITIES = 10
-"""Of which all subsets are scored: 1024 passes of the fusion."""
+"""Largest number of modalities of which all subsets are scored: 1024 passes of the fusion."""
 MOST_AT_THE_END = 6
-"""Of which they are scored at the end of every run, without being asked for."""
+"""Largest number of modalities of which the subsets are scored at the end of every run."""
 
 FIRST = 2
 """Subsets that the split is read for first."""
@@ -56,8 +56,8 @@ class Contributions:
         split: that was evaluated.
         epoch: of the checkpoint, counted from 1.
         modalities: names, in the order of the dataset.
-        scores: the metric by subset, from the empty one (everything masked) to all modalities. Where time ran out some are
-            missing; those that are there are over the whole split.
+        scores: the metric by subset, from the empty one (everything masked) to all modalities. If time ran out some are
+            missing; each score covers the whole split.
     """
 
     metric: str
@@ -69,12 +69,13 @@ class Contributions:
 
     @property
     def missing(self) -> list[Subset]:
-        """The subsets that were not scored."""
+        """Subsets that were not scored."""
         return [subset for subset in subsets(self.modalities) if subset not in self.scores]
 
     @property
     def shapley(self) -> dict[str, float]:
-        """The Shapley value of each modality, in units of the metric; positive is good. Empty where a subset is missing.
+        """Shapley value of each modality, in units of the metric; positive is good. The dict is empty if a subset is
+        missing.
 
         Of a metric that is to be small, such as an error, it is that of the metric's negative. The values add up to what
         all modalities together gain over none.
@@ -86,7 +87,7 @@ class Contributions:
 
     @property
     def imbalance(self) -> float:
-        """See `imbalance_degree`; NaN where a subset is missing."""
+        """Imbalance degree of the Shapley values, in [0, 1]; NaN if a subset is missing."""
         return math.nan if self.missing else imbalance_degree(list(self.shapley.values()))
 
     def save(self, path: Path) -> None:
@@ -139,12 +140,12 @@ class Contributions:
             raise UsageError(f"{path} cannot be read: {error}") from None
 
     def names(self, subset: Subset) -> list[str]:
-        """The modalities of a subset in the order of the dataset."""
+        """Returns the modalities of a subset in the order of the dataset."""
         return [name for name in self.modalities if name in subset]
 
 
 def subsets(modalities: Sequence[str]) -> list[Subset]:
-    """All subsets, the smaller ones first, each size in the order of the modalities.
+    """Returns all subsets, the smaller ones first, each size in the order of the modalities.
 
     Raises:
         UsageError: there are more than `MOST_MODALITIES`.
@@ -158,9 +159,9 @@ def subsets(modalities: Sequence[str]) -> list[Subset]:
 
 
 def imbalance_degree(values: Sequence[float]) -> float:
-    """How unequal contributions are: their range over the sum of their magnitudes, in [0, 1].
+    """Returns the range of the contributions over the sum of their magnitudes, in [0, 1].
 
-    0 where all modalities contribute the same (or nothing), 1 where one contributes and the others do nothing.
+    It is 0 if all modalities contribute the same (or nothing), and 1 if only one contributes.
     """
     total = sum(abs(value) for value in values)
     return (max(values) - min(values)) / total if total else 0.0
@@ -182,7 +183,7 @@ def contributions(
     """Scores the subsets of the network's modalities on a split, each worker taking its part.
 
     The split is read several times, for a few subsets first and then for more at once, so that what was scored is kept when
-    time runs out or somebody asks the run to stop. How many at once changes no score.
+    time runs out or the run is to stop. How many are scored at once changes no score.
 
     Args:
         settings: batch size and precision of the run.
@@ -211,11 +212,11 @@ def contributions(
         try:
             sums = _local_sums(settings, net, task, split, runtime, part, ended)
         except (CggmError, RuntimeError, OSError) as error:
-            # The others wait for this worker: it goes on to agree with them, gives zeros, and says that they are none.
+            # The others wait for this worker, so it continues to agree with them and marks its zeros as invalid.
             failure = error
             sums = torch.zeros(len(part) * _width(task, split), dtype=torch.float64, device=runtime.device)
         batches = -(-len(split) // settings.batch_size)
-        if ended.after(batches * len(part)):
+        if ended.catch_up(batches * len(part)):
             break
         total = runtime.reduce()(
             torch.cat([sums, sums.new_tensor([float(failure is not None), time.monotonic() - start])])
@@ -239,22 +240,22 @@ def contributions(
 
 
 class _Deadline:
-    """Whether all workers leave out the subsets that are not over: time is up, or somebody asked the run to stop.
+    """Decides whether all workers leave out the remaining subsets, because time is up or because the run is to stop.
 
-    All workers look equally often, so they agree at the same subset.
+    All workers poll equally often, so they agree at the same subset.
 
     Args:
-        runtime: knows who asked.
+        runtime: knows whether the run is to stop.
         seconds: from now on; None for no end.
 
     Attributes:
-        over: whether it came.
+        over: whether the deadline has passed.
     """
 
     def __init__(self, runtime: Runtime, seconds: float | None) -> None:
         end = math.inf if seconds is None else time.monotonic() + seconds
         period = 1.0 if runtime.world_size > 1 else 0.0
-        self._runtime, self._looks, self.over = runtime, 0, False
+        self._runtime, self._polls, self.over = runtime, 0, False
         self._late = Agreement(
             lambda: Notice.STOP if time.monotonic() >= end else Notice.NONE,
             runtime.world_size,
@@ -263,24 +264,24 @@ class _Deadline:
             period,
         )
 
-    def look(self) -> bool:
-        """Called before every subset of every batch."""
-        self._looks += 1
+    def poll(self) -> bool:
+        """Returns whether the rest is left out. All workers call it before every subset of every batch."""
+        self._polls += 1
         if not self.over:
-            # Both are asked every time: the workers count how often.
+            # Both are called every time, because the workers count the calls.
             notices = (self._runtime.notice(), self._late())
             self.over = Notice.STOP in notices
         return self.over
 
-    def after(self, looks: int) -> bool:
-        """The looks that are left of so many, as a worker that failed in between makes them; the count starts again."""
-        while self._looks < looks and not self.over:
-            self.look()
-        self._looks = 0
+    def catch_up(self, polls: int) -> bool:
+        """Makes the polls that a worker missed because of an error, up to `polls` in all, and starts the count again."""
+        while self._polls < polls and not self.over:
+            self.poll()
+        self._polls = 0
         return self.over
 
 
-def leave_contributions(
+def write_contributions(
     settings: TrainConfig,
     net: MultimodalNet,
     task: Task,
@@ -293,13 +294,13 @@ def leave_contributions(
     seconds: int,
     say: Callable[[str], None],
 ) -> None:
-    """Leaves `balance.json` in the folder of a run that is over: what goes wrong here is said and changes nothing.
+    """Writes `balance.json` into the folder of a finished run. An error is reported and changes nothing else.
 
-    See `contributions` for the arguments.
+    The other arguments are those of `contributions`.
 
     Args:
-        seconds: after which the subsets that are left are not scored.
-        say: takes the lines about it, on rank 0.
+        seconds: after which the remaining subsets are not scored.
+        say: prints a line, on rank 0.
     """
     again = f"`python -m cggm_ray report {folder}` scores them all"
     count = 2 ** len(net.encoders)
@@ -332,7 +333,10 @@ def _local_sums(
     chosen: Sequence[Subset],
     ended: _Deadline,
 ) -> Tensor:
-    """This worker's sums of loss and metrics, one subset after the other; sums of a part of the split where it ended."""
+    """Returns this worker's sums of loss and metrics, one subset after the other.
+
+    The sums cover only a part of the split if the deadline passed.
+    """
     net.eval()
     device = runtime.device
     states = [task.metrics(device, split.groups) for _ in chosen]
@@ -343,7 +347,7 @@ def _local_sums(
             features = net.encode(batch.inputs, batch.masks)
             nothing = {name: _zeros(feature) for name, feature in features.items()}
         for subset, state, losses in zip(chosen, states, loss_sums, strict=True):
-            if ended.look():
+            if ended.poll():
                 break
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
                 seen = {name: (features if name in subset else nothing)[name] for name in features}
@@ -361,7 +365,9 @@ def _zeros(feature: Feature) -> Feature:
 
 
 def _masks(batch: Batch, subset: Subset, net: MultimodalNet) -> dict[str, Tensor] | None:
-    """The masks of a batch with False for the modalities that are left out; None where the dataset has no masks."""
+    """Returns the masks of a batch, which are False for the modalities that are left out, or None if the dataset has no
+    masks.
+    """
     if batch.masks is None:
         return None
     absent = torch.zeros(len(batch), 1, dtype=torch.bool, device=batch.target.device)

@@ -1,6 +1,7 @@
-"""What follows the test of a run: the table, then what may take time, namely pictures and the contributions of modalities.
+"""Steps after the test of a run: the table, then pictures and the contributions of modalities.
 
-The run is finished before that: `summary.json` is there, and the table is printed. A signal leaves out what is left.
+The run is finished before these steps: `summary.json` is written, and the table is printed. A signal skips the steps that
+are left.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from cggm_ray.core.tables import listing, text_table
 from cggm_ray.engine.state import BEST, PREDICTIONS
 from cggm_ray.engine.stopping import Notice
 from cggm_ray.engine.tracking import METRICS, Console
-from cggm_ray.runs.contributions import leave_contributions
+from cggm_ray.runs.contributions import write_contributions
 from cggm_ray.runs.pictures import FOLDER, PICTURES
 
 if TYPE_CHECKING:
@@ -23,10 +24,10 @@ CONFIG = "config.yaml"
 
 
 def after_test(training: Training, result: Result) -> None:
-    """Prints the table, then leaves pictures and contributions, each after a line that says so. All workers call it.
+    """Prints the table, then writes pictures and contributions, and announces each of them. All workers call it.
 
     Args:
-        training: with the weights of the best epoch, as `finish` leaves them.
+        training: with the weights of the best epoch, which `finish` has loaded.
         result: of `finish`.
     """
     config, state, runtime, folder = training.config, training.state, training.runtime, training.folder
@@ -37,9 +38,9 @@ def after_test(training: Training, result: Result) -> None:
 
     say(table(result))
     if runtime.rank == 0:
-        leave_pictures(training)
+        draw_pictures(training)
     if config.run.report and config.run.contributions_seconds:
-        leave_contributions(
+        write_contributions(
             config.train,
             state.net,
             training.task,
@@ -53,8 +54,8 @@ def after_test(training: Training, result: Result) -> None:
         )
 
 
-def leave_pictures(training: Training) -> None:
-    """The pictures of a dataset that draws some, up to the first signal: what goes wrong here is said and changes nothing."""
+def draw_pictures(training: Training) -> None:
+    """Draws the pictures of a dataset that has some, until a signal comes. An error is printed and changes nothing else."""
     say, folder = Console(training.folder).say, None
     if training.dataset.name not in PICTURES.names():
         return
@@ -64,9 +65,9 @@ def leave_pictures(training: Training) -> None:
     try:
         for path in draw(training.folder / FOLDER, training.state.net, training.splits["test"], options):
             folder = path.parent
-            if training.runtime.wish() is Notice.STOP:
+            if training.runtime.local_notice() is Notice.STOP:
                 break
-    # Images are drawn by another library, from a person's own dataset even; the run is over and good.
+    # Another library draws them, even from a user's own dataset, and the run is finished and valid.
     except Exception as error:
         say(f"{training.folder}: the pictures were not drawn: {one_line(f'{type(error).__name__}: {error}')}")
     if folder is not None:

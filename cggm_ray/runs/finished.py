@@ -1,4 +1,4 @@
-"""A finished run, read back: its configuration, its data, and the network with the weights of the best epoch."""
+"""Reads a finished run: its configuration, its data, and the network with the weights of the best epoch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from cggm_ray.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finished:
+class FinishedRun:
     """A finished run in this process.
 
     Attributes:
@@ -58,7 +58,7 @@ class Finished:
     runtime: LocalRuntime
 
     def split(self, name: str) -> Split:
-        """The samples of a split.
+        """Returns the samples of a split.
 
         Raises:
             DataError: its shards are damaged.
@@ -68,8 +68,8 @@ class Finished:
         return self.dataset.open_split(self.shards, self.manifest, name, self.modalities, self.runtime.device)
 
 
-def open_finished(folder: Path, write: WriteShards = write_shards_here, *, gpu: bool = True) -> Finished:
-    """Reads a finished run and its data, which is converted again if the shards are gone.
+def open_finished(folder: Path, write: WriteShards = write_shards_here, *, gpu: bool = True) -> FinishedRun:
+    """Reads a finished run and its data, and converts the data again if the shards are gone.
 
     Args:
         folder: of the run.
@@ -93,8 +93,8 @@ def open_finished(folder: Path, write: WriteShards = write_shards_here, *, gpu: 
 
 def open_new(
     folder: Path, data_path: Path, split: str | None = None, write: WriteShards = write_shards_here
-) -> Finished:
-    """Reads a finished run with other data, of which everything is one split, `PREDICT`. The run's own data is not needed.
+) -> FinishedRun:
+    """Reads a finished run with other data, which is a single split, `PREDICT`. The run's own data is not needed.
 
     Args:
         folder: of the run.
@@ -133,14 +133,14 @@ def _opened(
     sources: Sequence[Path],
     *,
     gpu: bool = True,
-) -> Finished:
-    """The run with the network that its own data asks for; see `Finished`."""
+) -> FinishedRun:
+    """Opens the run with the network that its own data requires."""
     section = dataclasses.replace(config.run, workers="1", use_gpu=False, no_cuda=config.run.no_cuda or not gpu)
     runtime = LocalRuntime(folder, section)
     modalities = selected_modalities(config, trained)
     net, _ = build_network(config, dataset, trained, modalities)
     load_weights(net.to(runtime.device), folder / BEST)
-    return Finished(
+    return FinishedRun(
         config=config,
         result=result,
         dataset=dataset,
@@ -156,7 +156,7 @@ def _opened(
 
 
 def with_classes(config: Config, trained: Manifest) -> Config:
-    """The configuration with the classes of the run, where its dataset would take those of the new data instead."""
+    """Returns the configuration with the classes of the run, if its dataset would otherwise use those of the new data."""
     names = trained.notes.get("classes")
     if names and getattr(config.options, "classes", ()) is None:
         return dataclasses.replace(
@@ -166,7 +166,7 @@ def with_classes(config: Config, trained: Manifest) -> Config:
 
 
 def read_config(folder: Path) -> Config:
-    """Configuration of a run, finished or not.
+    """Returns the configuration of a run, finished or not.
 
     Raises:
         UsageError: the file is missing or cannot be read.
@@ -182,7 +182,7 @@ def read_config(folder: Path) -> Config:
 
 
 def read_run(folder: Path) -> tuple[Config, Result]:
-    """Configuration and summary of a finished run.
+    """Returns the configuration and the summary of a finished run.
 
     Raises:
         UsageError: a file is missing or cannot be read.

@@ -1,4 +1,4 @@
-"""A whole run: trained, tested once with its best checkpoint, and summed up in its folder."""
+"""Ends a run: tests the best checkpoint once and writes the results into the folder of the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cggm_ray.storage.files import copy_files, write_folder, write_text
 
 
 def finish(training: Training) -> Result:
-    """Tests the best checkpoint, and leaves its weights, its predictions and a summary in the folder of the run.
+    """Tests the best checkpoint, and writes its weights, its predictions and a summary into the folder of the run.
 
     Raises:
         TrainingError: that checkpoint is gone or damaged.

@@ -1,4 +1,4 @@
-"""The folder of a run: who owns it, and which configuration it belongs to."""
+"""The folder of a run: its owner, and the configuration that it belongs to."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from cggm_ray.storage.locks import holding
 
 
 def named(config: Config, kind: str | None = None) -> Config:
-    """The configuration with a name for the run, made from dataset, strategy (or another `kind`) and time if it has none.
+    """Returns the configuration with a name for the run.
+
+    A missing name is made from dataset, strategy (or another `kind`) and time.
 
     Raises:
         UsageError: several torchrun processes without a name, which each would choose for itself.
@@ -38,9 +40,9 @@ def named(config: Config, kind: str | None = None) -> Config:
 
 
 def run_folder(config: Config) -> Path:
-    """The folder of the run; one that is there must have been made with the same configuration.
+    """Returns the folder of the run, after checking that an existing one has the same configuration.
 
-    With `--allow_config_change` differing fields are printed and taken; with `--fresh` what is there does not matter.
+    With `--allow_config_change` differing fields are printed and accepted; with `--fresh` an existing folder is ignored.
 
     Raises:
         UsageError: the folder holds a run of another configuration; the message lists the fields.
@@ -63,7 +65,7 @@ def run_folder(config: Config) -> Path:
 
 
 def differences(config: Config, found: dict[str, Any]) -> list[str]:
-    """Fields that a continued run may not change and that differ, as 'field: was X, now Y'."""
+    """Returns the fields that differ but may not change in a continued run, as 'field: was X, now Y'."""
     now = config.to_dict()
     result = []
     for section, key in config.fields():
@@ -77,10 +79,10 @@ def differences(config: Config, found: dict[str, Any]) -> list[str]:
 
 @contextmanager
 def sole_owner(folder: Path) -> Iterator[None]:
-    """Holds the folder of a run or a study while the block runs, so that no other command writes there.
+    """Holds the folder of a run or a study while the block runs, so that no other command can write there.
 
     Raises:
-        UsageError: another one does, or the folder of all runs cannot be written.
+        UsageError: another command holds it, or the folder of all runs cannot be written.
     """
 
     def busy(holder: str) -> None:
@@ -95,8 +97,8 @@ def sole_owner(folder: Path) -> Iterator[None]:
         yield
 
 
-def claim(config: Config, folder: Path, shards: Path) -> Path:
-    """Checks the configuration against the data and makes the folder of the run; returns the shards' folder unchanged.
+def prepare_run_folder(config: Config, folder: Path, shards: Path) -> Path:
+    """Checks the configuration against the data and makes the folder of the run; returns `shards`.
 
     Raises:
         UsageError: the configuration does not fit the data, or the folder cannot be made.
@@ -110,8 +112,12 @@ def claim(config: Config, folder: Path, shards: Path) -> Path:
     return shards
 
 
+# The old name, until all modules use the new one.
+claim = prepare_run_folder
+
+
 def open_folder(config: Config, folder: Path) -> None:
-    """Makes the folder of a run or a study, with its configuration; with `--fresh` one that is there is moved aside first.
+    """Makes the folder of a run or a study and writes its configuration; with `--fresh` an existing one is moved aside.
 
     Raises:
         UsageError: it cannot be written.
@@ -120,7 +126,7 @@ def open_folder(config: Config, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         clear_partials(folder)
-        # How it was started is no part of what it is: the file can be given to --config.
+        # The flag of a single start is left out, so that the file can be given to --config.
         kept = dataclasses.replace(config, run=dataclasses.replace(config.run, allow_config_change=False))
         write_text(folder / CONFIG, yaml.safe_dump(kept.to_dict(), sort_keys=False))
     except OSError as error:
@@ -128,7 +134,7 @@ def open_folder(config: Config, folder: Path) -> None:
 
 
 def start_over(config: Config, folder: Path) -> Config:
-    """With `--fresh` moves what is in the folder aside; returns the configuration without that flag.
+    """Moves an existing folder aside if `--fresh` is set; returns the configuration without that flag.
 
     Raises:
         UsageError: it cannot be moved.

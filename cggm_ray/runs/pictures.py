@@ -1,4 +1,4 @@
-"""Who draws the test cases of a dataset: a function that is registered under the dataset's name."""
+"""Registry of the functions that draw the test cases of a dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What made a run: `provenance.jsonl` in its folder has a line for every start.
+"""Records the origin of a run: `provenance.jsonl` in its folder has a line for every start.
 
 Versions, the command, the commit of the code that a person runs from, and the checksums of the data. The environment and
 the names of users and machines are left out. A run does not depend on it: what cannot be found out is null.
@@ -33,7 +33,7 @@ GIT_SECONDS = 10
 def note_start(
     folder: Path, config: Config, shards: Path, workers: int | None = None, threads: int | None = None
 ) -> None:
-    """Adds the line of this start. Where it cannot be written, a printed line says so.
+    """Appends the line of this start. If it cannot be written, a printed line says so.
 
     Args:
         folder: of the run or the study.
@@ -62,7 +62,7 @@ def note_start(
 
 
 def read_provenance(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run, oldest first; lines that a crash cut short are left out."""
+    """Returns the lines of a run, oldest first, without lines that a crash cut short."""
     try:
         texts = (folder / PROVENANCE).read_text().splitlines()
     except OSError:
@@ -77,7 +77,7 @@ def read_provenance(folder: Path) -> list[dict[str, Any]]:
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and of the packages that compute; None for one that is not installed."""
+    """Returns the versions of Python and of the packages that compute, with None for a missing package."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         # Metadata that was damaged raises what its parser raises.
@@ -89,7 +89,7 @@ def versions() -> dict[str, str | None]:
 
 
 def git_commit(folder: Path | None = None) -> dict[str, Any] | None:
-    """Commit of the checkout that a folder lies in, and whether tracked files differ from it.
+    """Returns the commit of the checkout that contains a folder, and whether tracked files differ from it.
 
     Args:
         folder: default the working directory.
@@ -120,7 +120,9 @@ def git_commit(folder: Path | None = None) -> dict[str, Any] | None:
 
 
 def data_entry(shards: Path) -> dict[str, Any] | None:
-    """Name of a set, the checksum of its manifest, which has those of all shards, and its first raw files with theirs.
+    """Returns the name of a set, the checksum of its manifest, and its first raw files with their checksums.
+
+    The manifest has the checksums of all shards.
 
     Returns:
         None where the manifest cannot be read; whoever opens the set says so.

@@ -1,4 +1,4 @@
-"""What a run records of its data when it starts, in `data.json`: enough to predict other data when its own is gone.
+"""Records a run's data in `data.json` when it starts, so that it can predict other data when its own data is gone.
 
 For a dataset, a strategy or a network of a person's own it says where that was registered too.
 """
@@ -37,7 +37,7 @@ def record_data(folder: Path, manifest: Manifest, config: Config) -> None:
 
 
 def recorded_manifest(folder: Path) -> Manifest | None:
-    """The manifest that a run recorded; None for a run of an earlier version, which recorded none that can be read."""
+    """Returns the manifest that a run recorded, or None for a run of an earlier version without a readable one."""
     try:
         return Manifest.from_json(json.dumps(json.loads((folder / DATA).read_text())["manifest"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -52,7 +52,7 @@ def import_classes(folder: Path, values: Mapping[str, Any]) -> None:
         values: sections of its configuration, not checked yet.
 
     Raises:
-        UsageError: see `import_recorded`.
+        UsageError: nothing was recorded, or the file is gone or does not register the name.
     """
     try:
         registered = json.loads((folder / DATA).read_text())["registered"]

@@ -13,7 +13,7 @@ SUMMARY = "summary.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a finished run is worth.
+    """Metrics of a finished run.
 
     Attributes:
         folder: of the run.
@@ -29,6 +29,6 @@ class Result:
 
 
 def read_summary(folder: Path) -> Result:
-    """The result that `finish` left in the folder of a run."""
+    """Returns the result that `finish` wrote into the folder of a run."""
     summary = json.loads((folder / SUMMARY).read_text())
     return Result(folder=folder, best_epoch=summary["best_epoch"], valid=summary["valid"], test=summary["test"])

@@ -1,1 +1,1 @@
-"""The one place that touches files: written whole or not at all, locked, with checksums."""
+"""Reads and writes files: complete or not at all, with locks and checksums."""

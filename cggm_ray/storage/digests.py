@@ -1,6 +1,6 @@
-"""Checksums of raw files, kept between runs, so that a file which did not change is not read again.
+"""Checksums of raw files, cached between runs so that an unchanged file is not read again.
 
-They lie in one file beside the sets of shards. It is no more than a cache: gone, damaged or not writable, files are read.
+The cache is one file beside the sets of shards. If it is missing, damaged or not writable, files are read again.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from cggm_ray.storage.files import file_digest, write_text
 
 FILE = ".digests"
 SETTLED_NS = 2 * 10**9
-"""A file that changed less than this ago is read again next time: clocks of file systems are coarse, and it could change
-once more, within one tick, without a trace."""
+"""A file that changed less than this ago is read again next time.
+
+Clocks of file systems are coarse, so it could change once more within one tick without a trace.
+"""
 
 Entry = tuple[tuple[int, ...], str]
-"""What a file looked like, see `look`, and its sha256."""
+"""State of a file, as `file_state` returns it, and its sha256."""
 
 
 def look(path: Path) -> tuple[int, ...]:
@@ -32,7 +34,7 @@ def look(path: Path) -> tuple[int, ...]:
 
 
 def file_digests(paths: Sequence[Path], folder: Path) -> list[str]:
-    """sha256 of files, read where they are new or look different from when they were read last.
+    """Returns the sha256 of files, reading only files that are new or changed since they were read last.
 
     Args:
         paths: of the files.
@@ -46,29 +48,29 @@ def file_digests(paths: Sequence[Path], folder: Path) -> list[str]:
     digests = []
     try:
         for path in paths:
-            name, before = os.path.abspath(path), look(path)
+            name, before = os.path.abspath(path), file_state(path)
             remembered = known.get(name)
             if remembered is not None and remembered[0] == before:
                 digests.append(remembered[1])
                 continue
             digests.append(file_digest(path))
-            if before == look(path) and time.time_ns() - before[-1] > SETTLED_NS:
+            if before == file_state(path) and time.time_ns() - before[-1] > SETTLED_NS:
                 found[name] = before, digests[-1]
     finally:
-        # Also what was read before an error or an interrupt.
+        # Digests that were computed before an error or an interrupt are kept too.
         if found:
             keep_digests(folder, found)
     return digests
 
 
 def load_digests(folder: Path) -> dict[str, Entry]:
-    """Entries by absolute path; none where the cache is missing or not what `keep_digests` wrote."""
+    """Returns the entries by absolute path; the dict is empty if the cache is missing or damaged."""
     try:
         checksum, _, text = (folder / FILE).read_text(encoding="utf-8").partition("\n")
         if checksum != _checksum(text):
             return {}
         content: dict[str, Any] = json.loads(text)
-        return {name: (tuple(seen), digest) for name, (seen, digest) in content.items()}
+        return {name: (tuple(state), digest) for name, (state, digest) in content.items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there: written under another name, then renamed."""
+"""Writes files and folders that are complete or absent: under another name, then renamed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CHECKSUMS = "checksums.json"
-"""In every folder that `write_folder` made: sha256 by file name."""
+"""File in every folder that `write_folder` made: sha256 by file name."""
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Fills a folder under another name and renames it when it is complete; replaces one that is there.
+    """Fills a folder under another name and renames it when it is complete; an existing folder is replaced.
 
     The last file written holds the checksums of the others.
 
@@ -99,7 +99,7 @@ def copy_files(source: Path, target: Path) -> None:
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Moves a folder out of the way, to its name with the next free number; None where there is none.
+    """Moves a folder to its name with the next free number and returns the new path, or None if there is no folder.
 
     Raises:
         OSError: it cannot be moved.
@@ -139,13 +139,13 @@ def _replace(partial: Path, folder: Path) -> None:
         folder.rename(old)
     partial.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
-    # Not every network file system takes it, and none needs it.
+    # Some network file systems refuse it, and none needs it.
     with suppress(OSError):
         _sync(folder.parent)
 
 
 def _sync(path: Path) -> None:
-    """Has the system write a file or the entries of a folder to the disk."""
+    """Flushes a file or the entries of a folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,6 +1,6 @@
 """Pictures of a search: the metric against every parameter, rho against lambda, and the learning curves.
 
-All of them can be read in black and white: finished trials are filled circles, stopped ones open, failed ones crosses.
+They are readable in black and white: finished trials are filled circles, stopped ones open, failed ones crosses.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def draw_search(folder: Path, search: Search, found: Sequence[Outcome], metric: 
 
 
 def _parameters(search: Search, order: Sequence[Outcome], metric: str) -> Figure:
-    """One panel a parameter."""
+    """Draws one panel per parameter."""
     columns = min(3, len(search.space))
     rows = -(-len(search.space) // columns)
     figure = Figure(figsize=(3.6 * columns, 3.0 * rows), layout="constrained")
@@ -75,7 +75,7 @@ def _parameters(search: Search, order: Sequence[Outcome], metric: str) -> Figure
 
 
 def _curves(found: Sequence[Outcome], order: Sequence[Outcome], metric: str) -> Figure:
-    """Validation metric by epoch; where a curve ends early, a mark says how."""
+    """Draws the validation metric by epoch, with a mark at the end of a curve that stopped early."""
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     panel = figure.subplots()
     best = order[0] if order else None
@@ -101,7 +101,7 @@ def _curves(found: Sequence[Outcome], order: Sequence[Outcome], metric: str) -> 
 
 
 def _heat_map(x: Parameter, y: Parameter, order: Sequence[Outcome], metric: str, mode: str) -> Figure:
-    """The metric over two parameters: cells where both have a few values, coloured points where they are drawn."""
+    """Draws the metric over two parameters, as cells if both have few values, otherwise as coloured points."""
     figure = Figure(figsize=(5.4, 4.2), layout="constrained")
     panel = figure.subplots()
     # Darker is better, also in black and white.
@@ -157,7 +157,7 @@ def _legend(panel: Axes, order: Sequence[Outcome]) -> None:
 
 
 def _scale(axis: Axis, parameter: Parameter) -> None:
-    """The whole range of a parameter, logarithmic where it was drawn so or spans a wide range."""
+    """Sets the axis to the whole range of a parameter, logarithmic if its draws were or if it spans a wide range."""
     low, high = min(parameter.values), max(parameter.values)
     if parameter.kind == "loguniform" or (low > 0 and high / low > 20):
         is_x = axis is axis.axes.xaxis

@@ -1,4 +1,4 @@
-"""What paired runs say about a difference: its mean, an interval, a test, and the correction for several tests."""
+"""Statistics of paired runs: the mean difference, its interval, a test, and the correction for several tests."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from cggm_ray.core.optional import require
 LEVEL = 0.95
 RESAMPLES = 9999
 FEWEST_PAIRS = 5
-"""Of which an interval is given: a bootstrap of fewer values has too few different resamples, and is far too narrow."""
+"""Smallest number of pairs with an interval, because a bootstrap of fewer values is far too narrow."""
 SAME = 1e-12
 """Differences are all the same if they vary by less than this, relative to the values: rounding is no spread."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How a strategy differs from the baseline in one metric, over the runs that both have.
+    """Difference between a strategy and the baseline in one metric, over the runs that both have.
 
     Attributes:
         pairs: number of them.
@@ -27,7 +27,7 @@ class Difference:
         low, high: bounds of the bootstrap interval of that mean, at `LEVEL`; None for fewer than `FEWEST_PAIRS` pairs, and
             where all differences are the same or one is not finite.
         p: of the two-sided paired t-test; None where it is undefined.
-        p_holm: p corrected for the tests of one table, see `holm`.
+        p_holm: p after Holm's correction for the tests of one table.
     """
 
     pairs: int
@@ -39,7 +39,7 @@ class Difference:
 
 
 def paired_difference(strategy: Sequence[float], baseline: Sequence[float]) -> Difference:
-    """Statistics of paired runs.
+    """Returns the statistics of paired runs.
 
     Args:
         strategy: a metric by run.
@@ -61,7 +61,7 @@ def paired_difference(strategy: Sequence[float], baseline: Sequence[float]) -> D
 
 
 def holm(values: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Holm's step-down correction of p-values (Scandinavian Journal of Statistics 6, 1979): the chance of any false rejection.
+    """Corrects p-values by Holm's step-down method (Scandinavian Journal of Statistics 6, 1979).
 
     The k-th smallest of m values, counted from 1, becomes (m - k + 1) times itself, at most 1 and at least what the one
     before became.

@@ -1,4 +1,4 @@
-"""The trials of a study: runs in folders of their own, and what is known of each.
+"""The trials of a study: runs in folders of their own, and a record of each.
 
 A study is a folder. Its trials lie in `trials/<name>`, each a run like any other with `trial.json` beside its metrics. That
 file and the metrics are all that a study remembers, so a study that was killed goes on from the folder alone.
@@ -46,16 +46,16 @@ class Trial:
 
     @property
     def folder(self) -> Path:
-        """Of the run."""
+        """Folder of the run."""
         return self.config.run.storage / self.name
 
 
 @dataclass(kw_only=True)
 class Record:
-    """What `trial.json` holds.
+    """Content of `trial.json`.
 
     Attributes:
-        number, name, values: see `Trial`; population based training moves the values.
+        number, name, values: those of the `Trial`; population based training changes the values.
         status: 'waiting', 'running', 'finished' (all epochs), 'stopped' (by the scheduler) or 'failed'.
         error: why it failed.
         starts: for every start, when it was (seconds since 1970), after how many epochs it began, and its process.
@@ -77,12 +77,12 @@ class Record:
 
 
 def trial_name(number: int) -> str:
-    """Name of a trial that has no better one."""
+    """Returns the default name of a trial."""
     return f"trial-{number:03d}"
 
 
 def make_trial(base: Config, study: Path, number: int, name: str, values: dict[str, Any], shards: Path) -> Trial:
-    """A trial of the study in that folder; its run lies below it and reads the study's shards."""
+    """Returns a trial of the study in that folder; its run is stored below it and reads the study's shards."""
     config = base.replace(values, source=f"trial {name}")
     return Trial(
         number=number,
@@ -92,7 +92,7 @@ def make_trial(base: Config, study: Path, number: int, name: str, values: dict[s
             config,
             data=dataclasses.replace(config.data, shard_path=str(base.shard_root)),
             strategies={name: part.with_whole_paths(base.run.storage) for name, part in config.strategies.items()},
-            # A page a trial would be many that nobody opens; `python -m cggm_ray report` makes one of those that matter.
+            # Nobody opens a page for every trial; `python -m cggm_ray report` makes one for a single trial.
             run=dataclasses.replace(config.run, storage_path=str(study / TRIALS), name=name, fresh=False, report=False),
         ),
         shards=shards,
@@ -100,7 +100,7 @@ def make_trial(base: Config, study: Path, number: int, name: str, values: dict[s
 
 
 def read_record(trial: Trial) -> Record:
-    """What is known of a trial; one that never started is waiting.
+    """Returns the record of a trial; a trial that never started is waiting.
 
     Raises:
         UsageError: the file is damaged.
@@ -121,7 +121,7 @@ def write_record(folder: Path, record: Record) -> None:
 
 
 def started(trial: Trial, epoch: int) -> Record:
-    """Notes that a trial starts, or goes on, after so many epochs."""
+    """Records that a trial starts or continues after `epoch` epochs."""
     record = read_record(trial)
     record.status, record.error = RUNNING, None
     record.starts.append({"time": time.time(), "after_epoch": epoch, "process": os.getpid()})
@@ -130,7 +130,7 @@ def started(trial: Trial, epoch: int) -> Record:
 
 
 def ended(trial: Trial, status: str, error: str | None = None) -> Record:
-    """Notes how a trial ended. Nothing but a failure changes one that is over."""
+    """Records how a trial ended. A trial that is over changes its status only by a failure."""
     record = read_record(trial)
     if not record.over or status == FAILED:
         record.status, record.error = status, error
@@ -154,28 +154,28 @@ class Outcome:
 
     @property
     def epochs(self) -> int:
-        """Epochs that it trained."""
+        """Number of trained epochs."""
         return int(self.lines[-1]["epoch"] or 0) if self.lines else 0
 
     @property
     def best(self) -> float | None:
-        """Its best validation value; None before the first epoch, and where no value was a number."""
+        """Best validation value; None before the first epoch, and if no value was a number."""
         return self.lines[-1]["best_value"] if self.lines else None
 
     @property
     def best_epoch(self) -> int:
-        """The epoch of that value."""
+        """Epoch of the best value."""
         return int(self.lines[-1]["best_epoch"] or 0) if self.lines else 0
 
 
 def outcomes(trials: Sequence[Trial]) -> list[Outcome]:
-    """What is known of all trials, in their order."""
+    """Returns the outcomes of all trials, in their order."""
     return [
         Outcome(record=read_record(trial), folder=trial.folder, lines=read_metrics(trial.folder)) for trial in trials
     ]
 
 
 def ranked(found: Sequence[Outcome], mode: str) -> list[Outcome]:
-    """The trials that have a value, best first; a failed trial has none."""
+    """Returns the trials that have a value, best first. A failed trial has no value."""
     scored = [outcome for outcome in found if outcome.best is not None and outcome.record.status != FAILED]
     return sorted(scored, key=lambda outcome: (outcome.best or 0.0) * (1 if mode == "min" else -1))

@@ -1,4 +1,4 @@
-"""What is predicted: the loss as additive sums, the utility of a guide, and the metrics of a split."""
+"""Tasks: the loss as additive sums, the utility of a guide, and the metrics of a split."""
 
 from cggm_ray.tasks.base import Task
 from cggm_ray.tasks.classification import Classification

@@ -19,11 +19,11 @@ from cggm_ray.core.registry import nearest
 from cggm_ray.tasks.metrics import Metrics
 
 Utility = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(logits, target, weight) to a float64 vector of two sums, numerator and count; their ratio is the utility eps_m."""
+"""A function of (logits, target, weight) that returns two float64 sums, numerator and count; their ratio is eps_m."""
 
 
 class Task(ABC):
-    """What is predicted from the modalities.
+    """A kind of prediction, with its loss, utilities and metrics.
 
     Attributes:
         outputs: C, the number of outputs of the head.
@@ -45,15 +45,15 @@ class Task(ABC):
 
     @abstractmethod
     def sums(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Additive sums of the loss, float64 [K], differentiable in the logits."""
+        """Returns the additive sums of the loss, float64 [K], differentiable in the logits."""
 
     @abstractmethod
     def combine(self, sums: Tensor) -> Tensor:
-        """The scalar loss from the sums [K] of a whole batch."""
+        """Returns the scalar loss from the sums [K] of a whole batch."""
 
     @abstractmethod
     def residuals(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """d sums_j / d logits for the J sums that depend on the logits.
+        """Returns d sums_j / d logits for the J sums that depend on the logits.
 
         Returns:
             [J, N, C, ...], the shape of the logits with J in front; differentiable in the logits.
@@ -61,31 +61,34 @@ class Task(ABC):
 
     @abstractmethod
     def sum_slopes(self, sums: Tensor) -> Tensor:
-        """d combine / d sums_j for the same J sums, float64 [J]; differentiable in the sums."""
+        """Returns d combine / d sums_j for the same J sums, float64 [J]; differentiable in the sums."""
 
     @abstractmethod
     def metrics(self, device: torch.device | str = "cpu", groups: int | None = None) -> Metrics:
-        """A fresh state of the task's metrics; `groups` is the number of volumes in the split, None for single samples."""
+        """Returns a new state of the task's metrics.
+
+        `groups` is the number of volumes in the split, or None if samples stand alone.
+        """
 
     def loss(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The loss of one batch on one worker."""
+        """Returns the loss of one batch on one worker."""
         return self.combine(self.sums(logits, target, weight))
 
     def metric_names(self) -> list[str]:
-        """The validation metrics, 'loss' first."""
-        # The names are those of any state, also one that has seen nothing.
+        """Returns the validation metrics, 'loss' first."""
+        # The names do not depend on the samples, so an empty state has them too.
         metrics = self.metrics(groups=1)
         return ["loss", *metrics.compute(torch.ones_like(metrics.sums))]
 
     def better(self, metric: str) -> Literal["min", "max"]:
-        """Which way a validation metric improves."""
+        """Returns 'min' or 'max', the direction in which a validation metric improves."""
         name, mode = self.selection
         if metric == name:
             return mode
         return "min" if metric in ("loss", "mae") else "max"
 
     def utility(self, name: str) -> Utility:
-        """The utility of that name.
+        """Returns the utility of that name.
 
         Raises:
             UsageError: the task has no such utility; the message lists those it has.
@@ -99,12 +102,12 @@ class Task(ABC):
 
 
 def sample_weight(logits: Tensor, weight: Tensor | None) -> Tensor:
-    """`weight` as float64 [N]; ones where it is None."""
+    """Returns `weight` as float64 [N], or ones if it is None."""
     if weight is None:
         return torch.ones(len(logits), dtype=torch.float64, device=logits.device)
     return weight.double()
 
 
 def per_sample(weight: Tensor, like: Tensor) -> Tensor:
-    """`weight` [N] in the type of `like` [N, ...], shaped to multiply it."""
+    """Returns `weight` [N] in the type of `like` [N, ...], shaped to multiply it."""
     return weight.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))

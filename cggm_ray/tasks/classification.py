@@ -11,13 +11,13 @@ from cggm_ray.tasks.metrics import ClassificationMetrics, Metrics
 
 
 def accuracy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Utility `accuracy`: share of samples whose largest logit is the true class."""
+    """Returns the utility `accuracy`: the share of samples whose largest logit is the true class."""
     hit = (logits.argmax(1) == target).double()
     return torch.stack([(weight * hit).sum(), weight.sum()])
 
 
 def log_likelihood(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Utility `likelihood`: minus the mean cross-entropy."""
+    """Returns the utility `likelihood`: minus the mean cross-entropy."""
     nll = F.cross_entropy(logits, target, reduction="none").double()
     return torch.stack([-(weight * nll).sum(), weight.sum()])
 
@@ -35,24 +35,24 @@ class Classification(Task):
         self.outputs = classes
 
     def sums(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Sum of negative log-likelihoods, number of samples."""
+        """Returns the sum of negative log-likelihoods and the number of samples."""
         w = sample_weight(logits, weight)
         nll = F.cross_entropy(logits, target, reduction="none").double()
         return torch.stack([(nll * w).sum(), w.sum()])
 
     def combine(self, sums: Tensor) -> Tensor:
-        """Mean cross-entropy."""
+        """Returns the mean cross-entropy."""
         return sums[0] / sums[1]
 
     def residuals(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """softmax(logits) - onehot(y)."""
+        """Returns softmax(logits) - onehot(target)."""
         delta = logits.softmax(1) - F.one_hot(target, self.outputs).to(logits.dtype)
         return (delta * per_sample(sample_weight(logits, weight), delta))[None]
 
     def sum_slopes(self, sums: Tensor) -> Tensor:
-        """1 / number of samples."""
+        """Returns 1 / number of samples."""
         return (1 / sums[1])[None]
 
     def metrics(self, device: torch.device | str = "cpu", groups: int | None = None) -> Metrics:
-        """Accuracy, unweighted accuracy, weighted F1."""
+        """Returns a new state of accuracy, unweighted accuracy and weighted F1."""
         return ClassificationMetrics(self.outputs, device)

@@ -36,7 +36,7 @@ class Metrics(ABC):
 
 
 def confusion_counts(truth: Tensor, predicted: Tensor, classes: int, weight: Tensor | None) -> Tensor:
-    """Confusion matrix, flattened row by row: counts [classes * classes] with the truth as the row."""
+    """Returns the confusion matrix, flattened row by row: counts [classes * classes] with the truth as the row."""
     cells = truth.long() * classes + predicted.long()
     counts = torch.zeros(classes * classes, dtype=torch.float64, device=truth.device)
     ones = torch.ones_like(cells, dtype=torch.float64) if weight is None else weight.double()
@@ -44,12 +44,12 @@ def confusion_counts(truth: Tensor, predicted: Tensor, classes: int, weight: Ten
 
 
 def accuracy_of(confusion: Tensor) -> float:
-    """Share of samples on the diagonal of a confusion matrix [classes, classes]."""
+    """Returns the share of samples on the diagonal of a confusion matrix [classes, classes]."""
     return float(confusion.diagonal().sum() / confusion.sum())
 
 
 def weighted_f1(confusion: Tensor) -> float:
-    """F1 per class, averaged with the number of true samples of each class (sklearn: average='weighted')."""
+    """Returns the mean of the F1 of all classes, weighted by their true samples (sklearn: average='weighted')."""
     truth, predicted, hit = confusion.sum(1), confusion.sum(0), confusion.diagonal()
     f1 = torch.where(truth + predicted > 0, 2 * hit / (truth + predicted).clamp(min=1), 0.0)
     return float((f1 * truth).sum() / truth.sum())
@@ -67,7 +67,7 @@ class RegressionMetrics(Metrics):
         self.sums[:7] += torch.stack([w.sum(), *(torch.sum(w * v) for v in ((p - y).abs(), p, y, p * p, y * y, p * y))])
 
     def compute(self, sums: Tensor) -> dict[str, float]:
-        """`mae` and `corr`; `corr` is NaN where predictions or targets are constant."""
+        """Returns `mae` and `corr`; `corr` is NaN if predictions or targets are constant."""
         n, error, p, y, pp, yy, py = sums[:7].tolist()
         covariance, variance = py - p * y / n, (pp - p * p / n) * (yy - y * y / n)
         return {"mae": error / n, "corr": covariance / variance**0.5 if variance > 1e-24 * n * n else float("nan")}
@@ -97,7 +97,7 @@ class SentimentMetrics(RegressionMetrics):
         self.sums[13:17] += confusion_counts(y > 0, p > 0, 2, w * (y != 0))
 
     def compute(self, sums: Tensor) -> dict[str, float]:
-        """mae, corr, acc7, acc5, acc2_nonneg, f1_nonneg, acc2_nozero, f1_nozero."""
+        """Returns mae, corr, acc7, acc5, acc2_nonneg, f1_nonneg, acc2_nozero and f1_nozero."""
         n = float(sums[0])
         nonneg, nozero = sums[9:13].reshape(2, 2), sums[13:17].reshape(2, 2)
         return super().compute(sums) | {
@@ -122,11 +122,11 @@ class ClassificationMetrics(Metrics):
         self.sums += confusion_counts(target, logits.argmax(1), self.classes, weight)
 
     def confusion(self, sums: Tensor) -> Tensor:
-        """Confusion matrix [classes, classes], truth as rows."""
+        """Returns the confusion matrix [classes, classes], with the truth as rows."""
         return sums.reshape(self.classes, self.classes)
 
     def compute(self, sums: Tensor) -> dict[str, float]:
-        """accuracy, unweighted_accuracy, f1."""
+        """Returns accuracy, unweighted_accuracy and f1."""
         matrix = self.confusion(sums)
         truth = matrix.sum(1)
         recall = matrix.diagonal()[truth > 0] / truth[truth > 0]
@@ -148,7 +148,7 @@ Regions = Mapping[str, tuple[int, ...]]
 
 
 def region_dice(labels: Tensor, target: Tensor, smooth: float, regions: Regions = TUMOUR_REGIONS) -> Tensor:
-    """Dice per sample and tumour region, 2 (I + smooth) / (A + B + 2 smooth).
+    """Returns the Dice per sample and tumour region, 2 (I + smooth) / (A + B + 2 smooth).
 
     Args:
         labels: predicted classes [N, ...].
@@ -164,7 +164,7 @@ def region_dice(labels: Tensor, target: Tensor, smooth: float, regions: Regions 
 
 
 def region_counts(labels: Tensor, target: Tensor, regions: Regions = TUMOUR_REGIONS) -> Tensor:
-    """Pixels per sample and region that are (in both, predicted, true), float64 [N, R, 3].
+    """Returns the pixels per sample and region that are (in both, predicted, true), float64 [N, R, 3].
 
     Args:
         labels: predicted classes [N, ...].
@@ -193,7 +193,7 @@ class DiceMetrics(Metrics):
         self.sums += torch.cat([w.sum()[None], w @ dice])
 
     def compute(self, sums: Tensor) -> dict[str, float]:
-        """dice_et, dice_tc, dice_wt, those of further regions, and dice_mean."""
+        """Returns dice_et, dice_tc, dice_wt, those of further regions, and dice_mean."""
         return _named_dice(sums[1:] / sums[0], self.regions)
 
 
@@ -222,13 +222,13 @@ class VolumeDiceMetrics(Metrics):
         self.sums.reshape(self.volumes, -1).index_add_(0, _volume(group), counts)
 
     def per_volume(self, sums: Tensor) -> Tensor:
-        """Dice [volumes, R] in the order of the regions."""
+        """Returns the Dice [volumes, R] in the order of the regions."""
         both, predicted, true = sums.reshape(self.volumes, -1)[:, :-1].unflatten(1, (-1, 3)).unbind(2)
         size = predicted + true
         return torch.where(size > 0, 2 * both / size.clamp(min=1), 1.0)
 
     def compute(self, sums: Tensor) -> dict[str, float]:
-        """dice_et, dice_tc, dice_wt, those of further regions, and dice_mean."""
+        """Returns dice_et, dice_tc, dice_wt, those of further regions, and dice_mean."""
         counted = sums.reshape(self.volumes, -1)[:, -1] > 0
         return _named_dice(self.per_volume(sums)[counted].mean(0), self.regions)
 
@@ -256,7 +256,7 @@ class SliceDiceMetrics(Metrics):
         self.sums.reshape(self.volumes, -1).index_add_(0, _volume(group), values)
 
     def compute(self, sums: Tensor) -> dict[str, float]:
-        """dice_et, dice_tc, dice_wt, those of further regions, and dice_mean."""
+        """Returns dice_et, dice_tc, dice_wt, those of further regions, and dice_mean."""
         values = sums.reshape(self.volumes, -1)
         values = values[values[:, 0] > 0]
         return _named_dice((values[:, 1:] / values[:, :1]).mean(0), self.regions)

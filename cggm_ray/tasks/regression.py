@@ -10,13 +10,13 @@ from cggm_ray.tasks.metrics import Metrics, RegressionMetrics, SentimentMetrics
 
 
 def minus_mean_absolute_error(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Utility `mae`: minus the mean absolute error."""
+    """Returns the utility `mae`: minus the mean absolute error."""
     error = (logits - target.reshape_as(logits)).abs().double().mean(1)
     return torch.stack([-(weight * error).sum(), weight.sum()])
 
 
 def sign_accuracy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Utility `sign`: share of samples with the right sign, zero counted as negative (the released code)."""
+    """Returns the utility `sign`: the share of samples with the right sign, zero counted as negative (the released code)."""
     same = ((logits > 0) == (target.reshape_as(logits) > 0)).double().mean(1)
     return torch.stack([(weight * same).sum(), weight.sum()])
 
@@ -40,24 +40,24 @@ class Regression(Task):
         self.sentiment = sentiment
 
     def sums(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Sum of absolute errors, number of values."""
+        """Returns the sum of absolute errors and the number of values."""
         w = sample_weight(logits, weight)
         error = (logits - target.reshape_as(logits)).abs().double()
         return torch.stack([(error * per_sample(w, error)).sum(), w.sum() * self.outputs])
 
     def combine(self, sums: Tensor) -> Tensor:
-        """Mean absolute error."""
+        """Returns the mean absolute error."""
         return sums[0] / sums[1]
 
     def residuals(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """sign(y_hat - y)."""
+        """Returns sign(prediction - target)."""
         delta = torch.sign(logits - target.reshape_as(logits)).to(logits.dtype)
         return (delta * per_sample(sample_weight(logits, weight), delta))[None]
 
     def sum_slopes(self, sums: Tensor) -> Tensor:
-        """1 / number of values."""
+        """Returns 1 / number of values."""
         return (1 / sums[1])[None]
 
     def metrics(self, device: torch.device | str = "cpu", groups: int | None = None) -> Metrics:
-        """MAE and r, with the sentiment metrics if asked for."""
+        """Returns a new state of MAE and correlation, and of the sentiment metrics if `sentiment` is set."""
         return SentimentMetrics(device) if self.sentiment else RegressionMetrics(device)

@@ -24,7 +24,7 @@ CLASS_WEIGHTS = (0.2, 0.3, 0.25, 0.25)
 
 
 def mean_dice(logits: Tensor, target: Tensor, weight: Tensor, regions: Regions = TUMOUR_REGIONS) -> Tensor:
-    """Utility `dice`: mean Dice of the regions per image, smooth 0.001."""
+    """Returns the utility `dice`: the mean Dice of the regions per image, smooth 0.001."""
     dice = region_dice(logits.argmax(1), target, smooth=1e-3, regions=regions).mean(1)
     return torch.stack([(weight * dice).sum(), weight.sum()])
 
@@ -67,7 +67,7 @@ class Segmentation(Task):
         self.utilities = {"dice": partial(mean_dice, regions=regions)}
 
     def sums(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """[weighted CE, sum of CE weights, I, P, Y]."""
+        """Returns [weighted CE, sum of CE weights, I, P, Y]."""
         w = sample_weight(logits, weight)
         ce_weight = logits.new_tensor(self.class_weights)[target]
         ce = F.cross_entropy(logits, target, reduction="none") * ce_weight
@@ -78,13 +78,13 @@ class Segmentation(Task):
         return torch.stack([(m.flatten(1).sum(1).double() * w).sum() for m in maps])
 
     def combine(self, sums: Tensor) -> Tensor:
-        """(1 - alpha) CE + alpha (1 - Dice)."""
+        """Returns (1 - alpha) CE + alpha (1 - Dice)."""
         ce, ce_weight, inter, predicted, true = sums
         dice = 2 * inter / (predicted + true + self.smooth)
         return (1 - self.alpha) * ce / ce_weight + self.alpha * (1 - dice)
 
     def residuals(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Slopes of the weighted CE, of I and of P in the logits, J = 3."""
+        """Returns the slopes of the weighted CE, of I and of P in the logits, J = 3."""
         softmax = logits.softmax(1)
         onehot = F.one_hot(target, self.outputs).movedim(-1, 1).to(logits.dtype)
         ce_weight = logits.new_tensor(self.class_weights)[target][:, None]
@@ -101,13 +101,15 @@ class Segmentation(Task):
         return deltas * per_sample(sample_weight(logits, weight), softmax)
 
     def sum_slopes(self, sums: Tensor) -> Tensor:
-        """d loss / d (CE sum, I, P)."""
+        """Returns d loss / d (CE sum, I, P)."""
         _, ce_weight, inter, predicted, true = sums
         union = predicted + true + self.smooth
         return torch.stack([(1 - self.alpha) / ce_weight, -2 * self.alpha / union, 2 * self.alpha * inter / union**2])
 
     def metrics(self, device: torch.device | str = "cpu", groups: int | None = None) -> Metrics:
-        """Dice of the regions and their mean: of volumes where the split has any, else of single images."""
+        """Returns a new state of the Dice of the regions and their mean: of volumes if the split has any, otherwise of
+        images.
+        """
         if groups is None:
             return DiceMetrics(device, self.regions)
         kind = SliceDiceMetrics if self.by_slice else VolumeDiceMetrics

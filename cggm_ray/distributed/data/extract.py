@@ -1,4 +1,4 @@
-"""The stages of a conversion as Ray Data operators: tasks for plain work, a pool of actors for what holds a model.
+"""Runs the stages of a conversion as Ray Data operators: tasks for plain work, a pool of actors for stages with a model.
 
 Decoding runs in tasks of half a CPU each, several shards ahead of the actors; the actors hold the encoders, on a GPU each
 if the cluster has any, and write what they computed, so features do not travel.
@@ -25,7 +25,7 @@ TASK_CPUS = 0.5
 
 
 class Work:
-    """A stage as Ray Data calls it: the block of a shard to the same, or to what was written.
+    """Adapts a stage to Ray Data: it maps the block of a shard to the next block, or writes the shard.
 
     An error of this package travels in the blocks, in the column `ERROR`, up to the driver: on the way through Ray Data an
     exception can lose its type and its text.
@@ -40,7 +40,7 @@ class Work:
         self._folder = folder
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Of one block."""
+        """Runs the stage on one block."""
         try:
             if ERROR in block.column_names:
                 raise DataError(block.column(ERROR)[0].as_py())
@@ -58,12 +58,12 @@ class Work:
 
 
 def written(shard: Shard, error: str | None) -> pa.Table:
-    """The one row that the last stage returns."""
+    """Returns the single row that the last stage yields."""
     return pa.table({**{name: [v] for name, v in asdict(shard).items()}, ERROR: pa.array([error], pa.string())})
 
 
 def add_stage(dataset: ray.data.Dataset, stage: Stage, folder: Path | None) -> ray.data.Dataset:
-    """The dataset with a stage more; with a folder the stage writes its shards."""
+    """Adds a stage to the dataset; with a folder the stage writes its shards there."""
     if not stage.pooled:
         make = stage.make
         return dataset.map_batches(
@@ -75,7 +75,7 @@ def add_stage(dataset: ray.data.Dataset, stage: Stage, folder: Path | None) -> r
 
 
 def actor_pool() -> dict[str, Any]:
-    """How many actors hold the model, and on what: one per GPU, else one per two CPUs, up to 4."""
+    """Returns the pool of actors that hold the model: one per GPU, or one per two CPUs, up to 4."""
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
     size = gpus or max(1, min(MOST_CPU_ACTORS, cpus // 2))

@@ -20,18 +20,18 @@ from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.evaluation import PREDICTION, Predictions, predicted
 from cggm_ray.engine.own_code import Entry, adopt, entries
 from cggm_ray.engine.state import BEST, load_weights
-from cggm_ray.runs.finished import Finished
+from cggm_ray.runs.finished import FinishedRun
 
 START = "start"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What an actor needs to know.
+    """Settings that an actor needs.
 
     Attributes:
         config: of the run, with the path of the data.
-        own: what a person registered in files of their own.
+        own: entries from user files.
         shards: folder of the set.
         trained: manifest of the set that the run was trained on, which decides on the network.
         modalities: that the network takes.
@@ -49,7 +49,7 @@ class Plan:
 
 
 class Predictor:
-    """The network in an actor; a call takes the first sample of a range and predicts the range."""
+    """Holds the network in an actor; a call receives the first sample of a range and predicts the range."""
 
     def __init__(self, plan: Plan) -> None:
         adopt(plan.own)
@@ -62,7 +62,7 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Rows of index, target, whether there is one, and prediction [C], for a block of one range."""
+        """Returns rows of index, target, whether there is a target, and prediction [C], for a block of one range."""
         start = int(block[START][0])
         stop = min(start + self._config.train.batch_size, len(self._split))
         part = Slice(index=torch.arange(start, stop), weight=None, samples=stop - start)
@@ -77,8 +77,8 @@ class Predictor:
         }
 
 
-def predict_on_ray(run: Finished, folder: Path, split: str, workers: int) -> Predictions:
-    """Predictions of a split by so many actors, one CPU each, and a GPU each where the run used them.
+def predict_on_ray(run: FinishedRun, folder: Path, split: str, workers: int) -> Predictions:
+    """Predicts a split with `workers` actors, which have one CPU each, and one GPU each if the run used GPUs.
 
     The ranges are the batches of a local evaluation, so the numbers are the same.
 

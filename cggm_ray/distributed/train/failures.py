@@ -1,4 +1,4 @@
-"""What is said and done when workers fail, beside Ray Train's own restart from the last checkpoint."""
+"""Reports failures of workers, beside Ray Train's own restart from the last checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cggm_ray.engine.tracking import Console
 
 
 class Failures(UserCallback):
-    """Runs in the controller of a run, beside which the failures of workers come up.
+    """A callback of Ray Train that runs in the controller of a run and sees the failures of workers.
 
     An error of this package would come again, on the same data and the same weights: it ends the run at once. Everything
     else, such as a node that is gone, is left to Ray Train, which starts the workers again up to `max_failures` times.
@@ -25,7 +25,7 @@ class Failures(UserCallback):
         self._folder = folder
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called with the errors of a group, by rank.
+        """Reports the errors of a group, by rank.
 
         Raises:
             CggmError: a worker's own. Ray Train does not retry what a callback raises.

@@ -1,4 +1,4 @@
-"""A run on Ray: conversion by Ray Data, the loop on the workers of a TorchTrainer."""
+"""Runs a configuration on Ray: Ray Data converts the data, and the workers of a TorchTrainer run the loop."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from cggm_ray.distributed.train.runtime import STOP, RayRuntime
 from cggm_ray.engine.assembly import open_training, prepare_data
 from cggm_ray.engine.checkpoints import Checkpoints, storage_errors
 from cggm_ray.engine.configuration import Config
-from cggm_ray.engine.guards import naming_missing
+from cggm_ray.engine.guards import reporting_missing_ranks
 from cggm_ray.engine.loop import train
 from cggm_ray.engine.own_code import adopt, entries
 from cggm_ray.engine.runtime import RunConfig
-from cggm_ray.engine.stopping import Asked
+from cggm_ray.engine.stopping import StopRequest
 from cggm_ray.engine.tracking import Console, following
 from cggm_ray.runs.ending import after_test
 from cggm_ray.runs.finishing import finish
-from cggm_ray.runs.folder import claim, sole_owner
+from cggm_ray.runs.folder import prepare_run_folder, sole_owner
 from cggm_ray.runs.provenance import note_start
 from cggm_ray.runs.result import Result, read_summary
 
 
-def run_on_ray(config: Config, folder: Path, asked: Asked) -> Result:
+def run_on_ray(config: Config, folder: Path, stop_request: StopRequest) -> Result:
     """Prepares the data and trains on a cluster.
 
     The folder of the run is also Ray Train's, which is how a run of the same name finds its checkpoints.
@@ -47,7 +47,7 @@ def run_on_ray(config: Config, folder: Path, asked: Asked) -> Result:
     Args:
         config: of the run.
         folder: of the run.
-        asked: notes a signal that this driver handed on.
+        stop_request: receives the number of a signal that this driver passed to the workers.
 
     Raises:
         CggmError: a worker's own error, or a TrainingError for what Ray reports.
@@ -56,12 +56,12 @@ def run_on_ray(config: Config, folder: Path, asked: Asked) -> Result:
     connect()
     cpus = cpus_per_worker(config.run)
     with sole_owner(folder):
-        claim(config, folder, shards)
+        prepare_run_folder(config, folder, shards)
         fixed = config.run.min_workers == config.run.max_workers
         note_start(folder, config, shards, config.run.max_workers if fixed else None, cpus)
         print_taken(shards)
         try:
-            with following(folder), stopping_workers(folder, asked), storage_errors(Checkpoints(folder)):
+            with following(folder), stopping_workers(folder, stop_request), storage_errors(Checkpoints(folder)):
                 trainer(config, shards, folder, cpus).fit()
         except Exception as error:
             raise own_error(error) or TrainingError(f"{folder}: the run failed: {error}") from error
@@ -69,12 +69,14 @@ def run_on_ray(config: Config, folder: Path, asked: Asked) -> Result:
 
 
 @contextmanager
-def stopping_workers(folder: Path, asked: Asked) -> Iterator[None]:
-    """On SIGTERM to this driver, such as `ray job stop` sends, has the workers save and stop; a second one ends it at once.
+def stopping_workers(folder: Path, stop_request: StopRequest) -> Iterator[None]:
+    """Makes the workers save and stop at the first SIGTERM to this driver, which `ray job stop` sends for example.
+
+    A second signal ends the driver at once.
 
     Args:
-        folder: of the run; the workers look for a file in it.
-        asked: notes the signal.
+        folder: of the run; the workers check for a file in it.
+        stop_request: receives the number of the signal.
     """
     (folder / STOP).unlink(missing_ok=True)
     if threading.current_thread() is not threading.main_thread():
@@ -83,7 +85,7 @@ def stopping_workers(folder: Path, asked: Asked) -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
 
     def take(number: int, frame: FrameType | None) -> None:
-        asked.signal = number
+        stop_request.signal = number
         signal.signal(signal.SIGTERM, before)
         os.write(
             2,
@@ -102,7 +104,7 @@ def stopping_workers(folder: Path, asked: Asked) -> Iterator[None]:
 
 
 def prepare_on_ray(config: Config) -> Path:
-    """The shards of a run's data, made by Ray Data if need be; see `prepare`.
+    """Returns the folder of a run's shards, after converting the data with Ray Data if there are none.
 
     Input is checked before a cluster is started; one that is there is joined first, because a folder that its nodes do not
     share would spoil all further work.
@@ -122,7 +124,7 @@ def trainer(
     test: bool = True,
     callbacks: Sequence[Any] = (),
 ) -> TorchTrainer:
-    """The trainer of a run; one of the same folder goes on from the last checkpoint in it.
+    """Builds the trainer of a run; a run in the same folder continues from its last checkpoint.
 
     Args:
         config: of the run.
@@ -137,7 +139,7 @@ def trainer(
         train_on_worker,
         train_loop_config={
             "config": config,
-            # What a person registered in a file of their own is not known to a worker; it travels along.
+            # Entries from user files are unknown to a worker, so they are sent with the configuration.
             "own": entries(config),
             "shards": str(shards),
             "folder": str(folder),
@@ -156,7 +158,7 @@ def trainer(
 
 
 def scaling(config: RunConfig, cpus: int) -> ScalingConfig:
-    """The group of workers: of one size, or between two bounds as the cluster has room."""
+    """Returns the size of the group of workers, which is fixed, or between two bounds as the cluster has room."""
     least, most = config.min_workers, config.max_workers
     # A dict, because type checkers read the signature of the older Train, which has no elastic groups.
     arguments: dict[str, Any] = {
@@ -169,7 +171,7 @@ def scaling(config: RunConfig, cpus: int) -> ScalingConfig:
 
 
 def train_on_worker(arguments: dict[str, Any]) -> None:
-    """The loop on one worker."""
+    """Runs the loop on one worker."""
     torch.set_num_threads(arguments["threads"])
     config: Config = arguments["config"]
     adopt(arguments["own"])
@@ -177,8 +179,8 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
     runtime = RayRuntime(folder)
     if runtime.rank == 0 and config.run.min_workers < config.run.max_workers:
         Console(folder).say(f"{runtime.world_size} workers of {config.run.workers}")
-    # A worker that is missing may be on a node that is gone: Ray Train starts the group again.
-    with storage_errors(runtime.checkpoints), naming_missing(runtime, seconds, RuntimeError):
+    # The missing worker may have been on a lost node, so Ray Train may start the group again.
+    with storage_errors(runtime.checkpoints), reporting_missing_ranks(runtime, seconds, RuntimeError):
         training = open_training(config, Path(arguments["shards"]), runtime, folder)
         train(training)
         if arguments["test"]:

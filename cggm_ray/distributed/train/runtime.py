@@ -1,4 +1,4 @@
-"""The loop's surroundings on a Ray Train worker."""
+"""The runtime of the loop on a Ray Train worker."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from cggm_ray.engine.runtime import GroupRuntime, Record
 from cggm_ray.engine.stopping import Notice
 
 STOP = ".stop"
-"""File in the folder of a run, by which its driver tells the workers to save and stop."""
+"""File in the folder of a run through which the driver tells the workers to save and stop."""
 PERIOD = 2.0
-"""Seconds between two questions about preemption: each is a barrier through an actor of Ray Train."""
+"""Seconds between two queries about preemption. Each query is a barrier through an actor of Ray Train."""
 
 
 class RayRuntime(GroupRuntime):
@@ -41,7 +41,7 @@ class RayRuntime(GroupRuntime):
     def wish(self) -> Notice:
         """See `Runtime`.
 
-        A node that is about to be taken away has the loop save at every look; Ray Train starts the workers again then.
+        While a node is about to be removed, every check returns SAVE; Ray Train starts the workers again afterwards.
         """
         preempted = ray.train.get_preemption_info() is not None
         if self.rank == 0 and self._stop.exists():
