@@ -1,16 +1,16 @@
-"""How a field of the configuration says what it is: its default, its help, the names of its flag, and what it may hold."""
+"""Declares fields of the configuration: default, help text, names of the flag, and allowed values."""
 
 from __future__ import annotations
 
 from dataclasses import field
 from typing import Any
 
-from cggm_ray.core.errors import UsageError, shown
+from cggm_ray.core.errors import UsageError, short_repr
 from cggm_ray.core.registry import nearest
 
 
 def option(default: Any, text: str, *aliases: str, resume: bool = False, path: bool = False) -> Any:
-    """A field with its help text and further flag names.
+    """Declares a field of a section, with its help text and further flag names.
 
     Args:
         default: value of the field.
@@ -23,18 +23,20 @@ def option(default: Any, text: str, *aliases: str, resume: bool = False, path: b
 
 
 def check(holds: bool, part: Any, name: str, expected: str) -> None:
-    """Raises a UsageError that names the field, what it holds and what was expected, unless the condition holds."""
+    """Raises a UsageError that names the field, its value and the expectation, unless the condition holds."""
     if not holds:
-        raise UsageError(f"{name}: found {shown(getattr(part, name))}; expected {expected}")
+        raise UsageError(f"{name}: found {short_repr(getattr(part, name))}; expected {expected}")
 
 
 def at_least(part: Any, name: str, least: int) -> None:
-    """See `check`."""
+    """Raises a UsageError unless the field of the section is at least `least`."""
     check(getattr(part, name) >= least, part, name, f"a whole number of at least {least}")
 
 
 def one_of(part: Any, name: str, names: tuple[str, ...]) -> None:
-    """See `check`; the nearest name is suggested."""
+    """Raises a UsageError unless the field of the section holds one of `names`; the message suggests the nearest name."""
     value = getattr(part, name)
     if value not in names:
-        raise UsageError(f"{name}: unknown {shown(value)}{nearest(str(value), names)}; available: {', '.join(names)}")
+        raise UsageError(
+            f"{name}: unknown {short_repr(value)}{nearest(str(value), names)}; available: {', '.join(names)}"
+        )

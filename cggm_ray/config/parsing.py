@@ -1,4 +1,4 @@
-"""Values as people write them, in flags and yaml, in the types of the configuration's fields."""
+"""Converts texts of flags and yaml files to the types of the configuration's fields."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from cggm_ray.core import workdir
-from cggm_ray.core.errors import UsageError, shown
+from cggm_ray.core.errors import UsageError, short_repr
 
 MOST_BYTES = 2**18
 """Of a yaml file. A configuration or a search is a hundredth of it; its parser takes seconds for more."""
@@ -38,7 +38,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path, field: str) -> dict[str, Any]:
-    """A yaml file that holds a mapping.
+    """Reads a yaml file that holds a mapping.
 
     Args:
         path: of the file.
@@ -84,27 +84,28 @@ def check_path(field: str, path: str) -> None:
         raise UsageError(f"{field}: found the URL {path}; only local or mounted folders are taken so far")
     if workdir.GONE and not path.startswith(("/", "~")):
         raise UsageError(
-            f"{field}: found the relative path {shown(path)}, and the working directory does not exist any more; expected an "
-            "absolute path, or a start in a folder that is there"
+            f"{field}: found the relative path {short_repr(path)}, and the working directory does not exist any more; expected "
+            "an absolute path, or a start in a folder that is there"
         )
 
 
 def whole(field: str, path: str) -> Path:
-    """A path without `~`, absolute.
+    """Returns the absolute path, with `~` replaced by the home folder.
 
     Raises:
-        UsageError: `~` stands for nobody's home, as in a container whose user has no name.
+        UsageError: there is no home folder for `~`, as in a container whose user has no name.
     """
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError:
         raise UsageError(
-            f"{field}: found {shown(path)}, and there is no home folder for ~; expected an absolute path, or HOME to be set"
+            f"{field}: found {short_repr(path)}, and there is no home folder for ~; expected an absolute path, or "
+            "HOME to be set"
         ) from None
 
 
 def local_path(field: str, text: str) -> Path:
-    """The path that a flag gives.
+    """Checks and returns the path that a flag gives.
 
     Raises:
         UsageError: it is a URL, or relative to a working directory that is gone.
@@ -114,7 +115,7 @@ def local_path(field: str, text: str) -> Path:
 
 
 def _count(node: Any, where: str, known: dict[int, int | None]) -> int:
-    """Values below a node, with those that aliases repeat.
+    """Counts the values below a node, including those that aliases repeat.
 
     Args:
         node: of the parsed file, or None where it is empty.
@@ -135,7 +136,7 @@ def _count(node: Any, where: str, known: dict[int, int | None]) -> int:
                 if isinstance(key, yaml.ScalarNode) and key.value in seen and key.value != "<<":
                     line = key.start_mark.line + 1
                     raise UsageError(
-                        f"{where}, line {line}: the key {shown(key.value)} is there twice; expected it once"
+                        f"{where}, line {line}: the key {short_repr(key.value)} is there twice; expected it once"
                     )
                 seen.add(str(key.value) if isinstance(key, yaml.ScalarNode) else "")
             parts = [part for pair in node.value for part in pair]
@@ -151,7 +152,7 @@ def _count(node: Any, where: str, known: dict[int, int | None]) -> int:
 
 
 def value_type(section: type, key: dataclasses.Field[Any]) -> tuple[type, bool]:
-    """The plain type of a field (`tuple` for a list of names), and whether it may be None."""
+    """Returns the plain type of a field (`tuple` for a list of names), and whether it may be None."""
     hint = typing.get_type_hints(section)[key.name]
     members = [member for member in typing.get_args(hint) if member is not type(None)]
     optional = type(None) in typing.get_args(hint)
@@ -160,7 +161,7 @@ def value_type(section: type, key: dataclasses.Field[Any]) -> tuple[type, bool]:
 
 
 def coerce(value: Any, section: type, key: dataclasses.Field[Any], source: str = "config") -> Any:
-    """`value` in the type of its field: texts of the command line, or values of yaml and json.
+    """Converts a text of the command line, or a value of yaml or json, to the type of a field.
 
     Raises:
         UsageError: the value does not fit; the message names source, field, value and type.
@@ -191,4 +192,4 @@ def coerce(value: Any, section: type, key: dataclasses.Field[Any], source: str =
     except (ValueError, TypeError, KeyError, OverflowError):
         expected = {int: "a whole number", float: "a number", bool: "true or false", tuple: "a list of names"}
         what = expected.get(kind, "a printable text")
-        raise UsageError(f"{source}: {key.name}: found {shown(value)}; expected {what}") from None
+        raise UsageError(f"{source}: {key.name}: found {short_repr(value)}; expected {what}") from None

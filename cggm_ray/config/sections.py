@@ -1,4 +1,4 @@
-"""A configuration made of sections: read from nested or flat keys, changed by the name of a field, written as plain values."""
+"""A configuration made of sections, which is read from nested or flat keys and written as plain values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from cggm_ray.config.parsing import coerce
-from cggm_ray.core.errors import UsageError, shown
+from cggm_ray.core.errors import UsageError, short_repr
 from cggm_ray.core.registry import nearest
 
 
@@ -19,7 +19,7 @@ class Sections:
     """
 
     def sections(self) -> dict[str, Any]:
-        """Each section by name."""
+        """Returns each section by its name."""
         found: dict[str, Any] = {}
         for each in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, each.name)
@@ -27,13 +27,13 @@ class Sections:
         return found
 
     def fields(self) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
-        """(section, field) for every field of every section."""
+        """Yields (section, field) for every field of every section."""
         for name, part in self.sections().items():
             for key in dataclasses.fields(part):
                 yield name, key
 
     def merged(self, values: Mapping[str, Any], source: str) -> Self:
-        """The same with values from nested sections or flat keys (aliases included).
+        """Returns a copy with values from nested sections or flat keys (aliases included).
 
         Args:
             values: section to mapping, or field to value, or both.
@@ -49,13 +49,13 @@ class Sections:
                 flat |= value
             # A section may have a field of its own name: `optim: SGD` is the field.
             elif key in sections and key not in names:
-                raise UsageError(f"{source}: section {key} holds {shown(value)}; expected a mapping")
+                raise UsageError(f"{source}: section {key} holds {short_repr(value)}; expected a mapping")
             else:
                 flat[key] = value
         return self.replace(flat, source=source)
 
     def replace(self, values: Mapping[str, Any], source: str = "config") -> Self:
-        """The same with other values, by flat field name or alias.
+        """Returns a copy with other values, given by flat field name or alias.
 
         Raises:
             UsageError: an unknown key or a value of the wrong type.
@@ -67,7 +67,7 @@ class Sections:
         changes: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
             if name not in owners:
-                raise UsageError(f"{source}: unknown key {shown(name)}{nearest(str(name), owners)}")
+                raise UsageError(f"{source}: unknown key {short_repr(name)}{nearest(str(name), owners)}")
             section, key = owners[name]
             changes.setdefault(section, {})[key.name] = coerce(value, type(sections[section]), key, source)
         try:
@@ -81,5 +81,5 @@ class Sections:
                     new[each.name] = parts[each.name]
             return dataclasses.replace(self, **new)  # type: ignore[type-var]
         except UsageError as error:
-            # A flag is there to see; a file has to be named.
+            # The message names a file, but not the command line.
             raise error if source in ("config", "flag") else UsageError(f"{source}: {error}") from None

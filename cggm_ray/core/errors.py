@@ -1,4 +1,4 @@
-"""Errors that a person can act on: one line that names the file, the field, what was found and what was expected."""
+"""Errors whose message is one line: it names the file and the field, the value that was found and the expected one."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ LONGEST = 1000
 
 
 class CggmError(Exception):
-    """A failure of a run. Programs end with `exit_code`."""
+    """A run failed. Programs end with `exit_code`."""
 
     exit_code = 1
 
     def __str__(self) -> str:
-        """One line: file names, keys and values may hold line breaks and codes that move a terminal's cursor."""
+        """Returns one line, because file names, keys and values may hold line breaks and control codes of a terminal."""
         return one_line(super().__str__())
 
 
 class UsageError(CggmError):
-    """A flag, a configuration value or a combination of them cannot work. Raised before any long work starts."""
+    """A flag, a configuration value or a combination of them is not valid. It is raised before any long work starts."""
 
     exit_code = 2
 
 
 class DataError(UsageError):
-    """An input file or array is not what its format promises."""
+    """An input file or array does not follow its format."""
 
 
 class TrainingError(CggmError):
-    """Training cannot go on. What was saved before stays valid."""
+    """Training cannot continue. Everything that was saved before stays valid."""
 
 
 class StorageError(TrainingError):
-    """The folder of a run cannot be written or read any more: full, read-only, or gone."""
+    """The folder of a run cannot be written or read any more, because it is full, read-only or gone."""
 
 
 class StoppedError(CggmError):
-    """Somebody asked a run to stop, and it saved its state: a signal, or a job that is ended.
+    """The run saved its state and stopped, because a signal came or because its job was stopped.
 
     Args:
         message: one line that says how to go on.
@@ -55,11 +55,11 @@ class StoppedError(CggmError):
 
 
 class NonFiniteError(TrainingError):
-    """Loss or gradient stopped being finite; raised on every worker before the optimizer steps."""
+    """Loss or gradient is not finite. Every worker raises it before the optimizer steps."""
 
 
 def one_line(text: str) -> str:
-    """A text without line breaks and control characters, of at most `LONGEST` characters."""
+    """Removes line breaks and control characters, and shortens the text to `LONGEST` characters."""
     if len(text) > LONGEST:
         # The end says what was expected.
         text = f"{text[: LONGEST * 3 // 4]} [{len(text) - LONGEST:,} characters left out] {text[-LONGEST // 4 :]}"
@@ -67,19 +67,23 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-class _Shown(reprlib.Repr):
+class _ShortRepr(reprlib.Repr):
     def __init__(self) -> None:
         super().__init__()
         self.maxlevel = 3
         self.maxstring = self.maxother = self.maxlong = 80
 
 
-_SHOWN = _Shown()
+_SHORT = _ShortRepr()
 
 
-def shown(value: object) -> str:
-    """A value as messages show it: the beginning of it, however large it is and however often it holds itself."""
-    return _SHOWN.repr(value)
+def short_repr(value: object) -> str:
+    """Returns the beginning of the value's representation, for messages; large and recursive values are cut short."""
+    return _SHORT.repr(value)
+
+
+# The old name, until all modules use the new one.
+shown = short_repr
 
 
 def listed(names: Iterable[object], most: int = 20, longest: int = 80) -> str:

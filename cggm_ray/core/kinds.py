@@ -1,4 +1,4 @@
-"""What kind of input a modality is: a sequence, a vector or an image."""
+"""Kinds of input of a modality: a sequence, a vector or an image."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ KINDS = {SEQUENCE: "[T, D]", VECTOR: "[D]", IMAGE: "[H, W], [C, H, W] or [H, W, 
 
 
 def kind_of(shape: tuple[int, ...]) -> str | None:
-    """What a sample of this shape is taken for; None where it is none of `KINDS`. Two equal axes make an image."""
+    """Returns the kind of samples of this shape, or None if it is none of `KINDS`. Two equal axes make an image."""
     if len(shape) == 2:
         return IMAGE if shape[0] == shape[1] else SEQUENCE
     return {1: VECTOR, 3: IMAGE}.get(len(shape))
 
 
 def fits(kind: str, shape: tuple[int, ...]) -> bool:
-    """Whether an encoder of this kind takes samples of this shape; a vector may be given in any."""
+    """Returns whether an encoder of this kind accepts samples of this shape. Every kind accepts a vector."""
     return len(shape) in {SEQUENCE: (2,), VECTOR: range(1, 9), IMAGE: (2, 3)}[kind]

@@ -1,7 +1,6 @@
-"""Names for the things that a configuration chooses: datasets and strategies.
+"""Registries of names that a configuration can choose: datasets, networks and strategies.
 
-A registry imports every module of its package the first time that a name is asked for, so a new file in the folder is
-the only edit that a new entry needs.
+A registry imports every module of its package at the first look-up, so a new entry needs no edit but its own file.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from cggm_ray.core.errors import UsageError, shown
+from cggm_ray.core.errors import UsageError, short_repr
 
 T = TypeVar("T")
 PACKAGE = __name__.partition(".")[0]
@@ -35,7 +34,7 @@ class Place:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """' (did you mean X?)' for the closest of `names`, or an empty text when none is close."""
+    """Returns ' (did you mean X?)' for the closest of `names`, or an empty text if none is close."""
     # Its time grows with the square of the length, and no name is that long.
     close = difflib.get_close_matches(name[:80], list(names), n=1, cutoff=0.5)
     return f" (did you mean {close[0]}?)" if close else ""
@@ -57,7 +56,7 @@ class Registry(Generic[T]):
         self._filled = False
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that enters its argument under `name`.
+        """Returns a decorator that enters its argument under `name`.
 
         Raises:
             ValueError: the name is taken.
@@ -75,23 +74,23 @@ class Registry(Generic[T]):
         return enter
 
     def adopt(self, name: str, entry: T, place: Place | None = None) -> None:
-        """Enters what was registered in another process at a place, unless the name is known here."""
+        """Enters an entry that another process registered at a place, unless the name is known here."""
         self._fill()
         if name not in self._entries and place is not None:
             self._places[name] = place
         self._entries.setdefault(name, entry)
 
     def place(self, name: str) -> Place | None:
-        """Where an entry was registered; None for those of this package."""
+        """Returns the place where an entry was registered, or None for an entry of this package."""
         return self._places.get(name)
 
     def names(self) -> list[str]:
-        """All names, sorted."""
+        """Returns all names, sorted."""
         self._fill()
         return sorted(self._entries)
 
     def get(self, name: str) -> T:
-        """The entry of that name.
+        """Returns the entry of that name.
 
         Raises:
             UsageError: no such entry; the message lists the names.
@@ -99,7 +98,7 @@ class Registry(Generic[T]):
         self._fill()
         if name not in self._entries:
             raise UsageError(
-                f"unknown {self.kind} {shown(name)}{nearest(name, self._entries)}; available: {', '.join(self.names())}"
+                f"unknown {self.kind} {short_repr(name)}{nearest(name, self._entries)}; available: {', '.join(self.names())}"
             )
         return self._entries[name]
 
@@ -113,7 +112,7 @@ class Registry(Generic[T]):
 
 
 def _place(module: Mapping[str, Any]) -> Place | None:
-    """The place that the globals of a module tell; None in this package."""
+    """Returns the place that the globals of a module name, or None in this package."""
     spec = module.get("__spec__")
     name = module.get("__name__", "__main__") if spec is None else spec.name
     if name.partition(".")[0] == PACKAGE:

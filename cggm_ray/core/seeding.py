@@ -1,7 +1,7 @@
-"""Random numbers as functions of what they are for.
+"""Random numbers as functions of their purpose.
 
 Weights, sample order and dropout are drawn from streams named by (seed, purpose, epoch or step, rank). Nothing depends on
-what was drawn before, so a resumed run needs no generator state to go on as if it had never stopped.
+earlier draws, so a resumed run needs no generator state to continue as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _PURPOSES = ("weights", "order", "step", "demonstration", "augment", "split", "v
 
 
 def derive_seed(seed: int, purpose: str, *parts: int) -> int:
-    """A 63-bit seed for one stream, statistically independent of all others."""
+    """Returns a 63-bit seed for one stream, statistically independent of all others."""
     state = np.random.SeedSequence([seed, _PURPOSES.index(purpose), *parts]).generate_state(1, np.uint64)
     return int(state[0] >> 1)
 
 
 def generator(seed: int, purpose: str, *parts: int) -> torch.Generator:
-    """A torch generator for one stream."""
+    """Returns a torch generator for one stream."""
     return torch.Generator().manual_seed(derive_seed(seed, purpose, *parts))
 
 
@@ -35,7 +35,7 @@ def seed_all(seed: int) -> None:
 
 
 def make_deterministic() -> None:
-    """Has torch use operations only that give the same bits every time; one that cannot raises RuntimeError."""
+    """Restricts torch to deterministic operations; an operation without a deterministic form raises RuntimeError."""
     # cuBLAS reads it when its context is made.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)

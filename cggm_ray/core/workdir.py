@@ -1,6 +1,7 @@
-"""A working directory that is gone, as of a job whose folder a scheduler removed.
+"""Handles a working directory that does not exist any more, for example because a scheduler removed a job's folder.
 
-Imported before torch: its kernel library ends the process when it is loaded where there is no working directory.
+The package imports this module before torch, because torch's kernel library ends the process if there is no working
+directory.
 """
 
 from __future__ import annotations
@@ -8,11 +9,11 @@ from __future__ import annotations
 import os
 
 GONE = False
-"""Whether this process was started in a folder that does not exist any more; it is in the root folder then."""
+"""Whether this process started in a folder that does not exist any more. The process is in the root folder then."""
 
 
 def leave_missing_folder() -> None:
-    """Goes to the root folder where the working directory is gone. Relative paths are refused from then on, see `values`."""
+    """Changes to the root folder if the working directory is gone. `config.parsing.check_path` refuses relative paths then."""
     global GONE
     try:
         os.getcwd()

@@ -1,6 +1,6 @@
-"""The composition root: builds the parts of a run from its configuration, and checks that they fit.
+"""The composition root: it builds the parts of a run from its configuration and checks that they fit.
 
-This file alone knows the whole. Everything that it builds receives its own section of the configuration and nothing more.
+Only this module knows the whole configuration. Every part that it builds receives its own section and nothing more.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from cggm_ray.strategies.registry import STRATEGIES, Materials, Setting
 from cggm_ray.tasks import Task
 
 WORKING_AHEAD = ("cuda",)
-"""Devices on which a step is only begun when the next one is."""
+"""Types of devices that run behind the host."""
 
 
 def build_dataset(config: Config, name: str | None = None) -> Dataset:
-    """The dataset of a run.
+    """Builds the dataset of a run.
 
     Args:
         config: of the run.
@@ -66,19 +66,19 @@ def build_dataset(config: Config, name: str | None = None) -> Dataset:
 
 
 def fold_runs(config: Config) -> dict[str, Config]:
-    """The runs that a configuration stands for, by the name of the fold; empty where it is one run by itself."""
+    """Returns the configuration of every fold by its name; the dict is empty if the configuration is a single run."""
     folds = build_dataset(config).folds()
     return {fold: dataclasses.replace(config, options=options) for fold, options in folds.items()}
 
 
 def prepare_data(config: Config, write: WriteShards) -> Path:
-    """The folder of a run's shards, which are made if need be; see `prepare`."""
+    """Returns the folder of a run's shards, after converting the data with `prepare` if there are none."""
     dataset = build_dataset(config)
     return prepare(dataset, write, partial(check_configuration, config, dataset))
 
 
 def selected_modalities(config: Config, manifest: Manifest) -> tuple[str, ...]:
-    """The modalities of a run, in the order of the dataset.
+    """Returns the modalities of a run, in the order of the dataset.
 
     Raises:
         UsageError: one of `modalities` does not exist.
@@ -96,7 +96,7 @@ def selected_modalities(config: Config, manifest: Manifest) -> tuple[str, ...]:
 
 
 def check_configuration(config: Config, dataset: Dataset, manifest: Manifest) -> None:
-    """Raises what only the data can tell about a configuration, before any long work starts.
+    """Checks, before any long work starts, the parts of a configuration that depend on the data.
 
     Args:
         config: of the run.
@@ -140,7 +140,7 @@ def check_configuration(config: Config, dataset: Dataset, manifest: Manifest) ->
 
 
 def check_network(config: Config, dataset: Dataset) -> None:
-    """Refuses sizes for a network that has none of them, by a UsageError."""
+    """Raises a UsageError if sizes of a transformer are given for a network that has none."""
     name = config.model.network or dataset.network
     if NETWORKS.get(name).sized:
         return
@@ -150,7 +150,7 @@ def check_network(config: Config, dataset: Dataset) -> None:
 
 
 def setting(config: Config, modalities: tuple[str, ...]) -> dict[str, Any]:
-    """The fields of `Setting`: what the strategy of a run may know of it."""
+    """Returns the fields of `Setting`: what the strategy of a run may know of it."""
     return {
         "options": config.strategy,
         "modulation": config.resolved_modulation,
@@ -163,7 +163,10 @@ def setting(config: Config, modalities: tuple[str, ...]) -> dict[str, Any]:
 def build_network(
     config: Config, dataset: Dataset, manifest: Manifest, modalities: tuple[str, ...]
 ) -> tuple[MultimodalNet, dict[str, nn.Module]]:
-    """The network of a run and a guide per modality: the dataset's or the one that is named, changed by the strategy."""
+    """Builds the network of a run and a guide classifier per modality.
+
+    The network is the dataset's own or the one that `--network` names, and the strategy may change it.
+    """
     name = config.model.network or dataset.network
     plan = NetworkPlan(
         shapes=dataset.shapes(manifest, modalities),
@@ -178,7 +181,9 @@ def build_network(
 
 
 def check(config: Config, shards: Path) -> None:
-    """Raises what `open_training` would raise about the configuration, before any worker starts; `prepare` does it before that.
+    """Raises the errors of the configuration that `open_training` would raise, before any worker starts.
+
+    `prepare` calls it before it converts data.
 
     Raises:
         DataError: the shards are gone.
@@ -206,7 +211,7 @@ class Training:
 
 
 def open_training(config: Config, shards: Path, runtime: Runtime, folder: Path) -> Training:
-    """A run at its beginning, or after the last epoch that was saved.
+    """Builds a run at its beginning, or after the last epoch that was saved.
 
     Args:
         config: of the run.
@@ -257,7 +262,7 @@ def open_training(config: Config, shards: Path, runtime: Runtime, folder: Path) 
 def build_strategy(
     config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, reduce: Reduce
 ) -> Strategy:
-    """The strategy of a run.
+    """Builds the strategy of a run.
 
     Args:
         config: of the run.
@@ -287,7 +292,7 @@ def build_strategy(
 def new_state(
     config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, runtime: Runtime
 ) -> TrainState:
-    """A run before its first step, on the runtime's device."""
+    """Builds the state of a run before its first step, on the runtime's device."""
     net.to(runtime.device)
     for guide in guides.values():
         guide.to(runtime.device)
@@ -295,7 +300,7 @@ def new_state(
     encoders = dict(net.encoders.items())
     optimizer = model_optimizer(config.optim, net.parameters(), encoders, strategy.rates())
     metric = config.train.select or task.selection[0]
-    # A GPU works ahead of this process as long as nobody asks for a number. To skip a step, somebody must.
+    # A GPU runs behind the host until the host reads a number. Skipping a step needs that number after every step.
     later = runtime.device.type in WORKING_AHEAD and config.train.on_nonfinite == "stop"
     return TrainState(
         net=net,

@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 class Averages:
-    """Sums of the steps of the running epoch, kept on the device until they are read.
+    """Sums over the steps of the running epoch, kept on the device until they are read.
 
-    They are part of the training state: an epoch that was interrupted has the same means as one that was not.
+    They are part of the training state, so an interrupted epoch has the same means as an uninterrupted one.
 
     Attributes:
-        steps: that were added.
-        skipped: that were left out, because their loss or gradient was not finite.
+        steps: number of steps that were added.
+        skipped: number of steps that were skipped, because their loss or gradient was not finite.
     """
 
     def __init__(self) -> None:
@@ -32,9 +32,9 @@ class Averages:
             self._sums[name] = self._sums[name].to(value.device) + value if name in self._sums else value
 
     def read(self, modalities: Sequence[str]) -> dict[str, float]:
-        """Means by name; a vector [M] becomes 'name/modality'. Where every step was skipped, the loss is NaN.
+        """Returns the means by name; a vector [M] becomes 'name/modality'. The loss is NaN if every step was skipped.
 
-        Also 'skipped_steps', a number.
+        The dict also has 'skipped_steps', a number.
         """
         record: dict[str, float] = {} if self.steps else {"train/loss": float("nan")}
         for name, total in self._sums.items():
@@ -47,10 +47,10 @@ class Averages:
         return record
 
     def state_dict(self) -> dict[str, Any]:
-        """What was added so far."""
+        """Returns the sums so far."""
         return {"steps": self.steps, "skipped": self.skipped, "sums": dict(self._sums)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state_dict` gave."""
+        """Restores the sums that `state_dict` returned."""
         self.steps, self.skipped = int(state["steps"]), int(state["skipped"])
         self._sums = {name: torch.as_tensor(value) for name, value in state["sums"].items()}

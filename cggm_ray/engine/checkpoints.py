@@ -29,12 +29,12 @@ from cggm_ray.storage.files import CHECKSUMS, file_digest, write_folder
 
 CHECKPOINTS = "checkpoints"
 PATIENCE = 30.0
-"""Seconds in which a file that rank 0 wrote must be seen by the others: network file systems remember what a folder held."""
+"""Seconds within which all workers must see a file that rank 0 wrote, because network file systems cache directories."""
 _NAME = re.compile(r"epoch-(\d{5,})(?:-step-(\d{6,}))?")
 
 
 def position_of(folder: Path) -> Position | None:
-    """Where a checkpoint was made, from the name of its folder; None for a folder that is none."""
+    """Returns the position of a checkpoint from the name of its folder, or None if the name is not that of a checkpoint."""
     match = _NAME.fullmatch(folder.name)
     return None if match is None else Position(int(match[1]), int(match[2] or 0))
 
@@ -64,21 +64,21 @@ class Checkpoints:
         self.folder = run / CHECKPOINTS
 
     def all(self) -> list[tuple[Position, Path]]:
-        """Positions and folders, oldest first."""
+        """Returns all positions and folders, oldest first."""
         found = [(position_of(path), path) for path in self.folder.glob("epoch-*")]
         return sorted((position, path) for position, path in found if position is not None)
 
     def newest(self) -> Path | None:
-        """The last one that was completed, whole or not by now."""
+        """Returns the newest complete checkpoint, which may have been damaged since."""
         return max(self.all(), default=(None, None))[1]
 
     def of(self, position: Position) -> Path | None:
-        """The one of a position, if it was kept."""
+        """Returns the checkpoint at a position, or None if it was not kept."""
         folder = self.folder / position.name
         return folder if folder.exists() else None
 
     def usable(self) -> tuple[Path | None, list[str]]:
-        """The newest from which the run can go on, and a line about each that is damaged.
+        """Returns the newest checkpoint from which the run can continue, and a line about each damaged one.
 
         A checkpoint can be used if it is whole and the best epoch that it knows of is whole too. Where the only checkpoint of
         a run is damaged, nothing is lost but its beginning, and there is none to use.
@@ -104,7 +104,7 @@ class Checkpoints:
         return None, damaged
 
     def save(self, position: Position, write: Callable[[Path], None]) -> None:
-        """Writes a checkpoint, then removes those that are not needed any more.
+        """Writes a checkpoint, then removes the checkpoints that are not needed any more.
 
         Raises:
             StorageError: it cannot be written; the message names the last good one. Nothing was removed.
@@ -121,7 +121,7 @@ class Checkpoints:
             try:
                 kept.add(Position(int(saved_values(folder)["best"]["epoch"])))
             except TrainingError:
-                # A damaged one, which a run that starts does not use.
+                # A damaged checkpoint is not used by a run that starts.
                 continue
         for position, folder in found:
             if position not in kept:
@@ -130,7 +130,7 @@ class Checkpoints:
 
 @contextmanager
 def storage_errors(checkpoints: Checkpoints) -> Iterator[None]:
-    """Turns an error of the file system inside into one line.
+    """Turns an error of the file system in the block into a StorageError of one line.
 
     Raises:
         StorageError: names the file, the reason and the last good checkpoint.
@@ -155,13 +155,13 @@ def storage_errors(checkpoints: Checkpoints) -> Iterator[None]:
 def agree(
     checkpoints: Checkpoints, rank: int, world_size: int, reduce: Callable[[Tensor], Tensor], device: torch.device
 ) -> tuple[Path | None, list[str]]:
-    """The checkpoint from which all workers go on: rank 0 chooses. All workers call it.
+    """Returns the checkpoint from which all workers continue. Rank 0 chooses it; all workers call this function.
 
     Returns:
-        Its folder, and on rank 0 a line about each that is damaged; see `Checkpoints.usable`.
+        Folder of the checkpoint, and on rank 0 a line about each damaged one.
 
     Raises:
-        TrainingError: rank 0 finds none that can be used, or its choice does not come into sight of this worker.
+        TrainingError: rank 0 finds no usable checkpoint, or this worker cannot see the one that rank 0 chose.
     """
     if world_size == 1:
         return checkpoints.usable()

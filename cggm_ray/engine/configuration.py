@@ -27,23 +27,23 @@ from cggm_ray.strategies.settings import ModulationConfig
 
 
 def default_strategies() -> dict[str, StrategyOptions]:
-    """The options of every strategy that has its own, as they are by default."""
+    """Returns the default options of every strategy that has options of its own."""
     infos = {name: STRATEGIES.get(name) for name in STRATEGIES.names()}
     return {name: info.options() for name, info in infos.items() if info.has_options and info.shares is None}
 
 
 def default_networks() -> dict[str, NetworkOptions]:
-    """The options of every network that has its own, as they are by default."""
+    """Returns the default options of every network that has options of its own."""
     infos = {name: NETWORKS.get(name) for name in NETWORKS.names()}
     return {name: info.options() for name, info in infos.items() if dataclasses.fields(info.options)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Sections):
-    """All of a run.
+    """The whole configuration of a run.
 
-    The section `options` is of the class that the dataset names, so a pipeline has the flags of its own dataset only.
-    Every strategy's and every network's options are there, each a section of its name.
+    The section `options` has the class that the dataset names, so a pipeline has only the flags of its own dataset. The
+    options of every strategy and of every network form a section with its name.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -80,12 +80,12 @@ class Config(Sections):
         return self.strategies.get(self._strategy_section) or STRATEGIES.get(self._strategy_section).options()
 
     def network_options(self, name: str) -> NetworkOptions:
-        """The options of a network of that name."""
+        """Returns the options of a network of that name."""
         return self.networks.get(name) or NETWORKS.get(name).options()
 
     @property
     def resolved_modulation(self) -> ModulationConfig:
-        """The section with the strategy's own choice in every part that was left open."""
+        """Returns the section `modulation`, with the strategy's own choices in the parts that were left open."""
         return self.modulation.resolved(self._parts)
 
     @property
@@ -98,7 +98,10 @@ class Config(Sections):
         return STRATEGIES.get(name).shares or name
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Section to field to plain value; the parts of the strategy are resolved; other strategies and networks left out."""
+        """Returns the plain value of every field by section.
+
+        The parts of the strategy are resolved, and other strategies and networks are left out.
+        """
         resolved = dataclasses.replace(self, modulation=self.resolved_modulation)
         network = self.model.network or DATASETS.get(self.data.dataset).network
         left_out = (self.strategies.keys() - {self._strategy_section}) | (self.networks.keys() - {network})
@@ -110,7 +113,7 @@ class Config(Sections):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], base: Config | None = None, source: str = "config") -> Config:
-        """A configuration from nested sections or flat keys (aliases included), over `base`.
+        """Returns a configuration from nested sections or flat keys (aliases included), over `base`.
 
         Args:
             values: section to mapping, or field to value, or both.
@@ -123,5 +126,5 @@ class Config(Sections):
         return (base or cls()).merged(values, source)
 
     def parameters(self) -> dict[str, object]:
-        """'section.field' to plain value, for services that list the parameters of a run."""
+        """Returns the plain value of every 'section.field', for services that list the parameters of a run."""
         return {f"{section}.{key}": v for section, fields in self.to_dict().items() for key, v in fields.items()}

@@ -1,4 +1,4 @@
-"""Whether the steps of a run are finite, without waiting for a GPU in every one of them."""
+"""Detects steps that are not finite without waiting for a GPU in every step."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class BadStep:
 
 
 class DeviceWatch:
-    """Keeps the answer on the device until somebody looks.
+    """Records on the device whether a step was not finite, so that the host need not wait after every step.
 
-    From the first bad step on the optimizers move nothing, so nothing is lost by looking later. They must be fused ones, which
-    take such a flag from mixed precision.
+    From the first bad step on the optimizers change no parameter, so a later check loses nothing. The optimizers must be
+    fused, because only those take the flag of mixed precision (`found_inf`).
 
     Args:
         optimizers: of the model and of the strategy.
@@ -47,7 +47,7 @@ class DeviceWatch:
                 optimizer.grad_scale = None  # type: ignore[attr-defined]
 
     def note(self, step: int, index: Tensor, task_loss: Tensor, extra: Tensor, total: Tensor) -> None:
-        """Sees a step before its optimizers act.
+        """Records a step before its optimizers act.
 
         Args:
             step: of the run, counted from 0.
@@ -61,8 +61,8 @@ class DeviceWatch:
         self._bad.add_(is_first)
         self._recent[step] = index
 
-    def look(self) -> BadStep | None:
-        """The first bad step since the last look, if there was one. Waits for the device."""
+    def poll(self) -> BadStep | None:
+        """Waits for the device and returns the first bad step since the last call, or None."""
         recent, self._recent = self._recent, {}
         if not bool(self._bad):
             return None

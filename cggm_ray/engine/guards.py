@@ -1,4 +1,4 @@
-"""What stops a run, or makes it skip a step: values that are not finite, and workers that wait for one that is gone."""
+"""Guards of the training loop: steps that are not finite, and workers that wait for a missing one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cggm_ray.engine.state import TrainState
 from cggm_ray.engine.tracking import Console
 
 MOST_SKIPS = 10
-"""Steps in a row that may be skipped: after so many it is not a bad sample, the training has diverged."""
+"""Number of consecutive steps that may be skipped. After so many the training has diverged."""
 ANSWER = 10.0
 """Seconds in which a worker that still runs must have noticed that a collective failed."""
 
@@ -28,7 +28,7 @@ StepValues = dict[str, Tensor]
 def non_finite(
     state: TrainState, batch: Batch, task_loss: Tensor, extra: Tensor, total: Tensor, runtime: Runtime
 ) -> NonFiniteError:
-    """The error, with the ranks whose own batch is to blame. All workers call it."""
+    """Returns the error, which names the ranks whose batch is not finite. All workers call it."""
     with torch.no_grad():
         logits = state.net(batch.inputs, batch.masks)
     bad = torch.zeros(runtime.world_size, dtype=torch.float64, device=runtime.device)
@@ -42,13 +42,13 @@ def non_finite(
     )
 
 
-def look(state: TrainState, runtime: Runtime) -> None:
-    """Stops where a step since the last look was not finite; see `DeviceWatch`. All workers call it.
+def stop_if_not_finite(state: TrainState, runtime: Runtime) -> None:
+    """Raises an error if a step since the last call was not finite (`DeviceWatch`). All workers call it.
 
     Raises:
         NonFiniteError: on all workers alike.
     """
-    bad = None if state.watch is None else state.watch.look()
+    bad = None if state.watch is None else state.watch.poll()
     if bad is None:
         return
     task_loss, extra, total = bad.values
@@ -62,7 +62,7 @@ def look(state: TrainState, runtime: Runtime) -> None:
 def step_or_skip(
     on_nonfinite: str, state: TrainState, step: nn.Module, console: Console | None, take: Callable[[], StepValues]
 ) -> StepValues | None:
-    """Takes a step. With `--on_nonfinite skip` one that is not finite leaves no trace but a line and a count.
+    """Takes a step. With `--on_nonfinite skip` a step that is not finite is undone, counted and reported in one line.
 
     Args:
         on_nonfinite: 'stop' or 'skip'.
@@ -72,10 +72,10 @@ def step_or_skip(
         take: the step; it raises NonFiniteError on all workers alike, before any parameter moved.
 
     Returns:
-        Its quantities; None where it was skipped.
+        Quantities of the step; None if it was skipped.
 
     Raises:
-        NonFiniteError: see `take`; with skipping, after `MOST_SKIPS` in a row.
+        NonFiniteError: a step was not finite; with skipping, `MOST_SKIPS` steps in a row were not.
     """
     if on_nonfinite == "stop":
         return take()
@@ -102,12 +102,12 @@ def step_or_skip(
 
 
 @contextmanager
-def naming_missing(runtime: Runtime, timeout: int, kind: type[Exception]) -> Iterator[None]:
-    """Says which workers are missing when a collective inside fails or times out.
+def reporting_missing_ranks(runtime: Runtime, timeout: int, kind: type[Exception]) -> Iterator[None]:
+    """Names the missing workers when a collective operation in the block fails or times out.
 
     Args:
         runtime: of this worker.
-        timeout: seconds that collectives wait, for the message.
+        timeout: seconds that collective operations wait.
         kind: of the error that is raised instead.
     """
     try:
@@ -129,9 +129,9 @@ def naming_missing(runtime: Runtime, timeout: int, kind: type[Exception]) -> Ite
 
 
 def missing_ranks(rank: int, world_size: int, patience: float) -> list[int]:
-    """The workers that do not say in time that they run. Those that do all call it, within `patience` seconds.
+    """Returns the ranks that do not report within `patience` seconds. All workers that still run call it within that time.
 
-    They write to the store by which the process group was set up, which works when collectives do not any more.
+    They report through the store that set up the process group, because it works when collective operations fail.
     """
     store = dist.distributed_c10d._get_default_store()
     store.set_timeout(timedelta(seconds=patience))

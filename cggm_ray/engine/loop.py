@@ -1,6 +1,6 @@
-"""The loop, from top to bottom: `train` calls `train_epoch`, that calls `train_step`.
+"""The training loop: `train` calls `train_epoch`, which calls `train_step`.
 
-It knows no dataset, no strategy and no Ray; those come in through `Dataset`, `Strategy` and `Runtime`.
+It knows no dataset, no strategy and no Ray; `Dataset`, `Strategy` and `Runtime` provide them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cggm_ray.core.seeding import derive_seed, seed_all
 from cggm_ray.data.loading.sampler import epoch_order, slices
 from cggm_ray.engine.assembly import Training
 from cggm_ray.engine.evaluation import Observer, evaluate
-from cggm_ray.engine.guards import look, step_or_skip
+from cggm_ray.engine.guards import step_or_skip, stop_if_not_finite
 from cggm_ray.engine.optim import rescale
 from cggm_ray.engine.runtime import Record, Runtime, numbers
 from cggm_ray.engine.state import TrainState
@@ -26,12 +26,12 @@ from cggm_ray.engine.tracking import Console, Tracker, default_trackers
 
 
 def train(training: Training) -> None:
-    """Trains up to the last epoch, or until patience runs out; reports every epoch with a checkpoint.
+    """Trains up to the last epoch, or until early stopping; reports every epoch with a checkpoint.
 
     Raises:
         NonFiniteError: the loss or the gradient stopped being finite.
         StorageError: a checkpoint cannot be written.
-        StoppedError: somebody asked for it; the state was saved.
+        StoppedError: the run received a request to stop; the state was saved.
     """
     config, state, runtime, splits = training.config, training.state, training.runtime, training.splits
     console = Console(training.folder) if runtime.rank == 0 else None
@@ -89,10 +89,10 @@ def train(training: Training) -> None:
 
 
 def train_epoch(training: Training, console: Console | None) -> Record:
-    """One pass over the training split, or what is left of it; returns the means of the step's quantities.
+    """Trains on the training split once, or on the rest of an interrupted epoch; returns the means of the steps.
 
     Raises:
-        StoppedError: see `train`.
+        StoppedError: the run received a request to stop; the state was saved.
     """
     settings, state, runtime, split = training.config.train, training.state, training.runtime, training.splits["train"]
     training.step.train()
@@ -120,7 +120,7 @@ def train_epoch(training: Training, console: Console | None) -> Record:
         state.within += part.samples
         number = state.position.steps
         if number % settings.log_interval == 0 or number == steps:
-            look(state, runtime)
+            stop_if_not_finite(state, runtime)
         if values is not None and console is not None and number % settings.log_interval == 0:
             console.say(f"epoch {state.epoch + 1}  step {number}/{steps}  loss {float(values['loss']):.4f}")
         between_steps(settings.save_every, state, runtime)
@@ -128,21 +128,21 @@ def train_epoch(training: Training, console: Console | None) -> Record:
 
 
 def between_steps(every: int | None, state: TrainState, runtime: Runtime) -> None:
-    """Saves where `--save_every` or a notice asks for it.
+    """Saves if `--save_every` or a notice requires it.
 
     Raises:
-        StoppedError: after saving, where somebody asked the run to stop.
+        StoppedError: after saving, if the run received a request to stop.
     """
     notice = runtime.notice()
     if notice or (every is not None and state.step % every == 0):
-        look(state, runtime)
+        stop_if_not_finite(state, runtime)
         runtime.save(state.position, state.save)
     if notice is Notice.STOP:
         raise stopped(runtime, state)
 
 
 def stopped(runtime: Runtime, state: TrainState) -> StoppedError:
-    """The line that says where a run stands and how it goes on."""
+    """Returns the line that says where a run stopped and how to continue it."""
     return StoppedError(
         f"stopped after {state.position}; saved in {runtime.checkpoints.folder / state.position.name}; the same command "
         "with the same --name goes on from there"

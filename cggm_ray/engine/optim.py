@@ -22,7 +22,10 @@ Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 
 
 def build_optimizer(name: str, parameters: Parameters, *, lr: float, weight_decay: float) -> Optimizer:
-    """An optimizer of `OPTIMIZERS`, which moves all parameters in one call; SGD has momentum 0.9, as in the released code."""
+    """Builds an optimizer of `OPTIMIZERS` that updates all parameters in one call (fused).
+
+    SGD has momentum 0.9, as in the released code.
+    """
     if name == "SGD":
         optimizer = SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=0.9, fused=True)
         optimizer.register_step_pre_hook(_start_momentum)
@@ -32,7 +35,10 @@ def build_optimizer(name: str, parameters: Parameters, *, lr: float, weight_deca
 
 
 def _start_momentum(optimizer: Optimizer, *_: Any) -> None:
-    """Momentum 0 for parameters that get their first gradient later than others: fused SGD wants it for all or none."""
+    """Sets momentum 0 for all parameters, because fused SGD needs a buffer for all of them or for none.
+
+    Some parameters get their first gradient later than others.
+    """
     for group in optimizer.param_groups:
         moving = [parameter for parameter in group["params"] if parameter.grad is not None]
         new = [parameter for parameter in moving if "momentum_buffer" not in optimizer.state[parameter]]
@@ -47,7 +53,7 @@ def model_optimizer(
     encoders: Mapping[str, nn.Module] | None = None,
     rates: Mapping[str, float] | None = None,
 ) -> Optimizer:
-    """The optimizer of encoders, fusion and head.
+    """Builds the optimizer of encoders, fusion and head.
 
     Args:
         settings: its name, learning rate and weight decay.
@@ -69,7 +75,7 @@ def model_optimizer(
 
 
 def rescale(optimizer: Optimizer, rates: Mapping[str, float]) -> None:
-    """Gives the encoders other factors; what a schedule made of their learning rates stays.
+    """Gives the encoders other learning-rate factors; the effect of the schedule stays.
 
     Args:
         optimizer: of the model.
@@ -83,12 +89,12 @@ def rescale(optimizer: Optimizer, rates: Mapping[str, float]) -> None:
 
 
 def guide_optimizer(settings: OptimConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """The optimizer of the guide classifiers."""
+    """Builds the optimizer of the guide classifiers."""
     return build_optimizer(settings.optim, parameters, lr=settings.cls_lr, weight_decay=settings.cls_weight_decay)
 
 
 def build_schedule(settings: OptimConfig, epochs: int, optimizer: Optimizer) -> Schedule:
-    """The schedule of a run of that many epochs, for the optimizer of the model."""
+    """Builds the learning-rate schedule of a run of `epochs` epochs, for the optimizer of the model."""
     if settings.schedule == "plateau":
         return PlateauSchedule(optimizer, when=settings.when)
     return CosineSchedule(
@@ -102,7 +108,7 @@ def build_schedule(settings: OptimConfig, epochs: int, optimizer: Optimizer) -> 
 
 
 def retune(optimizer: Optimizer, before: float, lr: float, weight_decay: float) -> None:
-    """Goes on with another learning rate and weight decay.
+    """Continues with another learning rate and weight decay.
 
     Args:
         optimizer: as it was saved; a schedule may have moved its learning rate.

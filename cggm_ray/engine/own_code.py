@@ -1,6 +1,6 @@
 """What a person registered in files of their own (datasets, strategies, networks): recorded, imported again, sent elsewhere.
 
-To import a file is to run it. Only files that the person names with `--import`, or that a run recorded, are imported.
+Importing a file runs it. Only files that the user names with `--import`, or that a run recorded, are imported.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from cggm_ray.core.errors import CggmError, UsageError, one_line, shown
+from cggm_ray.core.errors import CggmError, UsageError, one_line, short_repr
 from cggm_ray.core.registry import Place, Registry
 from cggm_ray.data.dataset import DATASETS
 from cggm_ray.engine.configuration import Config
@@ -30,7 +30,7 @@ _running: list[Path] = []
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What is registered under a name, on its way to another process.
+    """A registered entry that is sent to another process.
 
     Attributes:
         kind: of `REGISTRIES`.
@@ -58,7 +58,7 @@ def entries(config: Config) -> tuple[Entry, ...]:
 
 
 def adopt(own: Iterable[Entry]) -> None:
-    """Registers what came from another process, unless it is known here."""
+    """Registers entries that came from another process, unless they are known here."""
     for one in own:
         REGISTRIES[one.kind].adopt(one.name, one.entry, one.place)
 
@@ -89,7 +89,7 @@ def import_recorded(kind: str, name: object, recorded: Iterable[Any], where: Pat
     registry = REGISTRIES[kind]
     if not isinstance(name, str) or name in registry.names():
         return
-    what, hint = f"{where}: the {kind} {shown(name)}", "give the file that registers it with --import FILE"
+    what, hint = f"{where}: the {kind} {short_repr(name)}", "give the file that registers it with --import FILE"
     matching = [one for one in recorded if isinstance(one, dict) and (one.get("kind"), one.get("name")) == (kind, name)]
     if not matching:
         # `get` names the nearest known name.
@@ -109,7 +109,7 @@ def import_recorded(kind: str, name: object, recorded: Iterable[Any], where: Pat
 
 
 def import_file(path: Path, module: str | None = None) -> None:
-    """Runs a Python file as a module, once; files beside it can be imported by it, as where it is started by itself.
+    """Runs a Python file as a module, once. The file can import its neighbours, as if it were the main program.
 
     Args:
         path: of the file.
@@ -147,7 +147,7 @@ def import_file(path: Path, module: str | None = None) -> None:
 
 
 def _executed(path: Path) -> ModuleType:
-    # A name that hides no installed module: the file may be called test.py.
+    # The name hides no installed module, because the file may be called test.py.
     name = f"cggm_ray_import_{len(_imported)}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -175,5 +175,5 @@ def check_not_importing() -> None:
 
 
 def imported_modules() -> list[ModuleType]:
-    """Modules of the files that were imported here, and of those beside them; other processes may not find them by name."""
+    """Returns the modules of the imported files and of their neighbours, which other processes may not find by name."""
     return [*_imported.values(), *(module for module in _beside if module not in _imported.values())]

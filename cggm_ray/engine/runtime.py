@@ -1,4 +1,4 @@
-"""The seam between the loop and where it runs: one process, several under torchrun, or Ray Train workers."""
+"""The interface between the loop and its surroundings: one process, several under torchrun, or Ray Train workers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cggm_ray.core.errors import StorageError, UsageError
 from cggm_ray.core.reduction import Reduction
 from cggm_ray.engine.checkpoints import Checkpoints
 from cggm_ray.engine.state import Position
-from cggm_ray.engine.stopping import Agreement, Asked, Notice
+from cggm_ray.engine.stopping import Agreement, Notice, StopRequest
 
 BUCKETS = 4
 """Messages that the gradients of a small model are sent in."""
@@ -35,7 +35,7 @@ Record = dict[str, float]
 
 
 class Runtime(Protocol):
-    """What the loop needs from its surroundings."""
+    """Services that the loop needs from its surroundings."""
 
     rank: int
     world_size: int
@@ -46,11 +46,11 @@ class Runtime(Protocol):
         ...
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module, made to average its gradients over the workers."""
+        """Returns the module, changed so that its gradients are averaged over the workers."""
         ...
 
     def save(self, position: Position, write: Callable[[Path], None]) -> None:
-        """Keeps a checkpoint, which `write` fills on rank 0. All workers call it.
+        """Saves a checkpoint; rank 0 fills its folder by calling `write`. All workers call it.
 
         Raises:
             StorageError: on all workers, where rank 0 cannot write it.
@@ -58,39 +58,39 @@ class Runtime(Protocol):
         ...
 
     def report(self, record: Record, write: Callable[[Path], None]) -> None:
-        """Keeps the checkpoint of a finished epoch, see `save`, and hands its metrics on. All workers call it."""
+        """Saves the checkpoint of a finished epoch and reports its metrics. All workers call it."""
         ...
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """Those of this run."""
+        """Checkpoints of this run."""
         ...
 
     def notice(self, now: bool = False) -> Notice:
-        """Whether to save or to stop here, the same on all workers. All call it after every step.
+        """Returns whether to save or to stop now, the same on all workers. All workers call it after every step.
 
         Args:
             now: between two epochs, where waiting costs nothing.
         """
         ...
 
-    def wish(self) -> Notice:
-        """What this worker alone was asked, for work that it does alone."""
+    def local_notice(self) -> Notice:
+        """Returns the notice of this worker only, for work in which no other worker takes part."""
         ...
 
 
 def all_reduce(tensor: Tensor) -> Tensor:
-    """Sum over all workers of the default process group; the argument is left as it is."""
+    """Returns the sum over all workers of the default process group; the argument does not change."""
     total = tensor.clone()
     dist.all_reduce(total)
     return total
 
 
 def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module under DistributedDataParallel.
+    """Wraps the module in DistributedDataParallel.
 
-    Buffers are not broadcast: every worker computes the same values from the same sums. The gradients of a small model go
-    in several messages too, so that the first travel while the backward pass still computes.
+    Buffers are not broadcast, because every worker computes the same values from the same sums. The gradients of a small
+    model are sent in several messages too, so that communication overlaps with the backward pass.
     """
     size = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
     with warnings.catch_warnings():
@@ -163,10 +163,10 @@ class LocalRuntime(GroupRuntime):
     Args:
         folder: of the run.
         config: says whether a GPU may be used, the number of threads, and how long workers wait for one another.
-        asked: whether a signal came.
+        stop_request: records a signal; a new one by default.
 
     Raises:
-        UsageError: a GPU was asked for and there is none.
+        UsageError: `use_gpu` is set and there is no GPU.
     """
 
     def __init__(self, folder: Path, config: RunConfig, asked: Asked | None = None) -> None:
@@ -188,9 +188,9 @@ class LocalRuntime(GroupRuntime):
         period = 1.0 if world_size > 1 else 0.0
         super().__init__(int(os.environ.get("RANK", 0)), world_size, device, folder, period)
 
-    def wish(self) -> Notice:
-        """See `Runtime`."""
-        return self.asked.notice()
+    def local_notice(self) -> Notice:
+        """Returns the notice of this process only."""
+        return self.stop_request.notice()
 
     def close(self) -> None:
         """Leaves the process group, whose threads end here.
@@ -204,7 +204,7 @@ class LocalRuntime(GroupRuntime):
 
 
 def numbers(values: Mapping[str, float]) -> Record:
-    """The values as plain floats, in the same order: what Ray's reports and JSON take."""
+    """Returns the values as plain floats, in the same order, because Ray's reports and JSON take nothing else."""
     return {name: float(value) for name, value in values.items()}
 
 
@@ -213,7 +213,7 @@ WORKERS = re.compile(r"([1-9]\d*)(?::([1-9]\d*))?")
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Where the run happens and where it is kept."""
+    """Settings of where a run happens and where its files are stored."""
 
     local: bool = option(False, "train in this process, without Ray; implied under torchrun", resume=True)
     workers: str = option(
@@ -221,7 +221,7 @@ class RunConfig:
     )
     resize_interval: int = option(
         60,
-        "seconds between two looks at whether a group like 2:8 can grow; growing repeats the running epoch",
+        "seconds between two checks whether a group like 2:8 can grow; growing repeats the running epoch",
         resume=True,
     )
     max_failures: int = option(

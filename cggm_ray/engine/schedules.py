@@ -13,45 +13,45 @@ FACTOR = "factor"
 
 
 class Schedule:
-    """The learning rate of the model over a run; by itself constant. The loop calls it in two places."""
+    """The learning rate of the model over a run. The base class keeps it constant. The loop calls both hooks."""
 
     def before_step(self, step: int, steps_per_epoch: int) -> None:
         """Sets the learning rate of a step, counted from 0 over the whole run."""
 
     def after_epoch(self, valid_loss: float) -> None:
-        """Sees the validation loss of an epoch."""
+        """Receives the validation loss of an epoch."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What the schedule remembers."""
+        """Returns the state that a resumed run needs."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Puts back what `state_dict` gave."""
+        """Restores the state that `state_dict` returned."""
 
 
 class PlateauSchedule(Schedule):
-    """A tenth of the learning rate after `when` epochs in which the validation loss did not fall (released code)."""
+    """Divides the learning rate by ten after `when` epochs without a lower validation loss (released code)."""
 
     def __init__(self, optimizer: Optimizer, *, when: int) -> None:
         self._inner = ReduceLROnPlateau(optimizer, mode="min", factor=0.1, patience=when)
 
     def after_epoch(self, valid_loss: float) -> None:
-        """See `Schedule`."""
+        """Divides the learning rate by ten if the validation loss has not fallen for `when` epochs."""
         self._inner.step(valid_loss)
 
     def state_dict(self) -> dict[str, Any]:
-        """See `Schedule`."""
+        """Returns the state of torch's plateau scheduler."""
         return self._inner.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `Schedule`."""
+        """Restores the state of torch's plateau scheduler."""
         self._inner.load_state_dict(state)
 
 
 class CosineSchedule(Schedule):
     """Linear warm-up, then half a cosine, set before every step (released code).
 
-    A function of the step alone, so it remembers nothing.
+    The learning rate is a function of the step, so the schedule has no state.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class CosineSchedule(Schedule):
         self._rates = {"peak": peak, "final": final, "start": start}
 
     def before_step(self, step: int, steps_per_epoch: int) -> None:
-        """See `Schedule`."""
+        """Sets the learning rate of the step on the warm-up line or on the cosine."""
         warmup, total = self._warmup_epochs * steps_per_epoch, self._epochs * steps_per_epoch
         lr = cosine_with_warmup(step, total, warmup, **self._rates)
         for group in self._optimizer.param_groups:
@@ -69,11 +69,11 @@ class CosineSchedule(Schedule):
 
 
 def cosine_with_warmup(step: int, total: int, warmup: int, *, peak: float, final: float, start: float) -> float:
-    """Learning rate of a step: from `start` to `peak` in `warmup` steps, both included, then towards `final`."""
+    """Returns the learning rate of a step, which rises from `start` to `peak` in `warmup` steps and falls towards `final`."""
     if step < warmup:
         return start + (peak - start) * step / max(1, warmup - 1)
     return final + (peak - final) * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
 
 
 SCHEDULES = ("plateau", "cosine")
-"""Names that `--schedule` takes."""
+"""Schedules by the name that `--schedule` takes."""

@@ -1,6 +1,7 @@
-"""MLflow and W&B as trackers. Each is an extra, and nothing leaves the machine unless its own variables say where to.
+"""MLflow and W&B as trackers.
 
-A run is worth more than its entry in a service: what goes wrong with one is said once, and the run goes on without it.
+Each is an extra. No data leaves the machine unless the service's own environment variables name a server. An error of a
+service is reported once and never stops a run, because the metrics are in `metrics.jsonl` anyway.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ LONGEST = 500
 
 
 class MLflow:
-    """A run of the experiment 'cggm-ray': in `mlflow/` in the folder of the run, or where MLFLOW_TRACKING_URI says.
+    """Logs to a run of the experiment 'cggm-ray' in `mlflow/` in the folder of the run, or at MLFLOW_TRACKING_URI.
 
     Args:
         folder: of the run. A run that goes on is the same run there.
@@ -36,7 +37,7 @@ class MLflow:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         address = os.environ.get("MLFLOW_TRACKING_URI")
         if address is None:
-            # A folder needs no database; MLflow takes one only where somebody says that this is meant.
+            # A folder needs no database, but MLflow accepts it only if this variable is set.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             address = (folder / "mlflow").absolute().as_uri()
         entities = require("mlflow.entities", extra="mlflow", purpose="trackers")
@@ -56,7 +57,7 @@ class MLflow:
             self._client.log_batch(self._run, params=logged)
 
     def log(self, record: Mapping[str, float]) -> None:
-        """See `Tracker`."""
+        """Sends the metrics of an epoch."""
         epoch = int(record["epoch"])
         metrics = [
             self._metric(name, value, 0, epoch)
@@ -66,14 +67,14 @@ class MLflow:
         self._client.log_batch(self._run, metrics=metrics)
 
     def close(self) -> None:
-        """See `Tracker`."""
+        """Closes the run of the service."""
         self._client.set_terminated(self._run)
 
 
 class WandB:
-    """A run of the project 'cggm-ray', in `wandb/` in the folder of the run.
+    """Logs to a run of the project 'cggm-ray', stored in `wandb/` in the folder of the run.
 
-    It stays there (`wandb sync` sends it later) unless WANDB_API_KEY or WANDB_MODE is set.
+    The data stays there unless WANDB_API_KEY or WANDB_MODE is set; `wandb sync` uploads it later.
 
     Args:
         folder: of the run. A run that goes on is the same run there.
@@ -105,17 +106,17 @@ class WandB:
         )
 
     def log(self, record: Mapping[str, float]) -> None:
-        """See `Tracker`."""
+        """Sends the metrics of an epoch."""
         values = {name: value for name, value in record.items() if math.isfinite(value)}
         self._run.log(values, step=int(record["epoch"]))
 
     def close(self) -> None:
-        """See `Tracker`."""
+        """Closes the run of the service."""
         self._run.finish()
 
 
-class Careful:
-    """A service that may fail: the first time that it does is said, and it is not asked again.
+class TolerantTracker:
+    """Passes metrics to a service until it fails; the first error is printed, and later metrics are not sent.
 
     Args:
         name: of the service.
@@ -129,13 +130,13 @@ class Careful:
         self._service = self._try(make)
 
     def log(self, record: Mapping[str, float]) -> None:
-        """See `Tracker`."""
+        """Sends the metrics of an epoch."""
         service = self._service
         if service is not None:
             self._try(lambda: service.log(record))
 
     def close(self) -> None:
-        """See `Tracker`."""
+        """Closes the run of the service."""
         service = self._service
         if service is not None:
             self._try(service.close)
@@ -151,6 +152,9 @@ class Careful:
 
 
 def _identity(folder: Path) -> str:
-    """The same for every start of a run, and another for every folder; without quotes, which end a text in a search."""
+    """Returns a name that is the same for every start of a run and differs between folders.
+
+    It holds no quotes, because they end a text in a search of the service.
+    """
     name = re.sub(r"[^\w.-]", "_", folder.name[:40])
     return f"{name}-{hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:12]}"

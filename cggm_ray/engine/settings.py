@@ -14,7 +14,7 @@ ON_NONFINITE = ("stop", "skip")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The loop."""
+    """Settings of the training loop."""
 
     batch_size: int = option(64, "samples per optimizer step, over all workers")
     num_epochs: int = option(30, "passes over the training split", resume=True)

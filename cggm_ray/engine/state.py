@@ -1,4 +1,4 @@
-"""Everything that a resume needs, and how it is written: safetensors and JSON, no pickle."""
+"""The training state that a resume needs, written as safetensors and JSON without pickle."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PROGRESS = ("epoch", "step", "samples", "within", "skips")
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """Where in a run a checkpoint was made.
+    """Position in a run at which a checkpoint was made.
 
     Attributes:
         epoch: epochs finished.
@@ -45,7 +45,7 @@ class Position:
 
     @property
     def name(self) -> str:
-        """Of the checkpoint's folder."""
+        """Name of the checkpoint's folder."""
         return f"epoch-{self.epoch:05d}" + (f"-step-{self.steps:06d}" if self.steps else "")
 
     def __str__(self) -> str:
@@ -62,7 +62,7 @@ class Best:
     epoch: int = 0
 
     def update(self, value: float, epoch: int) -> bool:
-        """Takes the metric of an epoch (counted from 1); True if it is better than all before. NaN never is."""
+        """Records the metric of an epoch (counted from 1); returns True if it is the best so far. NaN is never the best."""
         if value != value or (self.value is not None and not self._better(value, self.value)):
             return False
         self.value, self.epoch = value, epoch
@@ -74,7 +74,7 @@ class Best:
 
 @dataclass
 class TrainState:
-    """A training run between two steps.
+    """The state of a training run between two steps.
 
     Attributes:
         epoch: epochs finished.
@@ -83,7 +83,7 @@ class TrainState:
         within: of these, samples of the running epoch; 0 between two epochs.
         averages: of the running epoch.
         skips: steps in a row, up to the last one, that were skipped because they were not finite.
-        watch: tells later whether steps were finite; None where it is known at once.
+        watch: records on the device whether steps were finite; None if every step is checked at once.
     """
 
     net: MultimodalNet
@@ -102,7 +102,7 @@ class TrainState:
 
     @property
     def position(self) -> Position:
-        """Where in the run it stands."""
+        """Current position in the run."""
         return Position(self.epoch, self.averages.steps + self.averages.skipped)
 
     def end_epoch(self) -> None:
@@ -130,7 +130,7 @@ class TrainState:
         (folder / VALUES).write_text(json.dumps(tree))
 
     def load(self, folder: Path) -> None:
-        """Puts back what `save` wrote; learning rates and weight decays follow `config` where it has others.
+        """Restores what `save` wrote; learning rates and weight decays follow `config` if it has others.
 
         Raises:
             TrainingError: a file is missing, damaged, or of another model or strategy.
@@ -155,7 +155,7 @@ class TrainState:
 
 
 def saved_values(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says in plain values: 'config', 'progress', 'best'.
+    """Returns the plain values of a checkpoint: 'config', 'progress', 'best'.
 
     Raises:
         TrainingError: the file is missing or damaged.
@@ -168,7 +168,7 @@ def saved_values(folder: Path) -> dict[str, Any]:
 
 
 def copy_as_own(source: Path, target: Path) -> None:
-    """Copies the checkpoint of another run into an existing folder, for a run that has no best epoch of its own yet."""
+    """Copies the checkpoint of another run into an existing folder, for a run that has no best epoch yet."""
     copy_files(source, target)
     values = saved_values(source)
     values["best"] |= {"value": None, "epoch": 0}
@@ -188,7 +188,7 @@ def load_weights(net: MultimodalNet, folder: Path) -> None:
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # safetensors refuses tensors that share memory; a clone shares with nobody.
+    # safetensors refuses tensors that share memory; a clone shares none.
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
@@ -196,7 +196,7 @@ _TENSOR, _ITEMS = "$tensor", "$items"
 
 
 def _strip(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """The same tree for JSON: tensors move to `tensors` under their path, dicts with other keys become pairs."""
+    """Returns the tree for JSON: tensors move to `tensors` under their path, and dicts with other keys become pairs."""
     if isinstance(value, Tensor):
         tensors[path] = value
         return {_TENSOR: path}
@@ -209,7 +209,7 @@ def _strip(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _merge(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Undoes `_strip`."""
+    """Reverses `_strip`."""
     if isinstance(value, dict):
         if _TENSOR in value:
             return tensors[value[_TENSOR]]

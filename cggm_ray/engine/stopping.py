@@ -1,7 +1,7 @@
-"""Being asked to stop: signals, and how all workers agree on the step after which they save.
+"""Requests to stop: signals, and the agreement of all workers on the step after which they save.
 
-A signal only sets a flag. The loop looks at it between two steps, so what is saved is a state that any other run could be
-in. Several workers compare their flags about once a second, all at the same step, by one small all-reduce.
+A signal only sets a flag. The loop checks it between two steps, so the state that is saved is one between two
+steps. Several workers compare their flags about once a second, all at the same step, by one small all-reduce.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Notice(IntEnum):
-    """What the loop is asked to do between two steps; the larger one counts."""
+    """An action that the loop takes between two steps. Of two notices the larger one counts."""
 
     NONE = 0
     SAVE = 1
@@ -31,11 +31,11 @@ class Notice(IntEnum):
 
 SAVING = b"saving after this step; the same signal once more ends at once\n"
 LEAVING_OUT = b"the run is finished; what is left is left out; the same signal once more ends at once\n"
-"""What a signal is answered with, before and after the test."""
+"""Lines that answer a signal, before and after the test."""
 
 
-class Asked:
-    """Whether this process is to stop: a signal came, or torchrun, which started it, was killed.
+class StopRequest:
+    """Records whether this process is to stop, because a signal came or because the torchrun that started it was killed.
 
     Attributes:
         signal: number of the signal; 0 while none came.
@@ -48,17 +48,20 @@ class Asked:
         self._parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     def notice(self) -> Notice:
-        """What it means for the loop."""
+        """Returns STOP if this process is to stop, and NONE otherwise."""
         # Processes without their torchrun would train on beside those of the next start.
         orphan = self._parent is not None and os.getppid() != self._parent
         return Notice.STOP if self.signal or orphan else Notice.NONE
 
 
 @contextmanager
-def listening(asked: Asked) -> Iterator[None]:
-    """Takes SIGTERM and the first Ctrl-C as the wish to save and stop; a second one ends the process as ever.
+def stopping_on_signals(stop_request: StopRequest) -> Iterator[None]:
+    """Records SIGTERM and the first Ctrl-C as a request to save and stop; a second signal ends the process at once.
 
-    Only the main thread can take signals; it calls this.
+    Only the main thread may call it, because Python delivers signals to that thread only.
+
+    Args:
+        stop_request: receives the number of the signal.
     """
     # Not print: the signal may have come in the middle of one.
     with _first_signal(asked, lambda: os.write(2, asked.answer)):
@@ -66,18 +69,21 @@ def listening(asked: Asked) -> Iterator[None]:
 
 
 class Interrupted(BaseException):
-    """A signal came in a block of `interrupting`. No Exception, so that no library takes it for an error of its own."""
+    """A signal came in a block of `interrupting`.
+
+    It is no Exception, because a library could take that for an error of its own.
+    """
 
 
 @contextmanager
-def interrupting(asked: Asked) -> Iterator[None]:
-    """Has the first SIGTERM or Ctrl-C end the block at once, for work of one process that may be left out.
+def interrupting(stop_request: StopRequest) -> Iterator[None]:
+    """Ends the block at once at the first SIGTERM or Ctrl-C, for optional work of a single process.
 
     Args:
-        asked: notes the signal.
+        stop_request: receives the number of the signal.
 
     Raises:
-        Interrupted: it came.
+        Interrupted: a signal came.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -113,14 +119,14 @@ def _first_signal(asked: Asked, then: Callable[[], object]) -> Iterator[None]:
 
 
 class Agreement:
-    """The notice of all workers, at a step that is the same for all.
+    """Combines the notices of all workers, at a step that is the same for all of them.
 
     Args:
         ask: the notice of this worker.
         world_size: number of workers; one alone need not agree.
         reduce: sums over workers.
         device: of what is reduced.
-        period: seconds between two looks; 0 looks at every step. With several workers the number of steps follows from the
+        period: seconds between two checks; 0 checks at every step. With several workers the number of steps follows from the
             mean time of a step, which is agreed on too.
     """
 
@@ -138,7 +144,10 @@ class Agreement:
         self._interval = self._left = 1
 
     def __call__(self, now: bool = False) -> Notice:
-        """What all workers do next. All of them call it, after every step and with `now` between two epochs."""
+        """Returns the notice for all workers.
+
+        All workers call it after every step, and with `now` between two epochs.
+        """
         self._left -= 1
         elapsed = time.monotonic() - self._last
         if not now and (elapsed < self._period if self._world_size == 1 else self._left > 0):
@@ -146,11 +155,11 @@ class Agreement:
         self._last = time.monotonic()
         if self._world_size == 1:
             return self._ask()
-        asked = torch.zeros(len(Notice), dtype=torch.float64, device=self._device)
-        asked[0] = elapsed / max(1, self._interval - self._left)
+        totals = torch.zeros(len(Notice), dtype=torch.float64, device=self._device)
+        totals[0] = elapsed / max(1, self._interval - self._left)
         notice = self._ask()
         if notice:
-            asked[notice] = 1
-        seconds, save, stop = self._reduce(asked).tolist()
+            totals[notice] = 1
+        seconds, save, stop = self._reduce(totals).tolist()
         self._interval = self._left = max(1, min(1000, int(self._period * self._world_size / max(seconds, 1e-6))))
         return Notice.STOP if stop else Notice.SAVE if save else Notice.NONE

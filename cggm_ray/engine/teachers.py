@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from cggm_ray.core.errors import UsageError, shown
+from cggm_ray.core.errors import UsageError, short_repr
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.state import BEST, VALUES, WEIGHTS
 
@@ -20,7 +20,7 @@ FLAG = "umt_teachers"
 
 
 def find_teachers(config: Config, runs: Sequence[str] | None, modalities: Sequence[str]) -> dict[str, Path]:
-    """The folder with the best checkpoint of every modality's teacher.
+    """Returns the folder with the best checkpoint of every modality's teacher.
 
     Args:
         config: of the run that is to be taught.
@@ -51,11 +51,11 @@ def find_teachers(config: Config, runs: Sequence[str] | None, modalities: Sequen
 
 
 def load_teachers(encoders: Mapping[str, nn.Module], teachers: Mapping[str, Path]) -> dict[str, nn.Module]:
-    """Copies of the encoders with the weights of the teachers.
+    """Returns copies of the encoders with the weights of the teachers.
 
     Args:
         encoders: by modality, of the network that is to be taught.
-        teachers: see `find_teachers`.
+        teachers: folder of the best checkpoint by modality, as `find_teachers` returns them.
 
     Raises:
         UsageError: weights cannot be read, or do not fit the encoder.
@@ -78,7 +78,7 @@ def load_teachers(encoders: Mapping[str, nn.Module], teachers: Mapping[str, Path
 
 
 def _modality(config: Config, folder: Path) -> str:
-    """The modality of a finished run, which must be like this run otherwise."""
+    """Returns the modality of a finished run, after checking that its configuration otherwise matches this run."""
     try:
         of_run: Mapping[str, Any] = json.loads((folder / BEST / VALUES).read_text())["config"]
         dataset, modalities, model = of_run["data"]["dataset"], of_run["data"]["modalities"], of_run["model"]
@@ -88,17 +88,19 @@ def _modality(config: Config, folder: Path) -> str:
             f"name in {config.run.storage}"
         ) from error
     if dataset != config.data.dataset:
-        raise UsageError(f"{FLAG}: {folder} was trained on {shown(dataset)}, this run is on {config.data.dataset!r}")
+        raise UsageError(
+            f"{FLAG}: {folder} was trained on {short_repr(dataset)}, this run is on {config.data.dataset!r}"
+        )
     if not isinstance(modalities, list) or len(modalities) != 1:
         raise UsageError(
-            f"{FLAG}: {folder} was trained with {'all modalities' if modalities is None else shown(modalities)}; expected "
+            f"{FLAG}: {folder} was trained with {'all modalities' if modalities is None else short_repr(modalities)}; expected "
             "one, given by --modalities"
         )
     # Dropouts and the size of the guides are no part of an encoder's shape.
     for field in ("nlevels", "num_heads", "proj_dim"):
         if model.get(field) != getattr(config.model, field):
             raise UsageError(
-                f"{FLAG}: {folder} was trained with {field} {shown(model.get(field))}, this run has "
+                f"{FLAG}: {folder} was trained with {field} {short_repr(model.get(field))}, this run has "
                 f"{getattr(config.model, field)}; expected the same"
             )
     return str(modalities[0])

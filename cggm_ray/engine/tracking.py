@@ -1,6 +1,6 @@
-"""Where the metrics of a run go: JSON lines always, the lines of progress, and TensorBoard, MLflow and W&B if asked for.
+"""Trackers of a run's metrics: JSON lines and lines of progress always, TensorBoard, MLflow and W&B on request.
 
-Lines of progress are printed and kept in `train.log`; under Ray they are printed by the driver, which follows that file.
+Lines of progress are printed and kept in `train.log`. Under Ray the driver prints them, by following that file.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from cggm_ray.storage.files import write_text
 METRICS = "metrics.jsonl"
 LOG = "train.log"
 TRACKERS: Mapping[str, str | None] = {"jsonl": None, "tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
-"""What `--trackers` takes, and the module that each needs; the metrics file is there in any case."""
+"""Names that `--trackers` takes, and the module that each of them needs. The metrics file is always written."""
 
 
 class Tracker(Protocol):
     """Receives the metrics of every epoch, on rank 0."""
 
     def log(self, record: Mapping[str, float]) -> None:
-        """Takes the metrics of an epoch; 'epoch' counts from 1."""
+        """Receives the metrics of an epoch; 'epoch' counts from 1."""
         ...
 
     def close(self) -> None:
@@ -39,7 +39,7 @@ class Tracker(Protocol):
 
 
 class JsonLines:
-    """`metrics.jsonl`: one object an epoch. NaN and infinities are written as null.
+    """Writes `metrics.jsonl`, one object per epoch, with null in place of NaN and infinities.
 
     Args:
         folder: of the run.
@@ -52,17 +52,17 @@ class JsonLines:
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def log(self, record: Mapping[str, float]) -> None:
-        """See `Tracker`."""
+        """Appends the metrics of an epoch as a line."""
         plain = {name: value if math.isfinite(value) else None for name, value in record.items()}
         with self._path.open("a") as file:
             file.write(json.dumps(plain) + "\n")
 
     def close(self) -> None:
-        """See `Tracker`."""
+        """Closes the file."""
 
 
 class TensorBoard:
-    """Event files in `tensorboard/`."""
+    """Writes event files in `tensorboard/`."""
 
     def __init__(self, folder: Path, finished: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -70,13 +70,13 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=finished + 1)  # type: ignore[no-untyped-call]
 
     def log(self, record: Mapping[str, float]) -> None:
-        """See `Tracker`."""
+        """Writes every finite metric as a scalar of the epoch."""
         for name, value in record.items():
             if name != "epoch" and math.isfinite(value):
                 self._writer.add_scalar(name, value, int(record["epoch"]))  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
-        """See `Tracker`."""
+        """Flushes and closes the event file."""
         self._writer.close()  # type: ignore[no-untyped-call]
 
 
@@ -95,11 +95,11 @@ class Console:
 
 @contextmanager
 def following(folder: Path, period: float = 0.3) -> Iterator[None]:
-    """Prints what is added to `train.log` while the block runs: the lines of a worker on another machine.
+    """Prints the lines that are added to `train.log` while the block runs, which a worker on another machine writes.
 
     Args:
         folder: of the run.
-        period: seconds between two looks.
+        period: seconds between two reads of the file.
     """
     path, done = folder / LOG, threading.Event()
     position = path.stat().st_size if path.exists() else 0
@@ -125,7 +125,7 @@ def following(folder: Path, period: float = 0.3) -> Iterator[None]:
 
 
 class Progress:
-    """One line an epoch: loss, validation metric, coefficients and the time left.
+    """Prints one line per epoch: loss, validation metric, coefficients and the time left.
 
     Args:
         console: prints the line.
@@ -144,7 +144,7 @@ class Progress:
         self._start = time.monotonic()
 
     def log(self, record: Mapping[str, float]) -> None:
-        """See `Tracker`."""
+        """Prints the line of an epoch."""
         epoch = int(record["epoch"])
         parts = [
             f"epoch {epoch:{len(str(self._epochs))}d}/{self._epochs}",
@@ -161,14 +161,14 @@ class Progress:
         self._console.say("  ".join(parts))
 
     def close(self) -> None:
-        """See `Tracker`."""
+        """Does nothing, because the console belongs to the caller."""
 
 
 def check_trackers(names: Sequence[str] | None) -> None:
-    """Whether what `--trackers` names exists and is installed here.
+    """Checks that the names of `--trackers` exist and that their packages are installed.
 
     Raises:
-        UsageError: it is not; the message says what to install.
+        UsageError: a name is unknown, or its package is missing; the message says how to install it.
     """
     for name in names or ():
         if name not in TRACKERS:
@@ -189,7 +189,9 @@ def default_trackers(
     epochs: int,
     parameters: Mapping[str, object],
 ) -> list[Tracker]:
-    """The metrics file, the lines of progress, and what `--trackers` names; by default TensorBoard if it is installed.
+    """Builds the trackers of a run: the metrics file, the lines of progress, and the services of `--trackers`.
+
+    By default TensorBoard is the only service, if it is installed.
 
     Args:
         wanted: names of services, or None for the default.
@@ -208,20 +210,20 @@ def default_trackers(
             trackers.append(TensorBoard(folder, finished))
         elif name in ("mlflow", "wandb"):
             # Imported where they are wanted: both take a second and more.
-            from cggm_ray.engine.services import Careful, MLflow, WandB
+            from cggm_ray.engine.services import MLflow, TolerantTracker, WandB
 
             service = MLflow if name == "mlflow" else WandB
-            trackers.append(Careful(name, partial(service, folder, parameters, finished), console.say))
+            trackers.append(TolerantTracker(name, partial(service, folder, parameters, finished), console.say))
     return trackers
 
 
 def read_metrics(folder: Path) -> list[dict[str, float | None]]:
-    """The lines of a run's `metrics.jsonl`."""
+    """Returns the lines of a run's `metrics.jsonl`."""
     return _lines(folder / METRICS)
 
 
 def _lines(path: Path) -> list[dict[str, float | None]]:
-    """Whole lines of a JSON-lines file; a last line that a crash cut short is left out."""
+    """Returns the complete lines of a JSON-lines file, without a last line that a crash cut short."""
     if not path.exists():
         return []
     lines = []

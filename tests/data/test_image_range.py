@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from food101_files import configuration, write_set
 
-from cggm_ray.data.datasets.food101.augment import image_problem, image_remarks, look_at, resized
+from cggm_ray.data.datasets.food101.augment import image_problem, image_remarks, inspect_image, resized
 
 Image = pytest.importorskip("PIL.Image")
 CASES = Path(os.environ.get("CGGM_DATA", Path(__file__).parents[3] / "shared" / "data")).parent / "cases"
@@ -75,7 +75,7 @@ def test_integers_of_16_bits_are_divided_by_257(tmp_path: Path) -> None:
         tmp_path / "32.tif",
     ):
         np.testing.assert_array_equal(grey(path), LEVELS)
-        assert look_at(path, SIZE).white == 65_535
+        assert inspect_image(path, SIZE).white == 65_535
 
 
 def test_nothing_is_clipped_between_the_levels(tmp_path: Path) -> None:
@@ -107,12 +107,12 @@ def test_12_bits_are_those_of_the_caller_or_of_the_file(tmp_path: Path) -> None:
     values = np.rint(LEVELS / 255 * 4095).astype(np.uint16)
     path = png(tmp_path / "x.png", values)
     np.testing.assert_array_equal(grey(path), np.rint(values / 257))
-    (remark,) = image_remarks([look_at(path, SIZE)], False)
+    (remark,) = image_remarks([inspect_image(path, SIZE)], False)
     assert remark.endswith(
         "1 whose values 0 to 65,535 become 0 to 255; largest value 4095; does the camera have fewer bits? (image_bits)"
     )
     np.testing.assert_array_equal(grey(path, bits=12), LEVELS)
-    assert image_remarks([look_at(path, SIZE, 12)], False)[0].endswith("largest value 4095")
+    assert image_remarks([inspect_image(path, SIZE, 12)], False)[0].endswith("largest value 4095")
     # MaxSampleValue.
     np.testing.assert_array_equal(grey(tiff(tmp_path / "x.tif", values, {281: 4095})), LEVELS)
 
@@ -153,7 +153,7 @@ def test_values_without_a_meaning_are_problems(tmp_path: Path, values: np.ndarra
 
 def test_fewer_bits_than_the_values_need_are_a_problem(tmp_path: Path) -> None:
     path = png(tmp_path / "x.png", np.full((4, 4), 5000, np.uint16))
-    assert look_at(path, SIZE, 12).problem == "found values of 5000 to 5000; expected 0 to 4,095"
+    assert inspect_image(path, SIZE, 12).problem == "found values of 5000 to 5000; expected 0 to 4,095"
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "jpg"])
@@ -172,7 +172,7 @@ def test_orientation_is_applied_where_the_caller_says_so(tmp_path: Path, suffix:
     turned = turned[:, ::-1] if orientation in (2, 3, 6, 7) else turned
     expected = np.asarray(Image.fromarray(turned).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
     np.testing.assert_array_equal(resized(path, SIZE, upright=True), expected)
-    assert look_at(path, SIZE).turned is (orientation > 1)
+    assert inspect_image(path, SIZE).turned is (orientation > 1)
     as_stored = np.asarray(Image.fromarray(stored).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
     np.testing.assert_array_equal(resized(path, SIZE), as_stored)
 

@@ -82,13 +82,13 @@ def test_second_run_reuses_and_changed_source_rebuilds(tmp_path: Path) -> None:
     assert open_set(first) is not None
 
 
-@pytest.mark.parametrize("harm", ["no manifest", "cut manifest", "shard gone", "shard cut"])
-def test_a_damaged_set_is_made_anew(tmp_path: Path, harm: str) -> None:
+@pytest.mark.parametrize("damage", ["no manifest", "cut manifest", "shard gone", "shard cut"])
+def test_a_damaged_set_is_made_anew(tmp_path: Path, damage: str) -> None:
     source = write_pickle(tmp_path / "small.pkl", small_set())
     folder = prepare_data(config(source, tmp_path), write_shards_here)
     good = {file.name: file.read_bytes() for file in folder.iterdir()}
-    victim = folder / (MANIFEST if "manifest" in harm else "valid-00000.parquet")
-    victim.unlink() if harm in ("no manifest", "shard gone") else victim.write_bytes(good[victim.name][:-20])
+    victim = folder / (MANIFEST if "manifest" in damage else "valid-00000.parquet")
+    victim.unlink() if damage in ("no manifest", "shard gone") else victim.write_bytes(good[victim.name][:-20])
     assert open_set(folder) is None
     assert prepare_data(config(source, tmp_path), write_shards_here) == folder
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == good
@@ -175,15 +175,15 @@ def test_order_is_a_function_of_seed_and_epoch(workers: int) -> None:
 
 def test_a_damaged_shard_is_named_with_its_sources(small_pickle: Path, tmp_path: Path) -> None:
     plain = config(small_pickle, tmp_path)
-    careful = plain.replace({"verify": True})
-    folder = prepare_data(careful, write_shards_here)
-    assert prepare_data(careful, write_shards_here) == folder
+    verified = plain.replace({"verify": True})
+    folder = prepare_data(verified, write_shards_here)
+    assert prepare_data(verified, write_shards_here) == folder
     shard = folder / "valid-00000.parquet"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     assert prepare_data(plain, write_shards_here) == folder
     with pytest.raises(DataError, match="damaged: sha256") as caught:
-        prepare_data(careful, write_shards_here)
+        prepare_data(verified, write_shards_here)
     assert str(shard) in str(caught.value)
     assert f"made from {small_pickle}" in str(caught.value)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from feature_sets import arrays, as_npz, config
 
-from cggm_ray.core.errors import LONGEST, CggmError, DataError, listed, one_line, shown
+from cggm_ray.core.errors import LONGEST, CggmError, DataError, listed, one_line, short_repr
 from cggm_ray.data.formats import h5
 from cggm_ray.data.formats.parquet import read_parquet
 from cggm_ray.data.formats.untrusted import check_texts, image_memory, inside, open_image, plain_array
@@ -165,7 +165,7 @@ def test_messages_are_one_line_and_show_the_beginning() -> None:
     laughs: list[object] = ["x"]
     for _ in range(60):
         laughs = [laughs] * 9
-    assert len(shown(laughs)) < 2000
+    assert len(short_repr(laughs)) < 2000
     assert listed(map(str, range(30)), 2) == "0, 1 and 28 more"
     assert listed([]) == "nothing"
 

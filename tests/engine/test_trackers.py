@@ -11,7 +11,7 @@ import pytest
 
 from cggm_ray.commands.cli import main
 from cggm_ray.engine.configuration import Config
-from cggm_ray.engine.services import Careful
+from cggm_ray.engine.services import TolerantTracker
 from cggm_ray.engine.tracking import read_metrics
 from conftest import SMALL
 
@@ -93,13 +93,13 @@ def test_a_run_goes_on_without_a_service_that_fails(
 ) -> None:
     class Failing:
         def __init__(self, *arguments: object) -> None:
-            self.asked = 0
+            self.calls = 0
 
         def log(self, record: object) -> None:
             raise ConnectionError("nobody\nthere")
 
         def close(self) -> None:
-            raise AssertionError("asked again")
+            raise AssertionError("called again")
 
     monkeypatch.setattr("cggm_ray.engine.services.MLflow", Failing)
     monkeypatch.setattr("cggm_ray.engine.tracking.check_trackers", lambda names: None)
@@ -114,7 +114,7 @@ def test_a_run_goes_on_without_a_service_that_fails(
     def fail() -> None:
         raise OSError("no disk")
 
-    careful = Careful("wandb", fail, said.append)  # type: ignore[arg-type]
-    careful.log({"epoch": 1.0})
-    careful.close()
+    tracker = TolerantTracker("wandb", fail, said.append)  # type: ignore[arg-type]
+    tracker.log({"epoch": 1.0})
+    tracker.close()
     assert said == ["wandb failed, and the run goes on without it: OSError: no disk"]

@@ -25,7 +25,7 @@ from cggm_ray.data.loading.split import TensorSplit
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.runtime import LocalRuntime, RunConfig
 from cggm_ray.engine.settings import TrainConfig
-from cggm_ray.engine.stopping import Agreement, Asked, Notice
+from cggm_ray.engine.stopping import Agreement, Notice, StopRequest
 from cggm_ray.engine.tracking import read_metrics
 from cggm_ray.models.deeplab import DeepLab, DeepLabConfig
 from cggm_ray.models.resnet import ResNetConfig
@@ -172,9 +172,9 @@ class Pair(LocalRuntime):
 
     def __init__(self, folder: Path, config: RunConfig, rank: int, sums: list[torch.Tensor], both: Barrier) -> None:
         self._sums, self._both = sums, both
-        super().__init__(folder, config, Asked())
+        super().__init__(folder, config, StopRequest())
         self.rank, self.world_size = rank, 2
-        self._agreement = Agreement(self.asked.notice, 2, self.reduce(), self.device, 0.0)
+        self._agreement = Agreement(self.stop_request.notice, 2, self.reduce(), self.device, 0.0)
 
     def reduce(self) -> Callable[[torch.Tensor], torch.Tensor]:
         def add(part: torch.Tensor) -> torch.Tensor:
@@ -206,9 +206,9 @@ def in_two_threads(folder: Path, config: Config, call: Callable[[Pair], Contribu
 def stopping_after(looks: int, runtime: LocalRuntime) -> LocalRuntime:
     """The runtime, to which a signal comes before so many looks are over."""
     left = iter(range(looks))
-    asked = runtime.asked.notice
-    runtime.asked.notice = lambda: asked() if next(left, None) is not None else Notice.STOP  # type: ignore[method-assign]
-    runtime._agreement._ask = runtime.asked.notice
+    notice = runtime.stop_request.notice
+    runtime.stop_request.notice = lambda: notice() if next(left, None) is not None else Notice.STOP  # type: ignore[method-assign]
+    runtime._agreement._ask = runtime.stop_request.notice
     return runtime
 
 

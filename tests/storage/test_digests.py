@@ -89,7 +89,7 @@ def test_content_of_the_same_size_under_the_old_time_is_read(
     other.write_text("CONTENT of one")
     os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     other.replace(files[0])
-    assert look(files[0])[:2] == (stat.st_size, stat.st_mtime_ns)
+    assert file_state(files[0])[:2] == (stat.st_size, stat.st_mtime_ns)
     assert file_digests(files, shards)[0] == file_digest(files[0])
     assert reads == ["one"]
 
@@ -133,15 +133,15 @@ def test_what_was_read_before_an_interrupt_is_kept(
     assert reads == ["two"]
 
 
-@pytest.mark.parametrize("harm", ["gone", "empty", "cut", "other digest", "other content", "no text", "folder"])
-def test_a_damaged_cache_is_no_cache(files: list[Path], shards: Path, reads: list[str], harm: str) -> None:
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "other digest", "other content", "no text", "folder"])
+def test_a_damaged_cache_is_no_cache(files: list[Path], shards: Path, reads: list[str], damage: str) -> None:
     want = file_digests(files, shards)
     path = shards / FILE
     content = path.read_bytes()
     path.unlink()
-    if harm == "folder":
+    if damage == "folder":
         path.mkdir()
-    elif harm != "gone":
+    elif damage != "gone":
         digest = want[0].encode()
         damaged = {
             "empty": b"",
@@ -150,11 +150,11 @@ def test_a_damaged_cache_is_no_cache(files: list[Path], shards: Path, reads: lis
             "other content": b"[1, 2]",
             "no text": b"\xff" + content,
         }
-        path.write_bytes(damaged[harm])
+        path.write_bytes(damaged[damage])
     reads.clear()
     assert file_digests(files, shards) == want
     assert reads == ["one", "two"]
-    assert harm == "folder" or len(load_digests(shards)) == 2
+    assert damage == "folder" or len(load_digests(shards)) == 2
 
 
 def test_a_folder_that_cannot_be_written_costs_the_cache_alone(

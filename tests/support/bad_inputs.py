@@ -175,13 +175,13 @@ def yaml_file(flag: str, text: str) -> Callable[[Path], list[str]]:
     return prepare
 
 
-def interrupted(harm: Callable[[Path], object], *flags: str) -> Callable[[Path], list[str]]:
-    """A run of two epochs, harmed, and the flags that continue it."""
+def interrupted(damage: Callable[[Path], object], *flags: str) -> Callable[[Path], list[str]]:
+    """A run of two epochs, damaged, and the flags that continue it."""
 
     def prepare(folder: Path) -> list[str]:
         again = [*given(write_pickle(folder / "mosi.pkl", small_set())), *SMALL, "--storage_path", str(folder / "runs")]
         assert main(RECIPES["mosi"], [*again, "--name", "run", "--num_epochs", "2"]) == 0
-        harm(folder / "runs" / "run")
+        damage(folder / "runs" / "run")
         return [*again, *flags]
 
     return prepare
