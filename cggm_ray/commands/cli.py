@@ -55,7 +55,10 @@ def main(recipe: Config, argv: Sequence[str] | None = None, description: str | N
 
 
 def exit_code(do: Callable[[], int | None]) -> int:
-    """What `do` returns, 0 for nothing; where it raises an error of this package, a line on stderr and the error's code."""
+    """Calls `do` and returns its exit code, or 0 if it returns None.
+
+    For an error of this package it prints one line on stderr and returns the error's code.
+    """
     try:
         return do() or 0
     except StoppedError as stop:

@@ -36,7 +36,7 @@ from cggm_ray.engine.loop import train
 from cggm_ray.engine.own_code import entries
 from cggm_ray.engine.runtime import LocalRuntime
 from cggm_ray.runs.finishing import finish
-from cggm_ray.runs.folder import claim, named, open_folder, run_folder, sole_owner
+from cggm_ray.runs.folder import named, open_folder, prepare_run_folder, run_folder, sole_owner
 from cggm_ray.runs.provenance import note_start, versions
 from cggm_ray.runs.result import read_summary
 from cggm_ray.storage.files import write_text

@@ -17,7 +17,7 @@ from cggm_ray.data.maps import MAPS, MapPlan
 from cggm_ray.data.shards.shards import PREDICT, WriteShards, write_shards_here
 from cggm_ray.engine.evaluation import Predictions, evaluate, write_predictions
 from cggm_ray.engine.runtime import Record, numbers
-from cggm_ray.runs.finished import Finished, open_finished, open_new, read_run
+from cggm_ray.runs.finished import FinishedRun, open_finished, open_new, read_run
 from cggm_ray.storage.files import whole_file, write_folder
 
 

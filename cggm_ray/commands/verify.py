@@ -50,7 +50,7 @@ class Verified:
         return all(self.same(split, metric) for split, record in self.now.items() for metric in record)
 
     def table(self) -> str:
-        """A line a value, and the verdict."""
+        """Returns one line per value, and the verdict."""
         rows = []
         for split, record in self.now.items():
             for metric, value in record.items():

@@ -87,7 +87,7 @@ shown = short_repr
 
 
 def listed(names: Iterable[object], most: int = 20, longest: int = 80) -> str:
-    """The first of some names, and how many there are more; 'nothing' where there is none.
+    """Joins the first names and the number of the others; returns 'nothing' if there is no name.
 
     Args:
         names: texts, or values to be shown.

@@ -8,17 +8,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 Score = TypeVar("Score", bound=Any)
-"""A number or a tensor: what can be subtracted, scaled and added."""
+"""A number or a tensor, which can be subtracted, scaled and added."""
 
 
 def all_subsets(members: Sequence[str]) -> list[frozenset[str]]:
-    """All 2^M subsets, the smaller ones first, each size in the order of the members."""
+    """Returns all 2^M subsets, the smaller ones first, each size in the order of the members."""
     sizes = range(len(members) + 1)
     return [frozenset(chosen) for size in sizes for chosen in itertools.combinations(members, size)]
 
 
 def shapley_values(scores: Mapping[frozenset[str], Score], members: Sequence[str]) -> dict[str, Score]:
-    """The Shapley value of each member, in units of the score.
+    """Returns the Shapley value of each member, in units of the score.
 
     phi_m is the sum over the subsets S without m of |S|! (M - |S| - 1)! / M! times (v(S with m) - v(S)), in the order of
     `scores`.

@@ -1,4 +1,4 @@
-"""Tables for a terminal: every one that a command prints is laid out here."""
+"""Formats all tables that commands print in a terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tabulate import tabulate
 
 
 def text_table(rows: Sequence[Sequence[object]], head: Sequence[str] = (), *, markdown: bool = False) -> str:
-    """A table of names and numbers in columns that line up, as text without a line break at the end.
+    """Returns a table of names and numbers in columns that line up, as text without a line break at the end.
 
     Args:
         rows: cells of the same number in each row; a float is shown with four digits, and None as nothing.
@@ -24,5 +24,5 @@ def text_table(rows: Sequence[Sequence[object]], head: Sequence[str] = (), *, ma
 
 
 def listing(places: Mapping[str, object]) -> str:
-    """A line for everything that a person may want to open: what it is, and where. Lines of several calls line up."""
+    """Returns the line of a result: its name and its path. Lines of several calls line up."""
     return "\n".join(f"{what + ':':<19} {place}" for what, place in places.items())

@@ -1,4 +1,4 @@
-"""Joining or starting a cluster, and what fits on it.
+"""Joins or starts a Ray cluster, and computes how many workers fit on it.
 
 This is the one place that imports private modules of Ray, because no public function answers three questions: which cluster
 `ray.init` would join, before it is joined (`services`); which nodes a cluster may grow to, which Ray Train and Ray Data read

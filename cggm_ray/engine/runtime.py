@@ -106,35 +106,35 @@ def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 class GroupRuntime(ABC):
-    """What every runtime has in common: one process, or one of the default process group.
+    """Base of the runtimes of one process, or of one process in the default process group.
 
     Args:
         rank: of this worker.
         world_size: workers.
         device: of this worker.
         folder: of the run, which all workers share.
-        period: seconds between two times that workers compare their wishes.
+        period: seconds between two comparisons of the workers' notices.
     """
 
     def __init__(self, rank: int, world_size: int, device: torch.device, folder: Path, period: float) -> None:
         self.rank, self.world_size, self.device = rank, world_size, device
         self.checkpoints = Checkpoints(folder)
-        self._agreement = Agreement(self.wish, world_size, self.reduce(), device, period)
+        self._agreement = Agreement(self.local_notice, world_size, self.reduce(), device, period)
 
     @abstractmethod
-    def wish(self) -> Notice:
-        """See `Runtime`."""
+    def local_notice(self) -> Notice:
+        """Returns the notice of this worker only."""
 
     def reduce(self) -> Reduction:
         """See `Runtime`."""
         return Reduction(all_reduce, self.world_size)
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """See `Runtime`."""
+        """Wraps the module in DistributedDataParallel if there are several processes."""
         return data_parallel(module, self.device) if self.world_size > 1 else module
 
     def save(self, position: Position, write: Callable[[Path], None]) -> None:
-        """See `Runtime`. Returns on all workers when the checkpoint is there."""
+        """Saves a checkpoint that rank 0 writes; returns on all workers when it is there."""
         failure: StorageError | None = None
         if self.rank == 0:
             try:
@@ -149,16 +149,16 @@ class GroupRuntime(ABC):
             raise StorageError(f"{self.checkpoints.folder}: rank 0 cannot write the checkpoint of {position}")
 
     def report(self, record: Record, write: Callable[[Path], None]) -> None:
-        """See `Runtime`."""
+        """Saves the checkpoint of a finished epoch."""
         self.save(Position(int(record["epoch"])), write)
 
     def notice(self, now: bool = False) -> Notice:
-        """See `Runtime`."""
+        """Returns the notice on which all processes agree."""
         return self._agreement(now)
 
 
 class LocalRuntime(GroupRuntime):
-    """This process, or the processes that torchrun started.
+    """Runs the loop in this process, or in the processes that torchrun started.
 
     Args:
         folder: of the run.
@@ -169,7 +169,7 @@ class LocalRuntime(GroupRuntime):
         UsageError: `use_gpu` is set and there is no GPU.
     """
 
-    def __init__(self, folder: Path, config: RunConfig, asked: Asked | None = None) -> None:
+    def __init__(self, folder: Path, config: RunConfig, stop_request: StopRequest | None = None) -> None:
         world_size = int(os.environ.get("WORLD_SIZE", 1))
         if config.use_gpu and not torch.cuda.is_available():
             raise UsageError("use_gpu: torch sees no GPU on this machine; leave the flag out")
@@ -183,8 +183,8 @@ class LocalRuntime(GroupRuntime):
             dist.init_process_group(
                 "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=config.collective_timeout)
             )
-        self.asked = asked or Asked()
-        # One process looks at its flag after every step; several compare theirs about once a second.
+        self.stop_request = stop_request or StopRequest()
+        # A single process checks its flag after every step; several processes compare theirs about once a second.
         period = 1.0 if world_size > 1 else 0.0
         super().__init__(int(os.environ.get("RANK", 0)), world_size, device, folder, period)
 

@@ -1,7 +1,7 @@
 """Requests to stop: signals, and the agreement of all workers on the step after which they save.
 
-A signal only sets a flag. The loop checks it between two steps, so the state that is saved is one between two
-steps. Several workers compare their flags about once a second, all at the same step, by one small all-reduce.
+A signal only sets a flag. The loop checks it between two steps, so the saved state is one between two steps. Several workers
+compare their flags about once a second, all at the same step, by one small all-reduce.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def stopping_on_signals(stop_request: StopRequest) -> Iterator[None]:
         stop_request: receives the number of the signal.
     """
     # Not print: the signal may have come in the middle of one.
-    with _first_signal(asked, lambda: os.write(2, asked.answer)):
+    with _first_signal(stop_request, lambda: os.write(2, stop_request.answer)):
         yield
 
 
@@ -92,13 +92,13 @@ def interrupting(stop_request: StopRequest) -> Iterator[None]:
     def leave() -> None:
         raise Interrupted
 
-    with _first_signal(asked, leave):
+    with _first_signal(stop_request, leave):
         yield
 
 
 @contextmanager
-def _first_signal(asked: Asked, then: Callable[[], object]) -> Iterator[None]:
-    """Notes the first signal in the block, leaves the next to the handlers of before, and calls `then`."""
+def _first_signal(stop_request: StopRequest, then: Callable[[], object]) -> Iterator[None]:
+    """Records the first signal in the block and calls `then`; the next one goes to the handlers from before."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def restore() -> None:
@@ -106,7 +106,7 @@ def _first_signal(asked: Asked, then: Callable[[], object]) -> Iterator[None]:
             signal.signal(number, handler)
 
     def take(number: int, frame: FrameType | None) -> None:
-        asked.signal = number
+        stop_request.signal = number
         restore()
         then()
 

@@ -75,7 +75,7 @@ def draw_pictures(training: Training) -> None:
 
 
 def table(result: Result) -> str:
-    """Metrics of validation and test side by side, and where everything lies."""
+    """Returns the metrics of validation and test side by side, and the paths of the results."""
     rows = [[name, result.valid[name], result.test[name]] for name in result.test]
     places = {
         "configuration": CONFIG,

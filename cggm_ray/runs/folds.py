@@ -43,7 +43,7 @@ def save_folds(folder: Path, results: Mapping[str, Result]) -> Path:
 
 
 def fold_table(results: Mapping[str, Result], path: Path) -> str:
-    """The test metrics of every fold side by side, with their mean and standard deviation."""
+    """Returns the test metrics of every fold side by side, with their mean and standard deviation."""
     rows = [
         [name, *values.values(), _mean(values.values()), _deviation(values.values())]
         for name, values in _by_metric("test", results).items()

@@ -27,8 +27,8 @@ Entry = tuple[tuple[int, ...], str]
 """State of a file, as `file_state` returns it, and its sha256."""
 
 
-def look(path: Path) -> tuple[int, ...]:
-    """Size, time of change, inode, and the time when any of these changed, which no program can set back."""
+def file_state(path: Path) -> tuple[int, ...]:
+    """Returns size, time of change, inode, and the time when any of these changed, which no program can set back."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns
 

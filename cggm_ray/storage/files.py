@@ -23,7 +23,7 @@ def whole_file(path: Path, ending: str = "") -> Iterator[Path]:
 
     Args:
         path: of the file.
-        ending: of the other name, for writers that look at it, such as '.npz'.
+        ending: of the other name, for writers that depend on it, such as '.npz'.
 
     Raises:
         OSError: the file cannot be written; one that was there is as it was.
@@ -113,7 +113,7 @@ def set_aside(folder: Path) -> Path | None:
 
 
 def clear_partials(folder: Path) -> None:
-    """Removes what writers left that were killed. Call it while nobody writes there."""
+    """Removes partial files of writers that were killed. No writer may be active in the folder."""
     for partial in (*folder.glob(".*.part"), *folder.glob(".*.part.*")):
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
@@ -128,12 +128,12 @@ def file_digest(path: Path) -> str:
 
 
 def _partial(path: Path, ending: str = "") -> Path:
-    """A name beside `path` that nobody else writes to, on this node or another, and nobody reads."""
+    """Returns a name beside `path` that nobody else writes to, on this node or another, and nobody reads."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part{ending}")
 
 
 def _replace(partial: Path, folder: Path) -> None:
-    """Renames a finished folder; one that is there is moved aside first, so that a crash cannot leave half of either."""
+    """Renames a finished folder. An existing one is moved aside first, so that a crash cannot leave half of either."""
     old = _partial(folder)
     if folder.exists():
         folder.rename(old)

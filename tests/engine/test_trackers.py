@@ -104,7 +104,7 @@ def test_a_run_goes_on_without_a_service_that_fails(
     monkeypatch.setattr("cggm_ray.engine.services.MLflow", Failing)
     monkeypatch.setattr("cggm_ray.engine.tracking.check_trackers", lambda names: None)
     monkeypatch.setattr("cggm_ray.commands.train.check_trackers", lambda names: None)
-    monkeypatch.setattr("cggm_ray.engine.loop.check_trackers", lambda names: None)
+    monkeypatch.setattr("cggm_ray.engine.assembly.check_trackers", lambda names: None)
     assert train(small_pickle, tmp_path, "--trackers", "mlflow") == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mlflow failed")]
     assert len(lines) == 1

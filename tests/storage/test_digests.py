@@ -13,7 +13,7 @@ from cggm_ray.data.shards.shards import write_shards_here
 from cggm_ray.engine.assembly import prepare_data
 from cggm_ray.engine.configuration import Config
 from cggm_ray.storage import digests
-from cggm_ray.storage.digests import FILE, file_digests, keep_digests, load_digests, look
+from cggm_ray.storage.digests import FILE, file_digests, file_state, keep_digests, load_digests
 from cggm_ray.storage.files import file_digest
 from conftest import small_set, write_pickle
 

@@ -1,4 +1,4 @@
-"""Rows of a split in chunks that make one shard each."""
+"""Splits the rows of a split into chunks, one per shard."""
 
 from __future__ import annotations
 

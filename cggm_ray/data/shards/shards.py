@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cggm_ray.core.errors import DataError, listed, shown
+from cggm_ray.core.errors import DataError, listed, short_repr
 from cggm_ray.data.shards.packed import pack, tensor_type
 from cggm_ray.storage.digests import file_digests
 from cggm_ray.storage.files import file_digest

@@ -18,7 +18,7 @@ PERIOD = 2.0
 
 
 class RayRuntime(GroupRuntime):
-    """A worker of a TorchTrainer; see `cggm_ray.engine.runtime.Runtime`.
+    """Runs the loop on a worker of a TorchTrainer. It implements `cggm_ray.engine.runtime.Runtime`.
 
     Checkpoints lie in the folder of the run, which all nodes share, as they do without Ray. Ray Train gets the metrics: its
     own record of checkpoints is a file that it rewrites in place, and a crash in the middle of that would end the run.
@@ -34,12 +34,12 @@ class RayRuntime(GroupRuntime):
         super().__init__(context.get_world_rank(), context.get_world_size(), device, folder, PERIOD)
 
     def report(self, record: Record, write: Callable[[Path], None]) -> None:
-        """See `Runtime`."""
+        """Saves the checkpoint of a finished epoch and reports its metrics to Ray Train."""
         super().report(record, write)
         ray.train.report(record)
 
-    def wish(self) -> Notice:
-        """See `Runtime`.
+    def local_notice(self) -> Notice:
+        """Returns the notice of this worker only.
 
         While a node is about to be removed, every check returns SAVE; Ray Train starts the workers again afterwards.
         """
