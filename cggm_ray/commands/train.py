@@ -158,8 +158,6 @@ def _prepare_first(config: Config, folder: Path, runtime: LocalRuntime, owned: E
 
     It also prepares the folder of the run, which `owned` holds until it is closed.
 
-    It also prepares the folder of the run, which `owned` holds until it is closed.
-
     Raises:
         CggmError: rank 0's own error, and on the others one line.
     """

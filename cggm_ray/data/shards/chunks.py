@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 SHARD_BYTES = 16 * 2**20
-"""What the samples of a shard take, about."""
+"""Approximate bytes of the samples of a shard."""
 
 
 def chunks(samples: int, sample_bytes: int) -> Iterator[tuple[int, slice]]:
-    """Numbers and rows of the shards that so many samples fill.
+    """Yields the number and the rows of every shard of a split.
 
     Args:
         samples: of the split.
-        sample_bytes: what one sample takes in its shard.
+        sample_bytes: bytes of one sample in its shard.
     """
     step = max(1, SHARD_BYTES // max(1, sample_bytes))
     for number, start in enumerate(range(0, samples, step)):
