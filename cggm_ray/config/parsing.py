@@ -14,15 +14,15 @@ from cggm_ray.core import workdir
 from cggm_ray.core.errors import UsageError, short_repr
 
 MOST_BYTES = 2**18
-"""Of a yaml file. A configuration or a search is a hundredth of it; its parser takes seconds for more."""
+"""Largest size of a yaml file. Configurations and searches are a hundredth of it; the parser takes seconds for more."""
 MOST_NODES = 10_000
-"""Values of a yaml file, with those that aliases repeat: a few lines of aliases can stand for billions."""
+"""Largest number of values in a yaml file, with those that aliases repeat, because a few aliases can stand for billions."""
 LARGEST = 2**53
-"""Whole numbers up to here are exact in every file that a run writes."""
+"""Largest whole number that is exact in every file that a run writes."""
 
 
 URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]+:/")
-"""A scheme and a slash. A scheme has two characters at least, so `C:/data` and `C:\\data` are none."""
+"""A scheme and a slash. A scheme has at least two characters, so `C:/data` and `C:\data` are no URLs."""
 
 
 class _Loader(yaml.SafeLoader):

@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Iterable
 
 LONGEST = 1000
-"""Characters of a message."""
+"""Largest number of characters in a message."""
 
 
 class CggmError(Exception):

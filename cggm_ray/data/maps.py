@@ -41,6 +41,6 @@ class MapPlan:
 
 
 OpenMaps = Callable[[MapPlan], tuple[Split, Collector]]
-"""Whole samples of a split, and what writes the map that is predicted for each."""
+"""A function that returns the whole samples of a split and the writer of their predicted maps."""
 
 MAPS: Registry[OpenMaps] = Registry("writer of maps", "cggm_ray.data.datasets")

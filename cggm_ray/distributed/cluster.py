@@ -35,7 +35,7 @@ from cggm_ray.engine.runtime import RunConfig
 
 MOST_CPUS = 4
 ANSWER = 5.0
-"""Seconds in which a cluster must take a connection."""
+"""Seconds within which a cluster must accept a connection."""
 
 
 def running_cluster() -> str | None:

@@ -17,7 +17,7 @@ WITHIN = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 """Bytes of the longest path that Ray makes in the folder, with room for longer names of sockets."""
 LONGEST = SOCKET - WITHIN
 LEAST_FREE = 16
-"""MiB that a session needs in any case."""
+"""Smallest free space in MiB for a session."""
 
 
 def session_folder() -> str | None:

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cggm_ray.core.errors import UsageError, listed
 
 PATIENCE = 5.0
-"""Seconds that a node may take to see a new file: network file systems remember for a while what a folder holds."""
+"""Seconds within which a node must see a new file, because network file systems cache directories."""
 TIMEOUT = 120.0
 MOST_NAMED = 3
 

@@ -20,7 +20,7 @@ from cggm_ray.engine.tracking import Console
 MOST_SKIPS = 10
 """Number of consecutive steps that may be skipped. After so many the training has diverged."""
 ANSWER = 10.0
-"""Seconds in which a worker that still runs must have noticed that a collective failed."""
+"""Seconds within which a living worker notices that a collective operation failed."""
 
 StepValues = dict[str, Tensor]
 

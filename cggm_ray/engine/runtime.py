@@ -27,7 +27,7 @@ from cggm_ray.engine.state import Position
 from cggm_ray.engine.stopping import Agreement, Notice, StopRequest
 
 BUCKETS = 4
-"""Messages that the gradients of a small model are sent in."""
+"""Number of messages for the gradients of a small model."""
 LARGEST_BUCKET = 25.0
 """MiB of gradients in one message, torch's own choice for large models."""
 Record = dict[str, float]

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 FACTOR = "factor"
-"""Key of a parameter group: by how much its learning rate differs from that of the model."""
+"""Key of a parameter group: the ratio of its learning rate to that of the model."""
 
 
 class Schedule:

@@ -21,7 +21,7 @@ T = TypeVar("T")
 PROJECT = "cggm-ray"
 FOLDER_TAG = "cggm_folder"
 LONGEST = 500
-"""Characters of a parameter; MLflow takes no more."""
+"""Largest number of characters of a parameter in MLflow."""
 
 
 class MLflow:

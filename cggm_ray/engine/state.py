@@ -23,7 +23,7 @@ from cggm_ray.storage.files import copy_files
 from cggm_ray.strategies.base import Strategy
 
 BEST = "best"
-"""Folder of the checkpoint that was tested, in that of a run."""
+"""Folder of the tested checkpoint in the folder of a run."""
 WEIGHTS = "model.safetensors"
 TENSORS = "training.safetensors"
 VALUES = "training.json"

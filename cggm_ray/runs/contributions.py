@@ -39,9 +39,12 @@ MOST_AT_THE_END = 6
 """Largest number of modalities of which the subsets are scored at the end of every run."""
 
 FIRST = 2
-"""Subsets that the split is read for first."""
+"""Number of subsets in the first pass over the split."""
 PACE = 10.0
-"""Seconds for which as many subsets are scored at once as are known to fit: the encoders run once for all of them."""
+"""Target seconds of one pass over the split, from which the number of subsets per pass follows.
+
+The encoders run once per pass.
+"""
 
 Subset = frozenset[str]
 

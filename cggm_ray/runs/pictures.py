@@ -11,7 +11,7 @@ from cggm_ray.data.settings import DatasetOptions
 from cggm_ray.models.net import MultimodalNet
 
 FOLDER = "pictures"
-"""Of the pictures, in the folder of a run."""
+"""Folder of the pictures in the folder of a run."""
 
 Draw = Callable[[Path, MultimodalNet, Split, DatasetOptions], Iterator[Path]]
 """(folder, which is made by the first picture; network in evaluation mode; test split; options of the dataset) to the files,

@@ -26,7 +26,7 @@ from cggm_ray.engine.configuration import Config
 PROVENANCE = "provenance.jsonl"
 PACKAGES = ("cggm-ray", "torch", "numpy", "ray", "pyarrow", "safetensors")
 MOST_SOURCES = 20
-"""Raw files that are listed one by one; the manifest of the set has all of them."""
+"""Largest number of raw files in the record. The manifest of the set lists all of them."""
 GIT_SECONDS = 10
 
 

@@ -14,7 +14,7 @@ RESAMPLES = 9999
 FEWEST_PAIRS = 5
 """Smallest number of pairs with an interval, because a bootstrap of fewer values is far too narrow."""
 SAME = 1e-12
-"""Differences are all the same if they vary by less than this, relative to the values: rounding is no spread."""
+"""Differences that vary by less than this, relative to the values, count as equal, because they are rounding errors."""
 
 
 @dataclass(frozen=True, kw_only=True)

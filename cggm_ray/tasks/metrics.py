@@ -74,7 +74,7 @@ class RegressionMetrics(Metrics):
 
 
 SENTIMENT_RANGE = 3
-"""Acc-7 clips sentiments to plus and minus so much."""
+"""Acc-7 clips sentiments to plus and minus this value."""
 
 
 class SentimentMetrics(RegressionMetrics):
@@ -140,7 +140,7 @@ class ClassificationMetrics(Metrics):
 TUMOUR_REGIONS: dict[str, tuple[int, ...]] = {"et": (3,), "tc": (1, 3), "wt": (1, 2, 3)}
 """BraTS regions by class number: enhancing tumour, tumour core, whole tumour."""
 CAVITY_REGIONS = TUMOUR_REGIONS | {"rc": (4,)}
-"""Those of 2024, with the resection cavity, which is no part of the tumour."""
+"""BraTS regions of 2024, with the resection cavity, which is no part of the tumour."""
 
 
 Regions = Mapping[str, tuple[int, ...]]

@@ -20,7 +20,7 @@ from cggm_ray.tasks.metrics import (
 )
 
 CLASS_WEIGHTS = (0.2, 0.3, 0.25, 0.25)
-"""Of the cross-entropy, as released: background, necrotic core, oedema, enhancing tumour."""
+"""Class weights of the cross-entropy, as released: background, necrotic core, oedema, enhancing tumour."""
 
 
 def mean_dice(logits: Tensor, target: Tensor, weight: Tensor, regions: Regions = TUMOUR_REGIONS) -> Tensor:

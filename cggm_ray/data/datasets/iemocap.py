@@ -55,7 +55,7 @@ CLASSES = 4
 NORMALISATIONS = ("trn", "utt")
 ALL = "all"
 STATISTICS = "mean_std"
-"""Of the notes: mean and standard deviation of the audio of the train split, [2, 1, D]."""
+"""Key of the notes: mean and standard deviation of the audio of the train split, [2, 1, D]."""
 
 
 @dataclass(frozen=True, kw_only=True)

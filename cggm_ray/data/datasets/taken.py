@@ -15,7 +15,7 @@ from cggm_ray.data.datasets.sentiment import is_audio, unlimited
 LENGTH_SUFFIXES = ("_lengths", "_length", "_lens", "_len")
 MOST_LISTED = 12
 LEAST_VOCABULARY = 1000
-"""Whole numbers in rows that reach so far are taken for numbers of words."""
+"""Rows of whole numbers with a maximum of at least this are interpreted as token ids."""
 _WORDS = {
     "a label": ("label", "labels", "target", "targets", "class", "classes", "annotation", "annotations"),
     "token ids": ("token", "tokens", "input", "bert", "wordids", "vocab"),

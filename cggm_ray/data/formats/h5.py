@@ -16,7 +16,7 @@ from cggm_ray.data.formats.untrusted import check_size, reading
 
 PROBE = Path(__file__).with_name("h5_probe.py")
 PATIENCE_S = 120
-"""Beside a second for every file."""
+"""Time limit of the other process in seconds, in addition to one second per file."""
 
 
 @contextmanager

@@ -25,7 +25,7 @@ _BITS, _PHOTOMETRIC, _LARGEST, _SAMPLE_FORMAT = 258, 262, 281, 339
 """Numbers of TIFF tags."""
 _SIGNED = 2
 _OVERSHOOT = 0.01
-"""Share of white by which floats may lie outside 0 to white, as resampling leaves them; they are clipped."""
+"""Share of white by which floats may lie outside 0 to white, because resampling overshoots; they are clipped."""
 
 
 def is_wide(image: Any) -> bool:

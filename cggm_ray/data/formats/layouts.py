@@ -19,7 +19,7 @@ from cggm_ray.data.split_names import find_splits
 WHOLE = ""
 """Name of samples that are not split."""
 Columns = dict[str, Any]
-"""Column to values, as the pickle holds them."""
+"""Values by column, as in the pickle."""
 
 
 def columns_by_split(contents: Mapping[Path, Any], where: str) -> dict[str, Columns]:

@@ -43,7 +43,7 @@ class _Bounded:
 
 
 _InPython: Any = pickle._Unpickler  # type: ignore[attr-defined]
-"""The one in C takes sizes, places in the memo and keys as they come; this one lets every instruction be checked."""
+"""Python's own unpickler, because the one in C lets no program check its instructions."""
 
 
 class _SafeUnpickler(_InPython):  # type: ignore[misc]

@@ -24,15 +24,15 @@ from cggm_ray.core.optional import require
 UNBACKED_BYTES = 2**28
 """An array of at most so many bytes is read whatever the size of its file is."""
 RATIO = 100
-"""A larger one is not more than so many times its file. Compressed arrays of real measurements stay far below."""
+"""Largest ratio of a larger array to its file. Compressed arrays of real measurements stay far below."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""Image formats that are decoded. Pillow knows others, for some of which it starts a program (EPS)."""
+"""Image formats that are decoded. Pillow knows others, and starts a program for some of them (EPS)."""
 MOST_PIXELS = 89_478_485
-"""Of an image: 256 MiB in colour, the size from which Pillow warns."""
+"""Largest number of pixels of an image: 256 MiB in colour, the size from which Pillow warns."""
 LARGE_PIXELS = 2**24
 _LARGE_IMAGE = threading.Lock()
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-"""Byte order marks and the encodings that they stand for."""
+"""Byte order marks and their encodings."""
 
 
 @contextmanager

@@ -30,7 +30,7 @@ FACTS = b"slices"
 STRIDE = 16
 """Images are padded to a multiple of this."""
 AHEAD = 2
-"""Batches that are read while others are in use."""
+"""Number of batches that are read ahead."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ INDEX, IDENTITY, TARGET, LABELLED = "index", "id", "target", "labelled"
 """Columns that are no modality. `labelled` (bool) is there where some samples have no label; their target is 0."""
 RESERVED = (INDEX, IDENTITY, TARGET, LABELLED)
 PREDICT = "predict"
-"""The one split of a set that was made to be predicted: its samples are numbered in the order of its shards."""
+"""Name of the only split of a set to predict. Its samples are numbered in the order of its shards."""
 VIEW, PRESENT, STEPS = "view/", "present/", "steps/"
 """Prefixes of columns about a modality: a further view of it, `view/1/image`, ... (view 0 is the column of the modality
 itself); bool, whether a sample has it; int64, its time steps before the padding."""
@@ -43,9 +43,9 @@ UNREADABLE = (OSError, ValueError, pa.ArrowException)
 """Errors that reading a damaged shard raises."""
 SHARD_NAME = re.compile(r"(train|valid|test|predict)-\d{5,}\.parquet")
 MOST_SOURCES = 3
-"""Raw files that a message names."""
+"""Number of raw files that a message names."""
 ROW_GROUP_BYTES = 2**18
-"""What a streamed split reads at least, to get one row."""
+"""Size of a row group, which is the least that a streamed split reads for one row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,7 @@ class Stage:
 
 
 WriteShards = Callable[[Sequence[Stage], Sequence[RawShard], Path], list[Shard]]
-"""(stages, raw shards, folder) to the written shards in the same order. Ray Data and this process both can."""
+"""A function that maps (stages, raw shards, folder) to the written shards in the same order."""
 
 
 def is_modality(column: str) -> bool:

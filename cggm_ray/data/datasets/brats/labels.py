@@ -12,7 +12,7 @@ from cggm_ray.tasks.metrics import CAVITY_REGIONS, TUMOUR_REGIONS
 
 AUTO = "auto"
 ROUNDED = 1e-3
-"""Labels of scaled files may be so far from whole numbers."""
+"""Largest difference between a label of a scaled file and a whole number."""
 LARGEST = 4
 
 

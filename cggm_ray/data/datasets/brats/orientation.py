@@ -18,9 +18,9 @@ from cggm_ray.core.optional import require
 from cggm_ray.data.formats.nifti import Header
 
 NOISE = 0.05
-"""Voxels that the corners of two equal grids may lie apart: float32 affines and quaternions are not exact."""
+"""Largest distance, in voxels, between the corners of two equal grids, because float32 affines are not exact."""
 DEFAULTS = (np.eye(4), np.diag([-1.0, -1.0, 1.0, 1.0]))
-"""Affines that nibabel users and ITK write where an array came without geometry."""
+"""Affines that nibabel users and ITK write for an array without geometry."""
 
 
 @dataclass(frozen=True, kw_only=True)

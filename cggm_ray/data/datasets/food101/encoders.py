@@ -23,7 +23,7 @@ from cggm_ray.data.shards.shards import describe_sources
 
 EXTRACT_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 STORED = {"fp32": "float32", "bf16": "float16", "fp16": "float16"}
-"""Type of the features in the shards. numpy has no bfloat16; what a LayerNorm gives fits the range of float16."""
+"""Type of the features in the shards. numpy has no bfloat16, and the output of a LayerNorm fits the range of float16."""
 LARGEST = 2**18
 """Upper limit of the sizes in a model's configuration, because the model is allocated before its weights are read."""
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")

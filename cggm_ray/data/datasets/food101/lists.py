@@ -24,7 +24,7 @@ FIELDS = {
     "img_path": ("img_path", "img", "image_path", "image", "path", "file_name", "filename", "file", "image_name"),
     "label": ("label", "class", "class_name", "category", "dish"),
 }
-"""Names of a field in any case; of several in one record the first counts."""
+"""Names of a field, in upper or lower case. If a record has several of them, the first counts."""
 KEYS = tuple(FIELDS)
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
