@@ -22,7 +22,7 @@ LARGEST = 2**53
 
 
 URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]+:/")
-"""A scheme and a slash. A scheme has at least two characters, so `C:/data` and `C:\data` are no URLs."""
+r"""A scheme and a slash. A scheme has at least two characters, so `C:/data` and `C:\data` are no URLs."""
 
 
 class _Loader(yaml.SafeLoader):

@@ -133,15 +133,15 @@ def test_no_tumour_in_any_training_case(
 def test_labels_of_every_case_are_looked_at_once(
     tmp_path: Path, released: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked = []
+    read = []
 
     def looking(files: Sequence[Path]) -> tuple[str, frozenset[int] | None]:
-        looked.append(files[0].name)
+        read.append(files[0].name)
         return case_labels(files)
 
     monkeypatch.setattr("cggm_ray.data.datasets.brats.cases.case_labels", looking)
     list(build_dataset(configured(tmp_path, released)).read(sorted(released.rglob("*.h5"))))
-    assert sorted(looked) == [f"case{number}.h5" for number in range(6)]
+    assert sorted(read) == [f"case{number}.h5" for number in range(6)]
 
 
 def test_no_tumour_to_score_by_slice(tmp_path: Path, released: Path) -> None:

@@ -48,8 +48,8 @@ def test_commands_parse(page: Path) -> None:
             if config is not None and not (ROOT / flags[config + 1]).exists():
                 # A file that a search leaves behind.
                 del flags[config : config + 2]
-            asked = parse(recipe, flags)
-            assert asked.tune is None or (ROOT / asked.tune).is_file(), command
+            parsed = parse(recipe, flags)
+            assert parsed.tune is None or (ROOT / parsed.tune).is_file(), command
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name.startswith("own-")], ids=identity)

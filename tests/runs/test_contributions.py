@@ -203,9 +203,9 @@ def in_two_threads(folder: Path, config: Config, call: Callable[[Pair], Contribu
         return [run.result() for run in runs]
 
 
-def stopping_after(looks: int, runtime: LocalRuntime) -> LocalRuntime:
-    """The runtime, to which a signal comes before so many looks are over."""
-    left = iter(range(looks))
+def stopping_after(polls: int, runtime: LocalRuntime) -> LocalRuntime:
+    """The runtime, to which a signal comes before so many polls are made."""
+    left = iter(range(polls))
     notice = runtime.stop_request.notice
     runtime.stop_request.notice = lambda: notice() if next(left, None) is not None else Notice.STOP  # type: ignore[method-assign]
     runtime._agreement._ask = runtime.stop_request.notice
@@ -221,10 +221,10 @@ def test_workers_stop_at_the_same_subset(tmp_path: Path) -> None:
     whole = contributions(config.train, net, task, split, LocalRuntime(tmp_path, config.run), **ABOUT)
     assert not whole.missing
     kept = set()
-    for looks in range(0, 8 * batches + 1):
+    for polls in range(0, 8 * batches + 1):
 
-        def call(runtime: Pair, looks: int = looks) -> Contributions:
-            one = stopping_after(looks, runtime) if runtime.rank == 1 else runtime
+        def call(runtime: Pair, polls: int = polls) -> Contributions:
+            one = stopping_after(polls, runtime) if runtime.rank == 1 else runtime
             return contributions(config.train, net, task, split, one, **ABOUT)
 
         first, second = in_two_threads(tmp_path, config, call)
@@ -236,7 +236,7 @@ def test_workers_stop_at_the_same_subset(tmp_path: Path) -> None:
 
 
 def test_what_was_scored_in_time_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a clock that moves a second a look: scores are those without a limit, to the bit, or not there."""
+    """With a clock that moves a second a poll: scores are those without a limit, to the bit, or not there."""
     config, net = tiny({"a": 3, "b": 5, "c": 2}, 4)
     shapes = {"a": (9, 6, 3), "b": (9, 2, 5), "c": (9, 2, 2)}
     split = TensorSplit({name: torch.randn(shape) for name, shape in shapes.items()}, torch.randint(4, (9,)))

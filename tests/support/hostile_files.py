@@ -1,4 +1,4 @@
-"""Files that are made to harm whoever reads them, and damage to whole ones."""
+"""Files that attack their reader, and damage to whole files."""
 
 from __future__ import annotations
 

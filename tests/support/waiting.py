@@ -10,7 +10,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 PERIOD = 0.1
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 
 
 def wait_for(holds: Callable[[], T], what: str, by: subprocess.Popen[bytes] | subprocess.Popen[str] | None = None) -> T:
