@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from cggm_ray.core.errors import DataError, UsageError, shown
+from cggm_ray.core.errors import DataError, UsageError, short_repr
 from cggm_ray.core.registry import Registry
 from cggm_ray.storage.files import file_digest, whole_folder
 
@@ -145,5 +145,5 @@ def check_key(key: str) -> str:
     """
     parts = PurePosixPath(key)
     if not key or parts.is_absolute() or ".." in parts.parts or "\0" in key or parts.as_posix() != key:
-        raise DataError(f"found the key {shown(key)}; expected the name of a file inside the folder")
+        raise DataError(f"found the key {short_repr(key)}; expected the name of a file inside the folder")
     return key

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cggm_ray.core.errors import CggmError, DataError, shown
+from cggm_ray.core.errors import CggmError, DataError, short_repr
 from cggm_ray.core.optional import require
 
 UNBACKED_BYTES = 2**28

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from cggm_ray.core.errors import DataError, shown
+from cggm_ray.core.errors import DataError, short_repr
 from cggm_ray.core.optional import require
 from cggm_ray.data.formats.untrusted import read_json
 from cggm_ray.data.shards.shards import describe_sources

@@ -24,7 +24,7 @@ from cggm_ray.config.fields import option
 from cggm_ray.core.errors import DataError, UsageError, one_line
 from cggm_ray.core.optional import check_installed
 from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset
-from cggm_ray.data.datasets.food101.augment import image_remarks, look_at
+from cggm_ray.data.datasets.food101.augment import image_remarks, inspect_image
 from cggm_ray.data.datasets.food101.encoders import (
     EXTRACT_PRECISIONS,
     STORED,
