@@ -82,9 +82,6 @@ def short_repr(value: object) -> str:
     return _SHORT.repr(value)
 
 
-# The old name, until all modules use the new one.
-
-
 def listed(names: Iterable[object], most: int = 20, longest: int = 80) -> str:
     """Joins the first names and the number of the others; returns 'nothing' if there is no name.
 
