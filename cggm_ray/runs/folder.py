@@ -112,10 +112,6 @@ def prepare_run_folder(config: Config, folder: Path, shards: Path) -> Path:
     return shards
 
 
-# The old name, until all modules use the new one.
-claim = prepare_run_folder
-
-
 def open_folder(config: Config, folder: Path) -> None:
     """Makes the folder of a run or a study and writes its configuration; with `--fresh` an existing one is moved aside.
 

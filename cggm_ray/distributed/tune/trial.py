@@ -30,7 +30,7 @@ from cggm_ray.engine.runtime import LocalRuntime, Record, RunConfig
 from cggm_ray.engine.state import Position, copy_as_own, saved_values
 from cggm_ray.engine.tracking import read_metrics
 from cggm_ray.runs.finishing import finish
-from cggm_ray.runs.folder import claim
+from cggm_ray.runs.folder import prepare_run_folder
 from cggm_ray.runs.result import Result, read_summary
 from cggm_ray.storage.files import write_folder
 from cggm_ray.studies.space import Resources
@@ -105,7 +105,7 @@ def train_trial(config: dict[str, Any], study: Study) -> None:
     if over:
         return
     try:
-        claim(trial.config, trial.folder, trial.shards)
+        prepare_run_folder(trial.config, trial.folder, trial.shards)
         (train_on_group if trial.config.run.max_workers > 1 else train_here)(study, trial)
         ended(trial, FINISHED)
     except StorageError:
