@@ -21,6 +21,7 @@ from cggm_ray.data.loading.split import Split
 from cggm_ray.data.shards.shards import open_set, write_shards_here
 from cggm_ray.engine.assembly import build_dataset, prepare_data
 from cggm_ray.engine.configuration import Config
+from cggm_ray.models.deeplab import DeepLabOptions
 from conftest import sets
 
 
@@ -231,7 +232,6 @@ def test_a_damaged_shard(tmp_path: Path, released: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backbone": "resnet34"}, "backbone: unknown 'resnet34'.*did you mean resnet"),
         ({"score": "voxel"}, "score: unknown 'voxel'.*available: volume, slice"),
         ({"crop": 150}, "crop: found 150; expected a multiple of 16"),
         ({"valid_part": 0.0}, "valid_part: found 0.0"),
@@ -243,3 +243,8 @@ def test_a_damaged_shard(tmp_path: Path, released: Path) -> None:
 def test_bad_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         BratsOptions(**options)
+
+
+def test_a_bad_backbone() -> None:
+    with pytest.raises(UsageError, match="backbone: unknown 'resnet34'.*did you mean resnet"):
+        DeepLabOptions(backbone="resnet34")
