@@ -246,5 +246,5 @@ def test_bad_options(options: dict[str, object], message: str) -> None:
 
 
 def test_a_bad_backbone() -> None:
-    with pytest.raises(UsageError, match="backbone: unknown 'resnet34'.*did you mean resnet"):
+    with pytest.raises(UsageError, match=r"backbone: unknown 'resnet34'.*did you mean resnet"):
         DeepLabOptions(backbone="resnet34")

@@ -122,7 +122,8 @@ def test_schedules_and_retuning_keep_the_ratios() -> None:
     assert_rates(0.01, 1.5, 4.0)
     retune(optimizer, 0.1, 0.2, 0.3)
     assert_rates(0.02, 1.5, 4.0)
-    build_schedule(config.optim, config.train.num_epochs, optimizer).before_step(0, 5)
+    cosine = config.replace({"schedule": "cosine"}).optim
+    build_schedule(cosine, config.train.num_epochs, optimizer).before_step(0, 5)
     assert_rates(0.1, 1.5, 4.0)
 
 
