@@ -30,7 +30,6 @@ import pyarrow as pa
 import ray
 import torch
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address  # what `ray memory` asks
-from torch import nn
 
 from cggm_ray.commands.train import run
 from cggm_ray.config.fields import option
@@ -46,7 +45,6 @@ from cggm_ray.engine.runtime import RunConfig
 from cggm_ray.engine.settings import TrainConfig
 from cggm_ray.engine.tracking import read_metrics
 from cggm_ray.models.net import MultimodalNet
-from cggm_ray.models.sequence import sequence_guides, sequence_net
 from cggm_ray.models.settings import ModelConfig
 from cggm_ray.tasks import Classification, Task
 
@@ -71,6 +69,7 @@ class RandomFeatures(Dataset):
 
     name = "random-features"
     converter = 1
+    network = "sequence"
     Options = RandomOptions
 
     def locate(self, path: Path) -> list[Path]:
@@ -101,7 +100,7 @@ class RandomFeatures(Dataset):
 
     def demonstration(self, folder: Path, seed: int) -> Path:
         """Returns the number of samples of every split."""
-        options = self.config.options
+        options = self.settings.options
         assert isinstance(options, RandomOptions)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "random.json"
@@ -111,11 +110,6 @@ class RandomFeatures(Dataset):
     def task(self, manifest: Manifest) -> Task:
         """As many classes as Food-101 has."""
         return Classification(CLASSES)
-
-    def network(self, manifest: Manifest, modalities: tuple[str, ...]) -> tuple[MultimodalNet, dict[str, nn.Module]]:
-        """That of Food-101."""
-        widths = {name: SHAPES[name][-1] for name in modalities}
-        return sequence_net(self.config.model, widths, CLASSES), sequence_guides(self.config.model, widths, CLASSES)
 
     def open_split(
         self, folder: Path, manifest: Manifest, split: str, modalities: tuple[str, ...], device: torch.device

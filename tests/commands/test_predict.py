@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from sklearn.metrics import accuracy_score
-from torch import nn
 
 from cggm_ray.__main__ import main as command
 from cggm_ray.commands.cli import main
@@ -26,8 +25,6 @@ from cggm_ray.data.loading.stream import StreamSplit
 from cggm_ray.data.settings import DataConfig
 from cggm_ray.data.shards.shards import PREDICT, Manifest, RawShard, tensor_column
 from cggm_ray.engine.configuration import Config
-from cggm_ray.models.net import MultimodalNet
-from cggm_ray.models.sequence import sequence_guides, sequence_net
 from cggm_ray.runs.finished import open_new
 from cggm_ray.tasks import Classification, Regression, Task
 from conftest import SMALL
@@ -41,6 +38,7 @@ class Loose(Dataset):
 
     name = "loose"
     converter = 1
+    network = "sequence"
 
     def locate(self, path: Path) -> list[Path]:
         return [path]
@@ -81,11 +79,6 @@ class Loose(Dataset):
 
     def task(self, manifest: Manifest) -> Task:
         return Classification(2)
-
-    def network(self, manifest: Manifest, modalities: tuple[str, ...]) -> tuple[MultimodalNet, dict[str, nn.Module]]:
-        widths = {name: manifest.modalities[name].shape[-1] for name in modalities}
-        outputs = self.task(manifest).outputs
-        return sequence_net(self.config.model, widths, outputs), sequence_guides(self.config.model, widths, outputs)
 
 
 class LooseValues(Loose):
@@ -143,7 +136,8 @@ def test_n_unlabelled_samples_give_n_predictions(
     np.savez(tmp_path / "new.npz", **new)
     capsys.readouterr()
     found = predicted(run, tmp_path / "new.npz")
-    assert capsys.readouterr().out.splitlines()[:-1] == [f"predicted{samples:>23}", f"labelled{0:>24}"]
+    said = [line.split() for line in capsys.readouterr().out.splitlines()[:-1]]
+    assert said == [["predicted", str(samples)], ["labelled", "0"]]
     assert found.num_rows == samples == found["target"].null_count
     net = open_new(run, tmp_path / "new.npz").net
     with torch.no_grad():
