@@ -21,6 +21,7 @@ from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.optim import OptimConfig
 from cggm_ray.engine.runtime import RunConfig
 from cggm_ray.engine.settings import TrainConfig
+from cggm_ray.models.deeplab import DeepLabOptions
 from cggm_ray.models.resnet import BACKBONES, ResNetConfig
 from cggm_ray.tasks.metrics import TUMOUR_REGIONS
 from conftest import DATA
@@ -43,7 +44,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         optim=OptimConfig(warmup_epochs=0),
         train=TrainConfig(batch_size=4, num_epochs=1),
         run=RunConfig(storage_path=str(folder / "runs"), name="run", local=True),
-        options=BratsOptions(backbone="resnet18", crop=16, overlays=0),
+        options=BratsOptions(crop=16, overlays=0),
+        networks={"deeplab": DeepLabOptions(backbone="resnet18")},
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BACKBONES, "resnet18", SMALL)

@@ -20,7 +20,6 @@ from cggm_ray.core.errors import DataError, UsageError
 from cggm_ray.data.datasets.features import FeatureOptions
 from cggm_ray.data.datasets.mosi import MosiOptions
 from cggm_ray.data.loading.split import TensorSplit, load_split
-from cggm_ray.data.prepare import prepare
 from cggm_ray.data.settings import DataConfig
 from cggm_ray.data.shards.shards import Manifest, open_set, write_shards_here
 from cggm_ray.engine.assembly import prepare_data
@@ -168,9 +167,9 @@ def test_one_of_several_targets(tmp_path: Path, make: Any) -> None:
         part["labels"] = rng.uniform(-3, 3, size=(len(part["id"]), 1, 7))
     data = files.write(tmp_path / "mosei.pkl", content)
     with pytest.raises(DataError, match="choose one with --target_index 0 to 6"):
-        prepare(make(tmp_path, data), write_shards_here)
+        prepare_data(make(tmp_path, data), write_shards_here)
     with pytest.raises(DataError, match="7 targets for each sample; expected --target_index 0 to 6"):
-        prepare(make(tmp_path, data, target_index=7), write_shards_here)
+        prepare_data(make(tmp_path, data, target_index=7), write_shards_here)
     _, splits = converted(make(tmp_path, data, target_index=3))
     np.testing.assert_array_equal(splits["test"].target[:, 0].numpy(), np.float32(content["test"]["labels"][:, 0, 3]))
 
@@ -182,7 +181,7 @@ def test_one_of_the_emotions_of_mult(tmp_path: Path) -> None:
         part["labels"] = np.eye(2)[rng.integers(2, size=(len(part["id"]), 4))]
     data = files.write(tmp_path / "iemocap_data.pkl", content)
     with pytest.raises(DataError, match="choose one with --target_index 0 to 3"):
-        prepare(features(tmp_path, data, task="classification"), write_shards_here)
+        prepare_data(features(tmp_path, data, task="classification"), write_shards_here)
     _, splits = converted(features(tmp_path, data, task="classification", target_index=2))
     assert splits["train"].target.tolist() == content["train"]["labels"][:, 2, 1].astype(int).tolist()
 
@@ -255,7 +254,7 @@ def test_other_files_are_called_by_their_name(tmp_path: Path, name: str) -> None
     content, said = OTHERS[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as error:
-        prepare(features(tmp_path, tmp_path / name), write_shards_here)
+        prepare_data(features(tmp_path, tmp_path / name), write_shards_here)
     assert said in str(error.value)
     assert name in str(error.value)
 
@@ -265,7 +264,7 @@ def test_one_row_may_be_there_many_times_but_not_fill_the_memory(tmp_path: Path)
     content = files.base()
     content["train"]["audio"] = [row] * 1000
     with pytest.raises(DataError, match="expected at most"):
-        prepare(mosi(tmp_path, files.write(tmp_path / "set.pkl", content)), write_shards_here)
+        prepare_data(mosi(tmp_path, files.write(tmp_path / "set.pkl", content)), write_shards_here)
     content["train"]["audio"] = [np.zeros((10**6, 3), np.float32), *[np.zeros((1, 3), np.float32)] * 5000]
     with pytest.raises(DataError, match="one sequence is much longer than others"):
-        prepare(mosi(tmp_path, files.write(tmp_path / "set.pkl", content)), write_shards_here)
+        prepare_data(mosi(tmp_path, files.write(tmp_path / "set.pkl", content)), write_shards_here)

@@ -67,7 +67,7 @@ class Loop:
             self.balance.see(inputs)
             features = self.balance.modulate(self.net.encode(inputs), target)
             head = self.net.fuse(features)
-            return self.balance.task.loss(head.logits, target) + self.balance.loss(head.logits, head.hidden, target)
+            return self.balance.task.loss(head.logits, target) + self.balance.losses(head, target)[1]
 
     def move(self) -> bool:
         """Adjusts and moves the model; whether the scaler let it."""

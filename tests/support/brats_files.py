@@ -22,8 +22,8 @@ def configured(tmp_path: Path, data: Path | None, **options: object) -> Config:
     return Config(
         data=DataConfig(dataset="brats", data_path=None if data is None else str(data)),
         run=RunConfig(storage_path=str(tmp_path / "runs"), local=True),
-        options=BratsOptions(**options),
-    )
+        options=BratsOptions(),
+    ).replace(options)
 
 
 def volume(seed: int, shape: tuple[int, ...] = SHAPE, tumour: bool = True) -> tuple[np.ndarray, np.ndarray]:
