@@ -59,11 +59,13 @@ def draw_pictures(training: Training) -> None:
     say, folder = Console(training.folder).say, None
     if training.dataset.name not in PICTURES.names():
         return
-    draw = PICTURES.get(training.dataset.name)
-    options = training.dataset.settings.options
+    draw, options = PICTURES.get(training.dataset.name), training.dataset.settings.options
+    pictures = draw(training.folder / FOLDER, training.state.net, training.splits["test"], options)
+    if pictures is None:
+        return
     say("drawing pictures of test cases")
     try:
-        for path in draw(training.folder / FOLDER, training.state.net, training.splits["test"], options):
+        for path in pictures:
             folder = path.parent
             if training.runtime.local_notice() is Notice.STOP:
                 break

@@ -13,8 +13,8 @@ from cggm_ray.models.net import MultimodalNet
 FOLDER = "pictures"
 """Folder of the pictures in the folder of a run."""
 
-Draw = Callable[[Path, MultimodalNet, Split, DatasetOptions], Iterator[Path]]
+Draw = Callable[[Path, MultimodalNet, Split, DatasetOptions], Iterator[Path] | None]
 """(folder, which is made by the first picture; network in evaluation mode; test split; options of the dataset) to the files,
-drawn one at a time, so that a signal can end it."""
+drawn one at a time, so that a signal can end it; None where the options ask for no picture."""
 
 PICTURES: Registry[Draw] = Registry("drawing of the dataset", "cggm_ray.report.pictures")

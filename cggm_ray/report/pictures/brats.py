@@ -24,11 +24,11 @@ LIGHTEST = 99.5
 
 
 @PICTURES.register("brats")
-def draw(folder: Path, net: MultimodalNet, split: Split, options: DatasetOptions) -> Iterator[Path]:
-    """As many test cases as the options say; see `draw_overlays`."""
+def draw(folder: Path, net: MultimodalNet, split: Split, options: DatasetOptions) -> Iterator[Path] | None:
+    """Draws as many test cases as the options say; see `draw_overlays`."""
     assert isinstance(split, VolumeSlices)
     assert isinstance(options, BratsOptions)
-    return draw_overlays(folder, net, split, options.overlays)
+    return draw_overlays(folder, net, split, options.overlays) if options.overlays else None
 
 
 @torch.no_grad()
