@@ -50,7 +50,9 @@ def test_a_job_runs_to_the_end(cluster: Raylets, submit: list[str], small_pickle
     done = cluster.run(*submit, *flags)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "epoch 2/2" in done.stdout
-    assert ["best", "checkpoint:", str(tmp_path / "job" / "best")] in [line.split() for line in done.stdout.splitlines()]
+    assert ["best", "checkpoint:", str(tmp_path / "job" / "best")] in [
+        line.split() for line in done.stdout.splitlines()
+    ]
     assert (tmp_path / "job" / "summary.json").exists()
 
 
