@@ -65,13 +65,23 @@ def run_folder(config: Config) -> Path:
 
 
 def differences(config: Config, found: dict[str, Any]) -> list[str]:
-    """Returns the fields that differ but may not change in a continued run, as 'field: was X, now Y'."""
+    """Returns the fields that differ but may not change in a continued run, as 'field: was X, now Y'.
+
+    Field names are unique over all sections, so a field is found although an earlier version kept it in another section. A
+    field that the earlier version did not have held what is the default today.
+
+    Args:
+        config: of the run that shall continue.
+        found: sections of the configuration that the run has.
+    """
     now = config.to_dict()
+    was = {name: value for part in found.values() if isinstance(part, dict) for name, value in part.items()}
     result = []
     for section, key in config.fields():
         if section not in now:
             continue
-        old, new = (found.get(section) or {}).get(key.name), now[section][key.name]
+        default = list(key.default) if isinstance(key.default, tuple) else key.default
+        old, new = was.get(key.name, default), now[section][key.name]
         if not key.metadata["resume"] and old != new:
             result.append(f"{key.name}: was {old!r}, now {new!r}")
     return result
