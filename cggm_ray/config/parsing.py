@@ -21,17 +21,22 @@ LARGEST = 2**53
 """Largest whole number that is exact in every file that a run writes."""
 
 
+SWITCH = {"true": True, "false": False, "on": True, "off": False}
 URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]+:/")
 r"""A scheme and a slash. A scheme has at least two characters, so `C:/data` and `C:\data` are no URLs."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Yaml without its numbers to base 60, for which `workers: 2:8` would be 128."""
+    """Yaml without its numbers to base 60, for which `workers: 2:8` would be 128, and with `on` and `off` as texts.
+
+    They are values of `standardise`; a field that is true or false takes these texts too.
+    """
 
     yaml_implicit_resolvers = {
         first: [
             (tag, re.compile(r"(?![^:]*:)" + pattern.pattern, pattern.flags) if tag.endswith(":int") else pattern)
             for tag, pattern in resolvers
+            if not (tag.endswith(":bool") and first in "oO")
         ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -172,7 +177,7 @@ def coerce(value: Any, section: type, key: dataclasses.Field[Any], source: str =
     text = value.strip() if isinstance(value, str) else value
     try:
         if kind is bool:
-            return value if isinstance(value, bool) else {"true": True, "false": False}[str(text).lower()]
+            return value if isinstance(value, bool) else SWITCH[str(text).lower()]
         if kind is tuple:
             names = text.split(",") if isinstance(text, str) else text
             if not isinstance(names, list | tuple) or not all(isinstance(name, str | int | float) for name in names):

@@ -28,6 +28,7 @@ from cggm_ray.data.shards.shards import Manifest, WriteShards
 from cggm_ray.engine.checkpoints import agree
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.finite import DeviceWatch
+from cggm_ray.engine.inputs import check_inputs, fill_inputs
 from cggm_ray.engine.optim import build_schedule, guide_optimizer, model_optimizer
 from cggm_ray.engine.runtime import Runtime
 from cggm_ray.engine.state import Best, TrainState
@@ -37,6 +38,7 @@ from cggm_ray.engine.tracking import Console, check_trackers
 from cggm_ray.models.net import MultimodalNet, compile_parts
 from cggm_ray.models.registry import NETWORKS, NetworkPlan
 from cggm_ray.models.settings import ModelConfig
+from cggm_ray.models.standardise import standardise_modules
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.registry import STRATEGIES, Materials, Setting
 from cggm_ray.tasks import Task
@@ -95,6 +97,11 @@ def selected_modalities(config: Config, manifest: Manifest) -> tuple[str, ...]:
     return tuple(name for name in manifest.modalities if name in wanted)
 
 
+def input_kinds(config: Config, manifest: Manifest) -> dict[str, str]:
+    """Returns the kind of every modality of a run, in the order of the dataset; see `Dataset.kinds`."""
+    return build_dataset(config, manifest.dataset).kinds(manifest, selected_modalities(config, manifest))
+
+
 def check_configuration(config: Config, dataset: Dataset, manifest: Manifest) -> None:
     """Checks, before any long work starts, the parts of a configuration that depend on the data.
 
@@ -104,10 +111,11 @@ def check_configuration(config: Config, dataset: Dataset, manifest: Manifest) ->
         manifest: of its set, or what is known of it before it is made.
 
     Raises:
-        UsageError: modalities, network, strategy, utility or selection metric do not fit the dataset.
+        UsageError: modalities, network, inputs, strategy, utility or selection metric do not fit the dataset.
     """
     task, modalities = dataset.task(manifest), selected_modalities(config, manifest)
     check_network(config, dataset)
+    check_inputs(config.inputs, dataset, manifest, modalities)
     name, info = config.modulation.modulation, STRATEGIES.get(config.modulation.modulation)
     if not info.serves(task):
         able = [other for other in STRATEGIES.names() if STRATEGIES.get(other).serves(task)]
@@ -166,6 +174,8 @@ def build_network(
     """Builds the network of a run and a guide classifier per modality.
 
     The network is the dataset's own or the one that `--network` names, and the strategy may change it.
+
+    Modules that standardise inputs are the identity until a checkpoint or `fill_inputs` fills them.
     """
     name = config.model.network or dataset.network
     plan = NetworkPlan(
@@ -177,7 +187,10 @@ def build_network(
     )
     net, guides = NETWORKS.get(name).build(plan)
     change = STRATEGIES.get(config.modulation.modulation).network
-    return net if change is None else change(net, guides), guides
+    net = net if change is None else change(net, guides)
+    if config.inputs.standardises:
+        net.inputs.update(standardise_modules(plan.shapes, plan.kinds))
+    return net, guides
 
 
 def check(config: Config, shards: Path) -> None:
@@ -239,6 +252,8 @@ def open_training(config: Config, shards: Path, runtime: Runtime, folder: Path) 
     checkpoint, damaged = agree(runtime.checkpoints, runtime.rank, runtime.world_size, runtime.reduce(), runtime.device)
     if checkpoint is not None:
         state.load(checkpoint)
+    else:
+        fill_inputs(config.inputs, net, folder, shards, manifest, dataset.kinds(manifest, modalities))
     if runtime.rank == 0:
         say = Console(folder).say
         for line in damaged:
@@ -276,7 +291,8 @@ def build_strategy(
     """
     runs = config.strategy.teachers()
     encoders = dict(net.encoders.items())
-    teachers = {} if runs is None else load_teachers(encoders, find_teachers(config, runs, tuple(encoders)))
+    found = {} if runs is None else find_teachers(config, runs, tuple(encoders))
+    teachers, teacher_inputs = load_teachers(encoders, found)
     materials: Materials[Any] = Materials(
         **setting(config, tuple(encoders)),
         net=net,
@@ -285,6 +301,7 @@ def build_strategy(
         reduce=reduce,
         guide_optimizer=partial(guide_optimizer, config.optim),
         teachers=teachers,
+        teacher_inputs=teacher_inputs,
     )
     return STRATEGIES.get(config.modulation.modulation).build(materials)
 

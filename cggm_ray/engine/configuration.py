@@ -22,6 +22,7 @@ from cggm_ray.engine.runtime import RunConfig
 from cggm_ray.engine.settings import TrainConfig
 from cggm_ray.models.registry import NETWORKS, NetworkOptions
 from cggm_ray.models.settings import ModelConfig
+from cggm_ray.models.standardise import InputConfig
 from cggm_ray.strategies.registry import STRATEGIES, StrategyOptions
 from cggm_ray.strategies.settings import ModulationConfig
 
@@ -47,6 +48,7 @@ class Config(Sections):
     """
 
     data: DataConfig = field(default_factory=DataConfig)
+    inputs: InputConfig = field(default_factory=InputConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     modulation: ModulationConfig = field(default_factory=ModulationConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

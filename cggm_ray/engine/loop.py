@@ -10,6 +10,7 @@ import time
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from cggm_ray.core.errors import StoppedError
 from cggm_ray.core.seeding import derive_seed, seed_all
@@ -17,6 +18,7 @@ from cggm_ray.data.loading.sampler import epoch_order, slices
 from cggm_ray.engine.assembly import Training
 from cggm_ray.engine.evaluation import Observer, evaluate
 from cggm_ray.engine.guards import step_or_skip, stop_if_not_finite
+from cggm_ray.engine.inputs import unequal_gradients
 from cggm_ray.engine.optim import rescale
 from cggm_ray.engine.runtime import Record, Runtime, numbers
 from cggm_ray.engine.state import TrainState
@@ -114,6 +116,8 @@ def train_epoch(training: Training, console: Console | None) -> Record:
         )
         values = step_or_skip(settings.on_nonfinite, state, training.step, console, take)
         if values is not None:
+            if console is not None and state.epoch == 0 and not state.averages.steps:
+                say_unequal_gradients(training, console, values["grad_norm"])
             state.averages.add(values)
         state.step += 1
         state.samples += part.samples
@@ -125,6 +129,13 @@ def train_epoch(training: Training, console: Console | None) -> Record:
             console.say(f"epoch {state.epoch + 1}  step {number}/{steps}  loss {float(values['loss']):.4f}")
         between_steps(settings.save_every, state, runtime)
     return state.averages.read(training.modalities)
+
+
+def say_unequal_gradients(training: Training, console: Console, norms_M: Tensor) -> None:
+    """Prints a line after the first step of a run if the encoders get gradients of very different size."""
+    line = unequal_gradients(training.config.inputs, training.modalities, norms_M)
+    if line is not None:
+        console.say(line)
 
 
 def between_steps(every: int | None, state: TrainState, runtime: Runtime) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from cggm_ray.core.errors import UsageError, short_repr
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.state import BEST, VALUES, WEIGHTS
+from cggm_ray.models.standardise import Standardise
 
 FLAG = "umt_teachers"
 
@@ -50,8 +51,10 @@ def find_teachers(config: Config, runs: Sequence[str] | None, modalities: Sequen
     return {name: found[name] for name in modalities}
 
 
-def load_teachers(encoders: Mapping[str, nn.Module], teachers: Mapping[str, Path]) -> dict[str, nn.Module]:
-    """Returns copies of the encoders with the weights of the teachers.
+def load_teachers(
+    encoders: Mapping[str, nn.Module], teachers: Mapping[str, Path]
+) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+    """Returns copies of the encoders with the weights of the teachers, and what standardises the inputs of those that have it.
 
     Args:
         encoders: by modality, of the network that is to be taught.
@@ -60,21 +63,30 @@ def load_teachers(encoders: Mapping[str, nn.Module], teachers: Mapping[str, Path
     Raises:
         UsageError: weights cannot be read, or do not fit the encoder.
     """
-    loaded = {}
+    loaded: dict[str, nn.Module] = {}
+    inputs: dict[str, nn.Module] = {}
     for name, folder in teachers.items():
-        prefix = f"encoders.{name}."
         try:
             weights = load_file(folder / WEIGHTS)
             teacher = copy.deepcopy(encoders[name])
-            teacher.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
-        except (OSError, SafetensorError, RuntimeError) as error:
+            teacher.load_state_dict(_below(f"encoders.{name}.", weights))
+            values = _below(f"inputs.{name}.", weights)
+            if values:
+                inputs[name] = Standardise(tuple(values["mean"].shape))
+                inputs[name].load_state_dict(values)
+        except (OSError, SafetensorError, RuntimeError, KeyError) as error:
             # torch lists every parameter on a line of its own.
             reason = " ".join(str(error).split())[:300]
             raise UsageError(
                 f"{FLAG}: {folder / WEIGHTS} does not fit the encoder of {name!r} in this run: {reason}"
             ) from error
         loaded[name] = teacher
-    return loaded
+    return loaded, inputs
+
+
+def _below(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors whose names begin with the prefix, under the rest of the names."""
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
 
 def _modality(config: Config, folder: Path) -> str:

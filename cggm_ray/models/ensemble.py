@@ -73,7 +73,7 @@ def ensemble_net(net: MultimodalNet, members: Mapping[str, nn.Module], *, mean: 
         mean: see `Ensemble`.
     """
     encoders = {name: net.encoders[name] for name in members}
-    return EnsembleNet(encoders, Ensemble(members, mean=mean), nn.Identity())
+    return EnsembleNet(encoders, Ensemble(members, mean=mean), nn.Identity(), dict(net.inputs.items()))
 
 
 def ensemble_of(net: MultimodalNet) -> Ensemble:

@@ -23,25 +23,36 @@ class MultimodalNet(nn.Module):
         encoders: by modality. An encoder may name the part without its input projection `body`.
         fusion: maps the features of all modalities to the input of the head.
         head: the last linear layer or 1x1 convolution.
+        inputs: by modality, what its input is taken through before it is masked and encoded, such as `Standardise`; it
+            changes no shape.
 
     Encoders and fusion get masks as a second argument where there are any, and only then.
     """
 
-    def __init__(self, encoders: Mapping[str, nn.Module], fusion: nn.Module, head: nn.Module) -> None:
+    def __init__(
+        self,
+        encoders: Mapping[str, nn.Module],
+        fusion: nn.Module,
+        head: nn.Module,
+        inputs: Mapping[str, nn.Module] | None = None,
+    ) -> None:
         super().__init__()
+        self.inputs = nn.ModuleDict(inputs)
         self.encoders = nn.ModuleDict(encoders)
         self.fusion = fusion
         self.head = head
 
     def encode(self, inputs: Mapping[str, Tensor], masks: Masks | None = None) -> dict[str, Feature]:
-        """Features h_m of every modality; both inputs and features are zero where a mask is False."""
+        """Features h_m of every modality; what encoders get, and features, are zero where a mask is False."""
         features: dict[str, Feature] = {}
         for name, encoder in self.encoders.items():
             mask = None if masks is None else masks.get(name)
+            # Before the mask, because padding is a zero of what the encoder gets.
+            x = self.inputs[name](inputs[name]) if name in self.inputs else inputs[name]
             if mask is None:
-                features[name] = encoder(inputs[name])
+                features[name] = encoder(x)
             else:
-                features[name] = _zeroed(encoder(_zeroed(inputs[name], mask), mask), mask)
+                features[name] = _zeroed(encoder(_zeroed(x, mask), mask), mask)
         return features
 
     def fuse(self, features: Mapping[str, Feature], masks: Masks | None = None) -> HeadOutput:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cggm_ray.core.kinds import IMAGE, SEQUENCE, VECTOR
+from cggm_ray.core.kinds import IMAGE, SEQUENCE, VECTOR, channels_last
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.registry import NETWORKS, NetworkInfo, NetworkOptions, NetworkPlan
 from cggm_ray.models.sequence import SequenceEncoder, TransformerFusion, sequence_guides, transformer_config
@@ -69,7 +69,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], config: TransformerConfig) -> None:
         super().__init__()
-        self._channels_last = len(shape) == 3 and shape[-1] in (1, 3, 4) and shape[0] not in (1, 3, 4)
+        self._channels_last = channels_last(shape)
         if self._channels_last:
             shape = (shape[2], *shape[:2])
         self.proj = PatchProjection(shape[0] if len(shape) == 3 else 1, shape[-2], shape[-1], config.width)

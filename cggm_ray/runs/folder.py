@@ -15,8 +15,10 @@ import yaml
 from cggm_ray.config.parsing import read_yaml
 from cggm_ray.core.errors import UsageError
 from cggm_ray.data.shards.opening import open_manifest
-from cggm_ray.engine.assembly import check
+from cggm_ray.data.statistics import MapShards, map_shards_here
+from cggm_ray.engine.assembly import check, input_kinds
 from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.inputs import write_statistics
 from cggm_ray.runs.ending import CONFIG
 from cggm_ray.runs.recorded import record_data
 from cggm_ray.storage.files import clear_partials, set_aside, write_text
@@ -107,16 +109,26 @@ def sole_owner(folder: Path) -> Iterator[None]:
         yield
 
 
-def prepare_run_folder(config: Config, folder: Path, shards: Path) -> Path:
+def prepare_run_folder(config: Config, folder: Path, shards: Path, map_shards: MapShards = map_shards_here) -> Path:
     """Checks the configuration against the data and makes the folder of the run; returns `shards`.
 
+    Args:
+        config: of the run.
+        folder: of the run.
+        shards: folder of the converted set.
+        map_shards: reads the training split, where inputs are standardised.
+
     Raises:
+        DataError: a modality has no standard deviation.
         UsageError: the configuration does not fit the data, or the folder cannot be made.
     """
     check(config, shards)
     open_folder(config, folder)
     try:
-        record_data(folder, open_manifest(shards), config)
+        manifest = open_manifest(shards)
+        record_data(folder, manifest, config)
+        if config.inputs.standardises:
+            write_statistics(folder, shards, manifest, input_kinds(config, manifest), map_shards)
     except OSError as error:
         raise UsageError(f"storage_path: {folder} cannot be written: {error.strerror}") from None
     return shards

@@ -74,6 +74,7 @@ class Materials(Setting[S]):
         reduce: sums a vector over workers.
         guide_optimizer: makes the optimizer of guides from their parameters.
         teachers: trained encoders by modality, where the options name any.
+        teacher_inputs: what their inputs are taken through before, of those that were trained so; see `MultimodalNet`.
     """
 
     net: MultimodalNet
@@ -82,6 +83,7 @@ class Materials(Setting[S]):
     reduce: Reduce
     guide_optimizer: MakeOptimizer
     teachers: Mapping[str, nn.Module] = field(default_factory=dict)
+    teacher_inputs: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,6 +67,7 @@ class UMT(Strategy):
         task: what is predicted.
         alpha: weight of the distance between features and those of the teachers.
         reduce: sums a vector over workers.
+        inputs: by modality, what the input of a teacher is taken through before, where it was trained so; see `MultimodalNet`.
 
     Example:
         >>> import copy, torch
@@ -87,12 +88,18 @@ class UMT(Strategy):
     """
 
     def __init__(
-        self, teachers: Mapping[str, nn.Module], *, task: Task, alpha: float = 1.0, reduce: Reduce = SINGLE_WORKER
+        self,
+        teachers: Mapping[str, nn.Module],
+        *,
+        task: Task,
+        alpha: float = 1.0,
+        reduce: Reduce = SINGLE_WORKER,
+        inputs: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__(task=task, reduce=reduce)
         self.alpha = alpha
         # As a network without fusion: what is missing is masked for the teachers as it is for the encoders.
-        self.teachers = MultimodalNet(teachers, nn.Identity(), nn.Identity()).requires_grad_(False)
+        self.teachers = MultimodalNet(teachers, nn.Identity(), nn.Identity(), inputs).requires_grad_(False)
         self.teachers.eval()
 
     def train(self, mode: bool = True) -> UMT:
@@ -140,7 +147,13 @@ def _distances(feature: Feature, taught: Feature) -> Tensor:
 
 
 def _build(given: Materials[UMTOptions]) -> Strategy:
-    return UMT(given.teachers, task=given.task, alpha=given.options.umt_alpha, reduce=given.reduce)
+    return UMT(
+        given.teachers,
+        task=given.task,
+        alpha=given.options.umt_alpha,
+        reduce=given.reduce,
+        inputs=given.teacher_inputs,
+    )
 
 
 STRATEGIES.register("umt")(StrategyInfo(build=_build, options=UMTOptions))

@@ -20,6 +20,7 @@ from cggm_ray.core.errors import TrainingError
 from cggm_ray.data.shards.opening import print_taken
 from cggm_ray.distributed.cluster import connect, cpus_per_worker, joins, own_error
 from cggm_ray.distributed.data.ingest import write_shards_with_ray
+from cggm_ray.distributed.data.statistics import map_shards_with_ray
 from cggm_ray.distributed.storage import check_shared
 from cggm_ray.distributed.train.failures import Failures
 from cggm_ray.distributed.train.runtime import STOP, RayRuntime
@@ -56,7 +57,7 @@ def run_on_ray(config: Config, folder: Path, stop_request: StopRequest) -> Resul
     connect()
     cpus = cpus_per_worker(config.run)
     with sole_owner(folder):
-        prepare_run_folder(config, folder, shards)
+        prepare_run_folder(config, folder, shards, map_shards_with_ray)
         fixed = config.run.min_workers == config.run.max_workers
         note_start(folder, config, shards, config.run.max_workers if fixed else None, cpus)
         print_taken(shards)

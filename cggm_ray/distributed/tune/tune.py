@@ -36,6 +36,7 @@ from cggm_ray.core.errors import TrainingError, UsageError
 from cggm_ray.core.optional import require
 from cggm_ray.core.seeding import derive_seed
 from cggm_ray.distributed.cluster import connect, nodes_later, nodes_now, own_error
+from cggm_ray.distributed.data.statistics import share_statistics
 from cggm_ray.distributed.tune.draws import domain
 from cggm_ray.distributed.tune.trial import NUMBER, Study, train_trial
 from cggm_ray.studies.space import Search, Values, suggest
@@ -73,6 +74,9 @@ def run_trials(study: Study, search: Search | None, mode: str) -> list[Trial]:
         return list(study.trials)
     together = capacity(study)
     together = min(together, search.concurrent if search is not None and search.concurrent else 2**16)
+    # A search that draws its trials later may need others, which the trials then find for themselves.
+    first = [] if study.shards is None else [(study.base, study.shards)]
+    share_statistics([*first, *((trial.config, trial.shards) for trial in study.trials)])
     # Tune's own files are of this start only; loggers of its own would write every metric a second time.
     shutil.rmtree(study.folder / STATE, ignore_errors=True)
     os.environ.update(TUNE_SETTINGS)

@@ -1,0 +1,90 @@
+"""Inputs on one scale: (x - mean) / standard deviation, with the values of the training split.
+
+The values are buffers of the network, so a checkpoint holds them, and whatever loads it (a resumed run, prediction, an exported
+program) uses those that the network was trained with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cggm_ray.config.fields import check, one_of, option
+from cggm_ray.core.kinds import feature_shape
+
+AUTO, ON, OFF = "auto", "on", "off"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputConfig:
+    """What happens to inputs before they are encoded."""
+
+    standardise: str = option(
+        OFF,
+        "subtract the mean of the training split from each feature and divide by its standard deviation: auto, on, off",
+    )
+    clip_inputs: float = option(
+        0.0, "with standardise: largest distance of a feature from its mean, in standard deviations; 0 for no limit"
+    )
+
+    def __post_init__(self) -> None:
+        one_of(self, "standardise", (AUTO, ON, OFF))
+        check(self.clip_inputs >= 0, self, "clip_inputs", "zero or a positive number")
+        check(self.standardises or not self.clip_inputs, self, "clip_inputs", "0, or --standardise on or auto")
+
+    @property
+    def standardises(self) -> bool:
+        """Whether the network has a `Standardise` for every modality, which may be the identity."""
+        return self.standardise != OFF
+
+
+class Standardise(nn.Module):
+    """Standardises one modality; the identity until `fill` is called.
+
+    Args:
+        shape: of a value per feature, which broadcasts over a sample (see `cggm_ray.core.kinds.feature_shape`).
+    """
+
+    mean: Tensor
+    scale: Tensor
+    limit: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("scale", torch.ones(shape))
+        self.register_buffer("limit", torch.tensor(float("inf")))
+
+    @torch.no_grad()
+    def fill(self, mean: Tensor, scale: Tensor, clip: float = 0.0) -> None:
+        """Sets what is subtracted, and by what the difference is multiplied.
+
+        Args:
+            mean: of every feature.
+            scale: 1 / standard deviation of every feature.
+            clip: largest magnitude of a standardised value; 0 for no limit.
+        """
+        self.mean.copy_(mean)
+        self.scale.copy_(scale)
+        self.limit.fill_(clip or float("inf"))
+
+    def disable(self) -> None:
+        """Makes it the identity, also for whatever loads a checkpoint of the network."""
+        self.fill(torch.zeros_like(self.mean), torch.ones_like(self.scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Inputs [N, ...] to the same shape."""
+        return ((x - self.mean) * self.scale).clamp(-self.limit, self.limit)
+
+
+def standardise_modules(shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, str]) -> dict[str, Standardise]:
+    """Returns the identity for every modality, to be filled.
+
+    Args:
+        shapes: of a sample, by modality.
+        kinds: one of `core.kinds.KINDS` for each.
+    """
+    return {name: Standardise(feature_shape(kinds[name], shape)) for name, shape in shapes.items()}
