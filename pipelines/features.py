@@ -25,7 +25,7 @@ from cggm_ray.models.settings import ModelConfig
 RECIPE = Config(
     data=DataConfig(dataset="features"),
     model=ModelConfig(nlevels=3, attn_dropout=0.1, relu_dropout=0.1, embed_dropout=0.1),
-    train=TrainConfig(num_epochs=20),
+    train=TrainConfig(num_epochs=20, preset="quick"),
     options=FeatureOptions(),
 )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from cggm_ray.core.errors import CggmError, StoppedError, UsageError
 from cggm_ray.core.registry import nearest
 from cggm_ray.engine.configuration import Config, default_networks, default_strategies
 from cggm_ray.engine.own_code import check_not_importing, import_file
+from cggm_ray.engine.presets import with_preset
 from cggm_ray.strategies.registry import STRATEGIES
 
 _GONE = {"attn_mask": "the released code parsed this flag and never used it; leave it out"}
@@ -126,11 +127,10 @@ def parse(recipe: Config, argv: Sequence[str], description: str | None = None) -
         raise UsageError(
             "tune: given together with --seeds or --compare; search first, then compare with --config best.yaml"
         )
-    config = recipe
-    if path is not None:
-        config = Config.from_dict(read_yaml(local_path("config", path), "config"), recipe, source=path)
+    values = {} if path is None else recipe.flat(read_yaml(local_path("config", path), "config"), path)
+    config = _started_from(recipe, values, given)
     return Command(
-        config=config.replace(given, source="flag"),
+        config=config.replace(values, source=str(path)).replace(given, source="flag"),
         dry_run=dry_run,
         tune=None if tune is None else local_path("tune", tune),
         seeds=seeds,
@@ -148,6 +148,16 @@ def add_import(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="Python file that registers a dataset, strategy, network or storage; it is run. May be given several times",
     )
+
+
+def _started_from(recipe: Config, *layers: Mapping[str, Any]) -> Config:
+    """Returns the recipe with the preset that the last layer names, or its own one."""
+    name = recipe.train.preset
+    for layer in layers:
+        name = layer.get("preset", name)
+    # Checks the name as the field does.
+    recipe = recipe.replace({"preset": name}, source="flag")
+    return with_preset(recipe, recipe.train.preset, recipe.names(key for layer in layers for key in layer))
 
 
 def _with_imports(recipe: Config, argv: Sequence[str]) -> Config:

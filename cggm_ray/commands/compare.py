@@ -29,11 +29,12 @@ from cggm_ray.core.optional import check_installed
 from cggm_ray.core.tables import listing, text_table
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.shards.shards import write_shards_here
-from cggm_ray.engine.assembly import build_dataset, check, fold_runs, open_training, prepare_data
+from cggm_ray.engine.assembly import build_dataset, check, fold_runs, prepare_data
 from cggm_ray.engine.checkpoints import storage_errors
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.loop import train
 from cggm_ray.engine.own_code import entries
+from cggm_ray.engine.probes import open_decided
 from cggm_ray.engine.runtime import LocalRuntime
 from cggm_ray.runs.finishing import finish
 from cggm_ray.runs.folder import named, open_folder, prepare_run_folder, run_folder, sole_owner
@@ -297,7 +298,7 @@ def _run_here(config: Config, folder: Path, trials: Sequence[Trial]) -> None:
         try:
             prepare_run_folder(trial.config, trial.folder, trial.shards)
             with storage_errors(runtime.checkpoints):
-                training = open_training(trial.config, trial.shards, runtime, trial.folder)
+                training = open_decided(trial.config, trial.shards, runtime, trial.folder)
                 started(trial, training.state.epoch)
                 train(training)
                 finish(training)

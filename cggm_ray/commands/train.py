@@ -15,11 +15,12 @@ from cggm_ray.core.errors import CggmError, NonFiniteError, StoppedError, Traini
 from cggm_ray.core.tables import listing
 from cggm_ray.data.shards.opening import print_taken
 from cggm_ray.data.shards.shards import write_shards_here
-from cggm_ray.engine.assembly import fold_runs, open_training, prepare_data
+from cggm_ray.engine.assembly import fold_runs, prepare_data
 from cggm_ray.engine.checkpoints import storage_errors
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.guards import reporting_missing_ranks
 from cggm_ray.engine.loop import train
+from cggm_ray.engine.probes import open_decided
 from cggm_ray.engine.runtime import LocalRuntime
 from cggm_ray.engine.stopping import LEAVING_OUT, Interrupted, StopRequest, interrupting, stopping_on_signals
 from cggm_ray.engine.tracking import check_trackers, read_metrics
@@ -128,7 +129,7 @@ def run_locally(config: Config, folder: Path, stop_request: StopRequest) -> Resu
     runtime = LocalRuntime(folder, config.run, stop_request)
     seconds = config.run.collective_timeout
     try:
-        if runtime.world_size > 1 and config.train.batch_size < runtime.world_size:
+        if runtime.world_size > 1 and 0 < config.train.batch_size < runtime.world_size:
             raise UsageError(f"batch_size: found {config.train.batch_size} for {runtime.world_size} processes")
         with ExitStack() as owned:
             shards = _prepare_first(config, folder, runtime, owned)
@@ -137,7 +138,7 @@ def run_locally(config: Config, folder: Path, stop_request: StopRequest) -> Resu
                 reporting_missing_ranks(runtime, seconds, TrainingError),
                 storage_errors(runtime.checkpoints),
             ):
-                training = open_training(config, shards, runtime, folder)
+                training = open_decided(config, shards, runtime, folder)
                 train(training)
                 result = finish(training)
                 stop_request.answer = LEAVING_OUT

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
 
 from cggm_ray.config.parsing import coerce
@@ -42,6 +42,14 @@ class Sections:
         Raises:
             UsageError: an unknown key (the nearest one is named) or a value of the wrong type.
         """
+        return self.replace(self.flat(values, source), source=source)
+
+    def flat(self, values: Mapping[str, Any], source: str) -> dict[str, Any]:
+        """Returns field (or alias) to value, from nested sections or flat keys.
+
+        Raises:
+            UsageError: a section is no mapping.
+        """
         flat: dict[str, Any] = {}
         sections, names = self.sections(), {key.name for _, key in self.fields()}
         for key, value in values.items():
@@ -52,7 +60,12 @@ class Sections:
                 raise UsageError(f"{source}: section {key} holds {short_repr(value)}; expected a mapping")
             else:
                 flat[key] = value
-        return self.replace(flat, source=source)
+        return flat
+
+    def names(self, keys: Iterable[str]) -> set[str]:
+        """Returns the names of the fields that these names or aliases mean; unknown ones are left out."""
+        owners = {name: key.name for _, key in self.fields() for name in (key.name, *key.metadata["aliases"])}
+        return {owners[key] for key in keys if key in owners}
 
     def replace(self, values: Mapping[str, Any], source: str = "config") -> Self:
         """Returns a copy with other values, given by flat field name or alias.

@@ -20,18 +20,20 @@ from cggm_ray.core.reduction import Reduce
 from cggm_ray.core.registry import nearest
 from cggm_ray.core.seeding import derive_seed, make_deterministic
 from cggm_ray.data.dataset import DATASETS, Dataset
-from cggm_ray.data.loading.split import Split
+from cggm_ray.data.loading.split import Split, class_counts
 from cggm_ray.data.prepare import prepare
 from cggm_ray.data.settings import DatasetSettings
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.shards.shards import Manifest, WriteShards
+from cggm_ray.engine.budget import Budget, batch_size_for, budget_of
 from cggm_ray.engine.checkpoints import agree
 from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.ema import moving_average
 from cggm_ray.engine.finite import DeviceWatch
 from cggm_ray.engine.inputs import check_inputs, fill_inputs
 from cggm_ray.engine.optim import build_schedule, guide_optimizer, model_optimizer
 from cggm_ray.engine.runtime import Runtime
-from cggm_ray.engine.state import Best, TrainState
+from cggm_ray.engine.state import Best, TrainState, saved_values
 from cggm_ray.engine.step import TrainingStep
 from cggm_ray.engine.teachers import find_teachers, load_teachers
 from cggm_ray.engine.tracking import Console, check_trackers
@@ -41,7 +43,8 @@ from cggm_ray.models.settings import ModelConfig
 from cggm_ray.models.standardise import standardise_modules
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.registry import STRATEGIES, Materials, Setting
-from cggm_ray.tasks import Task
+from cggm_ray.tasks import Classification, Task
+from cggm_ray.tasks.settings import BALANCED
 
 WORKING_AHEAD = ("cuda",)
 """Types of devices that run behind the host."""
@@ -100,6 +103,34 @@ def selected_modalities(config: Config, manifest: Manifest) -> tuple[str, ...]:
 def input_kinds(config: Config, manifest: Manifest) -> dict[str, str]:
     """Returns the kind of every modality of a run, in the order of the dataset; see `Dataset.kinds`."""
     return build_dataset(config, manifest.dataset).kinds(manifest, selected_modalities(config, manifest))
+
+
+def with_batch_size(config: Config, manifest: Manifest, workers: int = 1) -> Config:
+    """Returns the configuration with a batch size by the size of the training split, where `batch_size` is 0."""
+    if config.train.batch_size or not manifest.splits.get("train"):
+        return config
+    size = batch_size_for(manifest.rows("train"), workers)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=size))
+
+
+def build_task(config: Config, dataset: Dataset, manifest: Manifest, shards: Path | None = None) -> Task:
+    """Builds what a run predicts, with the options of its loss.
+
+    Args:
+        config: of the run.
+        dataset: of the run.
+        manifest: of its set.
+        shards: folder of the set, whose training targets class weights are counted from; None where nothing is trained.
+
+    Raises:
+        UsageError: the loss of this task has no such option.
+        DataError: a shard cannot be read.
+    """
+    task = dataset.task(manifest)
+    counts = None
+    if shards is not None and config.loss.class_weights == BALANCED and isinstance(task, Classification):
+        counts = class_counts(shards, manifest, task.outputs)
+    return task.with_loss(config.loss, counts)
 
 
 def check_configuration(config: Config, dataset: Dataset, manifest: Manifest) -> None:
@@ -214,11 +245,13 @@ class Training:
     config: Config
     folder: Path
     runtime: Runtime
+    manifest: Manifest
     dataset: Dataset
     task: Task
     modalities: tuple[str, ...]
     class_names: tuple[str, ...] | None
     splits: dict[str, Split]
+    budget: Budget
     state: TrainState
     step: nn.Module
 
@@ -239,21 +272,22 @@ def open_training(config: Config, shards: Path, runtime: Runtime, folder: Path) 
     if config.train.deterministic:
         make_deterministic()
     manifest = open_manifest(shards)
+    config = with_batch_size(config, manifest, runtime.world_size)
     dataset = build_dataset(config, manifest.dataset)
     modalities = selected_modalities(config, manifest)
     splits = {name: dataset.open_split(shards, manifest, name, modalities, runtime.device) for name in manifest.splits}
-    task = dataset.task(manifest)
+    task = build_task(config, dataset, manifest, shards)
+    budget = budget_of(config.train, len(splits["train"]))
 
-    torch.manual_seed(derive_seed(config.train.seed, "weights"))
-    net, guides = build_network(config, dataset, manifest, modalities)
-    if config.train.compile:
-        compile_parts(net, guides, runtime.device)
-    state = new_state(config, net, guides, task, runtime)
     checkpoint, damaged = agree(runtime.checkpoints, runtime.rank, runtime.world_size, runtime.reduce(), runtime.device)
+    if checkpoint is not None and config.train.find_lr:
+        found = saved_values(checkpoint)["config"]["optim"]["lr"]
+        config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=found))
+    state, step = first_state(config, dataset, manifest, task, runtime, budget)
     if checkpoint is not None:
         state.load(checkpoint)
     else:
-        fill_inputs(config.inputs, net, folder, shards, manifest, dataset.kinds(manifest, modalities))
+        fill_inputs(config.inputs, state.net, folder, shards, manifest, dataset.kinds(manifest, modalities))
     if runtime.rank == 0:
         say = Console(folder).say
         for line in damaged:
@@ -263,15 +297,43 @@ def open_training(config: Config, shards: Path, runtime: Runtime, folder: Path) 
     return Training(
         config=config,
         folder=folder,
+        manifest=manifest,
         runtime=runtime,
         dataset=dataset,
         task=task,
         modalities=modalities,
         class_names=dataset.class_names(manifest),
         splits=splits,
+        budget=budget,
         state=state,
-        step=runtime.wrap(TrainingStep(net, state.strategy, config.train.precision)),
+        step=step,
     )
+
+
+def restarted(training: Training, config: Config, runtime: Runtime) -> Training:
+    """Returns a run on the same data and with the same task before its first step, without any checkpoint.
+
+    Args:
+        training: whose data is taken.
+        config: of the other run; it may differ in everything that concerns neither data nor task.
+        runtime: where its loop runs.
+    """
+    budget = budget_of(config.train, len(training.splits["train"]))
+    state, step = first_state(config, training.dataset, training.manifest, training.task, runtime, budget)
+    state.net.inputs.load_state_dict(training.state.net.inputs.state_dict())
+    return dataclasses.replace(training, config=config, runtime=runtime, budget=budget, state=state, step=step)
+
+
+def first_state(
+    config: Config, dataset: Dataset, manifest: Manifest, task: Task, runtime: Runtime, budget: Budget
+) -> tuple[TrainState, nn.Module]:
+    """Builds network, strategy and optimizer with the weights of the seed; returns the state and what a step calls."""
+    torch.manual_seed(derive_seed(config.train.seed, "weights"))
+    net, guides = build_network(config, dataset, manifest, selected_modalities(config, manifest))
+    state = new_state(config, net, guides, task, runtime, budget)
+    if config.train.compile:
+        compile_parts(net, guides, runtime.device)
+    return state, runtime.wrap(TrainingStep(net, state.strategy, config.train.precision))
 
 
 def build_strategy(
@@ -307,9 +369,23 @@ def build_strategy(
 
 
 def new_state(
-    config: Config, net: MultimodalNet, guides: Mapping[str, nn.Module], task: Task, runtime: Runtime
+    config: Config,
+    net: MultimodalNet,
+    guides: Mapping[str, nn.Module],
+    task: Task,
+    runtime: Runtime,
+    budget: Budget | None = None,
 ) -> TrainState:
-    """Builds the state of a run before its first step, on the runtime's device."""
+    """Builds the state of a run before its first step, on the runtime's device.
+
+    Args:
+        config: of the run.
+        net: that is trained.
+        guides: a guide classifier by modality.
+        task: what is predicted.
+        runtime: where the loop runs.
+        budget: length of the run; None where no schedule needs it.
+    """
     net.to(runtime.device)
     for guide in guides.values():
         guide.to(runtime.device)
@@ -324,7 +400,8 @@ def new_state(
         strategy=strategy.to(runtime.device),
         watch=DeviceWatch([optimizer, strategy.own_optimizer()], runtime.device) if later else None,
         optimizer=optimizer,
-        schedule=build_schedule(config.optim, config.train.num_epochs, optimizer),
+        schedule=build_schedule(config.optim, budget, optimizer),
         best=Best(metric=metric, mode=task.better(metric)),
         config=config.to_dict(),
+        ema=moving_average(net, config.train.ema) if config.train.ema else None,
     )

@@ -25,6 +25,7 @@ from cggm_ray.models.settings import ModelConfig
 from cggm_ray.models.standardise import InputConfig
 from cggm_ray.strategies.registry import STRATEGIES, StrategyOptions
 from cggm_ray.strategies.settings import ModulationConfig
+from cggm_ray.tasks.settings import LossConfig
 
 
 def default_strategies() -> dict[str, StrategyOptions]:
@@ -51,6 +52,7 @@ class Config(Sections):
     inputs: InputConfig = field(default_factory=InputConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     modulation: ModulationConfig = field(default_factory=ModulationConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -65,7 +67,7 @@ class Config(Sections):
             value = getattr(sections[section], key.name) if key.metadata["path"] else None
             for text in (value,) if isinstance(value, str) else value or ():
                 check_path(key.name, text)
-        if self.train.batch_size < self.run.max_workers:
+        if 0 < self.train.batch_size < self.run.max_workers:
             raise UsageError(
                 f"batch_size: found {self.train.batch_size} samples for {self.run.max_workers} workers; expected at least one "
                 "sample per worker"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cggm_ray.core.errors import StoppedError
 from cggm_ray.core.seeding import derive_seed, seed_all
-from cggm_ray.data.loading.sampler import epoch_order, slices
+from cggm_ray.data.loading.sampler import slices
 from cggm_ray.engine.assembly import Training
 from cggm_ray.engine.evaluation import Observer, evaluate
 from cggm_ray.engine.guards import step_or_skip, stop_if_not_finite
@@ -36,6 +36,7 @@ def train(training: Training) -> None:
         StoppedError: the run received a request to stop; the state was saved.
     """
     config, state, runtime, splits = training.config, training.state, training.runtime, training.splits
+    budget = training.budget
     console = Console(training.folder) if runtime.rank == 0 else None
     trackers: list[Tracker] = []
     if console is not None:
@@ -47,15 +48,15 @@ def train(training: Training) -> None:
             training.modalities,
             metric,
             finished=state.epoch,
-            epochs=config.train.num_epochs,
+            epochs=budget.epochs,
             parameters=config.parameters(),
         )
-    while state.epoch < config.train.num_epochs and not _out_of_patience(config.train.patience, state):
-        start, seen = time.perf_counter(), state.within
+    while state.epoch < budget.epochs and not _out_of_patience(config.train.patience, state):
+        start, seen = time.perf_counter(), state.samples
         record = train_epoch(training, console)
         seconds = time.perf_counter() - start
         observer = Observer(state.strategy) if state.strategy.observes else None
-        valid = evaluate(config.train, state.net, training.task, splits["valid"], runtime, observer=observer)
+        valid = evaluate(config.train, state.evaluated, training.task, splits["valid"], runtime, observer=observer)
         state.end_epoch()
         observed = None if observer is None else observer.sums
         state.strategy.end_epoch(record, valid, torch.zeros(0, dtype=torch.float64) if observed is None else observed)
@@ -76,7 +77,7 @@ def train(training: Training) -> None:
                 "best_value": math.nan if state.best.value is None else state.best.value,
                 "lr": state.optimizer.param_groups[0]["lr"],
                 "seconds": seconds,
-                "samples_per_second": (len(splits["train"]) - seen) / seconds,
+                "samples_per_second": (state.samples - seen) / seconds,
             }
         )
         # Logged first: a search may end the run inside the report. A line whose checkpoint was not written is dropped when
@@ -91,20 +92,20 @@ def train(training: Training) -> None:
 
 
 def train_epoch(training: Training, console: Console | None) -> Record:
-    """Trains on the training split once, or on the rest of an interrupted epoch; returns the means of the steps.
+    """Trains for one epoch, or for the rest of an interrupted one; returns the means of the steps.
 
     Raises:
         StoppedError: the run received a request to stop; the state was saved.
     """
     settings, state, runtime, split = training.config.train, training.state, training.runtime, training.splits["train"]
     training.step.train()
-    size, seed = settings.batch_size, settings.seed
-    order = epoch_order(len(split), seed, state.epoch)
+    size, seed, budget = settings.batch_size, settings.seed, training.budget
+    order = budget.order(seed, state.epoch)
     plan = list(slices(order[state.within :], size, runtime.rank, runtime.world_size))
-    steps = -(-len(split) // size)
+    steps = -(-len(order) // size)
     for part, batch in zip(plan, split.batches(plan, state.epoch), strict=True):
         seed_all(derive_seed(seed, "step", state.step, runtime.rank))
-        state.schedule.before_step(state.step, steps)
+        state.schedule.before_step(state.step)
         take = partial(
             train_step,
             state,
@@ -119,6 +120,8 @@ def train_epoch(training: Training, console: Console | None) -> Record:
             if console is not None and state.epoch == 0 and not state.averages.steps:
                 say_unequal_gradients(training, console, values["grad_norm"])
             state.averages.add(values)
+            if state.ema is not None:
+                state.ema.update_parameters(state.net)
         state.step += 1
         state.samples += part.samples
         state.within += part.samples

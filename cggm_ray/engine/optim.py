@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from cggm_ray.config.fields import at_least, check, one_of, option
+from cggm_ray.engine.budget import Budget
 from cggm_ray.engine.schedules import FACTOR, SCHEDULES, CosineSchedule, PlateauSchedule, Schedule
 
 OPTIMIZERS = ("Adam", "AdamW", "SGD")
@@ -93,14 +94,22 @@ def guide_optimizer(settings: OptimConfig, parameters: Iterable[nn.Parameter]) -
     return build_optimizer(settings.optim, parameters, lr=settings.cls_lr, weight_decay=settings.cls_weight_decay)
 
 
-def build_schedule(settings: OptimConfig, epochs: int, optimizer: Optimizer) -> Schedule:
-    """Builds the learning-rate schedule of a run of `epochs` epochs, for the optimizer of the model."""
+def build_schedule(settings: OptimConfig, budget: Budget | None, optimizer: Optimizer) -> Schedule:
+    """Builds the learning-rate schedule of a run, for the optimizer of the model.
+
+    Args:
+        settings: its name and its rates.
+        budget: length of the run; None for the schedule plateau, which does not need it.
+        optimizer: of the model.
+    """
     if settings.schedule == "plateau":
         return PlateauSchedule(optimizer, when=settings.when)
+    assert budget is not None, "the schedule cosine needs the length of the run"
+    warmup = settings.warmup_epochs * budget.steps_per_pass
     return CosineSchedule(
         optimizer,
-        epochs=epochs,
-        warmup_epochs=settings.warmup_epochs,
+        total=budget.total,
+        warmup=round(settings.warmup_share * budget.total) if settings.warmup_share else warmup,
         peak=settings.lr,
         final=settings.final_lr,
         start=settings.warmup_lr,
@@ -163,6 +172,7 @@ class OptimConfig:
     schedule: str = option("plateau", "learning rate of the model: plateau (by epoch), cosine (by step, with warm-up)")
     when: int = option(10, "plateau: epochs without a lower validation loss before the learning rate falls to a tenth")
     warmup_epochs: int = option(0, "cosine: epochs of linear warm-up")
+    warmup_share: float = option(0.0, "cosine: share of all steps that is warm-up, in place of warmup_epochs")
     warmup_lr: float = option(0.0, "cosine: learning rate of the first warm-up step", "start_warmup_value")
     final_lr: float = option(0.0, "cosine: learning rate that the last epoch comes down to")
     clip: float = option(0.8, "largest L2 norm of the model's gradient; 0 switches clipping off")
@@ -174,5 +184,6 @@ class OptimConfig:
             check(getattr(self, name) > 0, self, name, "a positive number")
         for name in ("weight_decay", "cls_weight_decay", "clip", "warmup_lr", "final_lr"):
             check(getattr(self, name) >= 0, self, name, "zero or a positive number")
+        check(0 <= self.warmup_share < 1, self, "warmup_share", "a number in [0, 1)")
         for name in ("when", "warmup_epochs"):
             at_least(self, name, 0)

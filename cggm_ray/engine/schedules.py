@@ -12,10 +12,16 @@ FACTOR = "factor"
 """Key of a parameter group: the ratio of its learning rate to that of the model."""
 
 
+def set_rate(optimizer: Optimizer, lr: float) -> None:
+    """Sets the learning rate of the model; encoders with a factor of their own keep their ratio to it."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get(FACTOR, 1.0)
+
+
 class Schedule:
     """The learning rate of the model over a run. The base class keeps it constant. The loop calls both hooks."""
 
-    def before_step(self, step: int, steps_per_epoch: int) -> None:
+    def before_step(self, step: int) -> None:
         """Sets the learning rate of a step, counted from 0 over the whole run."""
 
     def after_epoch(self, valid_loss: float) -> None:
@@ -52,20 +58,24 @@ class CosineSchedule(Schedule):
     """Linear warm-up, then half a cosine, set before every step (released code).
 
     The learning rate is a function of the step, so the schedule has no state.
+
+    Args:
+        optimizer: of the model.
+        total: steps of the run.
+        warmup: of these, steps of the warm-up.
+        peak, final, start: the highest learning rate, the one that the cosine comes down to, and that of the first step.
     """
 
     def __init__(
-        self, optimizer: Optimizer, *, epochs: int, warmup_epochs: int, peak: float, final: float, start: float
+        self, optimizer: Optimizer, *, total: int, warmup: int, peak: float, final: float, start: float
     ) -> None:
-        self._optimizer, self._epochs, self._warmup_epochs = optimizer, epochs, warmup_epochs
+        self._optimizer, self._total, self._warmup = optimizer, total, warmup
         self._rates = {"peak": peak, "final": final, "start": start}
 
-    def before_step(self, step: int, steps_per_epoch: int) -> None:
+    def before_step(self, step: int) -> None:
         """Sets the learning rate of the step on the warm-up line or on the cosine."""
-        warmup, total = self._warmup_epochs * steps_per_epoch, self._epochs * steps_per_epoch
-        lr = cosine_with_warmup(step, total, warmup, **self._rates)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr * group.get(FACTOR, 1.0)
+        lr = cosine_with_warmup(step, self._total, self._warmup, **self._rates)
+        set_rate(self._optimizer, lr)
 
 
 def cosine_with_warmup(step: int, total: int, warmup: int, *, peak: float, final: float, start: float) -> float:

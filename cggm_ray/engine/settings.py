@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from cggm_ray.config.fields import at_least, one_of, option
+from cggm_ray.config.fields import at_least, check, one_of, option
+from cggm_ray.core.errors import UsageError
 
 PRECISIONS = ("fp32", "bf16")
 
 
 ON_NONFINITE = ("stop", "skip")
+PRESET_NAMES = ("released", "quick", "good", "best")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Settings of the training loop."""
 
-    batch_size: int = option(64, "samples per optimizer step, over all workers")
+    preset: str = option(
+        "released",
+        "what the other settings start from: released (the recipe of the pipeline), quick (works on most features), good "
+        "(a search of --minutes), best (a search, several seeds, an ensemble)",
+    )
+    minutes: float = option(10.0, "time of the search of the presets good and best", resume=True)
+    batch_size: int = option(64, "samples per optimizer step, over all workers; 0 chooses it by the size of the set")
     num_epochs: int = option(30, "passes over the training split", resume=True)
+    min_steps: int | None = option(
+        None, "optimizer steps that a run has at least, with more passes if necessary", resume=True
+    )
+    max_steps: int | None = option(None, "optimizer steps that a run has at most", resume=True)
+    valid_interval: int | None = option(
+        None,
+        "optimizer steps between two validations; on a small set several passes then count as one epoch, which is validated "
+        "and saved; default every pass",
+    )
+    ema: float = option(
+        0.0, "decay of an average of the weights, which is validated and kept in their place; 0 for none"
+    )
+    find_lr: bool = option(False, "choose the learning rate by a short test of rising rates before training")
     seed: int = option(666, "seed of weights, sample order and dropout")
     select: str | None = option(None, "validation metric that chooses the best checkpoint; default the task's own")
     patience: int | None = option(None, "stop after so many epochs without a better validation metric", resume=True)
@@ -44,12 +65,21 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "num_epochs", "accumulate", "log_interval"):
+        at_least(self, "batch_size", 0)
+        for name in ("num_epochs", "accumulate", "log_interval"):
             at_least(self, name, 1)
-        if self.save_every is not None:
-            at_least(self, "save_every", 1)
+        for name in ("min_steps", "max_steps", "valid_interval", "save_every", "patience"):
+            if getattr(self, name) is not None:
+                at_least(self, name, 1)
+        if self.min_steps is not None and self.max_steps is not None and self.min_steps > self.max_steps:
+            raise UsageError(f"min_steps: found {self.min_steps}, more than max_steps {self.max_steps}")
+        one_of(self, "preset", PRESET_NAMES)
+        check(self.minutes > 0, self, "minutes", "a positive number")
+        check(0 <= self.ema < 1, self, "ema", "a number in [0, 1)")
         one_of(self, "on_nonfinite", ON_NONFINITE)
         at_least(self, "seed", 0)
-        if self.patience is not None:
-            at_least(self, "patience", 1)
         one_of(self, "precision", PRECISIONS)
+
+    def of_epochs(self, epochs: int) -> TrainConfig:
+        """Returns the same settings with a length of so many passes, each of which is validated, and no budget of steps."""
+        return replace(self, num_epochs=epochs, min_steps=None, max_steps=None, valid_interval=None)

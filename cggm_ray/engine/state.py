@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from cggm_ray.core.errors import TrainingError
 from cggm_ray.engine.averages import Averages
@@ -84,6 +85,7 @@ class TrainState:
         averages: of the running epoch.
         skips: steps in a row, up to the last one, that were skipped because they were not finite.
         watch: records on the device whether steps were finite; None if every step is checked at once.
+        ema: average of the weights over the steps; None where the weights themselves are kept.
     """
 
     net: MultimodalNet
@@ -99,11 +101,21 @@ class TrainState:
     skips: int = 0
     config: dict[str, Any] = field(default_factory=dict)
     watch: DeviceWatch | None = None
+    ema: AveragedModel | None = None
 
     @property
     def position(self) -> Position:
         """Current position in the run."""
         return Position(self.epoch, self.averages.steps + self.averages.skipped)
+
+    @property
+    def evaluated(self) -> MultimodalNet:
+        """The network that is validated and whose weights a checkpoint keeps: the average where there is one."""
+        if self.ema is None:
+            return self.net
+        averaged = self.ema.module
+        assert isinstance(averaged, MultimodalNet)
+        return averaged
 
     def end_epoch(self) -> None:
         """Counts a finished epoch."""
@@ -111,7 +123,7 @@ class TrainState:
 
     def save(self, folder: Path) -> None:
         """Writes the weights and the rest of the state into an existing folder."""
-        save_file(_contiguous(self.net.state_dict()), folder / WEIGHTS)
+        save_file(_contiguous(self.evaluated.state_dict()), folder / WEIGHTS)
         tensors: dict[str, Tensor] = {}
         tree = _strip(
             {
@@ -122,6 +134,9 @@ class TrainState:
                 "progress": {name: getattr(self, name) for name in PROGRESS},
                 "averages": self.averages.state_dict(),
                 "config": self.config,
+                **(
+                    {} if self.ema is None else {"trained": self.net.state_dict(), "averaged": int(self.ema.n_averaged)}
+                ),
             },
             "",
             tensors,
@@ -136,8 +151,11 @@ class TrainState:
             TrainingError: a file is missing, damaged, or of another model or strategy.
         """
         try:
-            self.net.load_state_dict(load_file(folder / WEIGHTS))
+            self.evaluated.load_state_dict(load_file(folder / WEIGHTS))
             tree = _merge(json.loads((folder / VALUES).read_text()), load_file(folder / TENSORS))
+            if self.ema is not None:
+                self.net.load_state_dict(tree["trained"])
+                self.ema.n_averaged.fill_(tree["averaged"])
             self.strategy.load_state_dict(tree["strategy"])
             self.optimizer.load_state_dict(tree["optimizer"])
             self.schedule.load_state_dict(tree["schedule"])

@@ -33,7 +33,6 @@ class InputConfig:
     def __post_init__(self) -> None:
         one_of(self, "standardise", (AUTO, ON, OFF))
         check(self.clip_inputs >= 0, self, "clip_inputs", "zero or a positive number")
-        check(self.standardises or not self.clip_inputs, self, "clip_inputs", "0, or --standardise on or auto")
 
     @property
     def standardises(self) -> bool:

@@ -15,7 +15,14 @@ from cggm_ray.data.new_data import prepare_new
 from cggm_ray.data.prepare import raw_path
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.shards.shards import Manifest, WriteShards, write_shards_here
-from cggm_ray.engine.assembly import build_dataset, build_network, prepare_data, selected_modalities
+from cggm_ray.engine.assembly import (
+    build_dataset,
+    build_network,
+    build_task,
+    prepare_data,
+    selected_modalities,
+    with_batch_size,
+)
 from cggm_ray.engine.checkpoints import check_checkpoint
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.runtime import LocalRuntime
@@ -136,6 +143,7 @@ def _opened(
 ) -> FinishedRun:
     """Opens the run with the network that its own data requires."""
     section = dataclasses.replace(config.run, workers="1", use_gpu=False, no_cuda=config.run.no_cuda or not gpu)
+    config = with_batch_size(config, trained)
     runtime = LocalRuntime(folder, section)
     modalities = selected_modalities(config, trained)
     net, _ = build_network(config, dataset, trained, modalities)
@@ -149,7 +157,7 @@ def _opened(
         trained=trained,
         sources=sources,
         modalities=modalities,
-        task=dataset.task(trained),
+        task=build_task(config, dataset, trained),
         net=net.eval(),
         runtime=runtime,
     )

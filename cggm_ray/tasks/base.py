@@ -17,6 +17,7 @@ from torch import Tensor
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.registry import nearest
 from cggm_ray.tasks.metrics import Metrics
+from cggm_ray.tasks.settings import LossConfig
 
 Utility = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A function of (logits, target, weight) that returns two float64 sums, numerator and count; their ratio is eps_m."""
@@ -69,6 +70,15 @@ class Task(ABC):
 
         `groups` is the number of volumes in the split, or None if samples stand alone.
         """
+
+    def with_loss(self, settings: LossConfig, counts: Tensor | None = None) -> Task:
+        """Returns the task with these options of the loss; by default itself, because the loss has no options.
+
+        Args:
+            settings: of the run.
+            counts: training samples of every class, [C]; None where they are not needed.
+        """
+        return self
 
     def loss(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Returns the loss of one batch on one worker."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cggm_ray.tasks.base import Task, per_sample, sample_weight
 from cggm_ray.tasks.metrics import ClassificationMetrics, Metrics
+from cggm_ray.tasks.settings import LossConfig
 
 
 def accuracy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -23,7 +24,13 @@ def log_likelihood(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
 
 class Classification(Task):
-    """Cross-entropy over `classes` exclusive classes."""
+    """Cross-entropy over `classes` exclusive classes, with the meaning of `torch.nn.CrossEntropyLoss`.
+
+    Args:
+        classes: C.
+        smoothing: share of the label that is spread over all classes.
+        class_weight: [C]; None for equal weights.
+    """
 
     n_sums = 2
     default_utility = "accuracy"
@@ -31,22 +38,43 @@ class Classification(Task):
     selection = ("accuracy", "max")
     utilities = {"accuracy": accuracy, "likelihood": log_likelihood}
 
-    def __init__(self, classes: int) -> None:
-        self.outputs = classes
+    def __init__(self, classes: int, smoothing: float = 0.0, class_weight: Tensor | None = None) -> None:
+        self.outputs, self.smoothing, self.class_weight = classes, smoothing, class_weight
+
+    def with_loss(self, settings: LossConfig, counts: Tensor | None = None) -> Task:
+        """Returns the task with label smoothing, and where `counts` are given with class weights.
+
+        A weight is samples / (C * samples of the class); a class without a training sample has the weight 0.
+        """
+        weight = None
+        if counts is not None:
+            seen = counts > 0
+            weight = torch.where(seen, counts.sum() / (seen.sum() * counts.clamp(min=1)), 0.0)
+        return Classification(self.outputs, settings.label_smoothing, weight)
 
     def sums(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Returns the sum of negative log-likelihoods and the number of samples."""
+        """Returns the sum of the cross-entropies, and the number of samples or the sum of the weights of their classes."""
         w = sample_weight(logits, weight)
-        nll = F.cross_entropy(logits, target, reduction="none").double()
-        return torch.stack([(nll * w).sum(), w.sum()])
+        by_class = None if self.class_weight is None else self.class_weight.to(logits)
+        nll = F.cross_entropy(logits, target, by_class, reduction="none", label_smoothing=self.smoothing).double()
+        return torch.stack([(nll * w).sum(), (w if by_class is None else w * by_class[target].double()).sum()])
 
     def combine(self, sums: Tensor) -> Tensor:
         """Returns the mean cross-entropy."""
         return sums[0] / sums[1]
 
     def residuals(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Returns softmax(logits) - onehot(target)."""
-        delta = logits.softmax(1) - F.one_hot(target, self.outputs).to(logits.dtype)
+        """Returns softmax(logits) - onehot(target); with smoothing and class weights, a the share of every class in the loss,
+        sum(a) softmax(logits) - a.
+        """
+        wanted = F.one_hot(target, self.outputs).to(logits.dtype)
+        if self.smoothing or self.class_weight is not None:
+            by_class = torch.ones_like(logits[0]) if self.class_weight is None else self.class_weight.to(logits)
+            # torch weighs the label's part by the class of the label, and the spread part by every class.
+            wanted = by_class * ((1 - self.smoothing) * wanted + self.smoothing / self.outputs)
+            delta = wanted.sum(1, keepdim=True) * logits.softmax(1) - wanted
+        else:
+            delta = logits.softmax(1) - wanted
         return (delta * per_sample(sample_weight(logits, weight), delta))[None]
 
     def sum_slopes(self, sums: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import nn
 
 from cggm_ray import Classification, Regression
 from cggm_ray.core.errors import UsageError
+from cggm_ray.engine.budget import budget_of
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.optim import build_schedule, model_optimizer, rescale, retune
 from cggm_ray.strategies.mslr import MSLR, MSLROptions, learning_rates
@@ -113,7 +114,7 @@ def test_schedules_and_retuning_keep_the_ratios() -> None:
     def assert_rates(lr: float, a: float, b: float) -> None:
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([lr, lr * a, lr * b])
 
-    plateau = build_schedule(config.optim, config.train.num_epochs, optimizer)
+    plateau = build_schedule(config.optim, budget_of(config.train, 5 * config.train.batch_size), optimizer)
     plateau.after_epoch(1.0)
     assert_rates(0.1, 0.5, 4.0)
     plateau.after_epoch(2.0)
@@ -123,7 +124,7 @@ def test_schedules_and_retuning_keep_the_ratios() -> None:
     retune(optimizer, 0.1, 0.2, 0.3)
     assert_rates(0.02, 1.5, 4.0)
     cosine = config.replace({"schedule": "cosine"}).optim
-    build_schedule(cosine, config.train.num_epochs, optimizer).before_step(0, 5)
+    build_schedule(cosine, budget_of(config.train, 5 * config.train.batch_size), optimizer).before_step(0)
     assert_rates(0.1, 1.5, 4.0)
 
 

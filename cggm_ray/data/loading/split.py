@@ -201,6 +201,23 @@ def load_split(
     )
 
 
+def class_counts(folder: Path, manifest: Manifest, classes: int) -> Tensor:
+    """Returns the number of training samples of every class, float64 [C], from the targets alone.
+
+    Raises:
+        DataError: a shard cannot be read.
+    """
+    counts = torch.zeros(classes, dtype=torch.float64)
+    for shard in manifest.splits["train"]:
+        path = folder / shard.file
+        try:
+            target = column_values(unpack(pq.read_table(path, columns=[TARGET])).column(TARGET))
+        except UNREADABLE as error:
+            raise unreadable(folder, path, error) from None
+        counts += torch.bincount(torch.from_numpy(target).long().flatten(), minlength=classes)
+    return counts
+
+
 def rows_in_order(index: np.ndarray, manifest: Manifest, split: str, folder: Path) -> np.ndarray:
     """Returns the places of the samples 0, 1, 2, ... among the rows of a split's shards.
 

@@ -24,12 +24,13 @@ from cggm_ray.distributed.data.statistics import map_shards_with_ray
 from cggm_ray.distributed.storage import check_shared
 from cggm_ray.distributed.train.failures import Failures
 from cggm_ray.distributed.train.runtime import STOP, RayRuntime
-from cggm_ray.engine.assembly import open_training, prepare_data
+from cggm_ray.engine.assembly import prepare_data
 from cggm_ray.engine.checkpoints import Checkpoints, storage_errors
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.guards import reporting_missing_ranks
 from cggm_ray.engine.loop import train
 from cggm_ray.engine.own_code import adopt, entries
+from cggm_ray.engine.probes import open_decided
 from cggm_ray.engine.runtime import RunConfig
 from cggm_ray.engine.stopping import StopRequest
 from cggm_ray.engine.tracking import Console, following
@@ -182,7 +183,7 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
         Console(folder).say(f"{runtime.world_size} workers of {config.run.workers}")
     # The missing worker may have been on a lost node, so Ray Train may start the group again.
     with storage_errors(runtime.checkpoints), reporting_missing_ranks(runtime, seconds, RuntimeError):
-        training = open_training(config, Path(arguments["shards"]), runtime, folder)
+        training = open_decided(config, Path(arguments["shards"]), runtime, folder)
         train(training)
         if arguments["test"]:
             after_test(training, finish(training))

@@ -26,6 +26,7 @@ from cggm_ray.engine.checkpoints import CHECKPOINTS, check_checkpoint, storage_e
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.loop import train
 from cggm_ray.engine.own_code import Entry, adopt
+from cggm_ray.engine.probes import open_decided
 from cggm_ray.engine.runtime import LocalRuntime, Record, RunConfig
 from cggm_ray.engine.state import Position, copy_as_own, saved_values
 from cggm_ray.engine.tracking import read_metrics
@@ -119,7 +120,7 @@ def train_here(study: Study, trial: Trial) -> None:
     """The loop in this process."""
     runtime = TrialRuntime(trial.folder, study)
     with storage_errors(runtime.checkpoints):
-        training = open_training(trial.config, trial.shards, runtime, trial.folder)
+        training = open_decided(trial.config, trial.shards, runtime, trial.folder)
         started(trial, training.state.epoch)
         train(training)
         if study.test:

@@ -1,0 +1,100 @@
+"""The length of a run in optimizer steps, and its division into epochs.
+
+A set of thousands of samples is trained for so many passes. A set of 30 samples needs as many optimizer steps as a larger one,
+so its budget is a number of steps, and an epoch, after which the run is validated and saved, is several passes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cggm_ray.core.errors import UsageError
+from cggm_ray.data.loading.sampler import epoch_order
+from cggm_ray.engine.settings import TrainConfig
+
+BATCHES_IN_A_PASS = 32
+"""A batch that is chosen by the size of the set makes a pass of about so many steps, within `SMALLEST` and `LARGEST`."""
+SMALLEST, LARGEST = 32, 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The optimizer steps of a run.
+
+    Attributes:
+        samples: of the training split.
+        batch_size: samples of a step, over all workers.
+        passes: over the training split in an epoch.
+        total: steps of the whole run.
+    """
+
+    samples: int
+    batch_size: int
+    passes: int
+    total: int
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Steps of one pass over the training split; the last batch may be smaller."""
+        return -(-self.samples // self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return -(-self.samples * self.passes // self.batch_size)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the run; the last one may be shorter."""
+        return -(-self.total // self.steps)
+
+    def order(self, seed: int, epoch: int) -> Tensor:
+        """Returns the samples of an epoch in their order, a function of the seed and the epoch alone.
+
+        Every pass has an order of its own, and batches go on from one pass into the next.
+
+        Args:
+            seed: of the run.
+            epoch: counted from 0.
+
+        Returns:
+            int64 [samples of the epoch].
+        """
+        first = epoch * self.passes
+        order = torch.cat([epoch_order(self.samples, seed, number) for number in range(first, first + self.passes)])
+        return order[: (self.total - epoch * self.steps) * self.batch_size]
+
+
+def budget_of(settings: TrainConfig, samples: int) -> Budget:
+    """Returns the length of a run.
+
+    Args:
+        settings: with the number of passes, the smallest and the largest number of steps, and the steps between two
+            validations. Its batch size is not 0.
+        samples: of the training split.
+    """
+    per_pass = -(-samples // settings.batch_size)
+    total = max(settings.num_epochs * per_pass, settings.min_steps or 0)
+    total = min(total, settings.max_steps or total)
+    interval = min(settings.valid_interval or 1, total)
+    passes = max(1, -(-interval * settings.batch_size // samples)) if per_pass < interval else 1
+    return Budget(samples=samples, batch_size=settings.batch_size, passes=passes, total=total)
+
+
+def batch_size_for(samples: int, workers: int) -> int:
+    """Returns the batch size for a training split of that many samples: a power of two, and at least one sample a worker.
+
+    Raises:
+        UsageError: there are more workers than samples.
+    """
+    if workers > samples:
+        raise UsageError(
+            f"workers: found {workers} for {samples} training samples; expected at most one worker a sample"
+        )
+    size = SMALLEST
+    while size < LARGEST and 2 * size * BATCHES_IN_A_PASS <= samples:
+        size *= 2
+    return max(size, workers)

@@ -1,0 +1,58 @@
+"""Presets: what the settings of a run start from, before a file and flags change them.
+
+`released` is the recipe of the pipeline as it stands. `quick` works on most features without any choice by the user: inputs
+standardised, a network by the shape of the samples, and a number of optimizer steps that fits the size of the set. `good` and
+`best` search around `quick`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+
+from cggm_ray.engine.configuration import Config
+from cggm_ray.models.settings import ModelConfig
+
+RELEASED, QUICK, GOOD, BEST = "released", "quick", "good", "best"
+SEARCHED = (GOOD, BEST)
+"""Presets that stand for a search."""
+QUICK_NETWORK = "composed"
+QUICK_VALUES: dict[str, object] = {
+    "standardise": "auto",
+    "clip_inputs": 5.0,
+    "optim": "AdamW",
+    "lr": 2e-3,
+    "cls_lr": 2e-3,
+    "weight_decay": 0.05,
+    "cls_weight_decay": 0.05,
+    "schedule": "cosine",
+    "warmup_share": 0.1,
+    "clip": 1.0,
+    "label_smoothing": 0.1,
+    "batch_size": 0,
+    "num_epochs": 20,
+    "min_steps": 1500,
+    "valid_interval": 50,
+    "patience": 15,
+}
+STEPS = ("min_steps", "max_steps", "valid_interval")
+"""Fields of a budget in steps."""
+
+
+def with_preset(config: Config, name: str, given: Collection[str] = ()) -> Config:
+    """Returns a recipe with the values of a preset.
+
+    Args:
+        config: the recipe.
+        name: of the preset.
+        given: fields that the user sets. A number of epochs takes the place of the preset's number of steps.
+    """
+    chosen = dataclasses.replace(config, train=dataclasses.replace(config.train, preset=name))
+    if name == RELEASED:
+        return chosen
+    values = dict(QUICK_VALUES)
+    if "num_epochs" in given:
+        values = {key: value for key, value in values.items() if key not in STEPS}
+    elif "max_steps" in given:
+        del values["min_steps"]
+    return dataclasses.replace(chosen, model=ModelConfig(network=QUICK_NETWORK)).replace(values)

@@ -1,0 +1,236 @@
+"""Decisions that a run takes before its first step, on short trials of its own training.
+
+A trial is the run itself, with the same data, seed and workers, for a small part of its steps. It is selected on validation and
+leaves nothing behind: no checkpoint, and no trained weight. All workers see the same sums, so they decide alike. A run that
+goes on from a checkpoint finds the decisions in it and takes none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from cggm_ray.core.errors import NonFiniteError, StoppedError
+from cggm_ray.core.reduction import Reduction
+from cggm_ray.engine.assembly import Training, open_training, restarted
+from cggm_ray.engine.averages import Averages
+from cggm_ray.engine.checkpoints import Checkpoints
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.evaluation import evaluate
+from cggm_ray.engine.loop import train_epoch
+from cggm_ray.engine.runtime import Record, Runtime
+from cggm_ray.engine.schedules import Schedule, set_rate
+from cggm_ray.engine.state import Position
+from cggm_ray.engine.stopping import Notice
+from cggm_ray.engine.tracking import Console
+from cggm_ray.models.net import MultimodalNet
+from cggm_ray.models.standardise import AUTO, Standardise
+from cggm_ray.storage.files import write_text
+
+DECISIONS = "decisions.json"
+"""File in the folder of a run: what was decided, and the validation metrics that decided it."""
+SHARE, FEWEST, MOST = 0.1, 100, 400
+"""A trial has this share of the run's steps, within these bounds."""
+RATES = 100
+"""Steps of the learning-rate range test."""
+RANGE = (1e-2, 1e2)
+"""Lowest and highest learning rate of the range test, as factors of `--lr`."""
+SAFE = 10.0
+"""The chosen learning rate is that of the lowest loss divided by this."""
+MEMORY = 0.9
+"""Decay of the moving average of the losses in the range test."""
+
+
+def open_decided(config: Config, shards: Path, runtime: Runtime, folder: Path) -> Training:
+    """Opens a run as `open_training` does and takes the decisions that its configuration leaves open.
+
+    Args:
+        config: of the run.
+        shards: folder of the converted set.
+        runtime: where the loop runs.
+        folder: of the run, the same for all workers.
+
+    Raises:
+        DataError: the shards are gone or damaged.
+        TrainingError: the checkpoint cannot be used.
+        StoppedError: the run received a request to stop.
+    """
+    training = open_training(config, shards, runtime, folder)
+    if training.state.step:
+        return training
+    decisions: dict[str, object] = {}
+    if config.inputs.standardise == AUTO and training.state.net.inputs:
+        decisions["standardise"] = decide_standardise(training)
+    if config.train.find_lr:
+        training, decisions["lr"] = with_found_lr(training)
+    if decisions and runtime.rank == 0:
+        write_text(folder / DECISIONS, json.dumps(decisions, indent=1))
+    return training
+
+
+def decide_standardise(training: Training) -> Mapping[str, object]:
+    """Trains shortly with standardised and with raw inputs, and leaves the run with those that validate better.
+
+    Returns:
+        The choice, 'on' or 'off', and both values of the selection metric.
+    """
+    metric, mode = training.state.best.metric, training.state.best.mode
+    steps = min(max(FEWEST, round(SHARE * training.budget.total)), MOST, training.budget.total)
+    values = {"on": _tried(training, steps, lambda net: None), "off": _tried(training, steps, disable_inputs)}
+    sign = 1 if mode == "max" else -1
+    choice = "off" if sign * values["off"] > sign * values["on"] else "on"
+    if choice == "off":
+        disable_inputs(training.state.net)
+    _say(
+        training,
+        f"standardise auto: {choice}, because {steps} steps reach valid {metric} {values['on']:.4f} with standardised inputs "
+        f"and {values['off']:.4f} without",
+    )
+    return {"choice": choice, "metric": metric, "steps": steps, **values}
+
+
+def disable_inputs(net: MultimodalNet) -> None:
+    """Makes the standardisation of a network the identity."""
+    for module in net.inputs.values():
+        assert isinstance(module, Standardise)
+        module.disable()
+
+
+def with_found_lr(training: Training) -> tuple[Training, Mapping[str, object]]:
+    """Chooses the learning rate by a range test (Smith 2017, "Cyclical Learning Rates for Training Neural Networks").
+
+    The rate rises exponentially over `RATES` steps. The choice is a tenth of the rate at which the moving average of the loss
+    is lowest.
+
+    Returns:
+        The run with that learning rate, before its first step, and the rate with the steps of the test.
+    """
+    config = training.config
+    lr = config.optim.lr
+    probe = _probe(training, min(RATES, training.budget.total))
+    steps = probe.budget.total
+    ramp = Ramp(lambda factor: set_rate(probe.state.optimizer, lr * factor), steps)
+    losses = Losses()
+    probe.state.schedule, probe.state.averages = ramp, losses
+    # Where the loss stops being finite, the rates up to that one were measured.
+    with suppress(NonFiniteError):
+        train_epoch(probe, None)
+    smooth, lowest, best = 0.0, math.inf, 0
+    for number, loss in enumerate(losses.values):
+        smooth = MEMORY * smooth + (1 - MEMORY) * loss
+        value = smooth / (1 - MEMORY ** (number + 1))
+        if value < lowest:
+            lowest, best = value, number
+    found = lr * ramp.factor(best) / SAFE
+    _say(
+        training,
+        f"find_lr: learning rate {found:.3g}; the loss of {steps} rising rates is lowest at {SAFE * found:.3g}",
+    )
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=found))
+    return restarted(training, config, training.runtime), {"choice": found, "steps": steps}
+
+
+class Ramp(Schedule):
+    """A learning rate that rises exponentially.
+
+    Args:
+        apply: sets the learning rates to a factor of the run's own.
+        steps: of the test.
+    """
+
+    def __init__(self, apply: Callable[[float], None], steps: int) -> None:
+        self._apply, self._steps = apply, steps
+
+    def factor(self, step: int) -> float:
+        """Returns the factor of a step."""
+        low, high = RANGE
+        return float(low * (high / low) ** (step / max(1, self._steps - 1)))
+
+    def before_step(self, step: int) -> None:
+        """Sets the learning rate of a step."""
+        self._apply(self.factor(step))
+
+
+class Losses(Averages):
+    """Averages that also keep the loss of every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: list[float] = []
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Adds a step."""
+        super().add(values)
+        self.values.append(float(values["loss"]))
+
+
+class ProbeRuntime:
+    """The runtime of a trial: it saves and reports nothing, and a request to stop ends the run without a checkpoint."""
+
+    def __init__(self, inner: Runtime) -> None:
+        self._inner = inner
+        self.rank, self.world_size, self.device = inner.rank, inner.world_size, inner.device
+
+    def reduce(self) -> Reduction:
+        """Returns the sum over the workers of the run."""
+        return self._inner.reduce()
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Returns the module with gradients that are averaged over the workers."""
+        return self._inner.wrap(module)
+
+    def save(self, position: Position, write: Callable[[Path], None]) -> None:
+        """Does nothing."""
+
+    def report(self, record: Record, write: Callable[[Path], None]) -> None:
+        """Does nothing."""
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """Checkpoints of the run."""
+        return self._inner.checkpoints
+
+    def notice(self, now: bool = False) -> Notice:
+        """Returns NONE, or raises a StoppedError where the workers agree to stop."""
+        if self._inner.notice(now) is Notice.STOP:
+            raise StoppedError("stopped before the first step; nothing was to be saved, the same command starts again")
+        return Notice.NONE
+
+    def local_notice(self) -> Notice:
+        """Returns the notice of this worker only."""
+        return self._inner.local_notice()
+
+
+def _probe(training: Training, steps: int) -> Training:
+    """Returns a run of one epoch with so many steps, on the data of another."""
+    config = training.config
+    settings = dataclasses.replace(
+        config.train, num_epochs=1, min_steps=steps, max_steps=steps, valid_interval=steps, save_every=None, ema=0.0
+    )
+    return restarted(training, dataclasses.replace(config, train=settings), ProbeRuntime(training.runtime))
+
+
+def _tried(training: Training, steps: int, change: Callable[[MultimodalNet], None]) -> float:
+    """Returns the validation metric after a short training of a changed network; the worst value if it is not finite."""
+    probe = _probe(training, steps)
+    state = probe.state
+    change(state.net)
+    worst = -math.inf if state.best.mode == "max" else math.inf
+    try:
+        train_epoch(probe, None)
+    except NonFiniteError:
+        return worst
+    valid = evaluate(probe.config.train, state.net, probe.task, probe.splits["valid"], probe.runtime)
+    value = valid[state.best.metric]
+    return value if math.isfinite(value) and math.isfinite(valid["loss"]) else worst
+
+
+def _say(training: Training, line: str) -> None:
+    if training.runtime.rank == 0:
+        Console(training.folder).say(line)
