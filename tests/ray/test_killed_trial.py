@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -42,7 +43,10 @@ def killing() -> None:
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     import ray
+    from ray import cloudpickle
 
+    # The processes of the cluster cannot import this file, so the hook travels as a value.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     ray.init(address="local", num_cpus=4, log_to_driver=False, runtime_env={"worker_process_setup_hook": killing})
     yield
     ray.shutdown()
