@@ -26,6 +26,8 @@ from cggm_ray.core.registry import nearest
 from cggm_ray.engine.configuration import Config, default_networks, default_strategies
 from cggm_ray.engine.own_code import check_not_importing, import_file
 from cggm_ray.engine.presets import with_preset
+from cggm_ray.models.registry import NETWORKS
+from cggm_ray.models.settings import ModelConfig
 from cggm_ray.strategies.registry import STRATEGIES
 
 _GONE = {"attn_mask": "the released code parsed this flag and never used it; leave it out"}
@@ -128,7 +130,7 @@ def parse(recipe: Config, argv: Sequence[str], description: str | None = None) -
             "tune: given together with --seeds or --compare; search first, then compare with --config best.yaml"
         )
     values = {} if path is None else recipe.flat(read_yaml(local_path("config", path), "config"), path)
-    config = _started_from(recipe, values, given)
+    config = _without_sizes_of_others(_started_from(recipe, values, given), values, given)
     return Command(
         config=config.replace(values, source=str(path)).replace(given, source="flag"),
         dry_run=dry_run,
@@ -158,6 +160,14 @@ def _started_from(recipe: Config, *layers: Mapping[str, Any]) -> Config:
     # Checks the name as the field does.
     recipe = recipe.replace({"preset": name}, source="flag")
     return with_preset(recipe, recipe.train.preset, recipe.names(key for layer in layers for key in layer))
+
+
+def _without_sizes_of_others(recipe: Config, *layers: Mapping[str, Any]) -> Config:
+    """Returns the recipe without its sizes of a network, where a layer names a network that has none of them."""
+    name = next((layer["network"] for layer in reversed(layers) if layer.get("network")), None)
+    if name not in NETWORKS.names() or NETWORKS.get(name).sized:
+        return recipe
+    return dataclasses.replace(recipe, model=ModelConfig(network=recipe.model.network))
 
 
 def _with_imports(recipe: Config, argv: Sequence[str]) -> Config:

@@ -145,7 +145,7 @@ def check_configuration(config: Config, dataset: Dataset, manifest: Manifest) ->
         UsageError: modalities, network, inputs, strategy, utility or selection metric do not fit the dataset.
     """
     task, modalities = dataset.task(manifest), selected_modalities(config, manifest)
-    check_network(config, dataset)
+    check_network(config, dataset, manifest, modalities)
     check_inputs(config.inputs, dataset, manifest, modalities)
     name, info = config.modulation.modulation, STRATEGIES.get(config.modulation.modulation)
     if not info.serves(task):
@@ -178,14 +178,17 @@ def check_configuration(config: Config, dataset: Dataset, manifest: Manifest) ->
         )
 
 
-def check_network(config: Config, dataset: Dataset) -> None:
-    """Raises a UsageError if sizes of a transformer are given for a network that has none."""
+def check_network(config: Config, dataset: Dataset, manifest: Manifest, modalities: tuple[str, ...]) -> None:
+    """Raises a UsageError if sizes are given that the network does not have, or its options do not fit the modalities."""
     name = config.model.network or dataset.network
-    if NETWORKS.get(name).sized:
+    info = NETWORKS.get(name)
+    if info.check is not None:
+        info.check(network_plan(config, dataset, manifest, modalities))
+    if info.sized:
         return
     for field, default in vars(ModelConfig()).items():
         if field != "network" and getattr(config.model, field) != default:
-            raise UsageError(f"{field}: the network {name!r} has no transformer; leave it out")
+            raise UsageError(f"{field}: the network {name!r} has no such size; leave it out")
 
 
 def setting(config: Config, modalities: tuple[str, ...]) -> dict[str, Any]:
@@ -199,6 +202,17 @@ def setting(config: Config, modalities: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
+def network_plan(config: Config, dataset: Dataset, manifest: Manifest, modalities: tuple[str, ...]) -> NetworkPlan[Any]:
+    """Returns what the network of a run is built from."""
+    return NetworkPlan(
+        shapes=dataset.shapes(manifest, modalities),
+        kinds=dataset.kinds(manifest, modalities),
+        outputs=dataset.task(manifest).outputs,
+        sizes=config.model,
+        options=config.network_options(config.model.network or dataset.network),
+    )
+
+
 def build_network(
     config: Config, dataset: Dataset, manifest: Manifest, modalities: tuple[str, ...]
 ) -> tuple[MultimodalNet, dict[str, nn.Module]]:
@@ -208,15 +222,8 @@ def build_network(
 
     Modules that standardise inputs are the identity until a checkpoint or `fill_inputs` fills them.
     """
-    name = config.model.network or dataset.network
-    plan = NetworkPlan(
-        shapes=dataset.shapes(manifest, modalities),
-        kinds=dataset.kinds(manifest, modalities),
-        outputs=dataset.task(manifest).outputs,
-        sizes=config.model,
-        options=config.network_options(name),
-    )
-    net, guides = NETWORKS.get(name).build(plan)
+    plan = network_plan(config, dataset, manifest, modalities)
+    net, guides = NETWORKS.get(config.model.network or dataset.network).build(plan)
     change = STRATEGIES.get(config.modulation.modulation).network
     net = net if change is None else change(net, guides)
     if config.inputs.standardises:

@@ -18,10 +18,17 @@ from cggm_ray.core.errors import CggmError, UsageError, one_line, short_repr
 from cggm_ray.core.registry import Place, Registry
 from cggm_ray.data.dataset import DATASETS
 from cggm_ray.engine.configuration import Config
+from cggm_ray.models.composed.registry import ENCODERS, FUSIONS
 from cggm_ray.models.registry import NETWORKS
 from cggm_ray.strategies.registry import STRATEGIES
 
-REGISTRIES: Mapping[str, Registry[Any]] = {"dataset": DATASETS, "strategy": STRATEGIES, "network": NETWORKS}
+REGISTRIES: Mapping[str, Registry[Any]] = {
+    "dataset": DATASETS,
+    "strategy": STRATEGIES,
+    "network": NETWORKS,
+    "encoder": ENCODERS,
+    "fusion": FUSIONS,
+}
 
 _imported: dict[Path, ModuleType] = {}
 _beside: list[ModuleType] = []
@@ -35,7 +42,7 @@ class Entry:
     Attributes:
         kind: of `REGISTRIES`.
         name: as registered.
-        entry: the class of a dataset, the `StrategyInfo` of a strategy, or the `NetworkInfo` of a network.
+        entry: the class of a dataset, the `StrategyInfo` of a strategy, the `NetworkInfo` of a network, and so on.
         place: where it was registered; None in this package.
     """
 
@@ -46,9 +53,9 @@ class Entry:
 
 
 def entries(config: Config) -> tuple[Entry, ...]:
-    """Returns the entries that another process may lack: the dataset and all strategies from user files."""
+    """Returns the entries that another process may lack: the dataset, and all others from user files."""
     names = [("dataset", config.data.dataset)]
-    names += [(kind, name) for kind in ("strategy", "network") for name in REGISTRIES[kind].names()]
+    names += [(kind, name) for kind in REGISTRIES if kind != "dataset" for name in REGISTRIES[kind].names()]
     found = [(kind, name, REGISTRIES[kind].place(name)) for kind, name in names]
     return tuple(
         Entry(kind=kind, name=name, entry=REGISTRIES[kind].get(name), place=place)
@@ -64,15 +71,13 @@ def adopt(own: Iterable[Entry]) -> None:
 
 
 def places(config: Config) -> list[dict[str, Any]]:
-    """Returns where the dataset and the strategy of a configuration were registered, as plain values, for those of user
-    files.
+    """Returns where what a configuration names was registered, as plain values, for what is in user files: dataset,
+    strategy, network, and parts of the network.
     """
-    names = {
-        "dataset": config.data.dataset,
-        "strategy": config.modulation.modulation,
-        "network": config.model.network or DATASETS.get(config.data.dataset).network,
-    }
-    found = [(kind, name, REGISTRIES[kind].place(name)) for kind, name in names.items()]
+    network = config.model.network or DATASETS.get(config.data.dataset).network
+    names = [("dataset", config.data.dataset), ("strategy", config.modulation.modulation), ("network", network)]
+    names += config.network_options(network).parts()
+    found = [(kind, name, REGISTRIES[kind].place(name)) for kind, name in names]
     return [{"kind": kind, "name": name, **asdict(place)} for kind, name, place in found if place is not None]
 
 

@@ -52,7 +52,7 @@ class MultimodalNet(nn.Module):
             if mask is None:
                 features[name] = encoder(x)
             else:
-                features[name] = _zeroed(encoder(_zeroed(x, mask), mask), mask)
+                features[name] = _zeroed_feature(encoder(_zeroed(x, mask), mask), mask)
         return features
 
     def fuse(self, features: Mapping[str, Feature], masks: Masks | None = None) -> HeadOutput:
@@ -79,6 +79,24 @@ def compile_parts(net: MultimodalNet, guides: Mapping[str, nn.Module], device: t
         raise UsageError("compile: found no C++ compiler; expected g++, clang++ or the one that CXX names")
     for part in (*net.encoders.values(), net.fusion, *guides.values()):
         part.compile()
+
+
+def mask_of(feature: Tensor, mask: Tensor | None) -> Tensor | None:
+    """The mask of a feature [N, T, ...], from that of its modality [N, T'] or [N, 1].
+
+    A feature of another number of steps, such as a mean over all of them, is there where any step is.
+    """
+    if mask is None or mask.shape[1] == 1 or (feature.ndim > 2 and feature.shape[1] == mask.shape[1]):
+        return mask
+    return mask.any(1, keepdim=True)
+
+
+def _zeroed_feature(feature: Feature, mask: Tensor) -> Feature:
+    """Every tensor of the feature, zeroed where its mask is False."""
+    if isinstance(feature, Tensor):
+        found = mask_of(feature, mask)
+        return feature if found is None else _zeroed(feature, found)
+    return tuple(_zeroed(part, mask.any(1, keepdim=True)) for part in feature)
 
 
 def _zeroed(x: Tensor, mask: Tensor) -> Tensor:

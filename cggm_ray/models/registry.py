@@ -21,6 +21,10 @@ from cggm_ray.models.settings import ModelConfig
 class NetworkOptions:
     """Options of one network alone; a network that has any subclasses this, with `option` for every field."""
 
+    def parts(self) -> list[tuple[str, str]]:
+        """Returns registry and name of the parts that the options name, such as ('encoder', 'mlp')."""
+        return []
+
 
 S = TypeVar("S", bound=NetworkOptions)
 
@@ -52,11 +56,13 @@ class NetworkInfo(Generic[S]):
         build: makes the network and a guide classifier for every modality.
         options: class of its own section of the configuration.
         sized: whether it has the sizes of `ModelConfig`; a run that sets them for another one is refused.
+        check: raises a UsageError where the options do not fit the modalities; called before any long work.
     """
 
     build: Callable[[NetworkPlan[S]], tuple[MultimodalNet, dict[str, nn.Module]]]
     options: type[S]
     sized: bool = True
+    check: Callable[[NetworkPlan[S]], object] | None = None
 
 
 NETWORKS: Registry[NetworkInfo[Any]] = Registry("network", "cggm_ray.models")

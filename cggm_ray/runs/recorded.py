@@ -45,7 +45,7 @@ def recorded_manifest(folder: Path) -> Manifest | None:
 
 
 def import_classes(folder: Path, values: Mapping[str, Any]) -> None:
-    """Imports the files that register dataset, strategy and network of a run, where they are unknown here.
+    """Imports the files that register dataset, strategy, network and its parts of a run, where they are unknown here.
 
     Args:
         folder: of the run.
@@ -69,3 +69,6 @@ def import_classes(folder: Path, values: Mapping[str, Any]) -> None:
         # The dataset's own, which may be in another file.
         network = DATASETS.get(dataset).network
     import_recorded("network", network, registered, folder)
+    for one in registered:
+        if isinstance(one, dict) and one.get("kind") in ("encoder", "fusion"):
+            import_recorded(one["kind"], one.get("name"), registered, folder)

@@ -59,7 +59,7 @@ def test_the_default_of_a_dataset_is_imported_with_it(folder: Path) -> None:
 
 
 def test_sizes_of_other_networks_are_refused(folder: Path) -> None:
-    with pytest.raises(AssertionError, match="nlevels: the network 'gru' has no transformer"):
+    with pytest.raises(AssertionError, match="nlevels: the network 'gru' has no such size"):
         train(folder, "--local", *FLAGS, "--nlevels", "4")
 
 

@@ -179,7 +179,7 @@ def test_scores_of_volumes_do_not_depend_on_batches(tmp_path: Path, cases: Path,
 
 def test_sizes_of_a_transformer_are_refused(tmp_path: Path, cases: Path) -> None:
     config = dataclasses.replace(configured(tmp_path, cases), model=ModelConfig(nlevels=4))
-    with pytest.raises(UsageError, match="nlevels: the network 'deeplab' has no transformer"):
+    with pytest.raises(UsageError, match="nlevels: the network 'deeplab' has no such size"):
         run(config)
 
 

@@ -1,0 +1,128 @@
+"""The network: options, guides, and how the parts are put together."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from cggm_ray.config.fields import at_least, check, one_of, option
+from cggm_ray.core.batch import HeadOutput
+from cggm_ray.core.errors import UsageError
+from cggm_ray.core.registry import nearest
+from cggm_ray.models.composed.registry import (
+    ENCODERS,
+    FUSIONS,
+    EncoderPlan,
+    FusionPlan,
+    Sizes,
+    default_encoder,
+    encoders_for,
+)
+from cggm_ray.models.composed.steps import AttentionPooling
+from cggm_ray.models.net import MultimodalNet, mask_of
+from cggm_ray.models.registry import NETWORKS, NetworkInfo, NetworkOptions, NetworkPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComposedOptions(NetworkOptions):
+    """Encoders, fusion and sizes of `composed`."""
+
+    encoders: tuple[str, ...] = option(
+        (),
+        "composed: modality:encoder, such as audio:transformer; default by kind: vector mlp, sequence segments, image resnet",
+    )
+    fusion: str = option("concat", "composed: concat, gated, bilinear, attention, late, or one of yours")
+    width: int = option(256, "composed: width of encoders, fusion and guides")
+    depth: int = option(2, "composed: layers of each encoder")
+    inner_width: int = option(64, "composed: width of the transformer layers inside an encoder")
+    heads: int = option(4, "composed: attention heads")
+    dropout: float = option(0.3, "composed: dropout of encoders and fusion")
+
+    def __post_init__(self) -> None:
+        for name, encoder in self.pairs().items():
+            if encoder not in ENCODERS.names():
+                raise UsageError(
+                    f"encoders: unknown {encoder!r} for {name}{nearest(encoder, ENCODERS.names())}; available: "
+                    f"{', '.join(ENCODERS.names())}"
+                )
+        one_of(self, "fusion", tuple(FUSIONS.names()))
+        for field in ("width", "depth", "inner_width", "heads"):
+            at_least(self, field, 1)
+        for field in ("width", "inner_width"):
+            if getattr(self, field) % self.heads:
+                raise UsageError(
+                    f"heads: {self.heads} heads do not divide {field} {getattr(self, field)}; expected a divisor"
+                )
+        check(0 <= self.dropout < 1, self, "dropout", "a probability in [0, 1)")
+
+    def parts(self) -> list[tuple[str, str]]:
+        """See `NetworkOptions`."""
+        return [*(("encoder", name) for name in self.pairs().values()), ("fusion", self.fusion)]
+
+    def pairs(self) -> dict[str, str]:
+        """Returns `encoders` as modality to the name of its encoder."""
+        found: dict[str, str] = {}
+        for item in filter(None, self.encoders):
+            name, colon, encoder = item.rpartition(":")
+            if not (name and colon and encoder) or name in found:
+                raise UsageError(f"encoders: found {item!r}; expected modality:encoder, once for a modality")
+            found[name] = encoder
+        return found
+
+
+class ComposedGuide(nn.Module):
+    """Guide of a modality: attention pooling and one linear layer.
+
+    Args:
+        width: D.
+        outputs: C.
+    """
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.pooling = AttentionPooling(width)
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, h_NTD: Tensor, mask: Tensor | None = None) -> HeadOutput:
+        """Features [N, T, D] of one modality to its own prediction."""
+        hidden = self.pooling(h_NTD, mask_of(h_NTD, mask))
+        return HeadOutput(self.head(hidden), hidden)
+
+
+def chosen_encoders(plan: NetworkPlan[ComposedOptions]) -> dict[str, str]:
+    """Returns the name of the encoder of every modality.
+
+    Raises:
+        UsageError: an encoder is named for a modality that is not there, or one that does not accept its kind.
+    """
+    wanted = plan.options.pairs()
+    for name in wanted:
+        if name not in plan.shapes:
+            known = ", ".join(plan.shapes)
+            raise UsageError(f"encoders: no modality {name!r}{nearest(name, plan.shapes)}; available: {known}")
+    chosen = {name: wanted.get(name) or default_encoder(kind) for name, kind in plan.kinds.items()}
+    for name, encoder in chosen.items():
+        kind = plan.kinds[name]
+        if kind not in ENCODERS.get(encoder).kinds:
+            raise UsageError(
+                f"encoders: {encoder!r} takes no {kind}, found {name} of shape {list(plan.shapes[name])}; available: "
+                f"{', '.join(encoders_for(kind))}"
+            )
+    return chosen
+
+
+def _build(plan: NetworkPlan[ComposedOptions]) -> tuple[MultimodalNet, dict[str, nn.Module]]:
+    options, chosen = plan.options, chosen_encoders(plan)
+    sizes = {key.name: getattr(options, key.name) for key in dataclasses.fields(Sizes)}
+    encoders = {
+        name: ENCODERS.get(chosen[name]).build(EncoderPlan(shape=shape, kind=plan.kinds[name], **sizes))
+        for name, shape in plan.shapes.items()
+    }
+    fusion = FUSIONS.get(options.fusion).build(FusionPlan(modalities=tuple(encoders), **sizes))
+    net = MultimodalNet(encoders, fusion, nn.Linear(options.width, plan.outputs))
+    return net, {name: ComposedGuide(options.width, plan.outputs) for name in encoders}
+
+
+NETWORKS.register("composed")(NetworkInfo(build=_build, options=ComposedOptions, sized=False, check=chosen_encoders))

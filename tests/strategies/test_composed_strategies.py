@@ -1,0 +1,82 @@
+"""Every strategy trains every encoder under every fusion of the network `composed`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from composed_nets import CLASSES, KINDS, OF_KIND, SHAPES, batch, composed
+from safetensors.torch import save_file
+
+from cggm_ray.engine.assembly import new_state
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.runtime import LocalRuntime, RunConfig
+from cggm_ray.engine.state import VALUES, WEIGHTS
+from cggm_ray.engine.step import TrainingStep, train_step
+from cggm_ray.models.composed.registry import ENCODERS, FUSIONS, encoders_for
+from cggm_ray.models.net import MultimodalNet
+from cggm_ray.strategies.registry import STRATEGIES
+from cggm_ray.tasks import Classification
+
+ROUNDS = max(map(len, OF_KIND.values()))
+CHOICES = [
+    {name: OF_KIND[kind][number % len(OF_KIND[kind])] for name, kind in KINDS.items()} for number in range(ROUNDS)
+]
+"""Encoders by modality, so that each is there once at least."""
+
+
+def needed(name: str, net: MultimodalNet, folder: Path) -> dict[str, Any]:
+    """Options that a strategy cannot do without."""
+    if name in ("cggm-paper", "cggm-released"):
+        # Their coefficients are quotients, which are infinite where no accuracy changes; the likelihood always changes.
+        return {"utility": "likelihood"}
+    if name == "mslr":
+        return {"mslr_lrs": [f"{modality}=0.001" for modality in SHAPES]}
+    if name != "umt":
+        return {}
+    for modality in SHAPES:
+        best = folder / f"teacher-{modality}" / "best"
+        best.mkdir(parents=True, exist_ok=True)
+        weights = {k: v.clone() + 0.1 for k, v in net.state_dict().items() if k.startswith(f"encoders.{modality}.")}
+        save_file(weights, best / WEIGHTS)
+        (best / VALUES).write_text(json.dumps({"config": Config().replace({"modalities": [modality]}).to_dict()}))
+    return {"umt_teachers": [str(folder / f"teacher-{modality}") for modality in SHAPES]}
+
+
+def test_the_choices_have_all_encoders() -> None:
+    for kind, names in OF_KIND.items():
+        assert sorted(names) == encoders_for(kind)
+    assert {name for choice in CHOICES for name in choice.values()} == set(ENCODERS.names())
+
+
+@pytest.mark.parametrize("name", STRATEGIES.names())
+def test_every_strategy_trains_every_encoder_under_every_fusion(tmp_path: Path, name: str) -> None:
+    runtime, info = LocalRuntime(tmp_path, RunConfig(no_cuda=True)), STRATEGIES.get(name)
+    for choice, fusion in itertools.product(CHOICES, FUSIONS.names()):
+        net, guides = composed(choice, fusion)
+        config = Config().replace({"modulation": name, **needed(name, net, tmp_path)})
+        net = net if info.network is None else info.network(net, guides)
+        state = new_state(config, net, guides, Classification(CLASSES), runtime)
+        step = TrainingStep(net, state.strategy, "fp32").train()
+        moved = set()
+        for masked in (True, False, True):
+            found = train_step(state, step, batch(masked), runtime, accumulate=1, clip=0.8)
+            assert all(torch.isfinite(value).all() for value in found.values()), (choice, fusion, masked, found)
+            state.step += 1
+            for modality, encoder in net.encoders.items():
+                gradients = [parameter.grad for parameter in encoder.parameters()]
+                if all(grad is not None and torch.isfinite(grad).all() for grad in gradients):
+                    moved |= {modality} if any(bool(grad.any()) for grad in gradients if grad is not None) else set()
+        # In the first epoch of ReconBoost only one learner moves.
+        assert moved == ({"audio"} if name == "reconboost" else set(SHAPES)), (choice, fusion)
+        assert all(torch.isfinite(values).all() for values in net.state_dict().values()), (choice, fusion)
+        step.eval()
+        if state.strategy.observes:
+            with torch.no_grad():
+                part = batch(True)
+                assert torch.isfinite(state.strategy.observe(net.encode(part.inputs, part.masks), part)).all()
+        state.strategy.end_epoch({}, {"loss": 1.0}, torch.ones(len(SHAPES) * (state.strategy.task.n_sums + 2)).double())
