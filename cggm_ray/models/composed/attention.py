@@ -37,7 +37,7 @@ class CrossAttention(nn.Module):
         tokens_NTD, there_NT = torch.cat(tokens, 1), torch.cat(has, 1)
         # A sample without any token attends to all of them, which are the same constants then.
         hidden_NT = ~there_NT & there_NT.any(1, keepdim=True)
-        query_N1D = self.token_D.expand(len(tokens_NTD), 1, -1)
+        query_N1D = self.token_D.expand(tokens_NTD.shape[0], 1, -1)
         seen_N1D, _ = self.attention(
             query_N1D, tokens_NTD, tokens_NTD, key_padding_mask=None if masks is None else hidden_NT, need_weights=False
         )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cggm_ray.models.composed.registry import FUSIONS, FusionInfo, FusionPlan
-from cggm_ray.models.composed.steps import AttentionPooling
+from cggm_ray.models.composed.steps import AttentionPooling, there
 from cggm_ray.models.net import Masks, mask_of
 
 
@@ -28,7 +28,7 @@ class VectorFusion(nn.Module):
         for name, pooling in self.pooling.items():
             mask = None if masks is None else mask_of(features[name], masks.get(name))
             vectors.append(pooling(features[name], mask))
-            has.append(features[name].new_ones(len(features[name]), dtype=torch.bool) if mask is None else mask.any(1))
+            has.append(there(features[name], mask).any(1))
         return vectors, torch.stack(has, 1)
 
 
