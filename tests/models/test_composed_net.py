@@ -308,7 +308,8 @@ def test_defaults_by_kind() -> None:
 def test_it_is_exported_for_any_number_of_samples(encoder: str, fusion: str) -> None:
     net, _ = composed({"audio": encoder}, fusion)
     net.eval()
-    rows = dict.fromkeys(SHAPES, {0: torch.export.Dim("samples", min=1)})
+    samples = torch.export.Dim("samples", min=1)
+    rows = {name: {0: samples} for name in SHAPES}
     for given, fewer in (((inputs(), masks()), (inputs(3), masks(3))), ((inputs(),), (inputs(3),))):
         program = torch.export.export(net, given, dynamic_shapes=tuple(rows for _ in given)).module()
         torch.testing.assert_close(program(*fewer), net(*fewer))
