@@ -46,6 +46,7 @@ class Dataset(ABC):
         converter: version of `read` and its stages; a new number makes new shards.
         Options: class of the configuration's section `options`.
         network: name of the network that is trained where the configuration names none.
+        kind: of all modalities, one of `core.kinds.KINDS`; None where it follows from the shape of a sample.
 
     Args:
         settings: the settings of the run that datasets receive; its `options` are an `Options`.
@@ -58,6 +59,7 @@ class Dataset(ABC):
     converter: ClassVar[int]
     Options: ClassVar[type[DatasetOptions]] = DatasetOptions
     network: ClassVar[str] = "shaped"
+    kind: ClassVar[str | None] = None
 
     def __init__(self, settings: DatasetSettings) -> None:
         if not isinstance(settings.options, self.Options):
@@ -184,10 +186,10 @@ class Dataset(ABC):
     def kinds(self, manifest: Manifest, modalities: tuple[str, ...]) -> dict[str, str]:
         """Returns one of `core.kinds.KINDS` by modality, for networks that choose encoders by kind.
 
-        The default follows the shape of a sample.
+        The default is `kind`, or follows the shape of a sample.
         """
         shapes = self.shapes(manifest, modalities)
-        return {name: kind_of(shape) or VECTOR for name, shape in shapes.items()}
+        return {name: self.kind or kind_of(shape) or VECTOR for name, shape in shapes.items()}
 
     def class_names(self, manifest: Manifest) -> tuple[str, ...] | None:
         """Returns the names of the classes, or None if the task has no classes.

@@ -183,4 +183,5 @@ def _write(path: Path, statistics: Statistics, shards: Path, kinds: Mapping[str,
 
 
 def _origin(shards: Path, kinds: Mapping[str, str]) -> dict[str, str]:
-    return {"set": shards.name, "kinds": json.dumps(dict(kinds), sort_keys=True)}
+    # One entry, because the library writes several in any order.
+    return {"origin": json.dumps({"set": shards.name, "kinds": dict(kinds)}, sort_keys=True)}

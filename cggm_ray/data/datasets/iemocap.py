@@ -23,6 +23,7 @@ import torch
 from cggm_ray.config.fields import option
 from cggm_ray.core.batch import Batch
 from cggm_ray.core.errors import DataError, UsageError, listed, short_repr
+from cggm_ray.core.kinds import SEQUENCE
 from cggm_ray.core.optional import check_installed
 from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset
 from cggm_ray.data.datasets.iemocap_demonstration import write_demonstration
@@ -92,6 +93,7 @@ class Iemocap(Dataset):
     name = "iemocap"
     converter = 2
     network = "sequence"
+    kind = SEQUENCE
     Options = IemocapOptions
 
     def __init__(self, settings: DatasetSettings) -> None:

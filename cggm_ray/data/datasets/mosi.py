@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from cggm_ray.config.fields import option
 from cggm_ray.core.errors import DataError, UsageError
+from cggm_ray.core.kinds import SEQUENCE
 from cggm_ray.core.seeding import derive_seed
 from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset
 from cggm_ray.data.datasets.feature_files import split_pickles
@@ -62,6 +63,7 @@ class Mosi(Dataset):
     name = "mosi"
     converter = 2
     network = "sequence"
+    kind = SEQUENCE
     Options = MosiOptions
 
     def __init__(self, settings: DatasetSettings) -> None:

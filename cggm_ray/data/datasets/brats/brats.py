@@ -19,6 +19,7 @@ import torch
 
 from cggm_ray.config.fields import one_of, option
 from cggm_ray.core.errors import DataError, UsageError, listed
+from cggm_ray.core.kinds import IMAGE
 from cggm_ray.core.optional import check_installed, require
 from cggm_ray.core.seeding import derive_seed, generator
 from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset
@@ -91,6 +92,7 @@ class Brats(Dataset):
     name = "brats"
     converter = 2
     network = "deeplab"
+    kind = IMAGE
     Options = BratsOptions
 
     @property

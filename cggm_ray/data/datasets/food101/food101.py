@@ -22,6 +22,7 @@ import torch
 
 from cggm_ray.config.fields import option
 from cggm_ray.core.errors import DataError, UsageError, one_line
+from cggm_ray.core.kinds import SEQUENCE
 from cggm_ray.core.optional import check_installed
 from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset
 from cggm_ray.data.datasets.food101.augment import image_remarks, inspect_image
@@ -141,6 +142,7 @@ class Food101(Dataset):
     name = "food101"
     converter = 2
     network = "sequence"
+    kind = SEQUENCE
     Options = Food101Options
 
     _new = False
