@@ -31,6 +31,8 @@ STATISTICS = "statistics.safetensors"
 """File in the folder of a run: count, mean and m2 (see `Moments`) of every modality."""
 MOST_RATIO = 10.0
 """Ratio of two encoders' first gradient norms above which a run says so."""
+LONG = 2**28
+"""Bytes of a training split above which a line says that it is read."""
 SHARED = "statistics"
 """Folder beside the sets, with a file for a set and the kinds of its modalities."""
 
@@ -43,8 +45,8 @@ def check_inputs(config: InputConfig, dataset: Dataset, manifest: Manifest, moda
         stored = manifest.modalities[name].shape
         if tuple(shape) != tuple(stored):
             raise UsageError(
-                f"standardise: found {config.standardise!r}, but {name} is made of what the set holds while the run trains "
-                f"({list(stored)} becomes {list(shape)}), so its mean is not known beforehand; expected off"
+                f"standardise: found {config.standardise!r}, but the run computes the features of {name}, {list(shape)}, from "
+                f"stored values {list(stored)}, so their mean is not known before training; expected off"
             )
 
 
@@ -103,6 +105,9 @@ def shared_statistics(
             kept = False
         found = _read(path, shards, kinds)
         if found is None:
+            size = sum(shard.bytes for shard in manifest.splits["train"])
+            if size > LONG:
+                print(f"reading the training split once, {size / 2**30:.1f} GiB, for means and deviations", flush=True)
             found = training_statistics(shards, manifest, kinds, map_shards)
             if kept:
                 try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,22 @@ def test_all_views_of_a_sample_count(tmp_path: Path) -> None:
     every = np.concatenate(list(content.values()))
     np.testing.assert_allclose(found["age"].mean, every.mean(0), rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(1 / found["age"].scale, every.std(0), rtol=1e-12)
+
+
+def test_images_of_a_channel_may_differ_in_size(tmp_path: Path) -> None:
+    """As the slices of volumes do."""
+    rng = np.random.default_rng(1)
+    small, large = (rng.normal(2, 3, (4, *shape)).astype(np.float16) for shape in ((16, 20), (24, 24)))
+    manifest = stored(tmp_path / "set", {"flair": small}, 1)
+    stored(tmp_path / "other", {"flair": large}, 1)
+    (tmp_path / "other" / "train-00000.parquet").rename(tmp_path / "set" / "train-00001.parquet")
+    (one,) = manifest.splits["train"]
+    both = (one, replace(one, file="train-00001.parquet"))
+    found = training_statistics(tmp_path / "set", replace(manifest, splits={"train": both}), {"flair": "image"})[
+        "flair"
+    ]
+    pixels = np.concatenate([small.ravel(), large.ravel()]).astype(np.float64)
+    np.testing.assert_allclose([found.mean.item(), 1 / found.scale.item()], [pixels.mean(), pixels.std()], rtol=1e-10)
 
 
 def test_threads_do_not_change_a_bit(tmp_path: Path) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from cggm_ray.config.parsing import read_yaml
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.kinds import feature_shape
+from cggm_ray.engine.configuration import Config
 from cggm_ray.models.ensemble import ensemble_net
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.standardise import InputConfig, Standardise, standardise_modules
@@ -99,6 +103,16 @@ def test_without_it_the_state_is_as_it_was() -> None:
         "head.weight",
         "head.bias",
     ]
+
+
+def test_on_and_off_in_yaml_are_texts_and_switches(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("standardise: on\nreport: off\nuse_gpu: On\nlocal: no\n")
+    config = Config.from_dict(read_yaml(tmp_path / "c.yaml", "config"))
+    assert config.inputs.standardise == "on"
+    assert not config.run.report
+    assert config.run.use_gpu
+    assert not config.run.local
+    assert Config().replace({"standardise": "off", "report": "off"}) == Config().replace({"report": False})
 
 
 @pytest.mark.parametrize(

@@ -251,6 +251,9 @@ OWN: dict[str, dict[str, Callable[[Path], list[str]]]] = {
         "a ViT of an absurd size": spoilt(
             food, lambda folder: edit(folder / "vit/config.json", lambda c: c.update(hidden_size=10**12))
         ),
+        "standardised features that are made while training": spoilt(
+            food, lambda folder: None, "--image_features", "online", "--standardise", "on"
+        ),
     },
     "brats": {
         "a file that is cut short": spoilt(write_released, lambda folder: cut(folder / "valid" / "case3.h5")),
@@ -313,6 +316,7 @@ OWN: dict[str, dict[str, Callable[[Path], list[str]]]] = {
         "a file of another kind": yaml_file("config", "# " + "x" * 2**18),
         "a URL in place of a folder": yaml_file("config", "shard_path: s3://bucket/shards"),
         "a name with a line break": yaml_file("config", 'name: "a\\nb"'),
+        "clipped inputs without standardising": yaml_file("config", "clip_inputs: 5"),
         "no such file": lambda folder: ["--config", str(folder / "none.yaml")],
     },
 }
