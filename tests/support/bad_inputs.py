@@ -316,7 +316,6 @@ OWN: dict[str, dict[str, Callable[[Path], list[str]]]] = {
         "a file of another kind": yaml_file("config", "# " + "x" * 2**18),
         "a URL in place of a folder": yaml_file("config", "shard_path: s3://bucket/shards"),
         "a name with a line break": yaml_file("config", 'name: "a\\nb"'),
-        "clipped inputs without standardising": yaml_file("config", "clip_inputs: 5"),
         "no such file": lambda folder: ["--config", str(folder / "none.yaml")],
     },
 }
