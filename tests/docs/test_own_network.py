@@ -16,9 +16,9 @@ FLAGS = ["--import", "gru.py", "--network", "gru", "--gru_width", "12"]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with the file of the page."""
-    (code,) = blocks("own-network.md")
-    (tmp_path / "gru.py").write_text(code)
+    """A folder with the files of the page."""
+    for name, code in zip(("gru.py", "parts.py"), blocks("own-network.md"), strict=True):
+        (tmp_path / name).write_text(code)
     return tmp_path
 
 
@@ -63,7 +63,38 @@ def test_sizes_of_other_networks_are_refused(folder: Path) -> None:
         train(folder, "--local", *FLAGS, "--nlevels", "4")
 
 
+PARTS = ["--network", "composed", "--encoders", "text:convolutions", "--fusion", "largest", "--width", "32"]
+
+
+def test_an_encoder_and_a_fusion_train_and_are_known_in_later_processes(folder: Path, tmp_path: Path) -> None:
+    run = train(folder, "--local", "--import", "parts.py", *PARTS)
+    with safe_open(run / "best" / "model.safetensors", "pt") as weights:
+        assert weights.get_slice("encoders.text.convolution.weight").get_shape()[0] == 32
+        assert weights.get_slice("fusion.scale.audio").get_shape() == [32]
+    registered = {(each["kind"], each["name"]) for each in json.loads((run / "data.json").read_text())["registered"]}
+    assert registered == {("encoder", "convolutions"), ("fusion", "largest")}
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = command(elsewhere, "verify", str(run))
+    assert "equal to the last bit" in done.stdout
+    assert f"imports {folder / 'parts.py'}, which registered the encoder convolutions" in done.stderr
+    assert "equal to the network" in command(elsewhere, "export", str(run)).stdout
+
+
+def test_parts_of_a_network_that_is_not_trained_are_not_recorded(folder: Path) -> None:
+    run = train(folder, "--local", "--import", "parts.py")
+    assert json.loads((run / "data.json").read_text())["registered"] == []
+
+
+def test_an_encoder_for_another_kind_is_refused(folder: Path) -> None:
+    with pytest.raises(AssertionError, match="encoders: 'resnet' takes no sequence, found text"):
+        train(folder, "--local", "--network", "composed", "--encoders", "text:resnet")
+    with pytest.raises(AssertionError, match=r"encoders: unknown 'resnett' for text .did you mean resnet"):
+        train(folder, "--local", "--network", "composed", "--encoders", "text:resnett")
+
+
 @pytest.mark.ray
-def test_it_reaches_the_workers(folder: Path) -> None:
-    run = train(folder, "--workers", "2", "--cpus_per_worker", "1", *FLAGS)
+@pytest.mark.parametrize("flags", [FLAGS, ["--import", "parts.py", *PARTS]])
+def test_it_reaches_the_workers(folder: Path, flags: list[str]) -> None:
+    run = train(folder, "--workers", "2", "--cpus_per_worker", "1", *flags)
     assert "equal within" in command(folder, "verify", str(run)).stdout

@@ -13,7 +13,7 @@ from cggm_ray.models.composed.registry import ENCODERS, EncoderInfo, EncoderPlan
 from cggm_ray.models.composed.transformer import TransformerLayers
 from cggm_ray.models.shaped import PatchProjection
 
-LARGEST = 32
+LARGEST = 16
 """Pixels along the longer side of an image on which the residual blocks begin."""
 CHANNELS = (32, 64, 128)
 GROUP = 8

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from cggm_ray.core.kinds import SEQUENCE
 from cggm_ray.models.composed.registry import ENCODERS, EncoderInfo, EncoderPlan
 from cggm_ray.models.composed.steps import shares, summary, there
 from cggm_ray.models.composed.transformer import TransformerLayers, sinusoids
-from cggm_ray.models.composed.vectors import perceptron
+from cggm_ray.models.composed.vectors import Perceptron
 
 MOST_SEGMENTS = 64
 MOST_NUMBERS = 4096
@@ -21,7 +20,7 @@ class PoolEncoder(nn.Module):
 
     def __init__(self, plan: EncoderPlan) -> None:
         super().__init__()
-        self.layers = perceptron(3 * plan.shape[-1], plan)
+        self.layers = Perceptron([3 * plan.shape[-1]], plan)
 
     def forward(self, x_NTF: Tensor, mask: Tensor | None = None) -> Tensor:
         """[N, T, F] to [N, 1, D]."""
@@ -40,13 +39,12 @@ class SegmentsEncoder(nn.Module):
         super().__init__()
         steps, features = plan.shape
         self.segments = max(1, min(steps, MOST_SEGMENTS, MOST_NUMBERS // features))
-        self.layers = perceptron((self.segments + 3) * features, plan)
+        self.layers = Perceptron([self.segments * features, 3 * features], plan)
 
     def forward(self, x_NTF: Tensor, mask: Tensor | None = None) -> Tensor:
         """[N, T, F] to [N, 1, D]."""
-        share_NST = shares(there(x_NTF, mask), self.segments).to(x_NTF.dtype)
-        segments_NSF = share_NST @ x_NTF
-        h_ND: Tensor = self.layers(torch.cat([segments_NSF.flatten(1), summary(x_NTF, mask)], 1))
+        segments_NSF = shares(there(x_NTF, mask), self.segments).to(x_NTF.dtype) @ x_NTF
+        h_ND: Tensor = self.layers(segments_NSF.flatten(1), summary(x_NTF, mask))
         return h_ND[:, None]
 
 

@@ -19,11 +19,14 @@ def there(x_NTF: Tensor, mask: Tensor | None) -> Tensor:
 
 def summary(x_NTF: Tensor, mask: Tensor | None = None) -> Tensor:
     """Returns mean, maximum and standard deviation over the steps that are there, [N, 3 F]."""
-    there_NT1 = there(x_NTF, mask)[..., None]
-    count_N1 = there_NT1.sum(1).clamp(min=1)
-    mean = x_NTF.masked_fill(~there_NT1, 0).sum(1) / count_N1
-    largest = x_NTF.masked_fill(~there_NT1, torch.finfo(x_NTF.dtype).min).amax(1).masked_fill(~there_NT1.any(1), 0)
-    square = (x_NTF - mean[:, None]).masked_fill(~there_NT1, 0).square().sum(1) / count_N1
+    if mask is None:
+        mean, largest, square = x_NTF.mean(1), x_NTF.amax(1), x_NTF.var(1, correction=0)
+    else:
+        gone_NT1 = ~there(x_NTF, mask)[..., None]
+        count_N1 = (~gone_NT1).sum(1).clamp(min=1)
+        mean = x_NTF.masked_fill(gone_NT1, 0).sum(1) / count_N1
+        largest = x_NTF.masked_fill(gone_NT1, torch.finfo(x_NTF.dtype).min).amax(1).masked_fill(gone_NT1.all(1), 0)
+        square = (x_NTF - mean[:, None]).masked_fill(gone_NT1, 0).square().sum(1) / count_N1
     # The slope of a square root at 0 is infinite.
     return torch.cat([mean, largest, (square + 1e-6).sqrt() - 1e-3], 1)
 

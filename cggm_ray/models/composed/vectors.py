@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,13 +14,32 @@ from cggm_ray.core.kinds import VECTOR
 from cggm_ray.models.composed.registry import ENCODERS, EncoderInfo, EncoderPlan, Sizes
 
 
-def perceptron(inputs: int, sizes: Sizes) -> nn.Sequential:
-    """Returns `depth` linear layers from `inputs` to D numbers, the first one with dropout of its input and a LayerNorm."""
-    width, dropout = sizes.width, sizes.dropout
-    layers: list[nn.Module] = [nn.Dropout(dropout / 2), nn.Linear(inputs, width), nn.LayerNorm(width)]
-    for _ in range(sizes.depth - 1):
-        layers += [nn.GELU(), nn.Dropout(dropout), nn.Linear(width, width)]
-    return nn.Sequential(*layers, nn.GELU(), nn.Dropout(dropout))
+class Perceptron(nn.Module):
+    """`depth` linear layers with GELU and dropout, with a LayerNorm after the first.
+
+    The first layer takes several groups of numbers, each with weights of its own size: a small group counts as much in the
+    beginning as a large one.
+
+    Args:
+        inputs: numbers in each group.
+        sizes: width, depth and dropout.
+    """
+
+    def __init__(self, inputs: Sequence[int], sizes: Sizes) -> None:
+        super().__init__()
+        width, dropout = sizes.width, sizes.dropout
+        self.dropout = nn.Dropout(dropout / 2)
+        self.first = nn.ModuleList(nn.Linear(numbers, width) for numbers in inputs)
+        layers: list[nn.Module] = [nn.LayerNorm(width), nn.GELU(), nn.Dropout(dropout)]
+        for _ in range(sizes.depth - 1):
+            layers += [nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, *groups: Tensor) -> Tensor:
+        """Groups of numbers [N, numbers] to features [N, D]."""
+        first = [layer(self.dropout(numbers)) for layer, numbers in zip(self.first, groups, strict=True)]
+        h_ND: Tensor = self.layers(torch.stack(first).sum(0))
+        return h_ND
 
 
 class FlatEncoder(nn.Module):
@@ -58,7 +79,7 @@ def _linear(plan: EncoderPlan) -> nn.Module:
 
 def _mlp(plan: EncoderPlan) -> nn.Module:
     numbers = math.prod(plan.shape)
-    return FlatEncoder(numbers, perceptron(numbers, plan))
+    return FlatEncoder(numbers, Perceptron([numbers], plan))
 
 
 ENCODERS.register("linear")(EncoderInfo(build=_linear))
