@@ -20,7 +20,7 @@ from cggm_ray.core.reduction import Reduce
 from cggm_ray.core.registry import nearest
 from cggm_ray.core.seeding import derive_seed, make_deterministic
 from cggm_ray.data.dataset import DATASETS, Dataset
-from cggm_ray.data.loading.split import Split, class_counts
+from cggm_ray.data.loading.split import Split, training_targets
 from cggm_ray.data.prepare import prepare
 from cggm_ray.data.settings import DatasetSettings
 from cggm_ray.data.shards.opening import open_manifest
@@ -38,12 +38,14 @@ from cggm_ray.engine.step import TrainingStep
 from cggm_ray.engine.teachers import find_teachers, load_teachers
 from cggm_ray.engine.tracking import Console, check_trackers
 from cggm_ray.models.net import MultimodalNet, compile_parts
+from cggm_ray.models.outputs import scale_outputs
 from cggm_ray.models.registry import NETWORKS, NetworkPlan
 from cggm_ray.models.settings import ModelConfig
 from cggm_ray.models.standardise import standardise_modules
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.registry import STRATEGIES, Materials, Setting
-from cggm_ray.tasks import Classification, Task
+from cggm_ray.tasks import Classification, Regression, Task
+from cggm_ray.tasks.base import Targets
 from cggm_ray.tasks.settings import BALANCED
 
 WORKING_AHEAD = ("cuda",)
@@ -120,17 +122,25 @@ def build_task(config: Config, dataset: Dataset, manifest: Manifest, shards: Pat
         config: of the run.
         dataset: of the run.
         manifest: of its set.
-        shards: folder of the set, whose training targets class weights are counted from; None where nothing is trained.
+        shards: folder of the set, where class weights or the unit of a regression follow from its training targets; None where
+            nothing is trained.
 
     Raises:
         UsageError: the loss of this task has no such option.
         DataError: a shard cannot be read.
     """
     task = dataset.task(manifest)
-    counts = None
-    if shards is not None and config.loss.class_weights == BALANCED and isinstance(task, Classification):
-        counts = class_counts(shards, manifest, task.outputs)
-    return task.with_loss(config.loss, counts)
+    balanced = isinstance(task, Classification) and config.loss.class_weights == BALANCED
+    scaled = isinstance(task, Regression) and config.inputs.standardises
+    if shards is None or not (balanced or scaled):
+        return task.with_loss(config.loss)
+    values, none = training_targets(shards, manifest), torch.zeros(0)
+    if balanced:
+        return task.with_loss(
+            config.loss, Targets(torch.bincount(values.flatten().long(), minlength=task.outputs), none, none)
+        )
+    values = values.double()
+    return task.with_loss(config.loss, Targets(none, values.mean(0), values.std(0, correction=0)))
 
 
 def check_configuration(config: Config, dataset: Dataset, manifest: Manifest) -> None:
@@ -214,20 +224,33 @@ def network_plan(config: Config, dataset: Dataset, manifest: Manifest, modalitie
 
 
 def build_network(
-    config: Config, dataset: Dataset, manifest: Manifest, modalities: tuple[str, ...]
+    config: Config, dataset: Dataset, manifest: Manifest, modalities: tuple[str, ...], task: Task | None = None
 ) -> tuple[MultimodalNet, dict[str, nn.Module]]:
     """Builds the network of a run and a guide classifier per modality.
 
     The network is the dataset's own or the one that `--network` names, and the strategy may change it.
 
-    Modules that standardise inputs are the identity until a checkpoint or `fill_inputs` fills them.
+    Modules that standardise inputs are the identity until a checkpoint or `fill_inputs` fills them. With them, heads of a
+    regression are scaled to the unit of the task.
+
+    Args:
+        config: of the run.
+        dataset: of the run.
+        manifest: of its set.
+        modalities: of the run.
+        task: what is predicted; None takes the dataset's own, for a network whose weights are loaded.
     """
+    task = dataset.task(manifest) if task is None else task
     plan = network_plan(config, dataset, manifest, modalities)
     net, guides = NETWORKS.get(config.model.network or dataset.network).build(plan)
     change = STRATEGIES.get(config.modulation.modulation).network
     net = net if change is None else change(net, guides)
     if config.inputs.standardises:
         net.inputs.update(standardise_modules(plan.shapes, plan.kinds))
+        if isinstance(task, Regression):
+            for head in scale_outputs(net, guides.values()):
+                if task.location is not None and task.unit is not None:
+                    head.fill(task.location, task.unit)
     return net, guides
 
 
@@ -336,7 +359,7 @@ def first_state(
 ) -> tuple[TrainState, nn.Module]:
     """Builds network, strategy and optimizer with the weights of the seed; returns the state and what a step calls."""
     torch.manual_seed(derive_seed(config.train.seed, "weights"))
-    net, guides = build_network(config, dataset, manifest, selected_modalities(config, manifest))
+    net, guides = build_network(config, dataset, manifest, selected_modalities(config, manifest), task)
     state = new_state(config, net, guides, task, runtime, budget)
     if config.train.compile:
         compile_parts(net, guides, runtime.device)

@@ -28,10 +28,11 @@ from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.runtime import LocalRuntime
 from cggm_ray.engine.state import BEST, load_weights
 from cggm_ray.models.net import MultimodalNet
+from cggm_ray.models.outputs import scaled_head
 from cggm_ray.runs.ending import CONFIG
 from cggm_ray.runs.recorded import import_classes, recorded_manifest
 from cggm_ray.runs.result import SUMMARY, Result, read_summary
-from cggm_ray.tasks import Task
+from cggm_ray.tasks import Regression, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +149,9 @@ def _opened(
     modalities = selected_modalities(config, trained)
     net, _ = build_network(config, dataset, trained, modalities)
     load_weights(net.to(runtime.device), folder / BEST)
+    task, head = build_task(config, dataset, trained), scaled_head(net)
+    if head is not None and isinstance(task, Regression):
+        task = task.scaled(head.location, head.unit)
     return FinishedRun(
         config=config,
         result=result,
@@ -157,7 +161,7 @@ def _opened(
         trained=trained,
         sources=sources,
         modalities=modalities,
-        task=build_task(config, dataset, trained),
+        task=task,
         net=net.eval(),
         runtime=runtime,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,19 @@ from cggm_ray.tasks.settings import LossConfig
 
 Utility = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A function of (logits, target, weight) that returns two float64 sums, numerator and count; their ratio is eps_m."""
+
+
+class Targets(NamedTuple):
+    """Statistics of the training targets.
+
+    Attributes:
+        counts: samples of every class, [C]; empty for a regression.
+        mean, deviation: of every value of a regression, [C]; empty for classes.
+    """
+
+    counts: Tensor
+    mean: Tensor
+    deviation: Tensor
 
 
 class Task(ABC):
@@ -71,12 +84,12 @@ class Task(ABC):
         `groups` is the number of volumes in the split, or None if samples stand alone.
         """
 
-    def with_loss(self, settings: LossConfig, counts: Tensor | None = None) -> Task:
+    def with_loss(self, settings: LossConfig, targets: Targets | None = None) -> Task:
         """Returns the task with these options of the loss; by default itself, because the loss has no options.
 
         Args:
             settings: of the run.
-            counts: training samples of every class, [C]; None where they are not needed.
+            targets: statistics of the training targets; None where the loss does not depend on them.
         """
         return self
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cggm_ray.tasks.base import Task, per_sample, sample_weight
+from cggm_ray.tasks.base import Targets, Task, per_sample, sample_weight
 from cggm_ray.tasks.metrics import ClassificationMetrics, Metrics
-from cggm_ray.tasks.settings import LossConfig
+from cggm_ray.tasks.settings import BALANCED, LossConfig
 
 
 def accuracy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -41,13 +41,14 @@ class Classification(Task):
     def __init__(self, classes: int, smoothing: float = 0.0, class_weight: Tensor | None = None) -> None:
         self.outputs, self.smoothing, self.class_weight = classes, smoothing, class_weight
 
-    def with_loss(self, settings: LossConfig, counts: Tensor | None = None) -> Task:
-        """Returns the task with label smoothing, and where `counts` are given with class weights.
+    def with_loss(self, settings: LossConfig, targets: Targets | None = None) -> Task:
+        """Returns the task with label smoothing, and with class weights if the settings balance classes.
 
         A weight is samples / (C * samples of the class); a class without a training sample has the weight 0.
         """
         weight = None
-        if counts is not None:
+        if targets is not None and settings.class_weights == BALANCED:
+            counts = targets.counts
             seen = counts > 0
             weight = torch.where(seen, counts.sum() / (seen.sum() * counts.clamp(min=1)), 0.0)
         return Classification(self.outputs, settings.label_smoothing, weight)

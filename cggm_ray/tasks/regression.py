@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cggm_ray.tasks.base import Task, per_sample, sample_weight
+from cggm_ray.tasks.base import Targets, Task, per_sample, sample_weight
 from cggm_ray.tasks.metrics import Metrics, RegressionMetrics, SentimentMetrics
+from cggm_ray.tasks.settings import LossConfig
 
 
 def minus_mean_absolute_error(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -27,6 +28,9 @@ class Regression(Task):
     Args:
         outputs: values per sample.
         sentiment: report the metrics of CMU-MOSI on top of MAE and correlation.
+        location, unit: mean and standard deviation of the training targets, [outputs]; None where the loss is in the units of
+            the target. With them the loss is in standard deviations, and heads are scaled (`models.outputs`). Metrics stay in
+            the units of the target.
     """
 
     n_sums = 2
@@ -35,14 +39,34 @@ class Regression(Task):
     selection = ("mae", "min")
     utilities = {"mae": minus_mean_absolute_error, "sign": sign_accuracy}
 
-    def __init__(self, outputs: int = 1, *, sentiment: bool = False) -> None:
+    def __init__(
+        self,
+        outputs: int = 1,
+        *,
+        sentiment: bool = False,
+        location: Tensor | None = None,
+        unit: Tensor | None = None,
+    ) -> None:
         self.outputs = outputs
         self.sentiment = sentiment
+        self.location, self.unit = location, unit
+
+    def with_loss(self, settings: LossConfig, targets: Targets | None = None) -> Task:
+        """Returns the task with a loss in standard deviations of the training targets, if they are given."""
+        if targets is None:
+            return self
+        return self.scaled(targets.mean, torch.where(targets.deviation > 0, targets.deviation, 1.0))
+
+    def scaled(self, location: Tensor, unit: Tensor) -> Regression:
+        """Returns the task for heads of that location and unit, [outputs] each."""
+        return Regression(self.outputs, sentiment=self.sentiment, location=location, unit=unit)
 
     def sums(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Returns the sum of absolute errors and the number of values."""
         w = sample_weight(logits, weight)
         error = (logits - target.reshape_as(logits)).abs().double()
+        if self.unit is not None:
+            error = error / self.unit.to(error)
         return torch.stack([(error * per_sample(w, error)).sum(), w.sum() * self.outputs])
 
     def combine(self, sums: Tensor) -> Tensor:
@@ -50,8 +74,10 @@ class Regression(Task):
         return sums[0] / sums[1]
 
     def residuals(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Returns sign(prediction - target)."""
+        """Returns sign(prediction - target), divided by the unit of the loss."""
         delta = torch.sign(logits - target.reshape_as(logits)).to(logits.dtype)
+        if self.unit is not None:
+            delta = delta / self.unit.to(delta)
         return (delta * per_sample(sample_weight(logits, weight), delta))[None]
 
     def sum_slopes(self, sums: Tensor) -> Tensor:

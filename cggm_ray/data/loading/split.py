@@ -201,21 +201,21 @@ def load_split(
     )
 
 
-def class_counts(folder: Path, manifest: Manifest, classes: int) -> Tensor:
-    """Returns the number of training samples of every class, float64 [C], from the targets alone.
+def training_targets(folder: Path, manifest: Manifest) -> Tensor:
+    """Returns the targets of the training split, [samples, values], without reading anything else of the shards.
 
     Raises:
         DataError: a shard cannot be read.
     """
-    counts = torch.zeros(classes, dtype=torch.float64)
+    parts = []
     for shard in manifest.splits["train"]:
         path = folder / shard.file
         try:
             target = column_values(unpack(pq.read_table(path, columns=[TARGET])).column(TARGET))
         except UNREADABLE as error:
             raise unreadable(folder, path, error) from None
-        counts += torch.bincount(torch.from_numpy(target).long().flatten(), minlength=classes)
-    return counts
+        parts.append(torch.from_numpy(target).reshape(len(target), -1))
+    return torch.cat(parts)
 
 
 def rows_in_order(index: np.ndarray, manifest: Manifest, split: str, folder: Path) -> np.ndarray:
