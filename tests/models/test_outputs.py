@@ -1,4 +1,4 @@
-"""Regression in any unit: the loss and the steps are those of a standardised target, and predictions are in the target's unit."""
+"""Regression in any unit: loss and steps are those of a standardised target, predictions are in the unit of the target."""
 
 from __future__ import annotations
 
