@@ -49,8 +49,27 @@ def test_the_unit_of_the_target_changes_nothing_but_the_unit(tmp_path: Path) -> 
     results = {}
     for name, scale, shift in (("metres", 1.0, 0.0), ("other", 1024.0, 65536.0)):
         write_set(tmp_path / f"{name}.npz", scale, shift)
-        flags = ["--data_path", str(tmp_path / f"{name}.npz"), "--target", "value", "--storage_path", str(tmp_path / "runs")]
-        flags += ["--local", "--name", name, "--standardise", "on", "--num_epochs", "3", "--nlevels", "3", "--report", "false"]
+        flags = [
+            "--data_path",
+            str(tmp_path / f"{name}.npz"),
+            "--target",
+            "value",
+            "--storage_path",
+            str(tmp_path / "runs"),
+        ]
+        flags += [
+            "--local",
+            "--name",
+            name,
+            "--standardise",
+            "on",
+            "--num_epochs",
+            "3",
+            "--nlevels",
+            "3",
+            "--report",
+            "false",
+        ]
         assert main(RECIPE, flags) == 0
         results[name] = read_summary(tmp_path / "runs" / name)
     assert results["other"].test["mae"] / 1024 == pytest.approx(results["metres"].test["mae"], rel=0.02)
