@@ -28,7 +28,7 @@ from cggm_ray.data.shards.shards import Manifest, WriteShards
 from cggm_ray.engine.budget import Budget, batch_size_for, budget_of
 from cggm_ray.engine.checkpoints import agree
 from cggm_ray.engine.configuration import Config
-from cggm_ray.engine.ema import moving_average
+from cggm_ray.engine.ema import MovingAverage
 from cggm_ray.engine.finite import DeviceWatch
 from cggm_ray.engine.inputs import check_inputs, fill_inputs
 from cggm_ray.engine.optim import build_schedule, guide_optimizer, model_optimizer
@@ -433,5 +433,5 @@ def new_state(
         schedule=build_schedule(config.optim, budget, optimizer),
         best=Best(metric=metric, mode=task.better(metric)),
         config=config.to_dict(),
-        ema=moving_average(net, config.train.ema) if config.train.ema else None,
+        ema=MovingAverage(net, config.train.ema) if config.train.ema else None,
     )

@@ -121,7 +121,7 @@ def train_epoch(training: Training, console: Console | None) -> Record:
                 say_unequal_gradients(training, console, values["grad_norm"])
             state.averages.add(values)
             if state.ema is not None:
-                state.ema.update_parameters(state.net)
+                state.ema.update(state.net)
         state.step += 1
         state.samples += part.samples
         state.within += part.samples

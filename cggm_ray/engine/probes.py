@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from cggm_ray.core.errors import NonFiniteError, StoppedError
 from cggm_ray.core.reduction import Reduction
@@ -39,8 +40,8 @@ SHARE, FEWEST, MOST = 0.1, 100, 400
 """A trial has this share of the run's steps, within these bounds."""
 RATES = 100
 """Steps of the learning-rate range test."""
-RANGE = (1e-2, 1e2)
-"""Lowest and highest learning rate of the range test, as factors of `--lr`."""
+RANGE = (1e-5, 1.0)
+"""Lowest and highest learning rate of the range test."""
 SAFE = 10.0
 """The chosen learning rate is that of the lowest loss divided by this."""
 MEMORY = 0.9
@@ -112,11 +113,8 @@ def with_found_lr(training: Training) -> tuple[Training, Mapping[str, object]]:
         The run with that learning rate, before its first step, and the rate with the steps of the test.
     """
     config = training.config
-    lr = config.optim.lr
-    probe = _probe(training, min(RATES, training.budget.total))
-    steps = probe.budget.total
-    ramp = Ramp(lambda factor: set_rate(probe.state.optimizer, lr * factor), steps)
-    losses = Losses()
+    probe = _probe(training, RATES)
+    ramp, losses = Ramp(probe.state.optimizer), Losses()
     probe.state.schedule, probe.state.averages = ramp, losses
     # Where the loss stops being finite, the rates up to that one were measured.
     with suppress(NonFiniteError):
@@ -127,34 +125,33 @@ def with_found_lr(training: Training) -> tuple[Training, Mapping[str, object]]:
         value = smooth / (1 - MEMORY ** (number + 1))
         if value < lowest:
             lowest, best = value, number
-    found = lr * ramp.factor(best) / SAFE
+    found = ramp.rate(best) / SAFE
     _say(
         training,
-        f"find_lr: learning rate {found:.3g}; the loss of {steps} rising rates is lowest at {SAFE * found:.3g}",
+        f"find_lr: learning rate {found:.3g}; the loss of {RATES} rising rates is lowest at {SAFE * found:.3g}",
     )
     config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=found))
-    return restarted(training, config, training.runtime), {"choice": found, "steps": steps}
+    return restarted(training, config, training.runtime), {"choice": found, "steps": RATES}
 
 
 class Ramp(Schedule):
-    """A learning rate that rises exponentially.
+    """A learning rate that rises exponentially over `RANGE` in `RATES` steps.
 
     Args:
-        apply: sets the learning rates to a factor of the run's own.
-        steps: of the test.
+        optimizer: of the model.
     """
 
-    def __init__(self, apply: Callable[[float], None], steps: int) -> None:
-        self._apply, self._steps = apply, steps
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
 
-    def factor(self, step: int) -> float:
-        """Returns the factor of a step."""
+    def rate(self, step: int) -> float:
+        """Returns the learning rate of a step."""
         low, high = RANGE
-        return float(low * (high / low) ** (step / max(1, self._steps - 1)))
+        return float(low * (high / low) ** (step / (RATES - 1)))
 
     def before_step(self, step: int) -> None:
         """Sets the learning rate of a step."""
-        self._apply(self.factor(step))
+        set_rate(self._optimizer, self.rate(step))
 
 
 class Losses(Averages):

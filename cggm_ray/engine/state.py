@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
 from cggm_ray.core.errors import TrainingError
 from cggm_ray.engine.averages import Averages
+from cggm_ray.engine.ema import MovingAverage
 from cggm_ray.engine.finite import DeviceWatch
 from cggm_ray.engine.optim import retune
 from cggm_ray.engine.schedules import Schedule
@@ -101,7 +101,7 @@ class TrainState:
     skips: int = 0
     config: dict[str, Any] = field(default_factory=dict)
     watch: DeviceWatch | None = None
-    ema: AveragedModel | None = None
+    ema: MovingAverage | None = None
 
     @property
     def position(self) -> Position:
@@ -111,11 +111,7 @@ class TrainState:
     @property
     def evaluated(self) -> MultimodalNet:
         """The network that is validated and whose weights a checkpoint keeps: the average where there is one."""
-        if self.ema is None:
-            return self.net
-        averaged = self.ema.module
-        assert isinstance(averaged, MultimodalNet)
-        return averaged
+        return self.net if self.ema is None else self.ema.net
 
     def end_epoch(self) -> None:
         """Counts a finished epoch."""
@@ -134,9 +130,7 @@ class TrainState:
                 "progress": {name: getattr(self, name) for name in PROGRESS},
                 "averages": self.averages.state_dict(),
                 "config": self.config,
-                **(
-                    {} if self.ema is None else {"trained": self.net.state_dict(), "averaged": int(self.ema.n_averaged)}
-                ),
+                **({} if self.ema is None else {"trained": self.net.state_dict(), "averaged": self.ema.updates}),
             },
             "",
             tensors,
@@ -155,7 +149,7 @@ class TrainState:
             tree = _merge(json.loads((folder / VALUES).read_text()), load_file(folder / TENSORS))
             if self.ema is not None:
                 self.net.load_state_dict(tree["trained"])
-                self.ema.n_averaged.fill_(tree["averaged"])
+                self.ema.updates = int(tree["averaged"])
             self.strategy.load_state_dict(tree["strategy"])
             self.optimizer.load_state_dict(tree["optimizer"])
             self.schedule.load_state_dict(tree["schedule"])

@@ -90,7 +90,8 @@ def test_a_run_that_goes_on_keeps_its_decisions(tmp_path: Path) -> None:
     flags = ("--standardise", "auto", "--find_lr", "--schedule", "cosine", "--lr", "1e-5")
     whole = run(data, tmp_path, "whole", *flags)
     lr = decided(whole)["lr"]["choice"]
-    assert 1e-5 < lr < 1
+    # Far from the 1e-5 of the command line, with which nothing is learned.
+    assert 1e-4 < lr < 1e-1
     assert max(line["lr"] for line in read_metrics(whole)) <= lr
 
     parts = run(data, tmp_path, "parts", *flags, "--num_epochs", "4")
