@@ -318,7 +318,7 @@ OWN: dict[str, dict[str, Callable[[Path], list[str]]]] = {
         "an encoder that does not exist": yaml_file("config", "network: composed\nencoders: [text:transfomer]"),
         "an encoder of another kind of input": yaml_file("config", "network: composed\nencoders: [text:resnet]"),
         "an encoder of no modality": yaml_file("config", "network: composed\nencoders: [texd:mlp]"),
-        "a fusion that does not exist": yaml_file("config", "network: composed\nfusion: concatenation"),
+        "a fusion that does not exist": yaml_file("config", "network: composed\nfusion: concats"),
         "heads that do not divide a width": yaml_file("config", "network: composed\nheads: 3"),
         "a name with a line break": yaml_file("config", 'name: "a\\nb"'),
         "no such file": lambda folder: ["--config", str(folder / "none.yaml")],
