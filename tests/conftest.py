@@ -24,7 +24,7 @@ SMALL = [
     *("--nlevels", "3", "--cls_layers", "1", "--num_heads", "2", "--proj_dim", "8"),
     *("--batch_size", "5", "--num_epochs", "2", "--cpus_per_worker", "1"),
     # Drawing takes longer than such a run. Tests of the page ask for it.
-    *("--report", "false"),
+    *("--report", "false", "--headroom", "false"),
 ]
 """Flags for a small network on the data of `small_set`."""
 

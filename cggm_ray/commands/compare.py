@@ -24,35 +24,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from cggm_ray.core.errors import CggmError, StorageError, TrainingError
+from cggm_ray.commands.headroom import Finished, check_headroom, write_headroom
+from cggm_ray.commands.trials import run_trials
+from cggm_ray.core.errors import TrainingError
 from cggm_ray.core.optional import check_installed
 from cggm_ray.core.tables import listing, text_table
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.shards.shards import write_shards_here
 from cggm_ray.engine.assembly import build_dataset, check, fold_runs, prepare_data
-from cggm_ray.engine.checkpoints import storage_errors
 from cggm_ray.engine.configuration import Config
-from cggm_ray.engine.loop import train
-from cggm_ray.engine.own_code import entries
-from cggm_ray.engine.probes import open_decided
-from cggm_ray.engine.runtime import LocalRuntime
-from cggm_ray.runs.finishing import finish
-from cggm_ray.runs.folder import named, open_folder, prepare_run_folder, run_folder, sole_owner
+from cggm_ray.engine.stopping import StopRequest
+from cggm_ray.runs.folder import named, open_folder, run_folder, sole_owner
 from cggm_ray.runs.provenance import note_start, versions
 from cggm_ray.runs.result import read_summary
 from cggm_ray.storage.files import write_text
-from cggm_ray.studies.space import Resources
+from cggm_ray.studies.headroom import Headroom
 from cggm_ray.studies.statistics import FEWEST_PAIRS, LEVEL, RESAMPLES, Difference, holm, paired_difference
 from cggm_ray.studies.store import (
-    FAILED,
     FINISHED,
     Outcome,
     Trial,
-    ended,
     make_trial,
     outcomes,
     read_record,
-    started,
 )
 
 BASELINE = "none"
@@ -117,6 +111,7 @@ def compare(config: Config, strategies: Sequence[str], seeds: Sequence[int]) -> 
         UsageError: a run is not valid; nothing was started.
         TrainingError: some runs failed; the table of the others is written.
     """
+    check_headroom(config)
     if len(strategies) > 1:
         check_installed("scipy", extra="compare", purpose="compare")
     config = named(config, "compare" if strategies else "seeds")
@@ -135,7 +130,7 @@ def run_all(config: Config, folder: Path, trials: Sequence[Trial], strategies: S
     print(f"{len(trials)} runs, {left} of them to do: {folder}")
     task = build_dataset(config).task(open_manifest(trials[0].shards))
     metric = config.train.select or task.selection[0]
-    (_run_here if config.run.local else _run_on_ray)(config, folder, trials)
+    run_trials(config, folder, trials)
     found = outcomes(trials)
     results = collect(found, strategies, metric, task.better(metric))
     failed = [outcome for outcome in found if outcome.record.status != FINISHED]
@@ -145,9 +140,27 @@ def run_all(config: Config, folder: Path, trials: Sequence[Trial], strategies: S
         write_tables(folder, results)
         print(text)
         print(listing({"for a paper": folder / MARKDOWN, "every run": folder / RUNS, "every metric": folder / TABLE}))
+        measured = config.run.headroom or (config.run.headroom is None and len(strategies) > 1)
+        room = headroom_of(config, folder, trials, found) if measured else None
+        if room is not None:
+            write_text(folder / MARKDOWN, f"{text}\nHead-room:\n\n{room.text(markdown=True)}\n")
     if failed:
         first = failed[0].record
         raise TrainingError(f"{len(failed)} of {len(found)} runs failed; {first.name}: {first.error or first.status}")
+
+
+def headroom_of(config: Config, folder: Path, trials: Sequence[Trial], found: Sequence[Outcome]) -> Headroom | None:
+    """Measures the head-room of the finished runs, those of a seed and fold together; None where it was left out."""
+    groups: dict[str, Finished] = {}
+    for trial, outcome in zip(trials, found, strict=True):
+        if outcome.record.status == FINISHED:
+            strategy = trial.values["modulation"]
+            pair = trial.name.removeprefix(f"{strategy}-")
+            # Where the runs are stored, and what they were compared for, is no matter of a single one.
+            base = dataclasses.replace(trial.config, modulation=config.modulation)
+            runs = groups[pair].runs if pair in groups else {}
+            groups[pair] = Finished(name=pair, config=base, shards=trial.shards, runs={**runs, strategy: trial.folder})
+    return write_headroom(config, folder, list(groups.values()), StopRequest())
 
 
 def plan_runs(config: Config, folder: Path, strategies: Sequence[str], seeds: Sequence[int]) -> list[Trial]:
@@ -286,42 +299,3 @@ def _spread(values: Sequence[float]) -> str:
 
 def _deviation(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-
-
-def _run_here(config: Config, folder: Path, trials: Sequence[Trial]) -> None:
-    """Runs one trial after the other in this process."""
-    for number, trial in enumerate(trials, start=1):
-        if read_record(trial).over:
-            continue
-        print(f"[{number}/{len(trials)}] {trial.name}")
-        runtime = LocalRuntime(trial.folder, trial.config.run)
-        try:
-            prepare_run_folder(trial.config, trial.folder, trial.shards)
-            with storage_errors(runtime.checkpoints):
-                training = open_decided(trial.config, trial.shards, runtime, trial.folder)
-                started(trial, training.state.epoch)
-                train(training)
-                finish(training)
-            ended(trial, FINISHED)
-        except StorageError:
-            # The storage failed, not the run, so the run can continue later.
-            raise
-        except CggmError as error:
-            ended(trial, FAILED, str(error))
-
-
-def _run_on_ray(config: Config, folder: Path, trials: Sequence[Trial]) -> None:
-    """Runs as many trials at once as the cluster can hold."""
-    from cggm_ray.distributed.tune.trial import Study
-    from cggm_ray.distributed.tune.tune import run_trials
-
-    study = Study(
-        folder=folder,
-        base=config,
-        shards=None,
-        trials=tuple(trials),
-        own=entries(config),
-        resources=Resources(cpu=config.run.cpus_per_worker or 1, gpu=1.0 if config.run.use_gpu else 0.0),
-        test=True,
-    )
-    run_trials(study, None, "min")

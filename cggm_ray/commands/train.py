@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from cggm_ray.commands.headroom import Finished, check_headroom, write_headroom
 from cggm_ray.core.errors import CggmError, NonFiniteError, StoppedError, TrainingError, UsageError, one_line
 from cggm_ray.core.tables import listing
 from cggm_ray.data.shards.opening import print_taken
@@ -46,6 +47,7 @@ def run(config: Config) -> Result | None:
         CggmError: with one line that says what to do.
     """
     check_trackers(config.run.trackers)
+    check_headroom(config)
     config = named(config)
     folds = fold_runs(config)
     if not folds:
@@ -84,6 +86,8 @@ def run_one(config: Config, stop_request: StopRequest) -> Result | None:
 
         result = run_on_ray(config, folder, stop_request)
     if result is not None:
+        if config.run.headroom and not stop_request.signal:
+            headroom_of_run(config, result.folder, stop_request)
         if config.run.report and not stop_request.signal:
             write_report(result.folder, stop_request)
         if stop_request.signal:
@@ -107,6 +111,19 @@ def write_report(folder: Path, stop_request: StopRequest) -> None:
         pass
     except Exception as error:
         print(f"{folder}: the report was not drawn: {one_line(f'{type(error).__name__}: {error}')}", flush=True)
+
+
+def headroom_of_run(config: Config, folder: Path, stop_request: StopRequest) -> None:
+    """Measures the head-room of a finished run; an error is printed and changes nothing else."""
+    if config.run.local or "TORCHELASTIC_RUN_ID" in os.environ:
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, local=True))
+        shards = prepare_data(config, write_shards_here)
+    else:
+        from cggm_ray.distributed.train.launch import prepare_on_ray
+
+        shards = prepare_on_ray(config)
+    runs = {config.modulation.modulation: folder}
+    write_headroom(config, folder, [Finished(name="", config=config, shards=shards, runs=runs)], stop_request)
 
 
 def check_finite(result: Result) -> None:

@@ -251,6 +251,13 @@ class RunConfig:
         "seconds for scoring subsets of modalities at the end, without those that take longer; 0 for none",
         resume=True,
     )
+    headroom: bool | None = option(
+        None,
+        "train each modality alone, and simple models of scikit-learn, and say what balancing can gain; default after a "
+        "comparison only",
+        resume=True,
+    )
+    headroom_seconds: int = option(3600, "seconds after which no further part of the head-room is started", resume=True)
     trackers: tuple[str, ...] | None = option(
         None, "beside metrics.jsonl: tensorboard, mlflow, wandb; default tensorboard where it is installed", resume=True
     )
@@ -271,6 +278,7 @@ class RunConfig:
         at_least(self, "resize_interval", 1)
         at_least(self, "max_failures", 0)
         at_least(self, "contributions_seconds", 0)
+        at_least(self, "headroom_seconds", 1)
         at_least(self, "collective_timeout", 1)
         if self.fresh and self.allow_config_change:
             raise UsageError("fresh: given together with allow_config_change; expected one of them")

@@ -13,6 +13,7 @@ from cggm_ray.report import figures, html, outcome
 from cggm_ray.report.run_record import Story, flat, part, read_story, with_contributions
 from cggm_ray.runs.contributions import Contributions
 from cggm_ray.storage.files import write_bytes
+from cggm_ray.studies.headroom import Headroom
 
 PAGE = "report.html"
 FOLDER = "report"
@@ -122,6 +123,7 @@ def _run(story: Story, drawn: dict[str, bytes]) -> dict[str, Any]:
         "notes": story.notes,
         "training": _training(story, drawn) if story.lines else None,
         "contributions": _contributions(story.label, story.contributions, drawn) if story.contributions else None,
+        "headroom": _headroom(story.headroom) if story.headroom else None,
         "predictions": _draw(drawn, f"{story.label}-predictions", drawing, drawing[1], PICTURE_TONES)
         if drawing
         else None,
@@ -151,6 +153,12 @@ def _contributions(label: str, found: Contributions, drawn: dict[str, bytes]) ->
     )
     picture = _draw(drawn, f"{label}-subsets", outcome.subset_bars(found), caption)
     return {**shown, "picture": picture, "imbalance": found.imbalance, "shapley": shapley}
+
+
+def _headroom(found: Headroom) -> dict[str, Any]:
+    """The table of what balancing can gain, with notes and conclusion."""
+    rows = html.Table(caption="Joint training beside what it leaves out", head=found.head(), rows=found.cells())
+    return {"rows": rows, "notes": found.notes, "conclusion": found.conclusion}
 
 
 def _training(story: Story, drawn: dict[str, bytes]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from cggm_ray.runs.pictures import FOLDER as PICTURES
 from cggm_ray.runs.provenance import read_provenance
 from cggm_ray.runs.recorded import recorded_manifest
 from cggm_ray.runs.result import SUMMARY, Result
+from cggm_ray.studies.headroom import HEADROOM, Headroom
 
 STUDY = "trials"
 Line = Mapping[str, float | None]
@@ -43,6 +44,7 @@ class Story:
         better: 'min' or 'max', the way it improves.
         result: None where the run is not finished.
         contributions: scores of the subsets of modalities; None where there are none.
+        headroom: what balancing can gain; None where it was not measured.
         notes: what could not be shown, and why.
         provenance: a line a start.
         truth, predicted: of the test samples: values, or class numbers; None where there are no predictions.
@@ -58,6 +60,7 @@ class Story:
     better: str = "min"
     result: Result | None = None
     contributions: Contributions | None = None
+    headroom: Headroom | None = None
     notes: tuple[str, ...] = ()
     provenance: Sequence[Mapping[str, Any]] = ()
     truth: np.ndarray | None = None
@@ -127,6 +130,8 @@ def read_story(folder: Path, label: str | None = None) -> Story:
         # A run that went on may have another best epoch by now.
         if story.result is not None and found.epoch == story.result.best_epoch:
             story = replace(story, contributions=found)
+    if (folder / HEADROOM).exists():
+        story = replace(story, headroom=Headroom.load(folder / HEADROOM))
     return _with_predictions(story)
 
 

@@ -99,6 +99,25 @@ def open_finished(folder: Path, write: WriteShards = write_shards_here, *, gpu: 
     return _opened(folder, config, result, dataset, shards, manifest, manifest, sources, gpu=gpu)
 
 
+def open_on(folder: Path, shards: Path) -> FinishedRun:
+    """Reads a finished run with the shards that it was trained on; its raw data is not looked at.
+
+    Args:
+        folder: of the run.
+        shards: folder of the set.
+
+    Raises:
+        UsageError: the folder holds no finished run.
+        DataError: the shards are gone.
+        TrainingError: the checkpoint is damaged.
+    """
+    config, result = read_run(folder)
+    check_checkpoint(folder / BEST)
+    manifest = open_manifest(shards)
+    dataset = build_dataset(config, manifest.dataset)
+    return _opened(folder, config, result, dataset, shards, manifest, manifest, ())
+
+
 def open_new(
     folder: Path, data_path: Path, split: str | None = None, write: WriteShards = write_shards_here
 ) -> FinishedRun:

@@ -11,7 +11,7 @@ from cggm_ray.runs.ending import CONFIG
 from cggm_ray.runs.result import SUMMARY
 from cggm_ray.storage.base import INDEX, check_key, open_storage
 
-LEFT_OUT = ("checkpoints", "tensorboard")
+LEFT_OUT = ("checkpoints", "headroom", "tensorboard")
 """Folders of a run that are of use only where it is trained."""
 
 

@@ -30,7 +30,7 @@ MOST_VALUES = 5000
 LARGEST_SIDE = 32
 """Pixels of the longer side of an image; larger ones are averaged."""
 MOST_SAMPLES = 20_000
-"""Samples of a split that are read."""
+"""Samples of training and validation that simple models are fitted on."""
 LIMIT = 5.0
 """Standardised values are cut at plus and minus this, because a linear model follows a single outlier far."""
 BATCH = 256
@@ -44,7 +44,7 @@ class Rows:
     Attributes:
         inputs: modality to float32 [N, D], NaN where the sample lacks the modality.
         target: [N].
-        available: number of samples in the split, of which the first N are here.
+        available: number of samples in the split, of which N are here.
     """
 
     inputs: Mapping[str, np.ndarray]
@@ -63,7 +63,7 @@ def layouts(shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, str], mos
 def read_rows(
     split: Split, kinds: Mapping[str, str], layout: str, samples: int = MOST_SAMPLES, most: int = MOST_VALUES
 ) -> Rows:
-    """Reads a split in its order.
+    """Reads a split in its order, or samples that are drawn from it where it has too many.
 
     Args:
         split: to read.
@@ -72,10 +72,12 @@ def read_rows(
         samples: at most.
         most: largest number of values of a sequence that is flattened.
     """
-    count = min(len(split), samples)
+    order = torch.arange(len(split))
+    if len(split) > samples:
+        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:samples].sort().values
     parts: dict[str, list[Tensor]] = {name: [] for name in kinds}
     targets = []
-    for batch in split.batches(slices(torch.arange(count), BATCH, 0, 1), epoch=0):
+    for batch in split.batches(slices(order, BATCH, 0, 1), epoch=0):
         for name, kind in kinds.items():
             parts[name].append(_rows(batch, name, kind, layout, most).cpu())
         targets.append(batch.target.cpu())

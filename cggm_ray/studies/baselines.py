@@ -102,7 +102,10 @@ def perceptrons(task: Task, seed: int) -> dict[str, Any]:
     """
     models = require("sklearn.neural_network", extra=EXTRA, purpose=PURPOSE)
     kind = models.MLPRegressor if isinstance(task, Regression) else models.MLPClassifier
-    return {f"alpha={a:g}": kind((WIDTH,), alpha=a, max_iter=200, random_state=seed % 2**32) for a in DECAYS}
+    return {
+        f"alpha={a:g}": kind(hidden_layer_sizes=(WIDTH,), alpha=a, max_iter=200, random_state=seed % 2**32)
+        for a in DECAYS
+    }
 
 
 def predicted(task: Task, model: Any, values: np.ndarray) -> Tensor:

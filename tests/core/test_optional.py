@@ -75,6 +75,25 @@ def test_a_comparison_needs_scipy(small_pickle: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+def test_head_room_names_scikit_learn_before_training(small_pickle: Path, tmp_path: Path) -> None:
+    arguments = ["pipelines/mosi.py", "--local", "--data_path", str(small_pickle), "--headroom"]
+    done = run_without(("sklearn",), [*arguments, "--storage_path", str(tmp_path / "runs")])
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["error: headroom: sklearn is not installed; pip install 'cggm-ray[baselines]'"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_comparison_without_scikit_learn_leaves_simple_models_out(small_pickle: Path, tmp_path: Path) -> None:
+    places = ["--data_path", str(small_pickle), "--storage_path", str(tmp_path / "runs"), "--name", "c"]
+    small = [flag for flag in SMALL if flag not in ("--headroom", "false", "--report")]
+    flags = ["--local", *places, *small, "--report", "false", "--compare", "none,cggm", "--num_epochs", "1"]
+    done = run_without(("sklearn",), ["pipelines/mosi.py", *flags])
+    assert done.returncode == 0, done.stderr
+    assert "scikit-learn is not installed; pip install 'cggm-ray[baselines]'" in done.stdout
+    assert "ridge regression" not in done.stdout
+    assert (tmp_path / "runs" / "c" / "headroom.json").exists()
+
+
 def test_a_search_by_optuna(small_pickle: Path, tmp_path: Path) -> None:
     search = tmp_path / "search.yaml"
     search.write_text("searcher: optuna\ntrials: 2\nspace:\n  rho: {uniform: [0.5, 1.5]}\n")

@@ -99,6 +99,17 @@ def test_the_perceptron_is_that_of_scikit_learn() -> None:
     assert found[0].test["accuracy"] == accuracy_score(splits["test"].target, model.predict(values["test"]))
 
 
+def test_a_regression_by_a_perceptron_in_units_of_the_target() -> None:
+    data = load_diabetes()
+    splits = rows(data.data, data.target.astype("f4"))
+    task = Regression()
+    found = best(fitted(task, splits, lambda n, d: perceptrons(task, 0)), "mae", "min")
+    constant = mean_absolute_error(
+        splits["test"].target, np.full(len(splits["test"].target), splits["train"].target.mean())
+    )
+    assert found.test["mae"] < 0.85 * constant
+
+
 def test_a_class_without_a_training_sample() -> None:
     data = load_wine()
     task = Classification(5)

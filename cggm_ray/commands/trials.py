@@ -1,0 +1,79 @@
+"""Runs the known trials of a study to their end: one after the other in this process, or as many at once as a cluster holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cggm_ray.core.errors import CggmError, StorageError
+from cggm_ray.engine.checkpoints import storage_errors
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.loop import train
+from cggm_ray.engine.own_code import entries
+from cggm_ray.engine.probes import open_decided
+from cggm_ray.engine.runtime import LocalRuntime
+from cggm_ray.runs.finishing import finish
+from cggm_ray.runs.folder import prepare_run_folder
+from cggm_ray.studies.space import Resources
+from cggm_ray.studies.store import FAILED, FINISHED, Trial, ended, read_record, started
+
+
+def run_trials(
+    config: Config, folder: Path, trials: Sequence[Trial], until: Callable[[], bool] = lambda: False
+) -> None:
+    """Runs the trials of a study that are not over, in this process or on Ray.
+
+    Args:
+        config: of the study.
+        folder: of the study.
+        trials: that are numbered as they stand.
+        until: asked before each trial in this process, and once on Ray, whether the rest waits for another start.
+
+    Raises:
+        StorageError: the storage failed; a trial that fails by itself is recorded as such.
+    """
+    if config.run.local:
+        _run_here(trials, until)
+    elif not until():
+        _run_on_ray(config, folder, trials)
+
+
+def _run_here(trials: Sequence[Trial], until: Callable[[], bool]) -> None:
+    """Runs one trial after the other in this process."""
+    for number, trial in enumerate(trials, start=1):
+        if read_record(trial).over:
+            continue
+        if until():
+            return
+        print(f"[{number}/{len(trials)}] {trial.name}")
+        runtime = LocalRuntime(trial.folder, trial.config.run)
+        try:
+            prepare_run_folder(trial.config, trial.folder, trial.shards)
+            with storage_errors(runtime.checkpoints):
+                training = open_decided(trial.config, trial.shards, runtime, trial.folder)
+                started(trial, training.state.epoch)
+                train(training)
+                finish(training)
+            ended(trial, FINISHED)
+        except StorageError:
+            # The storage failed, not the run, so the run can continue later.
+            raise
+        except CggmError as error:
+            ended(trial, FAILED, str(error))
+
+
+def _run_on_ray(config: Config, folder: Path, trials: Sequence[Trial]) -> None:
+    """Runs as many trials at once as the cluster can hold."""
+    from cggm_ray.distributed.tune.trial import Study
+    from cggm_ray.distributed.tune.tune import run_trials as run_on_tune
+
+    study = Study(
+        folder=folder,
+        base=config,
+        shards=None,
+        trials=tuple(trials),
+        own=entries(config),
+        resources=Resources(cpu=config.run.cpus_per_worker or 1, gpu=1.0 if config.run.use_gpu else 0.0),
+        test=True,
+    )
+    run_on_tune(study, None, "min")
