@@ -15,7 +15,7 @@ small sets that scikit-learn brings with it; nothing is downloaded. Sets whose s
 | pie | three descriptors of a face | 6 training samples a class |
 | titles | photos and titles through frozen encoders | words that give the class away are masked |
 | sensors300 | two sequences of 16 steps, one vector, scales 1000, 1 and .01 | 300 training samples |
-| sensors30 | two sequences of 12 steps, scales 50 and .02 | 30 training samples |
+| sensors30 | two sequences of 14 steps, scales 50 and .02 | 30 training samples |
 | digits_halves, digits_quarters, wine, breast_cancer, diabetes, iris | groups of columns | few values, other units |
 """
 
@@ -163,7 +163,7 @@ def sensors(data: Path, out: Path) -> dict[str, FeatureSet]:
         "high": every[many, :, 12:],
         "loudness": audio[many].mean(2)[:, :32] * 0.01,
     }
-    small = {"low": audio[few, 4:40:3, :12] * 50, "high": audio[few, 4:40:3, 12:] * 0.02}
+    small = {"low": audio[few, 4:46:3, :12] * 50, "high": audio[few, 4:46:3, 12:] * 0.02}
     return {
         "sensors300": grouped(out / "sensors300.npz", large, label[many], split[many]),
         "sensors30": grouped(out / "sensors30.npz", small, label[few], split[few]),
