@@ -99,7 +99,7 @@ def test_the_quickstart_runs(tmp_path: Path) -> None:
         _, script, *flags = shlex.split(command)
         recipe = runpy.run_path(str(ROOT / script))["RECIPE"]
         if "--local" in flags:
-            assert main(recipe, [*flags, *SMALL[:-6], "--storage_path", str(storage)]) == 0, command
+            assert main(recipe, [*flags, *SMALL[:-8], "--storage_path", str(storage)]) == 0, command
     assert [line["epoch"] for line in read_metrics(storage / "first")] == [1, 2, 3, 4, 5]
     assert (storage / "pair" / "comparison.md").exists()
 
