@@ -114,7 +114,7 @@ def predicted(task: Task, model: Any, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.asarray(model.predict(values), dtype=np.float64)).reshape(-1, 1)
     logits = torch.full((len(values), task.outputs), -1e4, dtype=torch.float64)
     # A class without a training sample is unknown to the model.
-    found = np.maximum(model.predict_log_proba(values), -1e3)
+    found = np.log(np.maximum(model.predict_proba(values), 1e-300))
     logits[:, torch.from_numpy(np.asarray(model.classes_)).long()] = torch.from_numpy(found)
     return logits
 
