@@ -6,7 +6,7 @@ The folder of a search has
     trials/<name>/             a run each; a trial trains and validates, it never sees the test split
     trials.csv, .parquet       every trial with its values, epochs and best validation value
     best.yaml, best/           configuration of the best trial, for --config, and its checkpoint
-    summary.json               its validation and test metrics: the one time that the test split is used
+    summary.json               what was searched, and the validation and test metrics of the best trial, the only one tested
     pictures/                  the metric against each parameter, rho against lambda, learning curves
 """
 
@@ -17,6 +17,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.csv
@@ -28,6 +29,7 @@ from cggm_ray.core.optional import check_installed
 from cggm_ray.core.tables import listing, text_table
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.engine.assembly import build_dataset, check
+from cggm_ray.engine.budget import planned_epochs
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.own_code import entries
 from cggm_ray.engine.state import BEST
@@ -37,9 +39,24 @@ from cggm_ray.runs.pictures import FOLDER as PICTURES
 from cggm_ray.runs.provenance import note_start
 from cggm_ray.runs.result import SUMMARY, Result
 from cggm_ray.storage.files import copy_files, write_folder, write_text
+from cggm_ray.studies.parameters import Values
 from cggm_ray.studies.pictures import draw_search
-from cggm_ray.studies.space import Resources, Search, Values, read_search, try_values
-from cggm_ray.studies.store import TRIALS, Outcome, Trial, make_trial, outcomes, ranked, read_record, trial_name
+from cggm_ray.studies.space import Resources, Search, check_epochs, read_search, try_values
+from cggm_ray.studies.store import (
+    TRIALS,
+    WAITING,
+    Outcome,
+    Trial,
+    make_trial,
+    outcomes,
+    prune,
+    ranked,
+    read_record,
+    trial_name,
+)
+
+if TYPE_CHECKING:
+    from cggm_ray.distributed.tune.trial import Study
 
 SEARCH = "search.yaml"
 TABLE = "trials"
@@ -59,6 +76,9 @@ class Plan:
         folder: of the search.
         shards: folder of the converted set.
         metric, mode: the validation metric and which way it improves.
+        epochs: of a trial that is not stopped.
+        minutes: after which the search ends; None for a search that ends with its trials.
+        kept: trials whose checkpoints are kept; None for all.
     """
 
     search: Search
@@ -68,11 +88,31 @@ class Plan:
     shards: Path
     metric: str
     mode: str
+    epochs: int
+    minutes: float | None = None
+    kept: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searched:
+    """The trials of a search that is over.
+
+    Attributes:
+        study: that ran them.
+        trials: all of them, those included that were never started.
+        found: outcomes of those that were started.
+        order: outcomes that have a value, best first.
+    """
+
+    study: Study
+    trials: Sequence[Trial]
+    found: Sequence[Outcome]
+    order: Sequence[Outcome]
 
     @property
-    def epochs(self) -> int:
-        """Epochs of a trial that is not stopped."""
-        return self.base.train.num_epochs
+    def best(self) -> Outcome:
+        """The best trial by validation."""
+        return self.order[0]
 
 
 def sweep(config: Config, path: Path) -> None:
@@ -86,15 +126,38 @@ def sweep(config: Config, path: Path) -> None:
         UsageError: the search cannot be run; nothing was started.
         TrainingError: no trial came to an end.
     """
-    plan = plan_search(config, path)
+    if config.run.local:
+        raise UsageError("tune: a search runs on Ray; leave out --local")
+    plan = plan_search(config, read_search(path, config), str(path))
     with sole_owner(plan.folder):
         run_search(dataclasses.replace(plan, base=start_over(plan.base, plan.folder)))
 
 
 def run_search(plan: Plan) -> None:
-    """Runs the search in a folder that the caller owns."""
+    """Runs the search in a folder that the caller owns, and tests the best trial."""
+    done = search_trials(plan)
+    from cggm_ray.distributed.tune.trial import test_trial
+
+    best, found = done.best, done.found
+    result = test_trial(done.study, done.trials[best.record.number], best.epochs)
+    write_folder(plan.folder / BEST, lambda partial: copy_files(best.folder / BEST, partial))
+    conclude(plan, done, result)
+    print(leaders(plan, done.order))
+    print(table(dataclasses.replace(result, folder=plan.folder)))
+    trained, full = sum(outcome.epochs for outcome in found), plan.epochs * len(found)
+    print(f"{trained} of {full} epochs trained, {1 - trained / full:.0%} saved")
+    places = {"all trials": f"{TABLE}.csv", "best configuration": BEST_CONFIG, "pictures": PICTURES}
+    print(listing({what: plan.folder / name for what, name in places.items()}))
+
+
+def search_trials(plan: Plan) -> Searched:
+    """Runs the trials of a search in a folder that the caller owns, and writes their table; the test split is not used.
+
+    Raises:
+        TrainingError: no trial has a value.
+    """
     trials = first_trials(plan)
-    from cggm_ray.distributed.tune.trial import Study, test_trial
+    from cggm_ray.distributed.tune.trial import Study
     from cggm_ray.distributed.tune.tune import capacity, run_trials
 
     search = plan.search
@@ -108,42 +171,44 @@ def run_search(plan: Plan) -> None:
         test=False,
         exchanges=search.scheduler.name == "pbt",
         max_failures=search.max_failures,
+        epochs=plan.epochs,
+        minutes=plan.minutes,
+        kept=plan.kept,
     )
     together = capacity(study)
     _open_folder(plan)
-    total = search.trials if search.searcher == "optuna" else len(trials)
-    print(f"{total} trials of at most {plan.epochs} epochs, {min(together, search.concurrent or together)} at once")
+    total = search.drawn if search.searcher == "optuna" else len(trials)
+    amount = f"{total} trials" if plan.minutes is None else f"up to {total} trials in {plan.minutes:g} minutes, each"
+    print(f"{amount} of at most {plan.epochs} epochs, {min(together, search.concurrent or together)} at once")
     trials = run_trials(study, search, plan.mode)
-    found = outcomes(trials)
+    found = [outcome for outcome in outcomes(trials) if outcome.record.status != WAITING]
+    if plan.kept is not None:
+        prune(found, plan.mode, plan.kept)
     write_table(plan, found)
     order = ranked(found, plan.mode)
     if not order:
         errors = [outcome.record.error for outcome in found if outcome.record.error]
         raise TrainingError(f"{plan.folder}: no trial has a value; the first error: {errors[0] if errors else 'none'}")
-    best = order[0]
-    result = test_trial(study, trials[best.record.number], best.epochs)
-    conclude(plan, found, best, result)
-    print(leaders(plan, order))
-    print(table(dataclasses.replace(result, folder=plan.folder)))
-    trained, full = sum(outcome.epochs for outcome in found), plan.epochs * len(found)
-    print(f"{trained} of {full} epochs trained, {1 - trained / full:.0%} saved")
-    places = {"all trials": f"{TABLE}.csv", "best configuration": BEST_CONFIG, "pictures": PICTURES}
-    print(listing({what: plan.folder / name for what, name in places.items()}))
+    return Searched(study=study, trials=trials, found=found, order=order)
 
 
-def plan_search(config: Config, path: Path) -> Plan:
-    """Reads a search and checks all of it, including data and folder, before any trial starts.
+def plan_search(config: Config, search: Search, source: str) -> Plan:
+    """Checks all of a search, including data and folder, before any trial starts.
+
+    Args:
+        config: what the trials change; its name is the search's.
+        search: what they change in it.
+        source: of the search, for messages.
 
     Raises:
         UsageError: a part of the search is not valid; the message names it.
     """
-    if config.run.local:
-        raise UsageError("tune: a search runs on Ray; leave out --local")
-    search, source = read_search(path, config), str(path)
     if search.searcher == "optuna":
         check_installed("optuna", extra="optuna", purpose="searcher")
-    epochs = search.scheduler.max_epochs or config.train.num_epochs
-    base = named(dataclasses.replace(config, train=dataclasses.replace(config.train, num_epochs=epochs)), "tune")
+    epochs = search.scheduler.max_epochs
+    base = named(
+        config if epochs is None else dataclasses.replace(config, train=config.train.of_epochs(epochs)), "tune"
+    )
     if search.scheduler.name == "pbt" and base.run.max_workers > 1:
         raise UsageError(f"{source}: scheduler: pbt: population based training has trials of one worker")
     if search.metric is not None:
@@ -175,7 +240,11 @@ def plan_search(config: Config, path: Path) -> Plan:
             if changed[name] != options[name]:
                 raise UsageError(f"{source}: space: {name} changes the converted data, which all trials share")
         check(trial, shards)
-    return Plan(search=search, source=source, base=base, folder=folder, shards=shards, metric=metric, mode=mode)
+    epochs = planned_epochs(base.train, open_manifest(shards).rows("train"), base.run.max_workers)
+    check_epochs(search, epochs, source)
+    return Plan(
+        search=search, source=source, base=base, folder=folder, shards=shards, metric=metric, mode=mode, epochs=epochs
+    )
 
 
 def first_trials(plan: Plan) -> list[Trial]:
@@ -222,9 +291,15 @@ def write_table(plan: Plan, found: Sequence[Outcome]) -> None:
     pyarrow.parquet.write_table(content, plan.folder / f"{TABLE}.parquet")
 
 
-def conclude(plan: Plan, found: Sequence[Outcome], best: Outcome, result: Result) -> None:
-    """Writes the best configuration, its checkpoint, the summary and the pictures into the folder of the search."""
-    write_folder(plan.folder / BEST, lambda partial: copy_files(best.folder / BEST, partial))
+def conclude(plan: Plan, done: Searched, result: Result | None = None) -> None:
+    """Writes the best configuration, the summary and the pictures into the folder of the search.
+
+    Args:
+        plan: of the search.
+        done: its trials.
+        result: of the test of the best trial; None where it was not tested.
+    """
+    best, found = done.best, done.found
     content = plan.base.replace(best.record.values).to_dict()
     # Storage and resources of a run are no result of the search.
     del content["run"], content["data"]["shard_path"]
@@ -237,9 +312,12 @@ def conclude(plan: Plan, found: Sequence[Outcome], best: Outcome, result: Result
         "values": best.record.values,
         "metric": plan.metric,
         "mode": plan.mode,
-        "best_epoch": result.best_epoch,
-        "valid": result.valid,
-        "test": result.test,
+        "value": best.best,
+        "best_epoch": best.best_epoch,
+        **({} if result is None else {"valid": result.valid, "test": result.test}),
+        "first": {"trial": found[0].record.name, "values": found[0].record.values, "value": found[0].best},
+        "minutes": plan.minutes,
+        "space": plan.search.to_dict()["space"],
         "trials": {status: statuses.count(status) for status in sorted(set(statuses))},
         "epochs": sum(outcome.epochs for outcome in found),
         "epochs_without_stopping": plan.epochs * len(found),

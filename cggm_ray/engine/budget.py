@@ -6,7 +6,7 @@ so its budget is a number of steps, and an epoch, after which the run is validat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -98,3 +98,20 @@ def batch_size_for(samples: int, workers: int) -> int:
     while size < LARGEST and 2 * size * BATCHES_IN_A_PASS <= samples:
         size *= 2
     return max(size, workers)
+
+
+def planned_epochs(settings: TrainConfig, samples: int, workers: int = 1) -> int:
+    """Returns the epochs of a run that nothing stops early.
+
+    Args:
+        settings: of the run; a batch size of 0 is chosen here.
+        samples: of the training split.
+        workers: of the run.
+
+    Raises:
+        UsageError: there are more workers than samples.
+    """
+    if not settings.in_steps:
+        return settings.num_epochs
+    size = settings.batch_size or batch_size_for(samples, workers)
+    return budget_of(replace(settings, batch_size=size), samples).epochs

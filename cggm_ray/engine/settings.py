@@ -80,6 +80,11 @@ class TrainConfig:
         at_least(self, "seed", 0)
         one_of(self, "precision", PRECISIONS)
 
+    @property
+    def in_steps(self) -> bool:
+        """Whether the number of epochs depends on the size of the set."""
+        return any(value is not None for value in (self.min_steps, self.max_steps, self.valid_interval))
+
     def of_epochs(self, epochs: int) -> TrainConfig:
         """Returns the same settings with a length of so many passes, each of which is validated, and no budget of steps."""
         return replace(self, num_epochs=epochs, min_steps=None, max_steps=None, valid_interval=None)

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from cggm_ray.storage.files import write_folder
-from cggm_ray.studies.space import Parameter, Search
+from cggm_ray.studies.parameters import Parameter
+from cggm_ray.studies.space import Search
 from cggm_ray.studies.store import FINISHED, STOPPED, Outcome, ranked
 
 DPI = 150

@@ -11,6 +11,8 @@
       lr: {loguniform: [1.0e-4, 1.0e-2]}
       coefficients: {choice: [stable, paper]}
       smoothing: {uniform: [0.5, 0.99], when: {coefficients: stable}}
+    points_to_evaluate:               # values of the first trials, which come before those that are drawn
+      - {rho: 1.3, lr: 1.0e-3, coefficients: paper}
 
 Keys of the space are fields of the configuration. Everything is checked here, before anything starts.
 """
@@ -28,14 +30,17 @@ from cggm_ray.config.parsing import coerce, read_yaml, value_type
 from cggm_ray.core.errors import UsageError, listed, short_repr
 from cggm_ray.core.registry import nearest
 from cggm_ray.engine.configuration import Config
+from cggm_ray.studies.parameters import KINDS, Parameter, Values, mapping, plain_value, read_points
 
-KINDS = ("choice", "uniform", "loguniform", "grid")
 SCHEDULERS = ("asha", "none", "pbt")
 SEARCHERS = ("random", "optuna")
-SECTIONS = ("model", "modulation", "optim", "train", "options")
-"""Sections of the configuration that a space may change; data and run are the same for all trials."""
+SECTIONS = ("inputs", "model", "modulation", "loss", "optim", "train", "options")
+"""Sections of the configuration that a space may change, beside those of strategies and networks; data and run are the same
+for all trials."""
 SETTLED = {
     "num_epochs": "max_epochs of the scheduler sets it",
+    **dict.fromkeys(("min_steps", "max_steps", "valid_interval"), "all trials have the same length"),
+    **dict.fromkeys(("preset", "minutes"), "it is no setting of a trial"),
     "select": "the search's own metric selects",
     "log_interval": "it changes no result",
 }
@@ -43,33 +48,8 @@ KEPT_IN_TRAINING = (
     *("nlevels", "cls_layers", "num_heads", "proj_dim", "optim", "schedule", "seed"),
     *("modulation", "coefficients", "direction", "gate"),
 )
-"""Fields that decide what a checkpoint holds; population based training cannot change them."""
+"""Fields that decide what a checkpoint holds, as the options of networks do; population based training cannot change them."""
 MOST_TRIALS = 10_000
-Values = dict[str, Any]
-"""Field to value: what a trial changes in the configuration of the search."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parameter:
-    """One dimension of a space.
-
-    Attributes:
-        key: field of the configuration.
-        kind: one of `KINDS`. 'grid' values are crossed with one another, the others are drawn.
-        values: the choices, or the two bounds, both included.
-        whole: draws are whole numbers.
-        when: other keys with the values under which this one exists; elsewhere the configuration's own value holds.
-    """
-
-    key: str
-    kind: str
-    values: tuple[Any, ...]
-    whole: bool = False
-    when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-
-    def applies(self, values: Values) -> bool:
-        """Whether the key exists beside `values`."""
-        return all(name in values and values[name] in allowed for name, allowed in self.when.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +58,7 @@ class Scheduler:
 
     Attributes:
         name: 'asha', 'none', or 'pbt' (population based training, which stops none and moves weights between trials).
-        max_epochs: epochs of a trial that is not stopped; None takes `num_epochs` of the configuration.
+        max_epochs: epochs of a trial that is not stopped; None takes the length of the configuration.
         grace_period: asha: epochs that every trial may take.
         reduction_factor: asha: one in so many trials goes on at every rung.
         interval: pbt: epochs between two exchanges.
@@ -107,7 +87,8 @@ class Search:
         space: parameters in an order in which each follows those that its `when` names.
         metric: validation metric; None takes the one that selects checkpoints.
         mode: 'min' or 'max', if the file says; checked against the metric's own direction.
-        trials: draws; every point of the grid gets so many.
+        points_to_evaluate: values of the first trials, one for every parameter that applies.
+        trials: draws after these; every point of the grid gets so many.
         seed: of the draws.
         concurrent: trials at once; None takes as many as fit.
         max_failures: how often a trial is started again after its process died.
@@ -116,6 +97,7 @@ class Search:
     space: tuple[Parameter, ...]
     metric: str | None = None
     mode: str | None = None
+    points_to_evaluate: tuple[Values, ...] = ()
     trials: int = 1
     seed: int = 0
     scheduler: Scheduler = field(default_factory=Scheduler)
@@ -124,9 +106,15 @@ class Search:
     resources: Resources = field(default_factory=Resources)
     max_failures: int = 3
 
+    @property
+    def drawn(self) -> int:
+        """Trials of a search without a grid."""
+        return len(self.points_to_evaluate) + self.trials
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for yaml."""
         content = dataclasses.asdict(self)
+        content["points_to_evaluate"] = [dict(point) for point in self.points_to_evaluate]
         content["space"] = {
             p.key: {p.kind: list(p.values), **({"when": {k: list(v) for k, v in p.when.items()}} if p.when else {})}
             for p in self.space
@@ -157,14 +145,23 @@ def read_search(path: Path, base: Config) -> Search:
 
 def make_search(content: Any, base: Config, source: str) -> Search:
     """See `read_search`; `source` is named in messages."""
-    content = _mapping(content, source, [f.name for f in dataclasses.fields(Search)])
+    content = mapping(content, source, [f.name for f in dataclasses.fields(Search)])
     scheduler = _fill(Scheduler, content.get("scheduler", {}), f"{source}: scheduler")
     resources = _fill(Resources, content.get("resources", {}), f"{source}: resources")
     space = _space(content.get("space"), base, source)
-    plain = {key: value for key, value in content.items() if key not in ("scheduler", "resources", "space")}
-    search: Search = _fill(Search, plain, source, space=space, scheduler=scheduler, resources=resources)
+    points = read_points(content.get("points_to_evaluate", []), space, base, source)
+    made = {"space": space, "scheduler": scheduler, "resources": resources, "points_to_evaluate": points}
+    plain = {key: value for key, value in content.items() if key not in made}
+    search: Search = _fill(Search, plain, source, **made)
     _check_search(search, base, source)
     return search
+
+
+def check_epochs(search: Search, epochs: int, source: str) -> None:
+    """Raises a UsageError if trials of so many epochs are over before the scheduler may stop one."""
+    grace = search.scheduler.grace_period
+    if search.scheduler.name == "asha" and grace > epochs:
+        raise UsageError(f"{source}: scheduler: grace_period: found {grace}; a trial has {epochs} epochs")
 
 
 def suggest(search: Search, trial: Any) -> None:
@@ -205,7 +202,7 @@ def _space(content: Any, base: Config, source: str) -> tuple[Parameter, ...]:
         if key not in keys:
             raise UsageError(f"{source}: space: unknown key {short_repr(name)}{nearest(str(name), [*keys, *aliases])}")
         section, spec = keys[key]
-        if section not in (*SECTIONS, *base.strategies):
+        if section not in (*SECTIONS, *base.strategies, *base.networks):
             raise UsageError(f"{place}: a trial cannot change it; the section {section} is the same for all trials")
         if key in SETTLED:
             raise UsageError(f"{place}: leave it out; {SETTLED[key]}")
@@ -231,7 +228,7 @@ def _parameter(
     spec: dataclasses.Field[Any],
     aliases: Mapping[str, str],
 ) -> Parameter:
-    described = _mapping(described, place, [*KINDS, "when"])
+    described = mapping(described, place, [*KINDS, "when"])
     kinds = [kind for kind in KINDS if kind in described]
     if len(kinds) != 1:
         raise UsageError(f"{place}: found {', '.join(kinds) or 'none'} of {', '.join(KINDS)}; expected exactly one")
@@ -245,7 +242,7 @@ def _parameter(
             raise UsageError(f"{place}: {kind}: {key} is no number; expected choice or grid")
         if len(values) != 2:
             raise UsageError(f"{place}: {kind}: found {len(values)} values; expected the two bounds")
-    values = [coerce(value, section, spec, place) for value in values]
+    values = [plain_value(coerce(value, section, spec, place)) for value in values]
     if kind in ("uniform", "loguniform") and not 0 < values[1] - values[0] < math.inf:
         raise UsageError(f"{place}: {kind}: found {values}; expected a smaller and a larger bound")
     if kind == "loguniform" and values[0] <= 0:
@@ -275,10 +272,9 @@ def _check_search(search: Search, base: Config, source: str) -> None:
     _one_of(search.searcher, SEARCHERS, f"{source}: searcher")
     if search.mode is not None:
         _one_of(search.mode, ("min", "max"), f"{source}: mode")
-    epochs = scheduler.max_epochs or base.train.num_epochs
     whole = {
         "trials": search.trials,
-        "scheduler: max_epochs": epochs,
+        "scheduler: max_epochs": 1 if scheduler.max_epochs is None else scheduler.max_epochs,
         "scheduler: grace_period": scheduler.grace_period,
         "scheduler: interval": scheduler.interval,
         "resources: cpu": resources.cpu,
@@ -292,10 +288,9 @@ def _check_search(search: Search, base: Config, source: str) -> None:
     for name, value in {"seed": search.seed, "max_failures": search.max_failures}.items():
         if value < 0:
             raise UsageError(f"{source}: {name}: found {value}; expected zero or a positive number")
-    if scheduler.name == "asha" and scheduler.grace_period > epochs:
-        raise UsageError(
-            f"{source}: scheduler: grace_period: found {scheduler.grace_period}; a trial has {epochs} epochs"
-        )
+    # The length of a budget in steps depends on the set, so `check_epochs` is called again when that is known.
+    if scheduler.max_epochs is not None or not base.train.in_steps:
+        check_epochs(search, scheduler.max_epochs or base.train.num_epochs, source)
     if scheduler.reduction_factor <= 1:
         raise UsageError(
             f"{source}: scheduler: reduction_factor: found {scheduler.reduction_factor}; expected more than 1"
@@ -304,12 +299,12 @@ def _check_search(search: Search, base: Config, source: str) -> None:
         raise UsageError(f"{source}: resources: gpu: found {resources.gpu}; expected a fraction, or whole GPUs")
     if search.metric is not None and search.metric.startswith("test"):
         raise UsageError(f"{source}: metric: found {search.metric!r}; a search sees the validation split only")
-    _check_combinations(search, source)
+    _check_combinations(search, base, source)
     for values in _bounds(search):
         try_values(base, values, source)
 
 
-def _check_combinations(search: Search, source: str) -> None:
+def _check_combinations(search: Search, base: Config, source: str) -> None:
     drawn = [p for p in search.space if p.kind != "grid"]
     if search.searcher == "optuna" and len(drawn) < len(search.space):
         raise UsageError(
@@ -321,10 +316,11 @@ def _check_combinations(search: Search, source: str) -> None:
         raise UsageError(f"{source}: searcher: population based training draws by itself; leave the searcher out")
     if search.concurrent is not None:
         raise UsageError(f"{source}: concurrent: population based training takes turns by itself; leave it out")
+    sizes = {key.name for section, key in base.fields() if section in ("inputs", *base.networks)}
     for p in search.space:
         if p.kind == "grid" or p.when:
             raise UsageError(f"{source}: space: {p.key}: population based training takes neither grid nor when")
-        if p.key in KEPT_IN_TRAINING:
+        if p.key in (*KEPT_IN_TRAINING, *sizes):
             raise UsageError(f"{source}: space: {p.key}: population based training cannot change it in mid-training")
 
 
@@ -336,20 +332,10 @@ def _bounds(search: Search) -> Iterator[Values]:
                 yield {p.key: bound}
 
 
-def _mapping(content: Any, place: str, names: list[str]) -> Mapping[str, Any]:
-    if not isinstance(content, Mapping):
-        raise UsageError(f"{place}: found {short_repr(content)}; expected a mapping")
-    for name in content:
-        if name not in names:
-            near = nearest(str(name), names)
-            raise UsageError(f"{place}: unknown key {short_repr(name)}{near}; available: {', '.join(names)}")
-    return content
-
-
 def _fill(kind: Callable[..., Any], content: Any, place: str, **made: Any) -> Any:
     """A dataclass from a mapping, every value in the type of its field."""
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    content = _mapping(content, place, list(fields))
+    content = mapping(content, place, list(fields))
     values = {name: coerce(value, kind, fields[name], place) for name, value in content.items()}  # type: ignore[arg-type]
     return kind(**values, **made)
 

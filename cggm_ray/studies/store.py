@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cggm_ray.core.errors import UsageError
+from cggm_ray.engine.checkpoints import CHECKPOINTS
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.tracking import read_metrics
 from cggm_ray.storage.files import write_text
@@ -179,3 +181,11 @@ def ranked(found: Sequence[Outcome], mode: str) -> list[Outcome]:
     """Returns the trials that have a value, best first. A failed trial has no value."""
     scored = [outcome for outcome in found if outcome.best is not None and outcome.record.status != FAILED]
     return sorted(scored, key=lambda outcome: (outcome.best or 0.0) * (1 if mode == "min" else -1))
+
+
+def prune(found: Sequence[Outcome], mode: str, kept: int) -> None:
+    """Removes the checkpoints of trials that are over, but for those of the best `kept` trials."""
+    best = {outcome.record.name for outcome in ranked(found, mode)[:kept]}
+    for outcome in found:
+        if outcome.record.over and outcome.record.name not in best:
+            shutil.rmtree(outcome.folder / CHECKPOINTS, ignore_errors=True)

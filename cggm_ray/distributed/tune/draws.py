@@ -10,7 +10,8 @@ from ray import tune
 from ray.tune.search.sample import Domain
 
 from cggm_ray.engine.configuration import Config
-from cggm_ray.studies.space import Parameter, Search, Values, try_values
+from cggm_ray.studies.parameters import Parameter, Values
+from cggm_ray.studies.space import Search, try_values
 
 
 def domain(parameter: Parameter) -> Domain:
@@ -24,14 +25,14 @@ def domain(parameter: Parameter) -> Domain:
 
 
 def draw_trials(search: Search, base: Config, source: str) -> list[Values]:
-    """What the trials of a search change, each once: the grid's points in order, with `trials` draws for each.
+    """What the trials of a search change, each once: `points_to_evaluate`, then the grid's points with `trials` draws for each.
 
     Raises:
         UsageError: a trial's configuration cannot be; the message names the trial's values.
     """
     random = np.random.default_rng(search.seed)
     grid = [p for p in search.space if p.kind == "grid"]
-    drawn: dict[tuple[Any, ...], Values] = {}
+    drawn: dict[tuple[Any, ...], Values] = {tuple(point.items()): dict(point) for point in search.points_to_evaluate}
     for point in itertools.product(*(p.values for p in grid)):
         fixed = dict(zip((p.key for p in grid), point, strict=True))
         for _ in range(search.trials):

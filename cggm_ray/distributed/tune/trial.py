@@ -19,9 +19,11 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from cggm_ray.core.errors import CggmError, StorageError, TrainingError
+from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.distributed.cluster import own_error
 from cggm_ray.distributed.train.launch import trainer
-from cggm_ray.engine.assembly import open_training
+from cggm_ray.engine.assembly import open_training, with_batch_size
+from cggm_ray.engine.budget import budget_of
 from cggm_ray.engine.checkpoints import CHECKPOINTS, check_checkpoint, storage_errors
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.loop import train
@@ -65,6 +67,9 @@ class Study:
         test: whether a trial tests its best checkpoint.
         exchanges: whether trials take over each other's weights.
         max_failures: how often a trial is started again after its process died.
+        epochs: of a trial that is not stopped; None where nothing stops them.
+        minutes: after which all trials end; None for no limit.
+        kept: trials, the best ones, that keep their checkpoints; None for all.
     """
 
     folder: Path
@@ -76,6 +81,9 @@ class Study:
     test: bool
     exchanges: bool = False
     max_failures: int = 3
+    epochs: int | None = None
+    minutes: float | None = None
+    kept: int | None = None
 
     def trial(self, name: str, config: Mapping[str, Any]) -> Trial:
         """The trial that Tune means.
@@ -146,7 +154,7 @@ def test_trial(study: Study, trial: Trial, epochs: int) -> Result:
     Raises:
         CggmError: the checkpoint is gone or damaged.
     """
-    run, resources = _without_further_epochs(trial.config, epochs), study.resources
+    run, resources = _without_further_epochs(trial, epochs), study.resources
     try:
         if trial.config.run.max_workers > 1:
             trainer(run, trial.shards, trial.folder, resources.cpu).fit()
@@ -214,8 +222,16 @@ def _process(study: Study) -> RunConfig:
     )
 
 
-def _without_further_epochs(config: Config, epochs: int) -> Config:
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, num_epochs=epochs))
+def _without_further_epochs(trial: Trial, epochs: int) -> Config:
+    """The configuration of a trial whose run is over after so many epochs."""
+    config = trial.config
+    settings = dataclasses.replace(config.train, num_epochs=epochs)
+    if settings.in_steps:
+        manifest = open_manifest(trial.shards)
+        budget = budget_of(with_batch_size(config, manifest, config.run.max_workers).train, manifest.rows("train"))
+        steps = min(epochs * budget.steps, budget.total)
+        settings = dataclasses.replace(config.train, min_steps=None, max_steps=steps)
+    return dataclasses.replace(config, train=settings)
 
 
 def _test_here(study: Study, config: Config, trial: Trial) -> None:

@@ -39,8 +39,9 @@ from cggm_ray.distributed.cluster import connect, nodes_later, nodes_now, own_er
 from cggm_ray.distributed.data.statistics import share_statistics
 from cggm_ray.distributed.tune.draws import domain
 from cggm_ray.distributed.tune.trial import NUMBER, Study, train_trial
-from cggm_ray.studies.space import Search, Values, suggest
-from cggm_ray.studies.store import FAILED, STOPPED, Trial, ended, outcomes, read_record
+from cggm_ray.studies.parameters import Values
+from cggm_ray.studies.space import Search, suggest
+from cggm_ray.studies.store import FAILED, RUNNING, STOPPED, Trial, ended, outcomes, prune, read_record
 
 STATE = "tune"
 TUNE_SETTINGS = {
@@ -81,7 +82,7 @@ def run_trials(study: Study, search: Search | None, mode: str) -> list[Trial]:
     shutil.rmtree(study.folder / STATE, ignore_errors=True)
     os.environ.update(TUNE_SETTINGS)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    watch = Watch(study, search)
+    watch = Watch(study, search, mode)
     searcher = Numbered(search, study.trials, mode) if search is not None and drawn_later else None
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(train_trial, study=study), trial_resources(study)),
@@ -91,10 +92,11 @@ def run_trials(study: Study, search: Search | None, mode: str) -> list[Trial]:
             mode=mode,
             scheduler=_scheduler(study, search),
             search_alg=searcher,
-            num_samples=1 if searcher is None or search is None else search.trials,
+            num_samples=1 if searcher is None or search is None else search.drawn,
             # Population based training needs all trials at hand, and takes turns where there is room for some only.
             trial_name_creator=lambda trial: str(trial.config[NUMBER]),
             max_concurrent_trials=None if study.exchanges else together,
+            time_budget_s=None if study.minutes is None else 60 * study.minutes,
             # The next trial in the same process: it need not import torch again.
             reuse_actors=study.base.run.max_workers == 1 and not study.exchanges,
         ),
@@ -110,15 +112,18 @@ def run_trials(study: Study, search: Search | None, mode: str) -> list[Trial]:
         tuner.fit()
     except Exception as error:
         raise own_error(error) or TrainingError(f"{study.folder}: the study failed: {error}") from error
+    if study.minutes is not None:
+        watch.time_is_over()
     return watch.trials()
 
 
 class Watch(tune.Callback):
     """Notes how trials end, and says so in a line each."""
 
-    def __init__(self, study: Study, search: Search | None) -> None:
-        self._study = study
-        self._total = len(study.trials) if search is None or search.searcher != "optuna" else search.trials
+    def __init__(self, study: Study, search: Search | None, mode: str) -> None:
+        self._study, self._mode = study, mode
+        total = len(study.trials) if search is None or search.searcher != "optuna" else search.drawn
+        self._total = f"/{total}" if study.minutes is None else ""
         self._seen = {trial.number: trial for trial in study.trials}
         self._told = {trial.name for trial in study.trials if read_record(trial).over}
 
@@ -141,22 +146,34 @@ class Watch(tune.Callback):
         own = own_error(error) if error is not None else None
         self._over(trial, FAILED, str(own or f"its process ended {self._study.max_failures + 1} times"))
 
+    def time_is_over(self) -> None:
+        """The trials that ran when the time of the study was over are stopped; those that never started wait."""
+        running = [trial for trial in self.trials() if read_record(trial).status == RUNNING]
+        for trial in running:
+            self._ended(trial, STOPPED, None)
+
     def _over(self, of_tune: Any, status: str, error: str | None) -> None:
         trial = self._study.trial(str(of_tune), of_tune.config)
         self._seen[trial.number] = trial
+        self._ended(trial, status, error)
+
+    def _ended(self, trial: Trial, status: str, error: str | None) -> None:
         record = ended(trial, status, error)
         if trial.name in self._told:
             return
         self._told.add(trial.name)
         found = outcomes(self.trials())
         done = sum(outcome.record.over for outcome in found)
-        line = f"[{done}/{self._total}] {trial.name} {record.status}"
+        line = f"[{done}{self._total}] {trial.name} {record.status}"
         (outcome,) = (o for o in found if o.record.name == trial.name)
         if record.error is not None:
             line += f": {record.error}"
         elif outcome.best is not None:
             line += f" after epoch {outcome.epochs}: best {outcome.best:.4f} at {outcome.best_epoch}"
         print(line, flush=True)
+        if self._study.kept is not None:
+            # Not those of this trial: its process may still be writing one.
+            prune([o for o in found if o.record.name != trial.name], self._mode, self._study.kept)
 
 
 class Generations(PopulationBasedTraining):
@@ -220,14 +237,15 @@ class Numbered(Searcher):
         from ray.tune.search.optuna import OptunaSearch
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._known = [trial.values for trial in known]
+        points = search.points_to_evaluate[len(known) :]
         self._inner = OptunaSearch(
             space=lambda trial: suggest(search, trial),
             metric=BETTER,
             mode=mode,
-            points_to_evaluate=[trial.values for trial in known] or None,
+            points_to_evaluate=[*self._known, *points] or None,
             seed=search.seed,
         )
-        self._known = [trial.values for trial in known]
         self._count = 0
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
@@ -297,7 +315,7 @@ def _scheduler(study: Study, search: Search | None) -> TrialScheduler:
     if search is None or search.scheduler.name == "none":
         return FIFOScheduler()
     plan = search.scheduler
-    epochs = plan.max_epochs or study.base.train.num_epochs
+    epochs = study.epochs or study.base.train.num_epochs
     if plan.name == "asha":
         return ASHAScheduler(
             time_attr="epoch",
