@@ -1,7 +1,7 @@
 """The command line of a pipeline.
 
 The flags are made from the configuration. A command line starts a run; with --tune it starts a search, with --seeds or
---compare several runs and a table over them.
+--compare several runs and a table over them, and with --preset good or best a search and a run of its best configuration.
 
 Order of precedence: the pipeline's recipe, then `--config file.yaml`, then flags.
 """
@@ -25,7 +25,7 @@ from cggm_ray.core.errors import CggmError, StoppedError, UsageError
 from cggm_ray.core.registry import nearest
 from cggm_ray.engine.configuration import Config, default_networks, default_strategies
 from cggm_ray.engine.own_code import check_not_importing, import_file
-from cggm_ray.engine.presets import with_preset
+from cggm_ray.engine.presets import SEARCHED, with_preset
 from cggm_ray.models.registry import NETWORKS
 from cggm_ray.models.settings import ModelConfig
 from cggm_ray.strategies.registry import STRATEGIES
@@ -84,6 +84,10 @@ def _run(recipe: Config, argv: Sequence[str] | None, description: str | None) ->
         from cggm_ray.commands.tune import sweep
 
         sweep(command.config, command.tune)
+    elif command.config.train.preset in SEARCHED:
+        from cggm_ray.commands.searched import train_searched
+
+        train_searched(command.config, command.fixed, command.strategies, command.seeds)
     elif command.seeds or command.strategies:
         from cggm_ray.commands.compare import compare
 
@@ -101,6 +105,7 @@ class Command:
         dry_run: only print it.
         tune: file of a search.
         seeds, strategies: of a comparison; empty where the flag was not given.
+        fixed: fields that flags set, which the search of a preset does not change.
     """
 
     config: Config
@@ -108,6 +113,7 @@ class Command:
     tune: Path | None = None
     seeds: tuple[int, ...] = ()
     strategies: tuple[str, ...] = ()
+    fixed: frozenset[str] = frozenset()
 
 
 def parse(recipe: Config, argv: Sequence[str], description: str | None = None) -> Command:
@@ -131,12 +137,18 @@ def parse(recipe: Config, argv: Sequence[str], description: str | None = None) -
         )
     values = {} if path is None else recipe.flat(read_yaml(local_path("config", path), "config"), path)
     config = _without_sizes_of_others(_started_from(recipe, values, given), values, given)
+    config = config.replace(values, source=str(path)).replace(given, source="flag")
+    if tune is not None and config.train.preset in SEARCHED:
+        raise UsageError(
+            f"tune: given together with --preset {config.train.preset}, which is a search of its own; leave one of them out"
+        )
     return Command(
-        config=config.replace(values, source=str(path)).replace(given, source="flag"),
+        config=config,
         dry_run=dry_run,
         tune=None if tune is None else local_path("tune", tune),
         seeds=seeds,
         strategies=strategies,
+        fixed=frozenset(config.names(given)),
     )
 
 

@@ -156,16 +156,45 @@ def search_trials(plan: Plan) -> Searched:
     Raises:
         TrainingError: no trial has a value.
     """
-    trials = first_trials(plan)
-    from cggm_ray.distributed.tune.trial import Study
     from cggm_ray.distributed.tune.tune import capacity, run_trials
 
+    study, search = make_study(plan), plan.search
+    together = capacity(study)
+    _open_folder(plan)
+    total = search.drawn if search.searcher == "optuna" else len(study.trials)
+    amount = f"{total} trials" if plan.minutes is None else f"up to {total} trials in {plan.minutes:g} minutes, each"
+    print(f"{amount} of at most {plan.epochs} epochs, {min(together, search.concurrent or together)} at once")
+    done = _searched(plan, study, run_trials(study, search, plan.mode))
+    if plan.kept is not None:
+        prune(done.found, plan.mode, plan.kept)
+    write_table(plan, done.found)
+    if not done.order:
+        errors = [outcome.record.error for outcome in done.found if outcome.record.error]
+        if plan.minutes is not None and not errors:
+            raise TrainingError(
+                f"{plan.folder}: no trial was validated in {plan.minutes:g} minutes; the same command with more --minutes "
+                "goes on"
+            )
+        raise TrainingError(f"{plan.folder}: no trial has a value; the first error: {errors[0] if errors else 'none'}")
+    return done
+
+
+def trials_of(plan: Plan) -> Searched:
+    """Returns the trials of a search that is over."""
+    study = make_study(plan)
+    return _searched(plan, study, study.trials)
+
+
+def make_study(plan: Plan) -> Study:
+    """Returns what the processes of the trials need to know."""
+    from cggm_ray.distributed.tune.trial import Study
+
     search = plan.search
-    study = Study(
+    return Study(
         folder=plan.folder,
         base=plan.base,
         shards=plan.shards,
-        trials=tuple(trials),
+        trials=tuple(first_trials(plan)),
         own=entries(plan.base),
         resources=_resources(search, plan.base),
         test=False,
@@ -175,21 +204,11 @@ def search_trials(plan: Plan) -> Searched:
         minutes=plan.minutes,
         kept=plan.kept,
     )
-    together = capacity(study)
-    _open_folder(plan)
-    total = search.drawn if search.searcher == "optuna" else len(trials)
-    amount = f"{total} trials" if plan.minutes is None else f"up to {total} trials in {plan.minutes:g} minutes, each"
-    print(f"{amount} of at most {plan.epochs} epochs, {min(together, search.concurrent or together)} at once")
-    trials = run_trials(study, search, plan.mode)
+
+
+def _searched(plan: Plan, study: Study, trials: Sequence[Trial]) -> Searched:
     found = [outcome for outcome in outcomes(trials) if outcome.record.status != WAITING]
-    if plan.kept is not None:
-        prune(found, plan.mode, plan.kept)
-    write_table(plan, found)
-    order = ranked(found, plan.mode)
-    if not order:
-        errors = [outcome.record.error for outcome in found if outcome.record.error]
-        raise TrainingError(f"{plan.folder}: no trial has a value; the first error: {errors[0] if errors else 'none'}")
-    return Searched(study=study, trials=trials, found=found, order=order)
+    return Searched(study=study, trials=trials, found=found, order=ranked(found, plan.mode))
 
 
 def plan_search(config: Config, search: Search, source: str) -> Plan:
@@ -332,7 +351,9 @@ def leaders(plan: Plan, order: Sequence[Outcome]) -> str:
     rows = []
     for outcome in order[:LEADERS]:
         values = [outcome.record.values.get(key, "-") for key in keys]
-        shown = [f"{value:.4g}" if isinstance(value, float) else value for value in values]
+        shown = [
+            f"{value:.4g}" if isinstance(value, float) else "default" if value == "" else value for value in values
+        ]
         rows.append([outcome.record.name, outcome.best, outcome.best_epoch, *shown])
     return text_table(rows, ["", f"valid {plan.metric}", "epoch", *keys])
 

@@ -12,6 +12,7 @@ from cggm_ray.core.errors import StorageError, UsageError
 from cggm_ray.report import figures, html, outcome
 from cggm_ray.report.run_record import Story, flat, part, read_story, with_contributions
 from cggm_ray.runs.contributions import Contributions
+from cggm_ray.runs.search_record import SearchRecord
 from cggm_ray.storage.files import write_bytes
 from cggm_ray.studies.headroom import Headroom
 
@@ -100,7 +101,7 @@ def _results(stories: Sequence[Story]) -> html.Table:
     names = list(dict.fromkeys(name for story in stories if story.result for name in story.result.test))
     rows: list[list[object]] = []
     for story in stories:
-        result, planned = story.result, story.config.train.num_epochs
+        result, planned = story.result, story.planned
         for split in ("valid", "test") if result else ():
             record: Mapping[str, float] = getattr(result, split)
             rows.append([story.label, split, result.best_epoch if result else None, *(record.get(n) for n in names)])
@@ -119,8 +120,9 @@ def _run(story: Story, drawn: dict[str, bytes]) -> dict[str, Any]:
         "label": story.label,
         "finished": story.result is not None,
         "epochs": len(story.lines),
-        "planned": story.config.train.num_epochs,
+        "planned": story.planned,
         "notes": story.notes,
+        "search": _search(story.search) if story.search else None,
         "training": _training(story, drawn) if story.lines else None,
         "contributions": _contributions(story.label, story.contributions, drawn) if story.contributions else None,
         "headroom": _headroom(story.headroom) if story.headroom else None,
@@ -128,6 +130,34 @@ def _run(story: Story, drawn: dict[str, bytes]) -> dict[str, Any]:
         if drawing
         else None,
     }
+
+
+def _search(found: SearchRecord) -> dict[str, Any]:
+    """What the search before a run tried, and what it chose."""
+    count = sum(found.trials.values())
+    statuses = ", ".join(f"{number} {status}" for status, number in found.trials.items())
+    limit = "" if found.minutes is None else f", in at most {found.minutes:g} minutes"
+    first = "no value" if found.first_value is None else f"{found.first_value:.4f}"
+    text = (
+        f"This configuration is the best of {count} trials of a search ({statuses}){limit}. Best validation {found.metric}: "
+        f"{first} of the first trial, which has the values that the search started from, and {found.value:.4f} of the best "
+        "one. No trial saw the test split."
+    )
+    rows: list[list[object]] = []
+    for key, described in found.space.items():
+        ((kind, values),) = ((kind, values) for kind, values in described.items() if kind != "when")
+        tried = (
+            " to ".join(map(str, values))
+            if "uniform" in kind
+            else "; ".join(str(value) or "default" for value in values)
+        )
+        rows.append([key, tried, *(_searched_value(values.get(key)) for values in (found.first_values, found.values))])
+    head = ["field", "tried", "first trial", "best trial"]
+    return {"text": text, "table": html.Table(caption="What the search varied", head=head, rows=rows)}
+
+
+def _searched_value(value: object) -> object:
+    return "default" if value == "" else _plain(value)
 
 
 def _contributions(label: str, found: Contributions, drawn: dict[str, bytes]) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from cggm_ray.runs.contributions import BALANCE, Contributions, contributions
 from cggm_ray.runs.finished import open_finished, read_config, read_run
 from cggm_ray.runs.pictures import FOLDER as PICTURES
 from cggm_ray.runs.provenance import read_provenance
-from cggm_ray.runs.recorded import recorded_manifest
+from cggm_ray.runs.recorded import recorded_epochs, recorded_manifest
 from cggm_ray.runs.result import SUMMARY, Result
+from cggm_ray.runs.search_record import SearchRecord, read_search_record
 from cggm_ray.studies.headroom import HEADROOM, Headroom
 
 STUDY = "trials"
@@ -42,6 +43,8 @@ class Story:
         lines: its metrics by epoch.
         metric: the validation metric that selects.
         better: 'min' or 'max', the way it improves.
+        planned: epochs of the run, if nothing stops it early.
+        search: that led to the configuration; None where none did.
         result: None where the run is not finished.
         contributions: scores of the subsets of modalities; None where there are none.
         headroom: what balancing can gain; None where it was not measured.
@@ -58,6 +61,8 @@ class Story:
     lines: Sequence[Line]
     metric: str = "loss"
     better: str = "min"
+    planned: int | None = None
+    search: SearchRecord | None = None
     result: Result | None = None
     contributions: Contributions | None = None
     headroom: Headroom | None = None
@@ -119,6 +124,8 @@ def read_story(folder: Path, label: str | None = None) -> Story:
         lines=lines,
         metric=metric,
         better=better,
+        planned=recorded_epochs(folder) or config.train.num_epochs,
+        search=read_search_record(folder),
         provenance=[entry for entry in read_provenance(folder) if isinstance(entry, dict)],
         pictures=tuple(sorted((folder / PICTURES).glob("*.png"))),
     )

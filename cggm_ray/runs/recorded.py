@@ -1,6 +1,7 @@
 """Records a run's data in `data.json` when it starts, so that it can predict other data when its own data is gone.
 
-For a dataset, a strategy or a network of a person's own it says where that was registered too.
+The file also has the number of epochs, which may depend on the size of the set, and for a dataset, a strategy or a network of
+a person's own where that was registered.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from cggm_ray.data.dataset import DATASETS
 from cggm_ray.data.shards.shards import Manifest
+from cggm_ray.engine.budget import planned_epochs
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.own_code import import_recorded, places
 from cggm_ray.storage.files import write_text
@@ -21,7 +23,8 @@ DATA = "data.json"
 
 
 def record_data(folder: Path, manifest: Manifest, config: Config) -> None:
-    """Writes `data.json`: the manifest of the run's set without its raw files and shards, and where names were registered.
+    """Writes `data.json`: the manifest of the run's set without its raw files and shards, where names were registered, and the
+    epochs of the run.
 
     Args:
         folder: of the run.
@@ -32,7 +35,8 @@ def record_data(folder: Path, manifest: Manifest, config: Config) -> None:
         OSError: the file cannot be written.
     """
     kept = dataclasses.replace(manifest, sources=(), splits={})
-    content = {"registered": places(config), "manifest": json.loads(kept.to_json())}
+    epochs = planned_epochs(config.train, manifest.rows("train"), config.run.max_workers)
+    content = {"registered": places(config), "epochs": epochs, "manifest": json.loads(kept.to_json())}
     write_text(folder / DATA, json.dumps(content, indent=1) + "\n")
 
 
@@ -42,6 +46,15 @@ def recorded_manifest(folder: Path) -> Manifest | None:
         return Manifest.from_json(json.dumps(json.loads((folder / DATA).read_text())["manifest"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def recorded_epochs(folder: Path) -> int | None:
+    """Returns the epochs of a run that nothing stops early, or None for a run of an earlier version."""
+    try:
+        epochs = json.loads((folder / DATA).read_text())["epochs"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return epochs if isinstance(epochs, int) else None
 
 
 def import_classes(folder: Path, values: Mapping[str, Any]) -> None:

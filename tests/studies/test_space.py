@@ -14,6 +14,7 @@ from cggm_ray import Classification, Regression, Segmentation
 from cggm_ray.core.errors import UsageError
 from cggm_ray.distributed.tune.draws import draw_trials
 from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.optim import OptimConfig
 from cggm_ray.engine.settings import TrainConfig
 from cggm_ray.models.settings import ModelConfig
 from cggm_ray.studies.space import make_search, read_search, suggest
@@ -56,6 +57,33 @@ def test_a_condition_decides_whether_a_key_exists_and_nothing_else() -> None:
     assert [v["lr"] for v in drawn] == [v["lr"] for v in unconditional]
 
 
+def test_given_points_are_the_first_trials_and_shift_no_draw() -> None:
+    points = [{"rou": 1.0, "lr": 1e-3, "coefficients": "paper"}, {"coefficients": "stable", "smoothing": 0.6}]
+    base = Config(optim=OptimConfig(lr=5e-4))
+    found = make_search({"space": SPACE, "trials": 6, "points_to_evaluate": points}, base, "f")
+    drawn = draw_trials(found, base, "f")
+    # What a point leaves out is the configuration's own, and an alias is the field that it stands for.
+    assert {key: drawn[0][key] for key in ("rho", "lr", "coefficients")} == {
+        "rho": 1.0,
+        "lr": 1e-3,
+        "coefficients": "paper",
+    }
+    assert "smoothing" not in drawn[0]
+    assert drawn[1]["lr"] == 5e-4
+    assert drawn[1]["nlevels"] == base.model.nlevels
+    assert drawn[1]["smoothing"] == 0.6
+    assert drawn[2:] == draw_trials(make_search({"space": SPACE, "trials": 6}, base, "f"), base, "f")
+
+
+def test_a_list_of_names_is_a_value() -> None:
+    space = {"encoders": {"choice": ["", ["a:linear", "b:mlp"]]}}
+    drawn = draw_trials(
+        make_search({"space": space, "trials": 9, "points_to_evaluate": [{}]}, Config(), "f"), Config(), "f"
+    )
+    assert drawn == [{"encoders": ""}, {"encoders": "a:linear,b:mlp"}]
+    assert Config().replace(drawn[1]).networks["composed"].encoders == ("a:linear", "b:mlp")  # type: ignore[attr-defined]
+
+
 def test_a_grid_is_crossed_and_every_point_comes_once() -> None:
     space = {"rho": {"grid": [1.0, 1.3]}, "lam": {"grid": [0.01, 0.1, 0.2]}}
     drawn = draw_trials(make_search({"space": space}, Config(), "f"), Config(), "f")
@@ -91,7 +119,9 @@ def test_choices_that_fit_together_are_not_refused_one_by_one() -> None:
 
 
 def test_what_a_search_says_comes_back(tmp_path: Path) -> None:
-    found = search(trials=7, scheduler={"name": "asha", "max_epochs": 9, "grace_period": 2}, metric="mae")
+    points = [{"rho": 1.0, "coefficients": "paper", "nlevels": 4}]
+    scheduler = {"name": "asha", "max_epochs": 9, "grace_period": 2}
+    found = search(trials=7, scheduler=scheduler, metric="mae", points_to_evaluate=points)
     path = tmp_path / "again.yaml"
     path.write_text(yaml.safe_dump(found.to_dict(), sort_keys=False))
     assert read_search(path, Config()) == found
@@ -157,6 +187,26 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "gpu: found 1.5; expected a fraction, or whole GPUs",
     ),
     "grid for optuna": ({"space": {"rho": {"grid": [1]}}, "searcher": "optuna"}, "use choice in place of grid"),
+    "first trials that are no list": (
+        {"space": RHO, "points_to_evaluate": {"rho": 1}},
+        "points_to_evaluate: found {'rho': 1}; expected a list of mappings",
+    ),
+    "first trial with an unknown key": (
+        {"space": RHO, "points_to_evaluate": [{"lr": 0.1}]},
+        "points_to_evaluate: point 1: unknown key 'lr'; available: rho",
+    ),
+    "first trial outside the space": (
+        {"space": RHO, "points_to_evaluate": [{"rho": 1.5}, {"rho": 3}]},
+        "points_to_evaluate: point 2: rho is 3.0; expected a value of the space",
+    ),
+    "first trial with a value that never exists there": (
+        {
+            "space": {"coefficients": {"choice": ["stable", "paper"]}, "smoothing": SPACE["smoothing"]},
+            "points_to_evaluate": [{"coefficients": "paper", "smoothing": 0.9}],
+        },
+        "point 1: smoothing: leave it out; its 'when' does not hold",
+    ),
+    "length of a trial": ({"space": {"max_steps": {"choice": [5]}}}, "leave it out; all trials have the same length"),
     "sizes for pbt": ({"space": {"proj_dim": {"choice": [40]}}, "scheduler": {"name": "pbt"}}, "in mid-training"),
 }
 

@@ -321,6 +321,8 @@ OWN: dict[str, dict[str, Callable[[Path], list[str]]]] = {
         "a fusion that does not exist": yaml_file("config", "network: composed\nfusion: concats"),
         "heads that do not divide a width": yaml_file("config", "network: composed\nheads: 3"),
         "a name with a line break": yaml_file("config", 'name: "a\\nb"'),
+        "a preset that searches, without Ray": lambda folder: ["--preset", "good", "--local"],
+        "a preset that searches, and a search": lambda folder: ["--preset", "best", "--tune", str(folder / "any.yaml")],
         "no such file": lambda folder: ["--config", str(folder / "none.yaml")],
     },
 }

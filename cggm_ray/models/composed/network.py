@@ -41,6 +41,8 @@ class ComposedOptions(NetworkOptions):
     dropout: float = option(0.3, "composed: dropout of encoders and fusion")
 
     def __post_init__(self) -> None:
+        # `--encoders ''` is no list with an empty name.
+        object.__setattr__(self, "encoders", tuple(filter(None, self.encoders)))
         for name, encoder in self.pairs().items():
             if encoder not in ENCODERS.names():
                 raise UsageError(
@@ -64,7 +66,7 @@ class ComposedOptions(NetworkOptions):
     def pairs(self) -> dict[str, str]:
         """Returns `encoders` as modality to the name of its encoder."""
         found: dict[str, str] = {}
-        for item in filter(None, self.encoders):
+        for item in self.encoders:
             name, colon, encoder = item.rpartition(":")
             if not (name and colon and encoder) or name in found:
                 raise UsageError(f"encoders: found {item!r}; expected modality:encoder, once for a modality")
