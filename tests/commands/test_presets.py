@@ -20,6 +20,7 @@ from cggm_ray.engine.tracking import read_metrics
 
 RECIPE: Config = runpy.run_path(str(Path(__file__).parents[2] / "pipelines" / "features.py"))["RECIPE"]
 GOOD = ["--preset", "good", "--minutes", "60", "--lr", "0.003"]
+LONG = ["--min_steps", "1000000", "--max_steps", "1000000", "--patience", "1000000"]
 SHORT = ["--max_steps", "20", "--valid_interval", "5", "--cpus_per_worker", "1", "--batch_size", "16"]
 
 
