@@ -25,7 +25,7 @@ from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.engine.assembly import build_dataset, input_kinds
 from cggm_ray.engine.budget import planned_epochs
 from cggm_ray.engine.configuration import Config
-from cggm_ray.engine.presets import QUICK
+from cggm_ray.engine.presets import BEST, GOOD, QUICK
 from cggm_ray.models.standardise import AUTO, ON
 from cggm_ray.runs.ending import CONFIG
 from cggm_ray.runs.folder import named, sole_owner, start_over
@@ -54,6 +54,9 @@ def train_searched(
         UsageError: the search cannot be run; nothing was started.
         TrainingError: no trial came to an end.
     """
+    if config.train.preset == BEST:
+        # Its ensemble is not built; a search alone would not be what the name says.
+        raise UsageError(f"preset: {BEST} cannot be run yet; take --preset {GOOD}, with --seeds for several runs")
     chosen, _, _ = searched(config, fixed)
     if strategies or seeds:
         compare(chosen, strategies, seeds)

@@ -20,7 +20,6 @@ from cggm_ray.engine.tracking import read_metrics
 
 RECIPE: Config = runpy.run_path(str(Path(__file__).parents[2] / "pipelines" / "features.py"))["RECIPE"]
 GOOD = ["--preset", "good", "--minutes", "60", "--lr", "0.003"]
-LONG = ["--min_steps", "1000000", "--max_steps", "1000000", "--patience", "1000000"]
 SHORT = ["--max_steps", "20", "--valid_interval", "5", "--cpus_per_worker", "1", "--batch_size", "16"]
 
 
@@ -65,6 +64,7 @@ def test_flags_are_fixed_and_values_of_a_file_are_not(tmp_path: Path) -> None:
         (["--preset", "good", "--local"], "preset: good searches on Ray; leave out --local"),
         (["--preset", "good", "--tune", "s.yaml"], "tune: given together with --preset good"),
         (["--preset", "good", "--minutes", "0"], "minutes: found 0"),
+        (["--preset", "best"], "preset: best cannot be run yet; take --preset good"),
     ],
 )
 def test_what_a_preset_refuses(
@@ -163,18 +163,8 @@ def test_a_preset_needs_something_to_search() -> None:
 
 @pytest.mark.ray
 def test_time_ends_a_search(raw: Path, tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]) -> None:
-    endless = [
-        "--preset",
-        "good",
-        "--minutes",
-        "0.3",
-        "--max_steps",
-        "1000000",
-        "--patience",
-        "1000000",
-        "--seeds",
-        "1",
-    ]
+    length = ["--min_steps", "1000000", "--max_steps", "1000000", "--patience", "1000000"]
+    endless = ["--preset", "good", "--minutes", "0.3", *length, "--seeds", "1"]
     with pytest.MonkeyPatch.context() as patch:
         # What follows the search would take as long as its trials.
         patch.setattr("cggm_ray.commands.searched.compare", lambda config, strategies, seeds: print("then", seeds))
