@@ -21,9 +21,9 @@ class TrainConfig:
     preset: str = option(
         "released",
         "what the other settings start from: released (the recipe of the pipeline), quick (works on most features), good "
-        "(a search of --minutes), best (a search, several seeds, an ensemble)",
+        "(a search of --minutes around quick); best (with an ensemble) cannot be run yet",
     )
-    minutes: float = option(10.0, "time of the search of the presets good and best", resume=True)
+    minutes: float = option(10.0, "time of the search of the preset good", resume=True)
     batch_size: int = option(64, "samples per optimizer step, over all workers; 0 chooses it by the size of the set")
     num_epochs: int = option(30, "passes over the training split", resume=True)
     min_steps: int | None = option(
