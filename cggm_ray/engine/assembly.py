@@ -431,7 +431,7 @@ def new_state(
         watch=DeviceWatch([optimizer, strategy.own_optimizer()], runtime.device) if later else None,
         optimizer=optimizer,
         schedule=build_schedule(config.optim, budget, optimizer),
-        best=Best(metric=metric, mode=task.better(metric)),
+        best=Best(metric=metric, mode=task.better(metric), latest=config.train.select_latest),
         config=config.to_dict(),
         ema=MovingAverage(net, config.train.ema) if config.train.ema else None,
     )

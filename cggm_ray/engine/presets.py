@@ -33,7 +33,8 @@ QUICK_VALUES: dict[str, object] = {
     "num_epochs": 20,
     "min_steps": 1500,
     "valid_interval": 50,
-    "patience": 15,
+    "select_latest": True,
+    "patience": 20,
 }
 STEPS = ("min_steps", "max_steps", "valid_interval")
 """Fields of a budget in steps."""

@@ -76,7 +76,7 @@ def open_decided(config: Config, shards: Path, runtime: Runtime, folder: Path) -
 
 
 def decide_standardise(training: Training) -> Mapping[str, object]:
-    """Trains shortly with standardised and with raw inputs, and leaves the run with those that validate better.
+    """Trains shortly with standardised and with raw inputs; raw ones are kept where they validate better by more than chance.
 
     Returns:
         The choice, 'on' or 'off', and both values of the selection metric.
@@ -84,8 +84,10 @@ def decide_standardise(training: Training) -> Mapping[str, object]:
     metric, mode = training.state.best.metric, training.state.best.mode
     steps = min(max(FEWEST, round(SHARE * training.budget.total)), MOST, training.budget.total)
     values = {"on": _tried(training, steps, lambda net: None), "off": _tried(training, steps, disable_inputs)}
-    sign = 1 if mode == "max" else -1
-    choice = "off" if sign * values["off"] > sign * values["on"] else "on"
+    gain = (values["off"] - values["on"]) * (1 if mode == "max" else -1)
+    # A mean over n samples moves by chance by about its value / sqrt(n); a smaller gain is no reason to go without.
+    chance = abs(values["on"]) / math.sqrt(len(training.splits["valid"]))
+    choice = "off" if gain > (chance if math.isfinite(chance) else 0) else "on"
     if choice == "off":
         disable_inputs(training.state.net)
     _say(

@@ -41,6 +41,9 @@ class TrainConfig:
     find_lr: bool = option(False, "choose the learning rate by a short test of rising rates before training")
     seed: int = option(666, "seed of weights, sample order and dropout")
     select: str | None = option(None, "validation metric that chooses the best checkpoint; default the task's own")
+    select_latest: bool = option(
+        False, "of several epochs with the best validation metric keep the last, not the first one"
+    )
     patience: int | None = option(None, "stop after so many epochs without a better validation metric", resume=True)
     precision: str = option("fp32", "fp32, or bf16 for autocast", resume=True)
     accumulate: int = option(

@@ -55,16 +55,25 @@ class Position:
 
 @dataclass
 class Best:
-    """The best validation metric so far."""
+    """The best validation metric so far.
+
+    Attributes:
+        metric, mode: the metric and which way it improves.
+        value, epoch: the best value and the epoch that reached it.
+        latest: of several epochs with the best value, take the last one. A small validation split has many ties, and the
+            later network was trained with a lower learning rate.
+    """
 
     metric: str
     mode: Literal["min", "max"]
     value: float | None = None
     epoch: int = 0
+    latest: bool = False
 
     def update(self, value: float, epoch: int) -> bool:
         """Records the metric of an epoch (counted from 1); returns True if it is the best so far. NaN is never the best."""
-        if value != value or (self.value is not None and not self._better(value, self.value)):
+        tie = self.latest and value == self.value
+        if value != value or (self.value is not None and not tie and not self._better(value, self.value)):
             return False
         self.value, self.epoch = value, epoch
         return True

@@ -253,7 +253,20 @@ def test_digits_by_flags(tmp_path: Path) -> None:
         "--lengths",
         "audio_u8:audio_len",
     ]
-    flags += ["--preset", "released", "--num_epochs", "1", "--proj_dim", "10", "--nlevels", "3", "--local", "--name", "r", "--storage_path"]
+    flags += [
+        "--preset",
+        "released",
+        "--num_epochs",
+        "1",
+        "--proj_dim",
+        "10",
+        "--nlevels",
+        "3",
+        "--local",
+        "--name",
+        "r",
+        "--storage_path",
+    ]
     command = [
         sys.executable,
         "pipelines/features.py",

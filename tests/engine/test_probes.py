@@ -77,7 +77,8 @@ def test_validation_decides_and_the_trial_leaves_nothing_behind(
     auto = run(data, tmp_path, "auto", "--standardise", "auto")
     found = decided(auto)["standardise"]
     assert found["choice"] == choice
-    assert (found["on"] >= found["off"]) == (choice == "on")
+    # Thirty validation samples: raw inputs must be better by more than chance.
+    assert (found["off"] - found["on"] > found["on"] / 30**0.5) == (choice == "off")
     # The run is to the bit the one that was told so from the start.
     told = run(data, tmp_path, choice, "--standardise", choice)
     for mine, other in zip(read_metrics(auto), read_metrics(told), strict=True):
