@@ -15,7 +15,7 @@ from cggm_ray.models.shaped import PatchProjection
 
 LARGEST = 16
 """Pixels along the longer side of an image on which the residual blocks begin."""
-CHANNELS = (32, 64, 128)
+CHANNELS = (16, 32, 64)
 GROUP = 8
 """Channels that are normalised together. Statistics of single samples make a batch in parts equal to the whole batch."""
 
