@@ -30,7 +30,7 @@ from cggm_ray.engine.checkpoints import agree
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.ema import MovingAverage
 from cggm_ray.engine.finite import DeviceWatch
-from cggm_ray.engine.inputs import check_inputs, fill_inputs
+from cggm_ray.engine.inputs import calibrate, check_inputs, fill_inputs
 from cggm_ray.engine.optim import build_schedule, guide_optimizer, model_optimizer
 from cggm_ray.engine.runtime import Runtime
 from cggm_ray.engine.state import Best, TrainState, saved_values
@@ -41,7 +41,7 @@ from cggm_ray.models.net import MultimodalNet, compile_parts
 from cggm_ray.models.outputs import scale_outputs
 from cggm_ray.models.registry import NETWORKS, NetworkPlan
 from cggm_ray.models.settings import ModelConfig
-from cggm_ray.models.standardise import standardise_modules
+from cggm_ray.models.standardise import standardise_modules, standardisers
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.registry import STRATEGIES, Materials, Setting
 from cggm_ray.tasks import Classification, Regression, Task
@@ -214,10 +214,12 @@ def setting(config: Config, modalities: tuple[str, ...]) -> dict[str, Any]:
 
 def network_plan(config: Config, dataset: Dataset, manifest: Manifest, modalities: tuple[str, ...]) -> NetworkPlan[Any]:
     """Returns what the network of a run is built from."""
+    task = dataset.task(manifest)
     return NetworkPlan(
         shapes=dataset.shapes(manifest, modalities),
         kinds=dataset.kinds(manifest, modalities),
-        outputs=dataset.task(manifest).outputs,
+        outputs=task.outputs,
+        regression=isinstance(task, Regression),
         sizes=config.model,
         options=config.network_options(config.model.network or dataset.network),
     )
@@ -318,6 +320,7 @@ def open_training(config: Config, shards: Path, runtime: Runtime, folder: Path) 
         state.load(checkpoint)
     else:
         fill_inputs(config.inputs, state.net, folder, shards, manifest, dataset.kinds(manifest, modalities))
+        calibrate(config.inputs, state.net, splits["train"], config.train)
     if runtime.rank == 0:
         say = Console(folder).say
         for line in damaged:
@@ -350,7 +353,9 @@ def restarted(training: Training, config: Config, runtime: Runtime) -> Training:
     """
     budget = budget_of(config.train, len(training.splits["train"]))
     state, step = first_state(config, training.dataset, training.manifest, training.task, runtime, budget)
-    state.net.inputs.load_state_dict(training.state.net.inputs.state_dict())
+    before = standardisers(training.state.net)
+    for name, module in standardisers(state.net).items():
+        module.load_state_dict(before[name].state_dict())
     return dataclasses.replace(training, config=config, runtime=runtime, budget=budget, state=state, step=step)
 
 

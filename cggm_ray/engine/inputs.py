@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,10 +21,13 @@ from torch import Tensor
 
 from cggm_ray.core.errors import UsageError
 from cggm_ray.data.dataset import Dataset
+from cggm_ray.data.loading.sampler import epoch_order, slices
+from cggm_ray.data.loading.split import Split
 from cggm_ray.data.shards.shards import Manifest
 from cggm_ray.data.statistics import MapShards, Moments, Statistics, map_shards_here, training_statistics
+from cggm_ray.engine.settings import TrainConfig
 from cggm_ray.models.net import MultimodalNet
-from cggm_ray.models.standardise import InputConfig
+from cggm_ray.models.standardise import InputConfig, Standardise, standardisers
 from cggm_ray.storage.files import whole_file
 from cggm_ray.storage.locks import holding
 
@@ -35,6 +39,8 @@ LONG = 2**28
 """Bytes of a training split above which a line says that it is read."""
 SHARED = "statistics"
 """Folder beside the sets, with a file for a set and the kinds of its modalities."""
+CALIBRATION = 4096
+"""Largest number of training samples from which statistics inside encoders are taken."""
 
 
 def check_inputs(config: InputConfig, dataset: Dataset, manifest: Manifest, modalities: tuple[str, ...]) -> None:
@@ -165,6 +171,49 @@ def unequal_gradients(config: InputConfig, modalities: Sequence[str], norms_M: T
         "" if config.standardises else "; inputs in other units are a frequent cause, which --standardise on removes"
     )
     return f"the first gradient norms of the encoders differ by more than {MOST_RATIO:.0f} times: {found}{advice}"
+
+
+@torch.no_grad()
+def calibrate(config: InputConfig, net: MultimodalNet, split: Split, settings: TrainConfig) -> None:
+    """Fills the `Standardise` modules inside encoders, such as those of single steps, from samples of the training split.
+
+    The samples are the first `CALIBRATION` of the order of the first epoch, in whole batches, the same on every worker.
+
+    Args:
+        config: of the run.
+        net: with filled inputs, to be trained.
+        split: of the training samples.
+        settings: batch size and seed of the run.
+    """
+    if not config.standardises:
+        return
+    inner = {
+        f"encoders.{modality}.{name}": (modality, module)
+        for modality, encoder in net.encoders.items()
+        for name, module in standardisers(encoder).items()
+    }
+    if not inner:
+        return
+    net.eval()
+    found: dict[str, Moments] = {}
+    order = epoch_order(len(split), settings.seed, 0)[:CALIBRATION]
+    for batch in split.batches(list(slices(order, settings.batch_size, 0, 1)), 0):
+        with ExitStack() as hooks:
+            for name, (modality, module) in inner.items():
+                there = None if batch.present is None else batch.present.get(modality)
+                hooks.enter_context(module.register_forward_pre_hook(partial(_note, found, name, there)))
+            net.encode(batch.inputs, batch.masks)
+    for name, (_, module) in inner.items():
+        module.fill(torch.from_numpy(found[name].mean), torch.from_numpy(found[name].scale), config.clip_inputs)
+
+
+def _note(
+    found: dict[str, Moments], name: str, there: Tensor | None, module: Standardise, inputs: tuple[Tensor]
+) -> None:
+    """Adds the moments of what a module receives, without the samples that lack the modality."""
+    valid = None if there is None else there[:, None].cpu().numpy()
+    new = Moments.of(inputs[0].cpu().numpy(), valid, tuple(module.mean.shape))
+    found[name] = found[name].merge(new) if name in found else new
 
 
 def _read(path: Path, shards: Path, kinds: Mapping[str, str]) -> Statistics | None:

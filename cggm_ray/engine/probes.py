@@ -31,7 +31,7 @@ from cggm_ray.engine.state import Position
 from cggm_ray.engine.stopping import Notice
 from cggm_ray.engine.tracking import Console
 from cggm_ray.models.net import MultimodalNet
-from cggm_ray.models.standardise import AUTO, Standardise
+from cggm_ray.models.standardise import AUTO, standardisers
 from cggm_ray.storage.files import write_text
 
 DECISIONS = "decisions.json"
@@ -100,8 +100,7 @@ def decide_standardise(training: Training) -> Mapping[str, object]:
 
 def disable_inputs(net: MultimodalNet) -> None:
     """Makes the standardisation of a network the identity."""
-    for module in net.inputs.values():
-        assert isinstance(module, Standardise)
+    for module in standardisers(net).values():
         module.disable()
 
 

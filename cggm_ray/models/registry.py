@@ -39,6 +39,7 @@ class NetworkPlan(Generic[S]):
         outputs: C, the number of outputs of the head.
         sizes: layers, widths and dropouts, for networks that have them.
         options: the network's own section of the configuration.
+        regression: whether values are predicted, not classes.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -46,6 +47,7 @@ class NetworkPlan(Generic[S]):
     outputs: int
     sizes: ModelConfig
     options: S
+    regression: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

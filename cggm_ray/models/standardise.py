@@ -87,3 +87,8 @@ def standardise_modules(shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[st
         kinds: one of `core.kinds.KINDS` for each.
     """
     return {name: Standardise(feature_shape(kinds[name], shape)) for name, shape in shapes.items()}
+
+
+def standardisers(net: nn.Module) -> dict[str, Standardise]:
+    """Returns all `Standardise` modules of a network by their names, those of its inputs and those inside encoders."""
+    return {name: module for name, module in net.named_modules() if isinstance(module, Standardise)}

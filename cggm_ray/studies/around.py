@@ -7,6 +7,8 @@ from typing import Any
 
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.presets import QUICK_NETWORK
+from cggm_ray.models.composed.network import DROPOUT as DEFAULT_DROPOUT
+from cggm_ray.models.composed.network import REGRESSION_DROPOUT
 from cggm_ray.models.composed.registry import ENCODERS, FUSIONS, default_encoder, encoders_for
 from cggm_ray.models.standardise import OFF, ON
 from cggm_ray.studies.parameters import plain_value
@@ -61,6 +63,10 @@ def search_around(
             linear = {"encoders": families["linear"]}
             points += [linear, *({**linear, "fusion": fusion} for fusion in fusions if fusion == "late")]
         points += [{"fusion": fusion} for fusion in fusions]
+        if vars(options)["dropout"] is None:
+            # A point names a value for every parameter, so it names the one that the network would take.
+            own = DEFAULT_DROPOUT if classes else REGRESSION_DROPOUT
+            points = [{**point, "dropout": own} for point in points]
     space["lr"] = {"loguniform": list(RATE)}
     space["weight_decay"] = {"choice": list(DECAYS)}
     if classes:
@@ -107,6 +113,8 @@ def _with_own(base: Config, key: str, described: Content) -> Content:
     own = next(
         plain_value(getattr(sections[section], spec.name)) for section, spec in base.fields() if spec.name == key
     )
+    if own is None:
+        return described
     if kind == "choice":
         return {kind: values if own in values else [own, *values]}
     return {kind: [min(values[0], own), max(values[1], own)]}

@@ -13,6 +13,7 @@ import torch
 from brats_files import write_challenge
 from feature_sets import arrays, as_npz
 from safetensors.torch import load_file
+from sklearn.preprocessing import StandardScaler
 from strategy_runs import last, lines, pipeline, with_gaps
 from test_brats_run import small_backbone as small_backbone
 
@@ -26,6 +27,7 @@ from cggm_ray.data.settings import DataConfig
 from cggm_ray.engine import inputs
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.inputs import STATISTICS, unequal_gradients
+from cggm_ray.engine.settings import TrainConfig
 from cggm_ray.engine.state import WEIGHTS
 from cggm_ray.engine.tracking import LOG
 from cggm_ray.models.standardise import InputConfig
@@ -254,3 +256,28 @@ def test_when_gradients_are_of_very_different_size() -> None:
     line = unequal_gradients(off, names, torch.tensor([2.7, 0.016, 0.012]))
     assert line is not None
     assert line.endswith("; inputs in other units are a frequent cause, which --standardise on removes")
+
+
+def test_every_step_of_a_sequence_is_standardised_inside_its_encoder(tmp_path: Path) -> None:
+    """Statistics inside an encoder are those of scikit-learn on the flattened samples that have the modality."""
+    random = np.random.default_rng(3)
+    walk = random.normal(size=(60, 5, 3)).cumsum(1).astype(np.float32)
+    there = random.random(60) < 0.7
+    there[:3] = True
+    label = random.integers(2, size=60)
+    split = np.array(["train"] * 40 + ["valid"] * 10 + ["test"] * 10)
+    raw = tmp_path / "walks.npz"
+    np.savez(raw, walk=walk, walk_present=there, point=random.normal(size=(60, 4)), label=label, split=split)
+    recipe = Config(data=DataConfig(dataset="features"), options=FeatureOptions(), train=TrainConfig(preset="quick"))
+    flags = ["--local", "--data_path", str(raw), "--storage_path", str(tmp_path), "--name", "r", "--report", "false"]
+    assert main(recipe, [*flags, "--num_epochs", "1", "--standardise", "on", "--encoders", "walk:mlp"]) == 0
+    weights = load_file(tmp_path / "r" / "best" / "model.safetensors")
+    kept = (split == "train") & there
+    steps = StandardScaler().fit(walk[kept].reshape(-1, 3))
+    flat = StandardScaler().fit(steps.transform(walk[kept].reshape(-1, 3)).clip(-5, 5).reshape(-1, 15))
+    (mean,) = (value for name, value in weights.items() if name.startswith("encoders.walk") and name.endswith(".mean"))
+    (scale,) = (
+        value for name, value in weights.items() if name.startswith("encoders.walk") and name.endswith(".scale")
+    )
+    np.testing.assert_allclose(mean, flat.mean_, atol=1e-5)
+    np.testing.assert_allclose(scale, 1 / flat.scale_, rtol=1e-4)

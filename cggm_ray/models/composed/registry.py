@@ -24,6 +24,7 @@ class Sizes:
         inner_width: of the transformer layers inside an encoder.
         heads: of attention; they divide both widths.
         dropout: probability.
+        input_dropout: probability with which a number of a sample is dropped.
     """
 
     width: int
@@ -31,6 +32,7 @@ class Sizes:
     inner_width: int
     heads: int
     dropout: float
+    input_dropout: float
 
 
 @dataclass(frozen=True, kw_only=True)

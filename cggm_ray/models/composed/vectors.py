@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.kinds import VECTOR
 from cggm_ray.models.composed.registry import ENCODERS, EncoderInfo, EncoderPlan, Sizes
+from cggm_ray.models.standardise import Standardise
 
 
 class Perceptron(nn.Module):
     """`depth` linear layers with GELU and dropout, with a LayerNorm after the first.
 
     The first layer takes several groups of numbers, each with weights of its own size: a small group counts as much in the
-    beginning as a large one.
+    beginning as a large one. Where a run standardises its inputs every number is standardised by itself, because features of a
+    sequence have one scale as a whole, but not at every step.
 
     Args:
         inputs: numbers in each group.
@@ -28,7 +30,8 @@ class Perceptron(nn.Module):
     def __init__(self, inputs: Sequence[int], sizes: Sizes) -> None:
         super().__init__()
         width, dropout = sizes.width, sizes.dropout
-        self.dropout = nn.Dropout(dropout / 2)
+        self.scales = nn.ModuleList(Standardise((numbers,)) for numbers in inputs)
+        self.dropout = nn.Dropout(sizes.input_dropout)
         self.first = nn.ModuleList(nn.Linear(numbers, width) for numbers in inputs)
         layers: list[nn.Module] = [nn.LayerNorm(width), nn.GELU(), nn.Dropout(dropout)]
         for _ in range(sizes.depth - 1):
@@ -37,7 +40,8 @@ class Perceptron(nn.Module):
 
     def forward(self, *groups: Tensor) -> Tensor:
         """Groups of numbers [N, numbers] to features [N, D]."""
-        first = [layer(self.dropout(numbers)) for layer, numbers in zip(self.first, groups, strict=True)]
+        scaled = [scale(numbers) for scale, numbers in zip(self.scales, groups, strict=True)]
+        first = [layer(self.dropout(numbers)) for layer, numbers in zip(self.first, scaled, strict=True)]
         h_ND: Tensor = self.layers(torch.stack(first).sum(0))
         return h_ND
 
