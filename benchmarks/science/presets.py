@@ -5,8 +5,8 @@
     python benchmarks/science/presets.py --sets sets --seeds 5
 
 Every run is selected on validation and tested once, without Ray. The bar of a set is the better of `linear` and `mlp` of
-simple_models.py, both on flattened sequences where they were computed, with the tolerance of the set: .005 of accuracy, .01 of the mean absolute error (diabetes: .01 of the target's standard deviation). A run that is finished in the
-storage is not repeated.
+simple_models.py, both on flattened sequences where they were computed. The tolerance of a set is .005 of accuracy, .01 of the
+mean absolute error, and for diabetes .01 of the target's standard deviation. A finished run in the storage is not repeated.
 """
 
 from __future__ import annotations
