@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from cggm_ray.tasks import Classification, Regression
+from cggm_ray.tasks.base import Targets
 from cggm_ray.tasks.settings import BALANCED, LossConfig
 
 N, C = 12, 4
@@ -17,13 +18,17 @@ def problem() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(N, C, generator=generator, dtype=torch.float64), torch.randint(C, (N,), generator=generator)
 
 
+def of_classes(counts: torch.Tensor) -> Targets:
+    return Targets(counts, torch.zeros(0), torch.zeros(0))
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_loss_and_gradient_are_those_of_torch(smoothing: float, weighted: bool) -> None:
     logits, target = problem()
     counts = torch.bincount(target, minlength=C).double()
     settings = LossConfig(label_smoothing=smoothing, class_weights=BALANCED if weighted else "equal")
-    task = Classification(C).with_loss(settings, counts if weighted else None)
+    task = Classification(C).with_loss(settings, of_classes(counts))
     weight = N / (C * counts) if weighted else None
     reference = nn.CrossEntropyLoss(weight=weight, label_smoothing=smoothing)
 
@@ -41,7 +46,7 @@ def test_loss_and_gradient_are_those_of_torch(smoothing: float, weighted: bool) 
 
 
 def test_a_class_without_training_samples_has_no_weight() -> None:
-    task = Classification(3).with_loss(LossConfig(class_weights=BALANCED), torch.tensor([2.0, 6.0, 0.0]))
+    task = Classification(3).with_loss(LossConfig(class_weights=BALANCED), of_classes(torch.tensor([2.0, 6.0, 0.0])))
     assert isinstance(task, Classification)
     assert task.class_weight is not None
     assert task.class_weight.tolist() == pytest.approx([2.0, 2 / 3, 0.0])
