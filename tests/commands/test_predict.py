@@ -174,6 +174,7 @@ def test_metrics_are_of_the_labelled_samples(run: Path, tmp_path: Path, capsys: 
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_ray_predicts_unlabelled_samples_too(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray import cloudpickle
 

@@ -134,6 +134,7 @@ def test_a_run_of_good_is_a_run_for_every_other_command(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_started_again_it_searches_no_second_time(raw: Path, good: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (good / "search" / "trials.csv").read_text()
     result = json.loads((good / "summary.json").read_text())
@@ -162,6 +163,7 @@ def test_a_preset_needs_something_to_search() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_time_ends_a_search(raw: Path, tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]) -> None:
     length = ["--min_steps", "1000000", "--max_steps", "1000000", "--patience", "1000000"]
     endless = ["--preset", "good", "--minutes", "0.3", *length, "--seeds", "1"]

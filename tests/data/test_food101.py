@@ -276,6 +276,7 @@ def test_shard_folder_that_cannot_be_made(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_two_ray_workers_extract_and_train_as_one_process(source: Path, tmp_path: Path) -> None:
     here = configuration(source, tmp_path / "here", views=2)
     there = configuration(source, tmp_path / "there", views=2)

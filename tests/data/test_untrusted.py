@@ -170,6 +170,7 @@ def test_messages_are_one_line_and_show_the_beginning() -> None:
     assert listed([]) == "nothing"
 
 
+@pytest.mark.slow
 def test_a_short_fuzz_run_that_notices(tmp_path: Path) -> None:
     """All inputs are well received; readers that run code, fill the memory, hang, crash or raise other errors are not."""
     command = [sys.executable, str(FUZZ), "--inputs", "180", "--seed", "3", "--self_test", "--patience", "300"]

@@ -95,6 +95,7 @@ def test_an_encoder_for_another_kind_is_refused(folder: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.parametrize("flags", [FLAGS, ["--import", "parts.py", *PARTS]])
+@pytest.mark.slow
 def test_it_reaches_the_workers(folder: Path, flags: list[str]) -> None:
     run = train(folder, "--workers", "2", "--cpus_per_worker", "1", *flags)
     assert "equal within" in command(folder, "verify", str(run)).stdout

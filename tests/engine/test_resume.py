@@ -91,7 +91,8 @@ def test_a_checkpoint_without_one_of_its_tensors_is_refused(small_pickle: Path, 
     for file in (TENSORS, WEIGHTS):
         whole = load_file(checkpoint / file)
         assert len(whole) > 20
-        for name in whole:
+        # Every fifth tensor: all of them take half a minute.
+        for name in sorted(whole)[::5]:
             save_file({key: value for key, value in whole.items() if key != name}, checkpoint / file)
             with pytest.raises(TrainingError, match="cannot be used"):
                 state.load(checkpoint)

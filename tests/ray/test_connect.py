@@ -163,6 +163,7 @@ def test_where_no_folder_will_do_a_line_says_what_will(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_run_under_a_long_tmpdir(long_folder: Path, small_pickle: Path, tmp_path: Path) -> None:
     """In a process of its own, whose Ray reads the variable when it starts."""
     flags = [*SMALL, "--data_path", str(small_pickle), "--storage_path", str(tmp_path / "runs"), "--name", "run"]

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.slow
 def test_the_rows_are_those_of_the_local_run(workers: str, small_pickle: Path, tmp_path: Path) -> None:
     flags = [*SMALL, "--data_path", str(small_pickle), "--storage_path", str(tmp_path), "--headroom", "true"]
     flags += [flag for name in ("attn", "relu", "embed", "res", "out") for flag in (f"--{name}_dropout", "0")]

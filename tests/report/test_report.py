@@ -174,6 +174,7 @@ def test_classes_get_a_confusion_matrix(storage: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_twelve_runs_stay_small_and_thirteen_are_refused(storage: Path, tmp_path: Path) -> None:
     story = read_story(storage / "one")
     from dataclasses import replace
