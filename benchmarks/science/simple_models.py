@@ -240,7 +240,7 @@ def table(results: Mapping[str, Mapping[str, list[float]]]) -> str:
 
 
 def main() -> None:
-    """Computes the rows of the sets that are asked for, and prints the table."""
+    """Computes the rows of the named sets, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="of sets; default all of the index")
     parser.add_argument("--sets", type=Path, required=True, help="folder that feature_sets.py filled")

@@ -154,7 +154,7 @@ def package_step(problem: Problem, settings: Mapping[str, Any], arguments: argpa
     net = net if change is None else change(net, guides)
     # Teachers are finished runs, of which there are none here: networks with fresh weights take their place.
     assembly.find_teachers = lambda *args: {}
-    assembly.load_teachers = lambda encoders, found: {name: networks()[0].encoders[name] for name in encoders}
+    assembly.load_teachers = lambda encoders, found: ({name: networks()[0].encoders[name] for name in encoders}, {})
     runtime = LocalRuntime(Path(tempfile.gettempdir()) / "unused", config.run)
     assert runtime.device.type == "cuda"
     state = assembly.new_state(config, net, guides, problem.task(), runtime)
@@ -172,8 +172,9 @@ def epoch(problem: Problem, config: Any, runtime: Any, state: Any, step: Any, da
     import torch
 
     from cggm_ray.data.loading.split import TensorSplit
-    from cggm_ray.engine.assembly import Training
+    from cggm_ray.engine.budget import budget_of
     from cggm_ray.engine.loop import train_epoch
+    from cggm_ray.engine.opening import Training
 
     def on_device(tensors: Mapping[str, Any] | None) -> dict[str, Any] | None:
         repeated = {} if tensors is None else {name: torch.cat([each] * LOOP_STEPS) for name, each in tensors.items()}
@@ -182,6 +183,7 @@ def epoch(problem: Problem, config: Any, runtime: Any, state: Any, step: Any, da
     inputs, target = on_device(data.inputs), torch.cat([data.target] * LOOP_STEPS).to("cuda")
     assert inputs is not None
     known: dict[str, Any] = {"dataset": None, "class_names": None, "folder": Path("unused"), "task": problem.task()}
+    known |= {"manifest": None, "budget": budget_of(config.train, len(target))}
     training = Training(
         config=config,
         runtime=runtime,
@@ -224,7 +226,7 @@ def measure(recorder: Recorder, step: Callable[[], Any], steps: int) -> dict[str
 
 
 def problems_of(arguments: argparse.Namespace) -> Iterator[tuple[str, Problem]]:
-    """The problems by name, in the sizes that were asked for."""
+    """The problems by name, in the sizes of the command line."""
     from problems import PROBLEMS
 
     for name in arguments.datasets.split(","):

@@ -21,6 +21,7 @@ from cggm_ray.engine.checkpoints import storage_errors
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.guards import reporting_missing_ranks
 from cggm_ray.engine.loop import train
+from cggm_ray.engine.presets import SEARCHED
 from cggm_ray.engine.probes import open_decided
 from cggm_ray.engine.runtime import LocalRuntime
 from cggm_ray.engine.stopping import LEAVING_OUT, Interrupted, StopRequest, interrupting, stopping_on_signals
@@ -46,6 +47,11 @@ def run(config: Config) -> Result | None:
     Raises:
         CggmError: with one line that says what to do.
     """
+    if config.train.preset in SEARCHED:
+        raise UsageError(
+            f"preset: {config.train.preset} stands for a search, which `commands.searched.train_searched` runs; expected "
+            "released or quick"
+        )
     check_trackers(config.run.trackers)
     check_headroom(config)
     config = named(config)
@@ -103,9 +109,9 @@ def write_report(folder: Path, stop_request: StopRequest) -> None:
         with interrupting(stop_request):
             # Imported here: a run without a page does without matplotlib.
             from cggm_ray.report.page import FOLDER, write_page
-            from cggm_ray.report.run_record import read_story
+            from cggm_ray.report.run_record import read_run_record
 
-            page = write_page([read_story(folder)], folder / FOLDER)
+            page = write_page([read_run_record(folder)], folder / FOLDER)
         print(listing({"report": page}), flush=True)
     except Interrupted:
         pass

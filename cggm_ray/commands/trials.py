@@ -27,7 +27,7 @@ def run_trials(
         config: of the study.
         folder: of the study.
         trials: that are numbered as they stand.
-        until: asked before each trial in this process, and once on Ray, whether the rest waits for another start.
+        until: called before each trial in this process, and once on Ray; True leaves the rest for another start.
 
     Raises:
         StorageError: the storage failed; a trial that fails by itself is recorded as such.

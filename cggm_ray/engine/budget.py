@@ -51,21 +51,22 @@ class Budget:
         """Epochs of the run; the last one may be shorter."""
         return -(-self.total // self.steps)
 
-    def order(self, seed: int, epoch: int) -> Tensor:
-        """Returns the samples of an epoch in their order, a function of the seed and the epoch alone.
+    def order(self, seed: int, epoch: int, before: int) -> Tensor:
+        """Returns the samples of an epoch in their order, as far as the run still has steps.
 
-        Every pass has an order of its own, and batches go on from one pass into the next.
+        Every pass has an order of its own, a function of the seed and the pass, and batches go on from one pass into the next.
 
         Args:
             seed: of the run.
             epoch: counted from 0.
+            before: steps of the run before this epoch.
 
         Returns:
             int64 [samples of the epoch].
         """
         first = epoch * self.passes
         order = torch.cat([epoch_order(self.samples, seed, number) for number in range(first, first + self.passes)])
-        return order[: (self.total - epoch * self.steps) * self.batch_size]
+        return order[: (self.total - before) * self.batch_size]
 
 
 def budget_of(settings: TrainConfig, samples: int) -> Budget:

@@ -15,10 +15,10 @@ from torch import Tensor
 from cggm_ray.core.errors import StoppedError
 from cggm_ray.core.seeding import derive_seed, seed_all
 from cggm_ray.data.loading.sampler import slices
-from cggm_ray.engine.assembly import Training
 from cggm_ray.engine.evaluation import Observer, evaluate
 from cggm_ray.engine.guards import step_or_skip, stop_if_not_finite
 from cggm_ray.engine.inputs import unequal_gradients
+from cggm_ray.engine.opening import Training
 from cggm_ray.engine.optim import rescale
 from cggm_ray.engine.runtime import Record, Runtime, numbers
 from cggm_ray.engine.state import TrainState
@@ -100,7 +100,7 @@ def train_epoch(training: Training, console: Console | None) -> Record:
     settings, state, runtime, split = training.config.train, training.state, training.runtime, training.splits["train"]
     training.step.train()
     size, seed, budget = settings.batch_size, settings.seed, training.budget
-    order = budget.order(seed, state.epoch)
+    order = budget.order(seed, state.epoch, state.step - state.position.steps)
     plan = list(slices(order[state.within :], size, runtime.rank, runtime.world_size))
     steps = -(-len(order) // size)
     for part, batch in zip(plan, split.batches(plan, state.epoch), strict=True):

@@ -19,12 +19,12 @@ from torch.optim import Optimizer
 
 from cggm_ray.core.errors import NonFiniteError, StoppedError
 from cggm_ray.core.reduction import Reduction
-from cggm_ray.engine.assembly import Training, open_training, restarted
 from cggm_ray.engine.averages import Averages
 from cggm_ray.engine.checkpoints import Checkpoints
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.evaluation import evaluate
 from cggm_ray.engine.loop import train_epoch
+from cggm_ray.engine.opening import Training, open_training, restarted
 from cggm_ray.engine.runtime import Record, Runtime
 from cggm_ray.engine.schedules import Schedule, set_rate
 from cggm_ray.engine.state import Position
@@ -33,7 +33,9 @@ from cggm_ray.engine.tracking import Console
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.standardise import AUTO, standardisers
 from cggm_ray.storage.files import write_text
+from cggm_ray.strategies.settings import ModulationConfig
 
+JOINT = "none"
 DECISIONS = "decisions.json"
 """File in the folder of a run: what was decided, and the validation metrics that decided it."""
 SHARE, FEWEST, MOST = 0.1, 100, 400
@@ -206,8 +208,11 @@ class ProbeRuntime:
 
 
 def _probe(training: Training, steps: int) -> Training:
-    """Returns a run of one epoch with so many steps, on the data of another."""
-    config = training.config
+    """Returns a run of one epoch with so many steps, on the data of another and by joint training.
+
+    With joint training the decisions of a seed are the same for all strategies, so that a comparison stays one of strategies.
+    """
+    config = dataclasses.replace(training.config, modulation=ModulationConfig(modulation=JOINT))
     settings = dataclasses.replace(
         config.train, num_epochs=1, min_steps=steps, max_steps=steps, valid_interval=steps, save_every=None, ema=0.0
     )

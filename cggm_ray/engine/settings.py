@@ -26,10 +26,8 @@ class TrainConfig:
     minutes: float = option(10.0, "time of the search of the preset good", resume=True)
     batch_size: int = option(64, "samples per optimizer step, over all workers; 0 chooses it by the size of the set")
     num_epochs: int = option(30, "passes over the training split", resume=True)
-    min_steps: int | None = option(
-        None, "optimizer steps that a run has at least, with more passes if necessary", resume=True
-    )
-    max_steps: int | None = option(None, "optimizer steps that a run has at most", resume=True)
+    min_steps: int | None = option(None, "optimizer steps that a run has at least, with more passes if necessary")
+    max_steps: int | None = option(None, "optimizer steps that a run has at most")
     valid_interval: int | None = option(
         None,
         "optimizer steps between two validations; on a small set several passes then count as one epoch, which is validated "

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cggm_ray.core.optional import require
-from cggm_ray.report.run_record import Story
+from cggm_ray.report.run_record import RunRecord
 
 DPI = 110
 STYLES = (
@@ -48,81 +48,81 @@ def png(figure: Figure, tones: int = TONES) -> bytes:
     return small.getvalue()
 
 
-def curves(story: Story) -> tuple[Figure, str]:
+def curves(run: RunRecord) -> tuple[Figure, str]:
     """Losses of training and validation, and the validation metric that selects; the best epoch is marked."""
     figure, (left, right) = _panels(2)
-    epochs = story.series("epoch")
+    epochs = run.series("epoch")
     for number, (name, label) in enumerate({"train/loss": "training", "valid/loss": "validation"}.items()):
-        _line(left, epochs, story.series(name), label, number)
+        _line(left, epochs, run.series(name), label, number)
     left.set_ylabel("loss")
-    metric = story.metric
-    values = story.series(f"valid/{metric}")
+    metric = run.metric
+    values = run.series(f"valid/{metric}")
     if metric == "loss":
-        metric, values = "learning rate", story.series("lr")
+        metric, values = "learning rate", run.series("lr")
         _line(right, epochs, values, metric, 0)
         right.set_ylabel(metric)
     else:
         _line(right, epochs, values, f"validation {metric}", 0)
         right.set_ylabel(f"validation {metric}")
-    best = story.series("best_epoch")[-1]
+    best = run.series("best_epoch")[-1]
     for panel in (left, right):
         if best > 0:
             panel.axvline(best, color="#777777", linewidth=1, linestyle=(0, (1, 2)), label=f"best epoch, {best:.0f}")
         _epochs(panel)
     _legend(figure, (left,))
     text = (
-        f"Line plots over {len(epochs)} epochs. Training loss ends at {_number(story.series('train/loss')[-1])}, "
-        f"validation loss at {_number(story.series('valid/loss')[-1])}; {metric} ends at {_number(values[-1])}."
+        f"Line plots over {len(epochs)} epochs. Training loss ends at {_number(run.series('train/loss')[-1])}, "
+        f"validation loss at {_number(run.series('valid/loss')[-1])}; {metric} ends at {_number(values[-1])}."
     )
     return figure, text + (f" The best epoch is {best:.0f}." if best > 0 else "")
 
 
-def compared(stories: Sequence[Story], metric: str) -> tuple[Figure, str]:
+def compared(runs: Sequence[RunRecord], metric: str) -> tuple[Figure, str]:
     """The validation loss and the selecting metric of several runs."""
     figure, panels = _panels(1 if metric == "loss" else 2)
     for panel, name in zip(panels, ("loss", metric), strict=False):
-        for number, story in enumerate(stories):
-            _line(panel, story.series("epoch"), story.series(f"valid/{name}"), story.label, number)
+        for number, run in enumerate(runs):
+            _line(panel, run.series("epoch"), run.series(f"valid/{name}"), run.label, number)
         panel.set_ylabel(f"validation {name}")
         _epochs(panel)
     _legend(figure, panels[:1])
-    return figure, f"Line plots of validation loss and validation {metric} by epoch for {len(stories)} runs."
+    return figure, f"Line plots of validation loss and validation {metric} by epoch for {len(runs)} runs."
 
 
-def balance(story: Story) -> tuple[Figure, str]:
+def balance(run: RunRecord) -> tuple[Figure, str]:
     """By modality: the guide's score, the norm of the encoder's gradient, the cosine to the fused gradient."""
-    weights = story.config.resolved_modulation.direction == "released"
+    weights = run.config.resolved_modulation.direction == "released"
     wanted = {
         "score": "score of the guide",
         "grad_norm": "gradient norm of the encoder",
         "cosine": f"cosine, guide's and fused {'weights' if weights else 'gradient'}",
     }
-    shown = {quantity: label for quantity, label in wanted.items() if story.recorded(quantity)}
+    shown = {quantity: label for quantity, label in wanted.items() if run.recorded(quantity)}
     figure, panels = _panels(max(1, len(shown)))
-    epochs, words = story.series("epoch"), []
+    epochs, words = run.series("epoch"), []
     for panel, (quantity, label) in zip(panels, shown.items(), strict=False):
-        for number, name in enumerate(story.modalities):
-            _line(panel, epochs, story.series(f"{quantity}/{name}"), name, number)
+        for number, name in enumerate(run.modalities):
+            _line(panel, epochs, run.series(f"{quantity}/{name}"), name, number)
         panel.set_ylabel(label)
         if quantity == "cosine":
             panel.axhline(0, color="black", linewidth=0.8)
         if quantity == "grad_norm":
             panel.set_ylim(bottom=0)
         _epochs(panel)
-        words.append(f"{label}: {_ends(story, quantity)}")
+        words.append(f"{label}: {_ends(run, quantity)}")
     _legend(figure, panels[:1])
     return figure, f"Line plots by modality over {len(epochs)} epochs, values at the end. " + "; ".join(words) + "."
 
 
-def coefficients(story: Story) -> tuple[Figure, str] | None:
+def coefficients(run: RunRecord) -> tuple[Figure, str] | None:
     """Coefficients over time, and the share of steps in which a modality was clipped; None where there are none."""
-    names = story.recorded("coefficient")
+    names = run.recorded("coefficient")
     if not names:
         return None
-    clipped = bool(story.recorded("clipped"))
+    clipped = bool(run.recorded("clipped"))
     figure, panels = _panels(2 if clipped else 1)
-    epochs, rho = story.series("epoch"), story.config.modulation.rho
-    values = [story.series(f"coefficient/{name}") for name in names]
+    epochs, rho = run.series("epoch"), run.config.modulation.rho
+    values = [run.series(f"coefficient/{name}") for name in names]
     for number, (name, series) in enumerate(zip(names, values, strict=True)):
         _line(panels[0], epochs, series, name, number)
     equal = rho * (len(names) - 1) / len(names)
@@ -130,13 +130,13 @@ def coefficients(story: Story) -> tuple[Figure, str] | None:
     if np.nanmax(np.abs(values)) > WIDE * rho:
         panels[0].set_yscale("symlog", linthresh=rho)
     panels[0].set_ylabel("coefficient B (mean of the epoch)")
-    text = f"Line plot of the coefficients by modality; at the end {_ends(story, 'coefficient')}."
+    text = f"Line plot of the coefficients by modality; at the end {_ends(run, 'coefficient')}."
     if clipped:
-        for number, name in enumerate(story.modalities):
-            _line(panels[1], epochs, 100 * story.series(f"clipped/{name}"), name, number)
+        for number, name in enumerate(run.modalities):
+            _line(panels[1], epochs, 100 * run.series(f"clipped/{name}"), name, number)
         panels[1].set_ylim(0, 100)
         panels[1].set_ylabel("steps that were clipped (%)")
-        text += f" Share of clipped steps at the end: {_ends(story, 'clipped')}."
+        text += f" Share of clipped steps at the end: {_ends(run, 'clipped')}."
     for panel in panels:
         _epochs(panel)
     _legend(figure, panels[:1])
@@ -190,8 +190,8 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
         )
 
 
-def _ends(story: Story, quantity: str) -> str:
-    return ", ".join(f"{name} {_number(story.series(f'{quantity}/{name}')[-1])}" for name in story.recorded(quantity))
+def _ends(run: RunRecord, quantity: str) -> str:
+    return ", ".join(f"{name} {_number(run.series(f'{quantity}/{name}')[-1])}" for name in run.recorded(quantity))
 
 
 def _number(value: float) -> str:

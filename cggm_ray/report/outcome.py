@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cggm_ray.core.optional import require
 from cggm_ray.report.figures import STYLES
-from cggm_ray.report.run_record import Story
+from cggm_ray.report.run_record import RunRecord
 from cggm_ray.runs.contributions import Contributions, Subset
 from cggm_ray.tasks.metrics import confusion_counts
 
@@ -53,14 +53,14 @@ def subset_bars(found: Contributions) -> tuple[Figure, str]:
     return figure, text
 
 
-def predictions(story: Story) -> tuple[Figure, str] | None:
+def predictions(run: RunRecord) -> tuple[Figure, str] | None:
     """Test predictions: a confusion matrix, a scatter, or the pictures that a segmentation left; None without any."""
-    if story.truth is None or story.predicted is None:
-        return _cases(story.pictures[:MOST_CASES]) if story.pictures else None
-    if not story.classes:
-        finite = np.isfinite(story.truth) & np.isfinite(story.predicted)
-        return _scatter(story.truth[finite], story.predicted[finite]) if finite.any() else None
-    return _confusion(story.truth, story.predicted, story.classes)
+    if run.truth is None or run.predicted is None:
+        return _cases(run.pictures[:MOST_CASES]) if run.pictures else None
+    if not run.classes:
+        finite = np.isfinite(run.truth) & np.isfinite(run.predicted)
+        return _scatter(run.truth[finite], run.predicted[finite]) if finite.any() else None
+    return _confusion(run.truth, run.predicted, run.classes)
 
 
 def _scatter(truth: np.ndarray, predicted: np.ndarray) -> tuple[Figure, str]:

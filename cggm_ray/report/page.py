@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from cggm_ray.core.errors import StorageError, UsageError
 from cggm_ray.report import figures, html, outcome
-from cggm_ray.report.run_record import Story, flat, part, read_story, with_contributions
+from cggm_ray.report.run_record import RunRecord, flat, part, read_run_record, with_contributions
 from cggm_ray.runs.contributions import Contributions
 from cggm_ray.runs.search_record import SearchRecord
 from cggm_ray.storage.files import write_bytes
@@ -42,13 +42,13 @@ def report(folders: Sequence[Path], out: Path | None = None, score: bool = True)
     """
     if len(folders) > MOST_RUNS:
         raise UsageError(f"report: found {len(folders)} runs; expected at most {MOST_RUNS} on one page")
-    stories = [read_story(folder, label) for folder, label in zip(folders, labels(folders), strict=True)]
+    runs = [read_run_record(folder, label) for folder, label in zip(folders, labels(folders), strict=True)]
     if score:
-        stories = [with_contributions(story) for story in stories]
+        runs = [with_contributions(run) for run in runs]
     if out is None:
-        first = stories[0].folder
-        out = first / FOLDER if len(stories) == 1 else first.parent / f"report-of-{len(stories)}-runs"
-    return write_page(stories, out)
+        first = runs[0].folder
+        out = first / FOLDER if len(runs) == 1 else first.parent / f"report-of-{len(runs)}-runs"
+    return write_page(runs, out)
 
 
 def labels(folders: Sequence[Path]) -> list[str]:
@@ -60,14 +60,14 @@ def labels(folders: Sequence[Path]) -> list[str]:
     ]
 
 
-def write_page(stories: Sequence[Story], out: Path) -> Path:
+def write_page(runs: Sequence[RunRecord], out: Path) -> Path:
     """Writes the page and its pictures into a folder, which is made if need be; other files in it stay.
 
     Raises:
         StorageError: it cannot be written.
     """
     drawn: dict[str, bytes] = {}
-    text = _page(stories, drawn)
+    text = _page(runs, drawn)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, data in {**drawn, PAGE: text.encode()}.items():
@@ -77,56 +77,54 @@ def write_page(stories: Sequence[Story], out: Path) -> Path:
     return out / PAGE
 
 
-def _page(stories: Sequence[Story], drawn: dict[str, bytes]) -> str:
+def _page(runs: Sequence[RunRecord], drawn: dict[str, bytes]) -> str:
     """The page; the files of its pictures are put into `drawn`."""
-    several = len(stories) > 1
-    metric = stories[0].metric if len({story.metric for story in stories}) == 1 else "loss"
-    with_lines = [story for story in stories if story.lines]
+    several = len(runs) > 1
+    metric = runs[0].metric if len({run.metric for run in runs}) == 1 else "loss"
+    with_lines = [run for run in runs if run.lines]
     content = {
-        "title": f"{len(stories)} runs of cggm-ray" if several else f"{stories[0].label}: a run of cggm-ray",
-        "results": _results(stories),
+        "title": f"{len(runs)} runs of cggm-ray" if several else f"{runs[0].label}: a run of cggm-ray",
+        "results": _results(runs),
         "compared": _draw(drawn, "compared", figures.compared(with_lines, metric), "Validation by epoch.")
         if several
         else None,
-        "runs": [_run(story, drawn) for story in stories],
+        "runs": [_run(run, drawn) for run in runs],
         "differing": "between the runs" if several else "from the default",
-        "configuration": _configuration(stories),
-        "versions": _versions(stories),
+        "configuration": _configuration(runs),
+        "versions": _versions(runs),
     }
     return html.render("page.html", content)
 
 
-def _results(stories: Sequence[Story]) -> html.Table:
+def _results(runs: Sequence[RunRecord]) -> html.Table:
     """The metrics of all runs."""
-    names = list(dict.fromkeys(name for story in stories if story.result for name in story.result.test))
+    names = list(dict.fromkeys(name for run in runs if run.result for name in run.result.test))
     rows: list[list[object]] = []
-    for story in stories:
-        result, planned = story.result, story.planned
+    for run in runs:
+        result, planned = run.result, run.planned
         for split in ("valid", "test") if result else ():
             record: Mapping[str, float] = getattr(result, split)
-            rows.append([story.label, split, result.best_epoch if result else None, *(record.get(n) for n in names)])
+            rows.append([run.label, split, result.best_epoch if result else None, *(record.get(n) for n in names)])
         if result is None:
-            rows.append(
-                [story.label, f"unfinished: {len(story.lines)} of {planned} epochs", None, *([None] * len(names))]
-            )
+            rows.append([run.label, f"unfinished: {len(run.lines)} of {planned} epochs", None, *([None] * len(names))])
     head = ["run", "split", "best epoch", *names]
     return html.Table(caption="Metrics of the best checkpoint", head=head, rows=rows, name="results")
 
 
-def _run(story: Story, drawn: dict[str, bytes]) -> dict[str, Any]:
+def _run(run: RunRecord, drawn: dict[str, bytes]) -> dict[str, Any]:
     """What the section of a run shows, see `templates/run.html`."""
-    drawing = outcome.predictions(story)
+    drawing = outcome.predictions(run)
     return {
-        "label": story.label,
-        "finished": story.result is not None,
-        "epochs": len(story.lines),
-        "planned": story.planned,
-        "notes": story.notes,
-        "search": _search(story.search) if story.search else None,
-        "training": _training(story, drawn) if story.lines else None,
-        "contributions": _contributions(story.label, story.contributions, drawn) if story.contributions else None,
-        "headroom": _headroom(story.headroom) if story.headroom else None,
-        "predictions": _draw(drawn, f"{story.label}-predictions", drawing, drawing[1], PICTURE_TONES)
+        "label": run.label,
+        "finished": run.result is not None,
+        "epochs": len(run.lines),
+        "planned": run.planned,
+        "notes": run.notes,
+        "search": _search(run.search) if run.search else None,
+        "training": _training(run, drawn) if run.lines else None,
+        "contributions": _contributions(run.label, run.contributions, drawn) if run.contributions else None,
+        "headroom": _headroom(run.headroom) if run.headroom else None,
+        "predictions": _draw(drawn, f"{run.label}-predictions", drawing, drawing[1], PICTURE_TONES)
         if drawing
         else None,
     }
@@ -191,49 +189,49 @@ def _headroom(found: Headroom) -> dict[str, Any]:
     return {"rows": rows, "notes": found.notes, "conclusion": found.conclusion}
 
 
-def _training(story: Story, drawn: dict[str, bytes]) -> dict[str, Any]:
+def _training(run: RunRecord, drawn: dict[str, bytes]) -> dict[str, Any]:
     """Learning curves, and what modulation saw and did."""
-    label, modulation = story.label, story.config.modulation
+    label, modulation = run.label, run.config.modulation
     balance = (
         f"Means of each epoch, strategy {modulation.modulation}. The gradient norm is that of the loss's gradient at the "
         "encoder's weights, with the coefficients in it and before clipping to a largest norm."
     )
-    drawing = figures.coefficients(story)
+    drawing = figures.coefficients(run)
     coefficients = "Coefficient of every encoder's gradient, a mean over the steps of the epoch."
-    if story.recorded("clipped"):
+    if run.recorded("clipped"):
         coefficients += " A step is clipped for a modality that got worse in it and was counted as unchanged."
     curves = "Loss, and the metric that chooses the best epoch."
-    names = [name for name in story.lines[-1] if name != "epoch"]
-    count = len(story.lines)
+    names = [name for name in run.lines[-1] if name != "epoch"]
+    count = len(run.lines)
     places = sorted({round(k * (count - 1) / max(1, min(count, MOST_ROWS) - 1)) for k in range(min(count, MOST_ROWS))})
-    rows = [[int(story.lines[k]["epoch"] or 0), *(story.lines[k].get(name) for name in names)] for k in places]
+    rows = [[int(run.lines[k]["epoch"] or 0), *(run.lines[k].get(name) for name in names)] for k in places]
     return {
-        "curves": _draw(drawn, f"{label}-curves", figures.curves(story), curves),
-        "balance": _draw(drawn, f"{label}-balance", figures.balance(story), balance),
+        "curves": _draw(drawn, f"{label}-curves", figures.curves(run), curves),
+        "balance": _draw(drawn, f"{label}-balance", figures.balance(run), balance),
         "coefficients": _draw(drawn, f"{label}-coefficients", drawing, coefficients) if drawing else None,
         "numbers": html.Table(caption="What was recorded", head=["epoch", *names], rows=rows),
     }
 
 
-def _configuration(stories: Sequence[Story]) -> html.Table:
+def _configuration(runs: Sequence[RunRecord]) -> html.Table:
     """All fields; those that differ between the runs, or from the defaults of a single one, are marked."""
-    values = [story.defaults() for story in stories[:1]] + [flat(story.config) for story in stories]
-    compared = values if len(stories) == 1 else values[1:]
+    values = [run.defaults() for run in runs[:1]] + [flat(run.config) for run in runs]
+    compared = values if len(runs) == 1 else values[1:]
     keys = list(dict.fromkeys(key for each in values for key in each))
     differing = [any(each.get(key) != compared[0].get(key) for each in compared) for key in keys]
-    what = "from the default" if len(stories) == 1 else "between the runs"
+    what = "from the default" if len(runs) == 1 else "between the runs"
     return html.Table(
         caption=f"Fields of the configuration; {sum(differing)} of {len(keys)} differ {what}",
-        head=["field", "default", *(story.label for story in stories)],
+        head=["field", "default", *(run.label for run in runs)],
         rows=[[key, *(_plain(each.get(key)) for each in values)] for key in keys],
         marked=differing,
         name="configuration",
     )
 
 
-def _versions(stories: Sequence[Story]) -> html.Table:
+def _versions(runs: Sequence[RunRecord]) -> html.Table:
     """What made the last start of every run."""
-    last = [story.provenance[-1] if story.provenance else {} for story in stories]
+    last = [run.provenance[-1] if run.provenance else {} for run in runs]
     packages = list(dict.fromkeys(name for entry in last for name in part(entry, "versions")))
     rows: list[list[object]] = [[name, *(_plain(part(e, "versions").get(name)) for e in last)] for name in packages]
     plain = ("time", "device", "workers", "threads", "seed", "deterministic")
@@ -241,8 +239,8 @@ def _versions(stories: Sequence[Story]) -> html.Table:
     rows.append(["commit", *(_plain(part(entry, "git").get("commit")) for entry in last)])
     rows.append(["files changed since", *(_plain(part(entry, "git").get("changed")) for entry in last)])
     rows.append(["set", *(_plain(part(entry, "data").get("set")) for entry in last)])
-    rows.append(["starts", *(len(story.provenance) for story in stories)])
-    head = ["", *(story.label for story in stories)]
+    rows.append(["starts", *(len(run.provenance) for run in runs)])
+    head = ["", *(run.label for run in runs)]
     return html.Table(caption="Versions and surroundings of the last start", head=head, rows=rows)
 
 

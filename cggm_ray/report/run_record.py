@@ -33,7 +33,7 @@ Line = Mapping[str, float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Story:
+class RunRecord:
     """A run.
 
     Attributes:
@@ -100,7 +100,7 @@ def flat(config: Config) -> dict[str, Any]:
     }
 
 
-def read_story(folder: Path, label: str | None = None) -> Story:
+def read_run_record(folder: Path, label: str | None = None) -> RunRecord:
     """Reads what the folder of a run holds.
 
     Raises:
@@ -117,7 +117,7 @@ def read_story(folder: Path, label: str | None = None) -> Story:
         if not all(value is None or isinstance(value, int | float) for value in line.values()):
             raise UsageError(f"{folder / METRICS}, line {number}: expected numbers or null as values")
     metric, better = _selecting(folder)
-    story = Story(
+    run = RunRecord(
         label=label or folder.name,
         folder=folder,
         config=config,
@@ -130,44 +130,44 @@ def read_story(folder: Path, label: str | None = None) -> Story:
         pictures=tuple(sorted((folder / PICTURES).glob("*.png"))),
     )
     if not (folder / SUMMARY).exists():
-        return story
-    story = replace(story, result=read_run(folder)[1])
+        return run
+    run = replace(run, result=read_run(folder)[1])
     if (folder / BALANCE).exists():
         found = Contributions.load(folder / BALANCE)
         # A run that went on may have another best epoch by now.
-        if story.result is not None and found.epoch == story.result.best_epoch:
-            story = replace(story, contributions=found)
+        if run.result is not None and found.epoch == run.result.best_epoch:
+            run = replace(run, contributions=found)
     if (folder / HEADROOM).exists():
-        story = replace(story, headroom=Headroom.load(folder / HEADROOM))
-    return _with_predictions(story)
+        run = replace(run, headroom=Headroom.load(folder / HEADROOM))
+    return _with_predictions(run)
 
 
-def with_contributions(story: Story) -> Story:
-    """The story with the scores of all subsets, computed if the run is finished and did not leave them.
+def with_contributions(run: RunRecord) -> RunRecord:
+    """The run with the scores of all subsets, computed if the run is finished and did not leave them.
 
     They are kept in the run's folder where that can be written. Where they cannot be had, a note says why.
     """
-    if (story.contributions is not None and not story.contributions.missing) or story.result is None:
-        return story
+    if (run.contributions is not None and not run.contributions.missing) or run.result is None:
+        return run
     # To stderr: what a program prints is the path of the page.
-    print(f"{story.folder}: scoring the subsets of modalities (--no_contributions leaves them out)", file=sys.stderr)
+    print(f"{run.folder}: scoring the subsets of modalities (--no_contributions leaves them out)", file=sys.stderr)
     try:
-        run = open_finished(story.folder)
+        finished = open_finished(run.folder)
         found = contributions(
-            run.config.train,
-            run.net,
-            run.task,
-            run.split("valid"),
-            run.runtime,
-            metric=story.metric,
-            epoch=run.result.best_epoch,
+            finished.config.train,
+            finished.net,
+            finished.task,
+            finished.split("valid"),
+            finished.runtime,
+            metric=run.metric,
+            epoch=finished.result.best_epoch,
         )
     except CggmError as error:
-        return replace(story, notes=(*story.notes, f"The subsets of modalities were not scored: {error}"))
+        return replace(run, notes=(*run.notes, f"The subsets of modalities were not scored: {error}"))
     # A folder that can only be read can still be shown.
     with suppress(OSError):
-        found.save(story.folder / BALANCE)
-    return replace(story, contributions=found)
+        found.save(run.folder / BALANCE)
+    return replace(run, contributions=found)
 
 
 def part(entry: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -176,22 +176,22 @@ def part(entry: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _with_predictions(story: Story) -> Story:
-    path = story.folder / PREDICTIONS
+def _with_predictions(run: RunRecord) -> RunRecord:
+    path = run.folder / PREDICTIONS
     if not path.exists():
-        return story
+        return run
     try:
         table = pq.read_table(path, columns=[TARGET, "prediction"])
         truth, predicted = (column_values(table.column(name)) for name in (TARGET, "prediction"))
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from None
     if predicted.ndim == 1:
-        return replace(story, truth=truth, predicted=predicted)
-    manifest = recorded_manifest(story.folder)
+        return replace(run, truth=truth, predicted=predicted)
+    manifest = recorded_manifest(run.folder)
     names = (manifest and manifest.notes.get("classes")) or ()
     if len(names) != predicted.shape[1]:
         names = range(predicted.shape[1])
-    return replace(story, truth=truth.astype(int), predicted=predicted.argmax(1), classes=tuple(map(str, names)))
+    return replace(run, truth=truth.astype(int), predicted=predicted.argmax(1), classes=tuple(map(str, names)))
 
 
 def _selecting(folder: Path) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from cggm_ray.runs.contributions import write_contributions
 from cggm_ray.runs.pictures import FOLDER, PICTURES
 
 if TYPE_CHECKING:
-    from cggm_ray.engine.assembly import Training
+    from cggm_ray.engine.opening import Training
     from cggm_ray.runs.result import Result
 
 CONFIG = "config.yaml"

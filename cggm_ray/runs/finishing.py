@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 from cggm_ray.core.errors import TrainingError
-from cggm_ray.engine.assembly import Training
 from cggm_ray.engine.checkpoints import check_checkpoint
 from cggm_ray.engine.evaluation import Predictions, evaluate, write_predictions
+from cggm_ray.engine.opening import Training
 from cggm_ray.engine.runtime import numbers
 from cggm_ray.engine.state import BEST, PREDICTIONS, Position, load_weights
 from cggm_ray.runs.confusion import save_confusion

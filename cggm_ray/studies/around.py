@@ -23,7 +23,7 @@ TRIALS_PER_MINUTE, FEWEST, MOST = 60, 60, 2000
 GRACE, REDUCTION = 1 / 6, 3
 """ASHA compares trials for the first time after this share of their epochs, and lets one in so many go on."""
 Content = dict[str, Any]
-"""Content of the file of a search, see `cggm_ray.studies.space`."""
+"""Content of the file of a search, as `cggm_ray.studies.space` reads it."""
 
 
 def search_around(

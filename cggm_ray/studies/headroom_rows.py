@@ -171,7 +171,7 @@ def simple_rows(
     Args:
         groups: of the comparison.
         measure: how predictions are scored.
-        until: asked before each fit whether the rest is left out.
+        until: called before each fit; True leaves the rest out.
 
     Raises:
         MissingPackageError: scikit-learn is not installed.

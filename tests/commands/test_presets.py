@@ -14,6 +14,7 @@ import yaml
 
 from cggm_ray.__main__ import main as command
 from cggm_ray.commands.cli import main, parse
+from cggm_ray.commands.train import run as train
 from cggm_ray.core.errors import UsageError
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.tracking import read_metrics
@@ -179,3 +180,8 @@ def test_time_ends_a_search(raw: Path, tmp_path: Path, cluster: None, capsys: py
     search = json.loads((tmp_path / "run" / "search" / "summary.json").read_text())
     assert set(search["trials"]) <= {"stopped"}
     assert "then (1,)" in shown.out
+
+
+def test_a_search_is_no_run_for_callers_of_the_api() -> None:
+    with pytest.raises(UsageError, match="preset: good stands for a search"):
+        train(Config().replace({"preset": "good"}))

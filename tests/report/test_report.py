@@ -20,7 +20,7 @@ from cggm_ray.data.shards.shards import column_values
 from cggm_ray.engine.configuration import Config
 from cggm_ray.report import html
 from cggm_ray.report.page import labels, report, write_page
-from cggm_ray.report.run_record import read_story
+from cggm_ray.report.run_record import read_run_record
 from cggm_ray.studies.store import make_trial
 from conftest import SMALL, small_set, write_pickle
 
@@ -176,10 +176,10 @@ def test_classes_get_a_confusion_matrix(storage: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_twelve_runs_stay_small_and_thirteen_are_refused(storage: Path, tmp_path: Path) -> None:
-    story = read_story(storage / "one")
+    run = read_run_record(storage / "one")
     from dataclasses import replace
 
-    page = check(write_page([replace(story, label=f"run {number}") for number in range(12)], tmp_path))
+    page = check(write_page([replace(run, label=f"run {number}") for number in range(12)], tmp_path))
     assert page.tags["section"] == 12
     with pytest.raises(UsageError, match="report: found 13 runs; expected at most 12"):
         report([storage / "one"] * 13)

@@ -152,7 +152,7 @@ def left_out(table: FeatureTable, used: set[str], named: bool, reasons: Mapping[
         if name in reasons:
             found[name] = reasons[name]
         elif values is not None and not named:
-            found[name] = no_modality(name, values) or "not asked for"
+            found[name] = no_modality(name, values) or "not used"
         elif name in table.unread or (values is None and not named):
             found[name] = "no array of numbers"
         else:

@@ -22,11 +22,12 @@ from cggm_ray.core.errors import CggmError, StorageError, TrainingError
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.distributed.cluster import own_error
 from cggm_ray.distributed.train.launch import trainer
-from cggm_ray.engine.assembly import open_training, with_batch_size
+from cggm_ray.engine.assembly import with_batch_size
 from cggm_ray.engine.budget import budget_of
 from cggm_ray.engine.checkpoints import CHECKPOINTS, check_checkpoint, storage_errors
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.loop import train
+from cggm_ray.engine.opening import open_training
 from cggm_ray.engine.own_code import Entry, adopt
 from cggm_ray.engine.probes import open_decided
 from cggm_ray.engine.runtime import LocalRuntime, Record, RunConfig

@@ -1,0 +1,136 @@
+"""Opens a run: its data, and its state at the beginning or after the last checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cggm_ray.core.seeding import derive_seed, make_deterministic
+from cggm_ray.data.dataset import Dataset
+from cggm_ray.data.loading.split import Split
+from cggm_ray.data.shards.opening import open_manifest
+from cggm_ray.data.shards.shards import Manifest
+from cggm_ray.engine.assembly import (
+    build_dataset,
+    build_network,
+    build_task,
+    new_state,
+    selected_modalities,
+    with_batch_size,
+)
+from cggm_ray.engine.budget import Budget, budget_of
+from cggm_ray.engine.checkpoints import agree
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.inputs import calibrate, fill_inputs
+from cggm_ray.engine.runtime import Runtime
+from cggm_ray.engine.state import TrainState, saved_values
+from cggm_ray.engine.step import TrainingStep
+from cggm_ray.engine.tracking import Console
+from cggm_ray.models.net import compile_parts
+from cggm_ray.models.standardise import standardisers
+from cggm_ray.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A run that is ready to go on from where its state stands."""
+
+    config: Config
+    folder: Path
+    runtime: Runtime
+    manifest: Manifest
+    dataset: Dataset
+    task: Task
+    modalities: tuple[str, ...]
+    class_names: tuple[str, ...] | None
+    splits: dict[str, Split]
+    budget: Budget
+    state: TrainState
+    step: nn.Module
+
+
+def open_training(config: Config, shards: Path, runtime: Runtime, folder: Path) -> Training:
+    """Builds a run at its beginning, or after the last epoch that was saved.
+
+    Args:
+        config: of the run.
+        shards: folder of the converted set.
+        runtime: where the loop runs; it knows the checkpoints of an earlier start.
+        folder: of the run, the same for all workers.
+
+    Raises:
+        DataError: the shards are gone or damaged.
+        TrainingError: the checkpoint cannot be used.
+    """
+    if config.train.deterministic:
+        make_deterministic()
+    manifest = open_manifest(shards)
+    config = with_batch_size(config, manifest, runtime.world_size)
+    dataset = build_dataset(config, manifest.dataset)
+    modalities = selected_modalities(config, manifest)
+    splits = {name: dataset.open_split(shards, manifest, name, modalities, runtime.device) for name in manifest.splits}
+    task = build_task(config, dataset, manifest, shards)
+    budget = budget_of(config.train, len(splits["train"]))
+
+    checkpoint, damaged = agree(runtime.checkpoints, runtime.rank, runtime.world_size, runtime.reduce(), runtime.device)
+    if checkpoint is not None and config.train.find_lr:
+        found = saved_values(checkpoint)["config"]["optim"]["lr"]
+        config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=found))
+    state, step = first_state(config, dataset, manifest, task, runtime, budget)
+    if checkpoint is not None:
+        state.load(checkpoint)
+    else:
+        fill_inputs(config.inputs, state.net, folder, shards, manifest, dataset.kinds(manifest, modalities))
+        calibrate(config.inputs, state.net, splits["train"], config.train)
+    if runtime.rank == 0:
+        say = Console(folder).say
+        for line in damaged:
+            say(line)
+        if checkpoint is not None or damaged:
+            say(f"continues after {state.position} from {checkpoint}" if checkpoint else "starts at the beginning")
+    return Training(
+        config=config,
+        folder=folder,
+        manifest=manifest,
+        runtime=runtime,
+        dataset=dataset,
+        task=task,
+        modalities=modalities,
+        class_names=dataset.class_names(manifest),
+        splits=splits,
+        budget=budget,
+        state=state,
+        step=step,
+    )
+
+
+def restarted(training: Training, config: Config, runtime: Runtime) -> Training:
+    """Returns a run on the same data and with the same task before its first step, without any checkpoint.
+
+    Args:
+        training: whose data is taken.
+        config: of the other run; it may differ in everything that concerns neither data nor task.
+        runtime: where its loop runs.
+    """
+    budget = budget_of(config.train, len(training.splits["train"]))
+    state, step = first_state(config, training.dataset, training.manifest, training.task, runtime, budget)
+    before = standardisers(training.state.net)
+    for name, module in standardisers(state.net).items():
+        module.load_state_dict(before[name].state_dict())
+    return dataclasses.replace(training, config=config, runtime=runtime, budget=budget, state=state, step=step)
+
+
+def first_state(
+    config: Config, dataset: Dataset, manifest: Manifest, task: Task, runtime: Runtime, budget: Budget
+) -> tuple[TrainState, nn.Module]:
+    """Builds network, strategy and optimizer with the weights of the seed; returns the state and what a step calls."""
+    torch.manual_seed(derive_seed(config.train.seed, "weights"))
+    net, guides = build_network(config, dataset, manifest, selected_modalities(config, manifest), task)
+    state = new_state(config, net, guides, task, runtime, budget)
+    if config.train.compile:
+        compile_parts(net, guides, runtime.device)
+    return state, runtime.wrap(TrainingStep(net, state.strategy, config.train.precision))
