@@ -30,6 +30,18 @@ def test_no_step_waits_for_the_device(tmp_path: Path) -> None:
         assert 0 < rows[strategy]["launches"] < rows["naive"]["launches"]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+def test_an_epoch_of_the_loop_is_counted(tmp_path: Path) -> None:
+    flags = ["--loop", "--strategies", "none", "--batch", "4"]
+    command = [sys.executable, str(PROBE), *flags, "--cache", str(tmp_path), "--json", str(tmp_path / "rows.json")]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    # The loop reads the mean loss once an epoch, and the steps read nothing.
+    assert row["launches"] > 0
+    assert row["h2d_sync"] == 0
+
+
 def test_an_unknown_problem_is_one_line() -> None:
     """Without the guard: flags are read before it is made."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CGGM_GPU_PROBE": "1"}
