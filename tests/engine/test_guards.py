@@ -115,7 +115,7 @@ def test_a_device_that_works_ahead_is_asked_later_and_moves_nothing_meanwhile(
             return seen[0]
 
         monkeypatch.setattr("cggm_ray.engine.assembly.WORKING_AHEAD", devices)
-        monkeypatch.setattr("cggm_ray.engine.assembly.new_state", kept)
+        monkeypatch.setattr("cggm_ray.engine.opening.new_state", kept)
         assert run(folder, content, "--modulation", modulation, "--log_interval", "100") == 1
         said.append(re.sub(r"; seen on rank 0", "", capsys.readouterr().err))
         weights.append({**seen[0].net.state_dict(), **dict(seen[0].strategy.named_parameters())})
