@@ -12,6 +12,7 @@ from cggm_ray.core.errors import StorageError, UsageError
 from cggm_ray.report import figures, html, outcome
 from cggm_ray.report.run_record import RunRecord, flat, part, read_run_record, with_contributions
 from cggm_ray.runs.contributions import Contributions
+from cggm_ray.runs.ensembles import Ensemble
 from cggm_ray.runs.search_record import SearchRecord
 from cggm_ray.storage.files import write_bytes
 from cggm_ray.studies.headroom import Headroom
@@ -86,8 +87,9 @@ def _page(runs: Sequence[RunRecord], drawn: dict[str, bytes]) -> str:
         "title": f"{len(runs)} runs of cggm-ray" if several else f"{runs[0].label}: a run of cggm-ray",
         "results": _results(runs),
         "compared": _draw(drawn, "compared", figures.compared(with_lines, metric), "Validation by epoch.")
-        if several
+        if several and with_lines
         else None,
+        "several": several,
         "runs": [_run(run, drawn) for run in runs],
         "differing": "between the runs" if several else "from the default",
         "configuration": _configuration(runs),
@@ -104,7 +106,9 @@ def _results(runs: Sequence[RunRecord]) -> html.Table:
         result, planned = run.result, run.planned
         for split in ("valid", "test") if result else ():
             record: Mapping[str, float] = getattr(result, split)
-            rows.append([run.label, split, result.best_epoch if result else None, *(record.get(n) for n in names)])
+            rows.append(
+                [run.label, split, (result.best_epoch or None) if result else None, *(record.get(n) for n in names)]
+            )
         if result is None:
             rows.append([run.label, f"unfinished: {len(run.lines)} of {planned} epochs", None, *([None] * len(names))])
     head = ["run", "split", "best epoch", *names]
@@ -121,6 +125,7 @@ def _run(run: RunRecord, drawn: dict[str, bytes]) -> dict[str, Any]:
         "planned": run.planned,
         "notes": run.notes,
         "search": _search(run.search) if run.search else None,
+        "ensemble": _ensemble(run.ensemble) if run.ensemble else None,
         "training": _training(run, drawn) if run.lines else None,
         "contributions": _contributions(run.label, run.contributions, drawn) if run.contributions else None,
         "headroom": _headroom(run.headroom) if run.headroom else None,
@@ -152,6 +157,23 @@ def _search(found: SearchRecord) -> dict[str, Any]:
         rows.append([key, tried, *(_searched_value(values.get(key)) for values in (found.first_values, found.values))])
     head = ["field", "tried", "first trial", "best trial"]
     return {"text": text, "table": html.Table(caption="What the search varied", head=head, rows=rows)}
+
+
+def _ensemble(found: Ensemble) -> dict[str, Any]:
+    """The members of an ensemble, and how the selection went."""
+    text = (
+        f"What is tested is the mean of {len(found.members)} of {len(found.candidates)} runs, each counted as often as the "
+        f"greedy selection added it. In every round the run is added with which validation {found.metric} of the mean is best; "
+        f"the round with the best mean is the last. {found.steps[0]['value']:.4f} of the best single run became "
+        f"{found.steps[-1]['value']:.4f}. The members are runs in folders below that of the ensemble."
+    )
+    rows: list[list[object]] = [
+        [name, value, found.members.get(name, 0), *(step["value"] for step in found.steps if step["run"] == name)]
+        for name, value in found.candidates.items()
+    ]
+    rows = [[*row[:3], ", ".join(f"{value:.4f}" for value in row[3:])] for row in rows]
+    head = ["run", f"validation {found.metric}", "count", "of the mean after each time that it was added"]
+    return {"text": text, "table": html.Table(caption="Candidates of the ensemble", head=head, rows=rows)}
 
 
 def _searched_value(value: object) -> object:

@@ -20,6 +20,7 @@ from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.state import BEST, PREDICTIONS, saved_values
 from cggm_ray.engine.tracking import METRICS, read_metrics
 from cggm_ray.runs.contributions import BALANCE, Contributions, contributions
+from cggm_ray.runs.ensembles import Ensemble, read_ensemble
 from cggm_ray.runs.finished import open_finished, read_config, read_run
 from cggm_ray.runs.pictures import FOLDER as PICTURES
 from cggm_ray.runs.provenance import read_provenance
@@ -45,6 +46,7 @@ class RunRecord:
         better: 'min' or 'max', the way it improves.
         planned: epochs of the run, if nothing stops it early.
         search: that led to the configuration; None where none did.
+        ensemble: whose result the folder has; None for a single run.
         result: None where the run is not finished.
         contributions: scores of the subsets of modalities; None where there are none.
         headroom: what balancing can gain; None where it was not measured.
@@ -63,6 +65,7 @@ class RunRecord:
     better: str = "min"
     planned: int | None = None
     search: SearchRecord | None = None
+    ensemble: Ensemble | None = None
     result: Result | None = None
     contributions: Contributions | None = None
     headroom: Headroom | None = None
@@ -116,7 +119,8 @@ def read_run_record(folder: Path, label: str | None = None) -> RunRecord:
             raise UsageError(f"{folder / METRICS}, line {number}: expected an object with the number 'epoch'")
         if not all(value is None or isinstance(value, int | float) for value in line.values()):
             raise UsageError(f"{folder / METRICS}, line {number}: expected numbers or null as values")
-    metric, better = _selecting(folder)
+    ensemble = read_ensemble(folder)
+    metric, better = _selecting(folder) if ensemble is None else (ensemble.metric, ensemble.mode)
     run = RunRecord(
         label=label or folder.name,
         folder=folder,
@@ -126,6 +130,7 @@ def read_run_record(folder: Path, label: str | None = None) -> RunRecord:
         better=better,
         planned=recorded_epochs(folder) or config.train.num_epochs,
         search=read_search_record(folder),
+        ensemble=ensemble,
         provenance=[entry for entry in read_provenance(folder) if isinstance(entry, dict)],
         pictures=tuple(sorted((folder / PICTURES).glob("*.png"))),
     )

@@ -14,7 +14,9 @@ from cggm_ray.engine.state import BEST, PREDICTIONS
 from cggm_ray.engine.stopping import Notice
 from cggm_ray.engine.tracking import METRICS, Console
 from cggm_ray.runs.contributions import write_contributions
+from cggm_ray.runs.ensembles import ENSEMBLE
 from cggm_ray.runs.pictures import FOLDER, PICTURES
+from cggm_ray.runs.result import NO_EPOCH
 
 if TYPE_CHECKING:
     from cggm_ray.engine.opening import Training
@@ -83,7 +85,9 @@ def table(result: Result) -> str:
         "configuration": CONFIG,
         "metrics by epoch": METRICS,
         "best checkpoint": BEST,
+        "ensemble": ENSEMBLE,
         "test predictions": PREDICTIONS,
     }
     found = {what: result.folder / where for what, where in places.items() if (result.folder / where).exists()}
-    return "\n".join([f"best epoch {result.best_epoch}", text_table(rows, ["", "valid", "test"]), listing(found)])
+    of = "ensemble" if result.best_epoch == NO_EPOCH else f"best epoch {result.best_epoch}"
+    return "\n".join([of, text_table(rows, ["", "valid", "test"]), listing(found)])

@@ -27,12 +27,14 @@ from cggm_ray.engine.checkpoints import check_checkpoint
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.runtime import LocalRuntime
 from cggm_ray.engine.state import BEST, load_weights
+from cggm_ray.models.averaged import AveragedNet
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.outputs import scaled_head
 from cggm_ray.runs.ending import CONFIG
+from cggm_ray.runs.ensembles import read_ensemble, tested_checkpoints
 from cggm_ray.runs.recorded import import_classes, recorded_manifest
 from cggm_ray.runs.result import SUMMARY, Result, read_summary
-from cggm_ray.tasks import Regression, Task
+from cggm_ray.tasks import Classification, Regression, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,7 @@ def open_finished(folder: Path, write: WriteShards = write_shards_here, *, gpu: 
     """
     folder = folder.absolute()
     config, result = read_run(folder)
-    check_checkpoint(folder / BEST)
+    _check_checkpoints(folder)
     shards = prepare_data(config, write)
     manifest = open_manifest(shards)
     dataset = build_dataset(config, manifest.dataset)
@@ -112,7 +114,23 @@ def open_on(folder: Path, shards: Path) -> FinishedRun:
         TrainingError: the checkpoint is damaged.
     """
     config, result = read_run(folder)
-    check_checkpoint(folder / BEST)
+    return opened_on(folder, config, result, shards)
+
+
+def opened_on(folder: Path, config: Config, result: Result, shards: Path) -> FinishedRun:
+    """Opens a run whose configuration and result are known.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        result: of the run.
+        shards: folder of the set that it was trained on.
+
+    Raises:
+        DataError: the shards are gone.
+        TrainingError: the checkpoint is damaged.
+    """
+    _check_checkpoints(folder)
     manifest = open_manifest(shards)
     dataset = build_dataset(config, manifest.dataset)
     return _opened(folder, config, result, dataset, shards, manifest, manifest, ())
@@ -136,7 +154,7 @@ def open_new(
     """
     folder = folder.absolute()
     config, result = read_run(folder)
-    check_checkpoint(folder / BEST)
+    _check_checkpoints(folder)
     trained = recorded_manifest(folder)
     if trained is None:
         # Runs of earlier versions recorded nothing; their shards, or their raw data, must still be there.
@@ -161,15 +179,18 @@ def _opened(
     *,
     gpu: bool = True,
 ) -> FinishedRun:
-    """Opens the run with the network that its own data requires."""
+    """Opens the run, or the ensemble, with the network that its own data requires."""
     section = dataclasses.replace(config.run, workers="1", use_gpu=False, no_cuda=config.run.no_cuda or not gpu)
     config = with_batch_size(config, trained)
     runtime = LocalRuntime(folder, section)
     modalities = selected_modalities(config, trained)
-    net, _ = build_network(config, dataset, trained, modalities)
-    load_weights(net.to(runtime.device), folder / BEST)
-    task, head = build_task(config, dataset, trained), scaled_head(net)
-    if head is not None and isinstance(task, Regression):
+    net = tested_network(folder, config, dataset, trained, modalities).to(runtime.device)
+    task = build_task(config, dataset, trained)
+    head = scaled_head(net)
+    if isinstance(net, AveragedNet):
+        # Members may have other options of the loss, so that of an ensemble has none.
+        task = dataset.task(trained)
+    elif head is not None and isinstance(task, Regression):
         task = task.scaled(head.location, head.unit)
     return FinishedRun(
         config=config,
@@ -184,6 +205,39 @@ def _opened(
         net=net.eval(),
         runtime=runtime,
     )
+
+
+def tested_network(
+    folder: Path, config: Config, dataset: Dataset, trained: Manifest, modalities: tuple[str, ...]
+) -> MultimodalNet:
+    """Builds the network of a finished run with its tested weights, or the mean of the networks of an ensemble.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        dataset: of the run.
+        trained: manifest of the set that it was trained on.
+        modalities: that it takes.
+
+    Raises:
+        UsageError: a file of the folder is damaged.
+        TrainingError: the weights are damaged, or of another network.
+    """
+    ensemble = read_ensemble(folder)
+    if ensemble is None:
+        net, _ = build_network(config, dataset, trained, modalities)
+        load_weights(net, folder / BEST)
+        return net
+    members = ensemble.folders(folder)
+    nets = [tested_network(member, read_config(member), dataset, trained, modalities) for member in members]
+    classes = isinstance(dataset.task(trained), Classification)
+    return AveragedNet(nets, list(members.values()), modalities, classes=classes)
+
+
+def _check_checkpoints(folder: Path) -> None:
+    """Raises a TrainingError if a checkpoint that the run needs is damaged."""
+    for checkpoint in tested_checkpoints(folder):
+        check_checkpoint(checkpoint)
 
 
 def with_classes(config: Config, trained: Manifest) -> Config:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from cggm_ray.core.errors import StorageError, UsageError
 from cggm_ray.engine.checkpoints import check_checkpoint
-from cggm_ray.engine.state import BEST
 from cggm_ray.runs.ending import CONFIG
+from cggm_ray.runs.ensembles import tested_checkpoints
 from cggm_ray.runs.result import SUMMARY
 from cggm_ray.storage.base import INDEX, check_key, open_storage
 
 LEFT_OUT = ("checkpoints", "headroom", "tensorboard")
-"""Folders of a run that are of use only where it is trained."""
+"""Folders of a run, and of the runs in its folder, that are of use only where it is trained."""
 
 
 def publish_run(folder: Path, url: str) -> str:
@@ -31,7 +31,8 @@ def publish_run(folder: Path, url: str) -> str:
     for name in (CONFIG, SUMMARY):
         if not (folder / name).exists():
             raise UsageError(f"{folder / name} does not exist; expected the folder of a finished run")
-    check_checkpoint(folder / BEST)
+    for checkpoint in tested_checkpoints(folder):
+        check_checkpoint(checkpoint)
     try:
         storage.publish(folder, folder.name, _files(folder))
     except OSError as error:
@@ -67,4 +68,4 @@ def _files(folder: Path) -> list[str]:
     """The files of a run that are published, relative to its folder."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     shown = (path for path in paths if not any(part.startswith(".") for part in path.parts))
-    return [path.as_posix() for path in shown if path.parts[0] not in (*LEFT_OUT, INDEX)]
+    return [path.as_posix() for path in shown if not {*path.parts} & {*LEFT_OUT, INDEX}]

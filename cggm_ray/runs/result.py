@@ -9,6 +9,8 @@ from pathlib import Path
 from cggm_ray.engine.runtime import Record
 
 SUMMARY = "summary.json"
+NO_EPOCH = 0
+"""Best epoch of an ensemble, whose members have each their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +19,7 @@ class Result:
 
     Attributes:
         folder: of the run.
-        best_epoch: the epoch whose checkpoint was tested, counted from 1.
+        best_epoch: the epoch whose checkpoint was tested, counted from 1; `NO_EPOCH` for an ensemble.
         valid: its validation metrics.
         test: the test metrics.
     """

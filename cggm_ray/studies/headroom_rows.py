@@ -16,6 +16,7 @@ from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.engine.assembly import build_dataset, selected_modalities
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.evaluation import Predictions, evaluate
+from cggm_ray.models.averaged import mean_prediction
 from cggm_ray.runs.finished import open_on
 from cggm_ray.runs.result import read_summary
 from cggm_ray.studies.baseline_inputs import MOST_SAMPLES, Rows, layouts, read_rows
@@ -120,21 +121,18 @@ class Runs:
         """Returns the row of the mean of the single modalities' probabilities, or of their values."""
         valid, test, logits = {}, {}, {}
         for group in groups:
+            share, classes = torch.full([len(modalities)], 1 / len(modalities)), isinstance(self._task, Classification)
             pairs = [self.predictions(group.singles[name], group.shards) for name in modalities]
             truth = pairs[0][1]
-            fused = {split: mean_prediction(self._task, [found[split] for found, _ in pairs]) for split in truth}
+            fused = {
+                split: mean_prediction(torch.stack([found[split] for found, _ in pairs]), share, classes=classes)
+                for split in truth
+            }
             valid[group.name], test[group.name] = (
                 measured(self._task, fused[split], truth[split])[self._metric] for split in (VALID, TEST)
             )
             logits[group.name] = fused[TEST]
         return Candidate(label="late fusion", kind=LATE, valid=valid, test=test, logits=logits)
-
-
-def mean_prediction(task: Task, logits: Sequence[Tensor]) -> Tensor:
-    """Returns the logarithm of the mean of probabilities, or the mean of values: [N, C] of several [N, C]."""
-    if isinstance(task, Regression):
-        return torch.stack([*logits]).mean(0)
-    return torch.stack([each.softmax(1) for each in logits]).mean(0).clamp(min=1e-30).log()
 
 
 def network_rows(groups: Sequence[Group], runs: Runs, task: Task) -> tuple[list[Candidate], list[Candidate], list[str]]:

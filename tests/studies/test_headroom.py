@@ -11,6 +11,7 @@ import torch
 from scipy.special import log_softmax, softmax
 
 from cggm_ray.core.errors import UsageError
+from cggm_ray.models.averaged import mean_prediction
 from cggm_ray.studies.headroom import (
     JOINT,
     LATE,
@@ -22,7 +23,6 @@ from cggm_ray.studies.headroom import (
     Measure,
     headroom,
 )
-from cggm_ray.studies.headroom_rows import mean_prediction
 from cggm_ray.tasks import Classification, Regression
 
 SAMPLES = 400
@@ -179,8 +179,9 @@ def test_the_file_and_the_table(tmp_path: Path) -> None:
 def test_late_fusion_is_the_mean_of_probabilities() -> None:
     rng = np.random.default_rng(5)
     logits = [rng.normal(size=(20, 3)) * 3 for _ in range(2)]
-    found = mean_prediction(Classification(3), [torch.from_numpy(each) for each in logits]).numpy()
+    half = torch.full([2], 0.5)
+    found = mean_prediction(torch.from_numpy(np.stack(logits)), half, classes=True).numpy()
     mean = np.mean([softmax(each, axis=1) for each in logits], axis=0)
     assert log_softmax(found, axis=1) == pytest.approx(np.log(mean))
-    values = mean_prediction(Regression(), [torch.from_numpy(each[:, :1]) for each in logits]).numpy()
+    values = mean_prediction(torch.from_numpy(np.stack(logits)[:, :, :1]), half, classes=False).numpy()
     assert values == pytest.approx((logits[0][:, :1] + logits[1][:, :1]) / 2)

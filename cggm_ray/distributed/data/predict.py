@@ -15,12 +15,11 @@ from cggm_ray.data.loading.sampler import Slice
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.shards.shards import INDEX, LABELLED, TARGET, Manifest
 from cggm_ray.distributed.cluster import connect, own_error
-from cggm_ray.engine.assembly import build_dataset, build_network
+from cggm_ray.engine.assembly import build_dataset
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.evaluation import PREDICTION, Predictions, predicted
 from cggm_ray.engine.own_code import Entry, adopt, entries
-from cggm_ray.engine.state import BEST, load_weights
-from cggm_ray.runs.finished import FinishedRun
+from cggm_ray.runs.finished import FinishedRun, tested_network
 
 START = "start"
 
@@ -55,9 +54,8 @@ class Predictor:
         adopt(plan.own)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         manifest, dataset = open_manifest(plan.shards), build_dataset(plan.config)
-        net, _ = build_network(plan.config, dataset, plan.trained, plan.modalities)
-        load_weights(net.to(self._device), plan.folder / BEST)
-        self._net, self._config = net.eval(), plan.config
+        net = tested_network(plan.folder, plan.config, dataset, plan.trained, plan.modalities)
+        self._net, self._config = net.to(self._device).eval(), plan.config
         self._split = dataset.open_split(plan.shards, manifest, plan.split, plan.modalities, self._device)
 
     @torch.no_grad()

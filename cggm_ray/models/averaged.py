@@ -1,0 +1,81 @@
+"""Several networks as one: the mean of their predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cggm_ray.core.batch import Feature, HeadOutput
+from cggm_ray.core.errors import UsageError
+from cggm_ray.models.net import Masks, MultimodalNet
+
+
+def mean_prediction(logits_MNC: Tensor, share_M: Tensor, *, classes: bool) -> Tensor:
+    """Returns the weighted mean of predictions: for classes the logarithm of the mean probabilities, otherwise of the values.
+
+    Args:
+        logits_MNC: of M networks, [M, N, C].
+        share_M: their weights, which add up to 1.
+        classes: whether logits of classes are averaged.
+    """
+    share_M = share_M.to(logits_MNC)
+    if not classes:
+        return torch.einsum("m,mnc->nc", share_M, logits_MNC)
+    return (logits_MNC.log_softmax(-1) + share_M.log()[:, None, None]).logsumexp(0)
+
+
+class AveragedNet(MultimodalNet):
+    """The weighted mean of networks that take the same modalities and predict one vector a sample.
+
+    The feature of a modality is the tuple of those of all members. Its own encoders only name the modalities; encoders, fusion
+    and head are those of the members.
+
+    Args:
+        members: the networks.
+        counts: how often each one is counted.
+        modalities: that they take.
+        classes: whether they predict classes.
+    """
+
+    share: Tensor
+
+    def __init__(
+        self, members: Sequence[MultimodalNet], counts: Sequence[int], modalities: Sequence[str], *, classes: bool
+    ) -> None:
+        super().__init__({name: nn.Identity() for name in modalities}, nn.Identity(), nn.Identity())
+        self.members = nn.ModuleList(members)
+        self.register_buffer("share", torch.tensor(counts, dtype=torch.float32) / sum(counts))
+        self._classes = classes
+
+    def encode(self, inputs: Mapping[str, Tensor], masks: Masks | None = None) -> dict[str, Feature]:
+        """Features of every modality, one of each member.
+
+        Raises:
+            UsageError: an encoder gives several tensors.
+        """
+        found = [self._member(number).encode(inputs, masks) for number in range(len(self.members))]
+        return {name: tuple(_single(name, features[name]) for features in found) for name in self.encoders}
+
+    def fuse(self, features: Mapping[str, Feature], masks: Masks | None = None) -> HeadOutput:
+        """The mean of the predictions from the features."""
+        logits = [
+            self._member(number).fuse({name: parts[number] for name, parts in features.items()}, masks).logits.float()
+            for number in range(len(self.members))
+        ]
+        mean = mean_prediction(torch.stack(logits), self.share, classes=self._classes)
+        return HeadOutput(mean, mean)
+
+    def _member(self, number: int) -> MultimodalNet:
+        member = self.members[number]
+        assert isinstance(member, MultimodalNet)
+        return member
+
+
+def _single(name: str, feature: Feature) -> Tensor:
+    if isinstance(feature, Tensor):
+        return feature
+    raise UsageError(
+        f"encoders: that of {name} gives {len(feature)} tensors; a mean of networks needs encoders with one"
+    )
