@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from s3_server import bucket, s3_endpoint  # noqa: F401
 from safetensors.torch import load_file, save_file
 
 from cggm_ray.data.datasets.mosi import planted_imbalance

@@ -6,11 +6,16 @@ operations are its own; publishing and fetching are made of them here, the same 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
+
+from fsspec.registry import known_implementations
 
 from cggm_ray.core.errors import DataError, UsageError, short_repr
 from cggm_ray.core.registry import Registry
@@ -18,6 +23,21 @@ from cggm_ray.storage.files import file_digest, whole_folder
 
 INDEX = "published.json"
 """Of a published folder: sha256 by name of a file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One file of a storage.
+
+    Attributes:
+        key: of the file.
+        size: bytes.
+        version: a text that changes when the file is replaced, such as its etag.
+    """
+
+    key: str
+    size: int
+    version: str
 
 
 class Storage(ABC):
@@ -55,6 +75,25 @@ class Storage(ABC):
     @abstractmethod
     def delete(self, key: str) -> None:
         """Removes a file; nothing happens where there is none."""
+
+    def entries(self, prefix: str = "") -> Sequence[Entry]:
+        """The files whose keys begin with a text, sorted by key. By default all of them are read for it."""
+        contents = ((key, self.read(key)) for key in self.list(prefix))
+        return [
+            Entry(key=key, size=len(content), version=hashlib.sha256(content).hexdigest()) for key, content in contents
+        ]
+
+    def entry(self, key: str) -> Entry | None:
+        """The file of a key, or None where there is none."""
+        return next((entry for entry in self.entries(key) if entry.key == key), None)
+
+    def filesystem(self) -> tuple[Any, str]:
+        """A file system of pyarrow, and the path in it that is this storage's URL.
+
+        Raises:
+            UsageError: pyarrow knows none for this storage.
+        """
+        raise UsageError(f"{self.url}: pyarrow has no file system for it; expected s3://, gs:// or what fsspec knows")
 
     def upload(self, file: Path, key: str) -> None:
         """Writes a local file. By default through memory, which a storage for large files does better."""
@@ -125,16 +164,36 @@ class Storage(ABC):
 
 
 STORAGES: Registry[type[Storage]] = Registry("storage", "cggm_ray.storage")
+FSSPEC = "fsspec"
+"""Name of the storage that serves the schemes of fsspec that no other storage serves."""
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is a URL and not a path."""
+    return _URL.match(text) is not None
 
 
 def open_storage(url: str) -> Storage:
     """The storage of a URL; a path without a scheme is a local or mounted folder.
 
     Raises:
-        UsageError: no storage has that scheme.
+        UsageError: no storage has that scheme, or a package that it needs is not installed.
     """
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", url)
-    return STORAGES.get(scheme[1].lower() if scheme else "file")(url)
+    scheme = _URL.match(url)
+    name = scheme[1].lower() if scheme else "file"
+    if name not in STORAGES.names() and name in known_implementations:
+        name = FSSPEC
+    return STORAGES.get(name)(url)
+
+
+def url_filesystem(url: str) -> tuple[Any, str]:
+    """A file system of pyarrow and the path in it that a URL names.
+
+    Raises:
+        UsageError: no storage has that scheme, or a package that it needs is not installed.
+    """
+    return open_storage(url).filesystem()
 
 
 def check_key(key: str) -> str:

@@ -1,0 +1,198 @@
+"""Object stores: `s3://bucket/runs`, `gs://bucket/runs`.
+
+Endpoint, region and credentials come from the store's usual environment variables, such as AWS_ENDPOINT_URL, AWS_REGION and
+AWS_ACCESS_KEY_ID, or from the machine's role. No message holds any of them. Requests that a store answers with 5xx, or not in
+time, are repeated by the client; a file that is not found is asked for once more, because some stores show a new file late.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cggm_ray.core.errors import one_line
+from cggm_ray.core.optional import require
+from cggm_ray.storage.base import STORAGES, Entry, Storage, check_key
+
+T = TypeVar("T")
+ALIASES = {"s3a": "s3", "gcs": "gs"}
+TIMEOUT = timedelta(seconds=60)
+"""For one request, which transfers at most `CHUNK` bytes."""
+CHUNK = 16 * 2**20
+"""Bytes of one request of a download; an upload in parts has smaller ones."""
+RETRY = {"max_retries": 6, "retry_timeout": timedelta(seconds=90)}
+"""What the client does about answers of 5xx and about connections that break."""
+TRIES = 3
+PAUSE = 0.25
+"""Seconds before the second try; each further pause is twice as long."""
+MOST_TEXT = 300
+
+
+@STORAGES.register("s3")
+@STORAGES.register("s3a")
+@STORAGES.register("gs")
+@STORAGES.register("gcs")
+class ObjectStorage(Storage):
+    """See `Storage`.
+
+    Args:
+        url: 's3://bucket/folder' or 'gs://bucket/folder'.
+
+    Raises:
+        MissingPackageError: obstore is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._obstore = require("obstore", extra="store", purpose=self.url)
+        store = require("obstore.store", extra="store", purpose=self.url)
+        scheme, _, self._path = self.url.partition("://")
+        self._scheme = ALIASES.get(scheme.lower(), scheme.lower())
+        self._store = _quiet(
+            lambda: store.from_url(
+                f"{self._scheme}://{self._path}",
+                client_options={"allow_http": True, "timeout": TIMEOUT, "connect_timeout": timedelta(seconds=5)},
+                retry_config=RETRY,
+            ),
+            self.url,
+        )
+
+    def read(self, key: str) -> bytes:
+        """See `Storage.read`."""
+        return self._repeated(key, lambda: bytes(self._obstore.get(self._store, key).bytes()))
+
+    def write(self, key: str, content: bytes) -> None:
+        """See `Storage.write`."""
+        self._repeated(key, lambda: self._obstore.put(self._store, key, content, use_multipart=False))
+
+    def create(self, key: str, content: bytes) -> bool:
+        """See `Storage.create`: a conditional write of the store."""
+
+        def put() -> bool:
+            try:
+                self._obstore.put(self._store, key, content, mode="create", use_multipart=False)
+            except self._obstore.exceptions.AlreadyExistsError:
+                return False
+            return True
+
+        return self._repeated(key, put)
+
+    def entries(self, prefix: str = "") -> Sequence[Entry]:
+        """See `Storage.entries`."""
+        # The client lists whole folders only.
+        folder = prefix.rpartition("/")[0]
+
+        def listed() -> list[Entry]:
+            chunks = self._obstore.list(self._store, folder or None)
+            return [_entry(meta) for chunk in chunks for meta in chunk if meta["path"].startswith(prefix)]
+
+        return sorted(self._repeated(folder, listed, check=False), key=lambda entry: entry.key)
+
+    def entry(self, key: str) -> Entry | None:
+        """See `Storage.entry`."""
+
+        def head() -> Entry | None:
+            try:
+                return _entry(self._obstore.head(self._store, key))
+            except (FileNotFoundError, self._obstore.exceptions.NotFoundError):
+                return None
+
+        return self._repeated(key, head)
+
+    def list(self, prefix: str = "") -> Sequence[str]:
+        """See `Storage.list`."""
+        return [entry.key for entry in self.entries(prefix)]
+
+    def delete(self, key: str) -> None:
+        """See `Storage.delete`."""
+
+        def remove() -> None:
+            with suppress(FileNotFoundError, self._obstore.exceptions.NotFoundError):
+                self._obstore.delete(self._store, key)
+
+        self._repeated(key, remove)
+
+    def upload(self, file: Path, key: str) -> None:
+        """See `Storage.upload`: in parts; the file is there when the last one has arrived."""
+        self._repeated(key, lambda: self._obstore.put(self._store, key, file))
+
+    def download(self, key: str, file: Path) -> None:
+        """See `Storage.download`: in parts of one version of the file."""
+        self._repeated(key, lambda: self._download(key, file))
+
+    def filesystem(self) -> tuple[Any, str]:
+        """See `Storage.filesystem`."""
+        from pyarrow.fs import GcsFileSystem, S3FileSystem
+
+        if self._scheme == "gs":
+            return _quiet(GcsFileSystem, self.url), self._path
+        options = {
+            "endpoint_override": os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
+            "region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
+            "anonymous": os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true"),
+            "connect_timeout": 5.0,
+            "request_timeout": TIMEOUT.total_seconds(),
+        }
+        return _quiet(lambda: S3FileSystem(**{k: v for k, v in options.items() if v}), self.url), self._path
+
+    def _download(self, key: str, file: Path) -> None:
+        meta = self._obstore.head(self._store, key)
+        with file.open("wb") as out:
+            for start in range(0, meta["size"], CHUNK):
+                # All parts are of one version.
+                options = {"range": (start, min(start + CHUNK, meta["size"])), "if_match": meta["e_tag"] or None}
+                out.write(self._obstore.get(self._store, key, options=options).bytes())
+
+    def _repeated(self, key: str, act: Callable[[], T], check: bool = True) -> T:
+        """Returns what a request gives, which is repeated after a failure.
+
+        Raises:
+            FileNotFoundError, PermissionError, OSError: with one line.
+        """
+        if check:
+            check_key(key)
+        for number in range(TRIES):
+            try:
+                return _quiet(act, f"{self.url}/{key}")
+            except OSError as error:
+                last = 1 if isinstance(error, FileNotFoundError) else TRIES - 1
+                if isinstance(error, PermissionError) or number == last:
+                    raise
+                time.sleep(PAUSE * 2**number)
+        raise AssertionError
+
+
+def _entry(meta: Any) -> Entry:
+    return Entry(key=meta["path"], size=meta["size"], version=str(meta["e_tag"] or meta["last_modified"]))
+
+
+def _quiet(act: Callable[[], T], name: str) -> T:
+    """Calls a client whose errors may be long and may repeat headers or keys, and raises an OSError with one line instead."""
+    try:
+        return act()
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, "there is no such file or bucket", name) from None
+    except Exception as error:
+        kind, text = type(error).__name__, str(error)
+        if kind == "NotFoundError":
+            raise FileNotFoundError(errno.ENOENT, "there is no such file or bucket", name) from None
+        if kind in ("PermissionDeniedError", "UnauthenticatedError") or isinstance(error, PermissionError):
+            raise PermissionError(errno.EACCES, f"the store refuses it: {summary(text)}", name) from None
+        raise OSError(errno.EIO, summary(text), name) from None
+
+
+def summary(text: str) -> str:
+    """The part of a client's error that is safe to show: status and code of the store, or the client's first line."""
+    status = re.search(r"status code: (\d+[\w ]*)", text)
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    if status or code:
+        return ", ".join(found[1].strip() for found in (status, code) if found)
+    first = text.partition("\n")[0].partition("<")[0]
+    return one_line(re.sub(r"\?\S*", "", first))[:MOST_TEXT]
