@@ -25,7 +25,7 @@ from cggm_ray.core.errors import CggmError, StoppedError, UsageError
 from cggm_ray.core.registry import nearest
 from cggm_ray.engine.configuration import Config, default_networks, default_strategies
 from cggm_ray.engine.own_code import check_not_importing, import_file
-from cggm_ray.engine.presets import SEARCHED, with_preset
+from cggm_ray.engine.presets import QUICK_NETWORK, RELEASED, SEARCHED, sizes_among, with_preset
 from cggm_ray.models.registry import NETWORKS
 from cggm_ray.models.settings import ModelConfig
 from cggm_ray.strategies.registry import STRATEGIES
@@ -79,7 +79,10 @@ def _run(recipe: Config, argv: Sequence[str] | None, description: str | None) ->
     command = parse(recipe, sys.argv[1:] if argv is None else argv, description)
     if command.dry_run:
         print(yaml.safe_dump(command.config.to_dict(), sort_keys=False), end="")
-    elif command.tune is not None:
+        return
+    for remark in command.remarks:
+        print(remark, flush=True)
+    if command.tune is not None:
         # Pictures and statistics are imported where they are wanted: they take longer than the rest.
         from cggm_ray.commands.tune import sweep
 
@@ -106,6 +109,7 @@ class Command:
         tune: file of a search.
         seeds, strategies: of a comparison; empty where the flag was not given.
         fixed: fields that flags set, which the search of a preset does not change.
+        remarks: what else follows from the settings, a line each, to be printed before a run.
     """
 
     config: Config
@@ -114,6 +118,7 @@ class Command:
     seeds: tuple[int, ...] = ()
     strategies: tuple[str, ...] = ()
     fixed: frozenset[str] = frozenset()
+    remarks: tuple[str, ...] = ()
 
 
 def parse(recipe: Config, argv: Sequence[str], description: str | None = None) -> Command:
@@ -149,6 +154,7 @@ def parse(recipe: Config, argv: Sequence[str], description: str | None = None) -
         seeds=seeds,
         strategies=strategies,
         fixed=frozenset(config.names(given)),
+        remarks=_remarks(recipe, config, values, given),
     )
 
 
@@ -172,6 +178,17 @@ def _started_from(recipe: Config, *layers: Mapping[str, Any]) -> Config:
     # Checks the name as the field does.
     recipe = recipe.replace({"preset": name}, source="flag")
     return with_preset(recipe, recipe.train.preset, recipe.names(key for layer in layers for key in layer))
+
+
+def _remarks(recipe: Config, config: Config, *layers: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns a line that names the network, where a size is given that the preset's network does not have."""
+    sizes = sizes_among(recipe.names(key for layer in layers for key in layer))
+    if config.train.preset == RELEASED or not sizes or any(layer.get("network") for layer in layers):
+        return ()
+    return (
+        f"network: that of the dataset, because {sizes[0]} is a size of it; without {sizes[0]} the preset "
+        f"{config.train.preset} takes {QUICK_NETWORK}",
+    )
 
 
 def _without_sizes_of_others(recipe: Config, *layers: Mapping[str, Any]) -> Config:

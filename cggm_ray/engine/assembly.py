@@ -190,11 +190,15 @@ def check_network(config: Config, dataset: Dataset, manifest: Manifest, modaliti
     info = NETWORKS.get(name)
     if info.check is not None:
         info.check(network_plan(config, dataset, manifest, modalities))
-    if info.sized:
-        return
     for field, default in vars(ModelConfig()).items():
-        if field != "network" and getattr(config.model, field) != default:
+        if not info.sized and field != "network" and getattr(config.model, field) != default:
             raise UsageError(f"{field}: the network {name!r} has no such size; leave it out")
+    for other, options in config.networks.items():
+        for field, default in vars(type(options)()).items():
+            if other != name and getattr(options, field) != default:
+                raise UsageError(
+                    f"{field}: the network {name!r} has no such option; leave it out, or take --network {other}"
+                )
 
 
 def setting(config: Config, modalities: tuple[str, ...]) -> dict[str, Any]:

@@ -46,7 +46,8 @@ def with_preset(config: Config, name: str, given: Collection[str] = ()) -> Confi
     Args:
         config: the recipe.
         name: of the preset.
-        given: fields that the user sets. A number of epochs takes the place of the preset's number of steps.
+        given: fields that the user sets. A number of epochs takes the place of the preset's number of steps, and a size
+            of the network keeps the network of the recipe, which has that size.
     """
     chosen = dataclasses.replace(config, train=dataclasses.replace(config.train, preset=name))
     if name == RELEASED:
@@ -56,4 +57,11 @@ def with_preset(config: Config, name: str, given: Collection[str] = ()) -> Confi
         values = {key: value for key, value in values.items() if key not in STEPS}
     elif "max_steps" in given:
         del values["min_steps"]
-    return dataclasses.replace(chosen, model=ModelConfig(network=QUICK_NETWORK)).replace(values)
+    if not sizes_among(given):
+        chosen = dataclasses.replace(chosen, model=ModelConfig(network=QUICK_NETWORK))
+    return chosen.replace(values)
+
+
+def sizes_among(given: Collection[str]) -> list[str]:
+    """Returns the fields of `ModelConfig` among those that the user sets, which a network such as `composed` has not."""
+    return [field.name for field in dataclasses.fields(ModelConfig) if field.name != "network" and field.name in given]

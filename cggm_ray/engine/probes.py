@@ -202,9 +202,9 @@ class ProbeRuntime:
             raise StoppedError("stopped before the first step; nothing was to be saved, the same command starts again")
         return Notice.NONE
 
-    def local_notice(self) -> Notice:
-        """Returns the notice of this worker only."""
-        return self._inner.local_notice()
+    def stop_requested(self) -> bool:
+        """Returns whether a stop was requested, as far as this worker knows."""
+        return self._inner.stop_requested()
 
 
 def _probe(training: Training, steps: int) -> Training:

@@ -74,8 +74,8 @@ class Runtime(Protocol):
         """
         ...
 
-    def local_notice(self) -> Notice:
-        """Returns the notice of this worker only, for work in which no other worker takes part."""
+    def stop_requested(self) -> bool:
+        """Returns whether a stop was requested, as far as this worker knows. A single worker may call it at any time."""
         ...
 
 
@@ -123,7 +123,11 @@ class GroupRuntime(ABC):
 
     @abstractmethod
     def local_notice(self) -> Notice:
-        """Returns the notice of this worker only."""
+        """Returns the notice of this worker only. All workers call it, as they call `notice`."""
+
+    @abstractmethod
+    def stop_requested(self) -> bool:
+        """Returns whether a stop was requested, as far as this worker knows. A single worker may call it at any time."""
 
     def reduce(self) -> Reduction:
         """Returns `all_reduce`, or the identity in a single process."""
@@ -191,6 +195,10 @@ class LocalRuntime(GroupRuntime):
     def local_notice(self) -> Notice:
         """Returns the notice of this process only."""
         return self.stop_request.notice()
+
+    def stop_requested(self) -> bool:
+        """Returns whether this process was told to stop."""
+        return self.stop_request.notice() is Notice.STOP
 
     def close(self) -> None:
         """Leaves the process group, whose threads end here.

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from cggm_ray.core.errors import one_line
 from cggm_ray.core.tables import listing, text_table
 from cggm_ray.engine.state import BEST, PREDICTIONS
-from cggm_ray.engine.stopping import Notice
 from cggm_ray.engine.tracking import METRICS, Console
 from cggm_ray.runs.contributions import write_contributions
 from cggm_ray.runs.ensembles import ENSEMBLE
@@ -69,7 +68,7 @@ def draw_pictures(training: Training) -> None:
     try:
         for path in pictures:
             folder = path.parent
-            if training.runtime.local_notice() is Notice.STOP:
+            if training.runtime.stop_requested():
                 break
     # Another library draws them, even from a user's own dataset, and the run is finished and valid.
     except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -176,3 +177,39 @@ def test_a_run_uses_every_field(small_pickle: Path, tmp_path: Path, monkeypatch:
     for schedule in ("plateau", "cosine"):
         assert main(Config(), [*flags, "--name", schedule, "--schedule", schedule]) == 0
     assert set().union(*fields.values()) - used == READ_ELSEWHERE
+
+
+@pytest.mark.parametrize(
+    ("flags", "network", "told"),
+    [
+        ([], "composed", False),
+        (["--nlevels", "3"], None, True),
+        (["--network", "sequence", "--nlevels", "3"], "sequence", False),
+        (["--preset", "released", "--nlevels", "3"], None, False),
+    ],
+)
+def test_a_size_keeps_the_network_that_has_it(flags: list[str], network: str | None, told: bool) -> None:
+    recipe = runpy.run_path(str(Path(__file__).parents[2] / "pipelines" / "features.py"))["RECIPE"]
+    command = parse(recipe, flags)
+    assert command.config.model.network == network
+    assert bool(command.remarks) == told
+    assert all("nlevels" in remark and "composed" in remark for remark in command.remarks)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (
+            ["--fusion", "gated"],
+            "fusion: the network 'sequence' has no such option; leave it out, or take --network composed",
+        ),
+        (["--network", "composed", "--nlevels", "3"], "nlevels: the network 'composed' has no such size"),
+    ],
+)
+def test_what_belongs_to_another_network_is_refused(
+    small_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], expected: str
+) -> None:
+    argv = ["--local", "--data_path", str(small_pickle), "--storage_path", str(tmp_path), "--name", "run", *flags]
+    assert main(Config(), argv) == 2
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -43,7 +43,12 @@ class RayRuntime(GroupRuntime):
 
         While a node is about to be removed, every check returns SAVE; Ray Train starts the workers again afterwards.
         """
+        # Ray Train makes this a broadcast: it returns when every worker has called it.
         preempted = ray.train.get_preemption_info() is not None
-        if self.rank == 0 and self._stop.exists():
+        if self.rank == 0 and self.stop_requested():
             return Notice.STOP
         return Notice.SAVE if preempted else Notice.NONE
+
+    def stop_requested(self) -> bool:
+        """Returns whether the driver has asked the run to stop."""
+        return self._stop.exists()
