@@ -3,10 +3,14 @@
     python benchmarks/science/feature_sets.py --out sets
     python benchmarks/science/simple_models.py --sets sets
     python benchmarks/science/presets.py --sets sets --seeds 5
+    python benchmarks/science/presets.py --sets sets --seeds 5 --preset good --minutes 3
+    python benchmarks/science/presets.py --sets sets --preset best --minutes 3
 
-Every run is selected on validation and tested once, without Ray. The bar of a set is the better of `linear` and `mlp` of
-simple_models.py, both on flattened sequences where they were computed. The tolerance of a set is .005 of accuracy, .01 of the
-mean absolute error, and for diabetes .01 of the target's standard deviation. A finished run in the storage is not repeated.
+`quick` and `released` are a run a seed, without Ray. `good` is one search for a set, whose configuration is then run with every
+seed, and `best` one ensemble for a set, which has seeds of its own; both run on Ray. Every run is selected on validation and
+tested once. The bar of a set is the better of `linear` and `mlp` of simple_models.py, both on flattened sequences where they were
+computed. The tolerance of a set is .005 of accuracy, .01 of the mean absolute error, and for diabetes .01 of the target's standard
+deviation. What is finished in the storage is not repeated. Other flags are those of the pipelines.
 """
 
 from __future__ import annotations
@@ -23,29 +27,44 @@ from feature_sets import FeatureSet, read_index
 from real_sets import PIPELINES
 
 from cggm_ray.core.tables import text_table
+from cggm_ray.engine.presets import BEST, GOOD
+from cggm_ray.engine.settings import PRESET_NAMES
 from cggm_ray.runs.result import SUMMARY, read_summary
+from cggm_ray.studies.store import TRIALS
 
 LAYOUTS = ("flattened", "mean and max")
 """Layouts of sequences, the yardstick's own first."""
 
 
-def metric_of(name: str, entry: FeatureSet, preset: str, seed: int, storage: Path, flags: Sequence[str]) -> float:
-    """Returns the test metric of a run, which is trained unless it is there.
+def metrics_of(
+    name: str, entry: FeatureSet, preset: str, seeds: int, storage: Path, flags: Sequence[str]
+) -> list[float]:
+    """Returns the test metric of every run of a set, which are trained unless they are there.
 
     Args:
         name: of the set.
         entry: the set.
-        preset: of the run.
-        seed: of the run.
+        preset: of the runs.
+        seeds: number of runs; an ensemble is one.
         storage: folder of the runs.
         flags: further ones.
     """
-    name = f"{name}-{preset}-{seed}"
-    if not (storage / name / SUMMARY).exists():
-        kept = ["--local", "--storage_path", str(storage), "--name", name, "--report", "false", "--seed", str(seed)]
-        command = [sys.executable, str(PIPELINES / entry.pipeline), *entry.command, "--preset", preset, *kept, *flags]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return read_summary(storage / name).test[entry.metric]
+    given = ["--preset", preset, "--report", "false", *flags]
+    several = ["--seeds", ",".join(map(str, range(seeds)))]
+    # The name of each command's folder, its own flags, and the runs that it leaves there.
+    commands: dict[str, tuple[list[str], list[str]]] = {
+        GOOD: {f"{name}-{preset}": (several, [f"{TRIALS}/*-seed-{seed}" for seed in range(seeds)])},
+        BEST: {f"{name}-{preset}": ([], ["."])},
+    }.get(preset) or {f"{name}-{preset}-{seed}": (["--local", "--seed", str(seed)], ["."]) for seed in range(seeds)}
+    values = []
+    for folder, (own, runs) in commands.items():
+        if not all(any(storage.glob(f"{folder}/{run}/{SUMMARY}")) for run in runs):
+            place = ["--storage_path", str(storage), "--name", folder]
+            command = [sys.executable, str(PIPELINES / entry.pipeline), *entry.command, *place, *given, *own]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        summaries = [path for run in runs for path in storage.glob(f"{folder}/{run}/{SUMMARY}")]
+        values += [read_summary(path.parent).test[entry.metric] for path in summaries]
+    return values
 
 
 def bar(entry: FeatureSet, simple: Mapping[str, Sequence[float]]) -> float:
@@ -73,7 +92,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="of sets; default all of the index")
     parser.add_argument("--sets", type=Path, required=True, help="folder that feature_sets.py filled")
     parser.add_argument("--storage_path", type=Path, help="for the runs [SETS/presets]")
-    parser.add_argument("--preset", default="quick", choices=("quick", "released"))
+    parser.add_argument("--preset", default="quick", choices=PRESET_NAMES)
     parser.add_argument("--seeds", type=int, default=5)
     arguments, flags = parser.parse_known_args()
     index = read_index(arguments.sets)
@@ -81,8 +100,7 @@ def main() -> None:
     storage = (arguments.storage_path or arguments.sets / "presets").absolute()
     rows = []
     for name in arguments.names or index:
-        seeds = range(arguments.seeds)
-        values = [metric_of(name, index[name], arguments.preset, seed, storage, flags) for seed in seeds]
+        values = metrics_of(name, index[name], arguments.preset, arguments.seeds, storage, flags)
         rows.append(row(name, index[name], values, simple[name]))
         print(*rows[-1], flush=True)
     print(text_table(rows, ["set", f"{arguments.preset}, test", "better simple model", "reached"], markdown=True))

@@ -1,7 +1,7 @@
 """The command line of a pipeline.
 
 The flags are made from the configuration. A command line starts a run; with --tune it starts a search, with --seeds or
---compare several runs and a table over them, and with --preset good or best a search and a run of its best configuration.
+--compare several runs and a table over them, and with --preset good or best a search and what it leads to.
 
 Order of precedence: the pipeline's recipe, then `--config file.yaml`, then flags.
 """

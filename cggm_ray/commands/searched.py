@@ -1,12 +1,14 @@
-"""The presets that stand for a search: `good` trains the best configuration of a search around `quick`.
+"""The presets that stand for a search: `good` trains the configuration that a search finds, `best` an ensemble around it.
 
 The folder of such a run has
 
-    search/                    the search, see `cggm_ray.commands.tune`; no trial sees the test split
-    everything else            of a run with the best configuration, which is trained in full and tested once
+    search/                    the search, see `cggm_ray.commands.tune`
+    choice/                    the runs with other seeds that decide among its best trials, and `choice.json`
+    everything else            good: of a run with the chosen configuration, which is trained in full and tested once
+                               best: of the ensemble, see `cggm_ray.commands.ensembled`
 
-The time of the search is that of --minutes. A search that was killed goes on with its trials and has that time again; one that
-is over is not repeated.
+The search has two thirds of --minutes and the choice one third; neither sees the test split. What was killed goes on with what
+is not over, and has its time again; what is over is not repeated.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from cggm_ray.commands.choosing import choose
 from cggm_ray.commands.compare import compare
+from cggm_ray.commands.ensembled import train_ensemble
 from cggm_ray.commands.train import run
-from cggm_ray.commands.tune import Plan, Searched, conclude, leaders, plan_search, search_trials, trials_of
+from cggm_ray.commands.tune import Plan, conclude, leaders, plan_search, search_trials, trials_of
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.tables import listing
 from cggm_ray.data.shards.opening import open_manifest
@@ -26,17 +30,23 @@ from cggm_ray.engine.assembly import build_dataset, input_kinds
 from cggm_ray.engine.budget import planned_epochs
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.presets import BEST, GOOD, QUICK
+from cggm_ray.engine.tracking import METRICS
 from cggm_ray.models.standardise import AUTO, ON
 from cggm_ray.runs.ending import CONFIG
+from cggm_ray.runs.ensembles import ENSEMBLE
 from cggm_ray.runs.folder import named, sole_owner, start_over
 from cggm_ray.runs.result import SUMMARY
 from cggm_ray.runs.search_record import SEARCH
 from cggm_ray.studies.around import search_around
+from cggm_ray.studies.choice import CHOICE, FOLDER, Candidate
 from cggm_ray.studies.space import make_search
+from cggm_ray.studies.store import TRIALS
 from cggm_ray.tasks import Classification
 
-KEPT = 5
-"""Trials whose checkpoints are kept."""
+SEARCH_SHARE = 2 / 3
+"""Share of --minutes that the search has; the choice has the others."""
+KEPT = 0
+"""Trials of the search whose checkpoints are kept."""
 
 
 def train_searched(
@@ -54,25 +64,29 @@ def train_searched(
         UsageError: the search cannot be run; nothing was started.
         TrainingError: no trial came to an end.
     """
+    several = bool(strategies or seeds)
+    if config.train.preset == BEST and several:
+        raise UsageError(
+            f"preset: {BEST} trains an ensemble over seeds of its own; leave out --seeds and --compare, or take --preset {GOOD}"
+        )
+    config, plan, candidates = searched(config, fixed)
     if config.train.preset == BEST:
-        # Its ensemble is not built; a search alone would not be what the name says.
-        raise UsageError(f"preset: {BEST} cannot be run yet; take --preset {GOOD}, with --seeds for several runs")
-    chosen, _, _ = searched(config, fixed)
-    if strategies or seeds:
-        compare(chosen, strategies, seeds)
+        train_ensemble(_quick(config), plan, candidates)
+    elif several:
+        compare(_quick(config), strategies, seeds)
     else:
-        run(chosen)
+        run(_quick(config))
 
 
-def searched(config: Config, fixed: Collection[str] = ()) -> tuple[Config, Plan, Searched]:
-    """Runs the search of a preset, unless it is over already.
+def searched(config: Config, fixed: Collection[str] = ()) -> tuple[Config, Plan, Sequence[Candidate]]:
+    """Runs the search of a preset and the choice among its best trials, as far as they are not over already.
 
     Args:
         config: where the search starts.
         fixed: fields that the search does not change.
 
     Returns:
-        The configuration of the best trial, in the folder of the run, and the search.
+        The chosen configuration, in the folder of the run; the search; and the candidates of the choice.
 
     Raises:
         UsageError: the search cannot be run; nothing was started.
@@ -85,12 +99,11 @@ def searched(config: Config, fixed: Collection[str] = ()) -> tuple[Config, Plan,
     if build_dataset(config).folds():
         raise UsageError(f"preset: {preset}: this configuration stands for several folds; choose one")
     folder = config.run.storage / str(config.run.name)
-    if not config.run.fresh and (folder / CONFIG).exists() and not (folder / SEARCH).exists():
-        raise UsageError(f"{folder} holds a run without a search; choose another --name, or --fresh to start over")
+    check_folder(config, folder)
     plan = plan_preset(config, folder, fixed)
     with sole_owner(folder):
         start_over(config, folder)
-        plan = dataclasses.replace(plan, base=_not_fresh(plan.base))
+        config, plan = _not_fresh(config), dataclasses.replace(plan, base=_not_fresh(plan.base))
         if (plan.folder / SUMMARY).exists():
             print(f"the search in {plan.folder} is over")
             done = trials_of(plan)
@@ -98,8 +111,29 @@ def searched(config: Config, fixed: Collection[str] = ()) -> tuple[Config, Plan,
             done = search_trials(plan)
             conclude(plan, done)
         print(leaders(plan, done.order))
-        print(listing({"search": plan.folder}), flush=True)
-    return _chosen(_not_fresh(config), done), plan, done
+        choice = choose(plan, done, folder / FOLDER, (1 - SEARCH_SHARE) * config.train.minutes)
+        print(listing({"search": plan.folder, "choice": folder / FOLDER / CHOICE}), flush=True)
+    chosen = config.replace({"standardise": plan.base.inputs.standardise, **choice.values})
+    return chosen, plan, choice.candidates
+
+
+def check_folder(config: Config, folder: Path) -> None:
+    """Refuses a folder that holds something else than the preset leaves there.
+
+    Raises:
+        UsageError: says what it holds.
+    """
+    if config.run.fresh or not folder.exists():
+        return
+    found = None
+    if (folder / CONFIG).exists() and not (folder / SEARCH).exists():
+        found = "a run without a search"
+    elif config.train.preset == GOOD and (folder / ENSEMBLE).exists():
+        found = f"an ensemble of preset {BEST}"
+    elif config.train.preset == BEST and ((folder / METRICS).exists() or (folder / TRIALS).exists()):
+        found = f"what preset {GOOD} trained"
+    if found is not None:
+        raise UsageError(f"{folder} holds {found}; choose another --name, or --fresh to start over")
 
 
 def plan_preset(config: Config, folder: Path, fixed: Collection[str]) -> Plan:
@@ -119,12 +153,18 @@ def plan_preset(config: Config, folder: Path, fixed: Collection[str]) -> Plan:
     shards = prepare_on_ray(base)
     manifest = open_manifest(shards)
     epochs = planned_epochs(base.train, manifest.rows("train"), base.run.max_workers)
-    classes = isinstance(build_dataset(base, manifest.dataset).task(manifest), Classification)
-    content = search_around(base, input_kinds(base, manifest), epochs, base.train.minutes, classes=classes, fixed=fixed)
+    task = build_dataset(base, manifest.dataset).task(manifest)
+    if task.dense and config.train.preset == BEST:
+        raise UsageError(
+            f"preset: {BEST} averages predictions of samples, and this task predicts maps; take --preset {GOOD}"
+        )
+    classes = isinstance(task, Classification)
+    minutes = SEARCH_SHARE * base.train.minutes
+    content = search_around(base, input_kinds(base, manifest), epochs, minutes, classes=classes, fixed=fixed)
     if not content["space"]:
         raise UsageError(f"{source}: all fields that it searches are given by flags; take --preset {QUICK}")
     plan = plan_search(base, make_search(content, base, source), source)
-    return dataclasses.replace(plan, minutes=base.train.minutes, kept=KEPT)
+    return dataclasses.replace(plan, minutes=minutes, kept=KEPT)
 
 
 def _base(config: Config, folder: Path, fixed: Collection[str]) -> Config:
@@ -140,12 +180,6 @@ def _base(config: Config, folder: Path, fixed: Collection[str]) -> Config:
         strategies={name: part.with_whole_paths(config.run.storage) for name, part in config.strategies.items()},
         run=dataclasses.replace(config.run, storage_path=str(folder), name=SEARCH),
     )
-
-
-def _chosen(config: Config, done: Searched) -> Config:
-    """Returns the configuration of the best trial, in the folder of the run."""
-    values = done.best.record.values
-    return _quick(config).replace({"standardise": done.study.base.inputs.standardise, **values})
 
 
 def _quick(config: Config) -> Config:

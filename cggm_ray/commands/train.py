@@ -140,11 +140,19 @@ def check_finite(result: Result) -> None:
             f"{result.folder}: the validation loss after epoch {last['epoch']:.0f}, the last one, was not finite: training "
             f"diverged; the table is of epoch {result.best_epoch}"
         )
+    check_losses(result, f"the best epoch, {result.best_epoch},")
+
+
+def check_losses(result: Result, what: str) -> None:
+    """Raises NonFiniteError if the loss on validation or test is not finite.
+
+    Args:
+        result: of a run or an ensemble.
+        what: was evaluated.
+    """
     for name, record in (("valid", result.valid), ("test", result.test)):
         if not math.isfinite(record["loss"]):
-            raise NonFiniteError(
-                f"{result.folder}: the {name} loss of the best epoch, {result.best_epoch}, is not finite"
-            )
+            raise NonFiniteError(f"{result.folder}: the {name} loss of {what} is not finite")
 
 
 def run_locally(config: Config, folder: Path, stop_request: StopRequest) -> Result | None:

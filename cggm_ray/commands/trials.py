@@ -35,7 +35,7 @@ def run_trials(
     if config.run.local:
         _run_here(trials, until)
     elif not until():
-        _run_on_ray(config, folder, trials)
+        run_on_ray(config, folder, trials)
 
 
 def _run_here(trials: Sequence[Trial], until: Callable[[], bool]) -> None:
@@ -62,8 +62,18 @@ def _run_here(trials: Sequence[Trial], until: Callable[[], bool]) -> None:
             ended(trial, FAILED, str(error))
 
 
-def _run_on_ray(config: Config, folder: Path, trials: Sequence[Trial]) -> None:
-    """Runs as many trials at once as the cluster can hold."""
+def run_on_ray(
+    config: Config, folder: Path, trials: Sequence[Trial], *, test: bool = True, minutes: float | None = None
+) -> None:
+    """Runs as many trials at once as the cluster can hold.
+
+    Args:
+        config: of the study.
+        folder: of the study.
+        trials: that are numbered as they stand.
+        test: whether each one tests its best checkpoint.
+        minutes: after which those that run are stopped, and the others wait; None for no limit.
+    """
     from cggm_ray.distributed.tune.trial import Study
     from cggm_ray.distributed.tune.tune import run_trials as run_on_tune
 
@@ -74,6 +84,7 @@ def _run_on_ray(config: Config, folder: Path, trials: Sequence[Trial]) -> None:
         trials=tuple(trials),
         own=entries(config),
         resources=Resources(cpu=config.run.cpus_per_worker or 1, gpu=1.0 if config.run.use_gpu else 0.0),
-        test=True,
+        test=test,
+        minutes=minutes,
     )
     run_on_tune(study, None, "min")

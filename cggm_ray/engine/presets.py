@@ -2,7 +2,7 @@
 
 `released` is the recipe of the pipeline as it stands. `quick` works on most features without any choice by the user: inputs
 standardised, a network by the shape of the samples, and a number of optimizer steps that fits the size of the set. `good` and
-`best` search around `quick`.
+`best` search around `quick`: one trains what a search and several seeds found, the other an ensemble of those runs.
 """
 
 from __future__ import annotations

@@ -21,9 +21,13 @@ class TrainConfig:
     preset: str = option(
         "released",
         "what the other settings start from: released (the recipe of the pipeline), quick (works on most features), good "
-        "(a search of --minutes around quick); best (with an ensemble) cannot be run yet",
+        "(quick, or what a search of --minutes and several seeds find better), best (an ensemble of those runs)",
     )
-    minutes: float = option(10.0, "time of the search of the preset good", resume=True)
+    minutes: float = option(
+        10.0,
+        "time of the presets good and best: two thirds for the search, one third for the choice among its best trials",
+        resume=True,
+    )
     batch_size: int = option(64, "samples per optimizer step, over all workers; 0 chooses it by the size of the set")
     num_epochs: int = option(30, "passes over the training split", resume=True)
     min_steps: int | None = option(None, "optimizer steps that a run has at least, with more passes if necessary")

@@ -61,6 +61,11 @@ def text(value: object) -> str:
     return "-" if value is None else str(value)
 
 
+def plain(value: object) -> object:
+    """Returns a value that a cell can show: itself, or its text."""
+    return value if isinstance(value, str | int | float | bool | list | None) else str(value)
+
+
 def quantity(value: object) -> bool:
     """Whether a cell is aligned as a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)

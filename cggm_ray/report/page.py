@@ -9,11 +9,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from cggm_ray.core.errors import StorageError, UsageError
-from cggm_ray.report import figures, html, outcome
+from cggm_ray.report import figures, html, outcome, tried
 from cggm_ray.report.run_record import RunRecord, flat, part, read_run_record, with_contributions
 from cggm_ray.runs.contributions import Contributions
-from cggm_ray.runs.ensembles import Ensemble
-from cggm_ray.runs.search_record import SearchRecord
 from cggm_ray.storage.files import write_bytes
 from cggm_ray.studies.headroom import Headroom
 
@@ -124,8 +122,8 @@ def _run(run: RunRecord, drawn: dict[str, bytes]) -> dict[str, Any]:
         "epochs": len(run.lines),
         "planned": run.planned,
         "notes": run.notes,
-        "search": _search(run.search) if run.search else None,
-        "ensemble": _ensemble(run.ensemble) if run.ensemble else None,
+        "search": tried.searched(run.search, run.choice) if run.search else None,
+        "ensemble": tried.ensemble(run.ensemble) if run.ensemble else None,
         "training": _training(run, drawn) if run.lines else None,
         "contributions": _contributions(run.label, run.contributions, drawn) if run.contributions else None,
         "headroom": _headroom(run.headroom) if run.headroom else None,
@@ -133,51 +131,6 @@ def _run(run: RunRecord, drawn: dict[str, bytes]) -> dict[str, Any]:
         if drawing
         else None,
     }
-
-
-def _search(found: SearchRecord) -> dict[str, Any]:
-    """What the search before a run tried, and what it chose."""
-    count = sum(found.trials.values())
-    statuses = ", ".join(f"{number} {status}" for status, number in found.trials.items())
-    limit = "" if found.minutes is None else f", in at most {found.minutes:g} minutes"
-    first = "no value" if found.first_value is None else f"{found.first_value:.4f}"
-    text = (
-        f"This configuration is the best of {count} trials of a search ({statuses}){limit}. Best validation {found.metric}: "
-        f"{first} of the first trial, which has the values that the search started from, and {found.value:.4f} of the best "
-        "one. No trial saw the test split."
-    )
-    rows: list[list[object]] = []
-    for key, described in found.space.items():
-        ((kind, values),) = ((kind, values) for kind, values in described.items() if kind != "when")
-        tried = (
-            " to ".join(map(str, values))
-            if "uniform" in kind
-            else "; ".join(str(value) or "default" for value in values)
-        )
-        rows.append([key, tried, *(_searched_value(values.get(key)) for values in (found.first_values, found.values))])
-    head = ["field", "tried", "first trial", "best trial"]
-    return {"text": text, "table": html.Table(caption="What the search varied", head=head, rows=rows)}
-
-
-def _ensemble(found: Ensemble) -> dict[str, Any]:
-    """The members of an ensemble, and how the selection went."""
-    text = (
-        f"What is tested is the mean of {len(found.members)} of {len(found.candidates)} runs, each counted as often as the "
-        f"greedy selection added it. In every round the run is added with which validation {found.metric} of the mean is best; "
-        f"the round with the best mean is the last. {found.steps[0]['value']:.4f} of the best single run became "
-        f"{found.steps[-1]['value']:.4f}. The members are runs in folders below that of the ensemble."
-    )
-    rows: list[list[object]] = [
-        [name, value, found.members.get(name, 0), *(step["value"] for step in found.steps if step["run"] == name)]
-        for name, value in found.candidates.items()
-    ]
-    rows = [[*row[:3], ", ".join(f"{value:.4f}" for value in row[3:])] for row in rows]
-    head = ["run", f"validation {found.metric}", "count", "of the mean after each time that it was added"]
-    return {"text": text, "table": html.Table(caption="Candidates of the ensemble", head=head, rows=rows)}
-
-
-def _searched_value(value: object) -> object:
-    return "default" if value == "" else _plain(value)
 
 
 def _contributions(label: str, found: Contributions, drawn: dict[str, bytes]) -> dict[str, Any]:
@@ -245,7 +198,7 @@ def _configuration(runs: Sequence[RunRecord]) -> html.Table:
     return html.Table(
         caption=f"Fields of the configuration; {sum(differing)} of {len(keys)} differ {what}",
         head=["field", "default", *(run.label for run in runs)],
-        rows=[[key, *(_plain(each.get(key)) for each in values)] for key in keys],
+        rows=[[key, *(html.plain(each.get(key)) for each in values)] for key in keys],
         marked=differing,
         name="configuration",
     )
@@ -255,19 +208,15 @@ def _versions(runs: Sequence[RunRecord]) -> html.Table:
     """What made the last start of every run."""
     last = [run.provenance[-1] if run.provenance else {} for run in runs]
     packages = list(dict.fromkeys(name for entry in last for name in part(entry, "versions")))
-    rows: list[list[object]] = [[name, *(_plain(part(e, "versions").get(name)) for e in last)] for name in packages]
+    rows: list[list[object]] = [[name, *(html.plain(part(e, "versions").get(name)) for e in last)] for name in packages]
     plain = ("time", "device", "workers", "threads", "seed", "deterministic")
-    rows += [[key, *(_plain(entry.get(key)) for entry in last)] for key in plain]
-    rows.append(["commit", *(_plain(part(entry, "git").get("commit")) for entry in last)])
-    rows.append(["files changed since", *(_plain(part(entry, "git").get("changed")) for entry in last)])
-    rows.append(["set", *(_plain(part(entry, "data").get("set")) for entry in last)])
+    rows += [[key, *(html.plain(entry.get(key)) for entry in last)] for key in plain]
+    rows.append(["commit", *(html.plain(part(entry, "git").get("commit")) for entry in last)])
+    rows.append(["files changed since", *(html.plain(part(entry, "git").get("changed")) for entry in last)])
+    rows.append(["set", *(html.plain(part(entry, "data").get("set")) for entry in last)])
     rows.append(["starts", *(len(run.provenance) for run in runs)])
     head = ["", *(run.label for run in runs)]
     return html.Table(caption="Versions and surroundings of the last start", head=head, rows=rows)
-
-
-def _plain(value: object) -> object:
-    return value if isinstance(value, str | int | float | bool | list | None) else str(value)
 
 
 def _draw(

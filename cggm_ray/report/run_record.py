@@ -27,6 +27,8 @@ from cggm_ray.runs.provenance import read_provenance
 from cggm_ray.runs.recorded import recorded_epochs, recorded_manifest
 from cggm_ray.runs.result import SUMMARY, Result
 from cggm_ray.runs.search_record import SearchRecord, read_search_record
+from cggm_ray.studies.choice import FOLDER as CHOICE
+from cggm_ray.studies.choice import Choice, read_choice
 from cggm_ray.studies.headroom import HEADROOM, Headroom
 
 STUDY = "trials"
@@ -46,6 +48,7 @@ class RunRecord:
         better: 'min' or 'max', the way it improves.
         planned: epochs of the run, if nothing stops it early.
         search: that led to the configuration; None where none did.
+        choice: among the best trials of the search; None where there was none.
         ensemble: whose result the folder has; None for a single run.
         result: None where the run is not finished.
         contributions: scores of the subsets of modalities; None where there are none.
@@ -65,6 +68,7 @@ class RunRecord:
     better: str = "min"
     planned: int | None = None
     search: SearchRecord | None = None
+    choice: Choice | None = None
     ensemble: Ensemble | None = None
     result: Result | None = None
     contributions: Contributions | None = None
@@ -130,6 +134,7 @@ def read_run_record(folder: Path, label: str | None = None) -> RunRecord:
         better=better,
         planned=recorded_epochs(folder) or config.train.num_epochs,
         search=read_search_record(folder),
+        choice=read_choice(folder / CHOICE),
         ensemble=ensemble,
         provenance=[entry for entry in read_provenance(folder) if isinstance(entry, dict)],
         pictures=tuple(sorted((folder / PICTURES).glob("*.png"))),

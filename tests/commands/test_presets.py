@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import runpy
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -18,6 +20,7 @@ from cggm_ray.commands.train import run as train
 from cggm_ray.core.errors import UsageError
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.tracking import read_metrics
+from cggm_ray.runs.result import read_summary
 
 RECIPE: Config = runpy.run_path(str(Path(__file__).parents[2] / "pipelines" / "features.py"))["RECIPE"]
 GOOD = ["--preset", "good", "--minutes", "60", "--lr", "0.003"]
@@ -65,7 +68,11 @@ def test_flags_are_fixed_and_values_of_a_file_are_not(tmp_path: Path) -> None:
         (["--preset", "good", "--local"], "preset: good searches on Ray; leave out --local"),
         (["--preset", "good", "--tune", "s.yaml"], "tune: given together with --preset good"),
         (["--preset", "good", "--minutes", "0"], "minutes: found 0"),
-        (["--preset", "best"], "preset: best cannot be run yet; take --preset good"),
+        (["--preset", "best", "--local"], "preset: best searches on Ray; leave out --local"),
+        (
+            ["--preset", "best", "--seeds", "1,2"],
+            "preset: best trains an ensemble over seeds of its own; leave out --seeds",
+        ),
     ],
 )
 def test_what_a_preset_refuses(
@@ -85,12 +92,14 @@ def good(raw: Path, tmp_path_factory: pytest.TempPathFactory, cluster: None) -> 
         # A bound on trials in place of time, so that a slow machine has as many.
         patch.setattr("cggm_ray.studies.around.FEWEST", 4)
         patch.setattr("cggm_ray.studies.around.MOST", 4)
+        patch.setattr("cggm_ray.studies.choice.LEADERS", 2)
+        patch.setattr("cggm_ray.studies.choice.SEEDS", 2)
         assert main(RECIPE, argv(raw, storage, *GOOD)) == 0
     return storage / "run"
 
 
 @pytest.mark.ray
-def test_good_trains_the_best_trial_again_and_tests_only_that(good: Path) -> None:
+def test_good_trains_what_was_chosen_and_tests_only_that(good: Path) -> None:
     search = json.loads((good / "search" / "summary.json").read_text())
     with (good / "search" / "trials.csv").open() as file:
         rows = {row["trial"]: row for row in csv.DictReader(file)}
@@ -100,28 +109,96 @@ def test_good_trains_the_best_trial_again_and_tests_only_that(good: Path) -> Non
     assert float(best["best_accuracy"]) == max(float(row["best_accuracy"] or 0) for row in rows.values())
     assert search["value"] >= search["first"]["value"]
     assert "lr" not in search["space"]
-    # No trial was tested, and the run has the configuration of the best one.
-    assert not list(good.glob("search/trials/*/summary.json"))
+    # Neither a trial nor a run of the choice was tested.
+    assert not [*good.glob("search/trials/*/summary.json"), *good.glob("choice/trials/*/summary.json")]
+    choice = json.loads((good / "choice" / "choice.json").read_text())
+    tried = [each["trial"] for each in choice["candidates"]]
+    assert tried[0] == "trial-000"
+    assert search["trial"] in tried
+    # The choice by hand, from the metrics of the runs; the seeds are not that of the search.
+    values = {
+        trial: [
+            max(line["valid/accuracy"] for line in read_metrics(run))
+            for run in sorted(good.glob(f"choice/trials/{trial}-*"))
+        ]
+        for trial in tried
+    }
+    assert choice["seeds"] == choice["compared"] == [667, 668]
+    assert {len(found) for found in values.values()} == {2}
+    assert choice["chosen"] == max(tried, key=lambda trial: np.mean(values[trial]))
+    # The run has the configuration that was chosen.
+    chosen = next(each for each in choice["candidates"] if each["trial"] == choice["chosen"])
     config = yaml.safe_load((good / "config.yaml").read_text())
     assert config["train"]["preset"] == "quick"
     assert config["optim"]["lr"] == 0.003
-    for key, value in search["values"].items():
+    for key, value in chosen["values"].items():
         found = next(section[key] for section in config.values() if key in section)
         assert (",".join(found) if isinstance(found, list) else found) == value
     assert json.loads((good / "summary.json").read_text())["test"]["accuracy"] > 1 / 3
-    # It is that trial to the last digit, for as long as that was trained.
-    trial = [line["valid/loss"] for line in read_metrics(good / "search" / "trials" / search["trial"])]
+    # It is the trial of the search to the last digit, for as long as that was trained.
+    trial = [line["valid/loss"] for line in read_metrics(good / "search" / "trials" / choice["chosen"])]
     assert [line["valid/loss"] for line in read_metrics(good)][: len(trial)] == trial
 
 
 @pytest.mark.ray
-def test_the_page_says_what_was_tried(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_says_what_was_tried(good: Path) -> None:
     page = (good / "report" / "report.html").read_text()
     search = json.loads((good / "search" / "summary.json").read_text())
+    choice = json.loads((good / "choice" / "choice.json").read_text())
     assert "What was tried" in page
-    assert f"the best of {sum(search['trials'].values())} trials" in page
+    assert f"A search of {sum(search['trials'].values())} trials" in page
     assert f"{search['first']['value']:.4f} of the first trial" in page
     assert f"{search['value']:.4f} of the best one" in page
+    words = (
+        f"{choice['chosen']} is chosen among {len(choice['candidates'])} configurations by the mean validation accuracy"
+    )
+    assert words in page
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_best_goes_on_with_a_search_and_leaves_an_ensemble(
+    raw: Path, good: Path, tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    for name in ("search", "choice"):
+        shutil.copytree(good / name, folder / name)
+    # As if the command had been killed before the last run of the choice.
+    choice = (folder / "choice" / "choice.json").read_text()
+    (folder / "choice" / "choice.json").unlink()
+    runs = sorted((folder / "choice" / "trials").iterdir())
+    shutil.rmtree(runs[-1])
+    before = {run.name: (run / "metrics.jsonl").read_text() for run in runs[:-1]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cggm_ray.studies.choice.LEADERS", 2)
+        patch.setattr("cggm_ray.studies.choice.SEEDS", 2)
+        flags = [*GOOD, "--preset", "best"]
+        assert main(RECIPE, argv(raw, tmp_path, *flags)) == 0
+    assert "is over" in capsys.readouterr().out
+    assert (folder / "choice" / "choice.json").read_text() == choice
+    # Every run was trained once and is a run of its own.
+    assert {run.name: (run / "metrics.jsonl").read_text() for run in runs[:-1]} == before
+    assert all((run / "summary.json").exists() for run in runs)
+    ensemble = json.loads((folder / "ensemble.json").read_text())
+    own = {f"choice/trials/{run.name}": read_summary(run).valid["accuracy"] for run in runs}
+    assert ensemble["candidates"] == pytest.approx(own)
+    result = read_summary(folder)
+    assert result.valid["accuracy"] == pytest.approx(ensemble["steps"][-1]["value"])
+    assert result.valid["accuracy"] >= max(own.values())
+    page = (folder / "report" / "report.html").read_text()
+    assert f"the mean of {len(ensemble['members'])} of {len(runs)} runs" in page
+    assert command(["verify", str(folder)]) == 0
+    new = ["--data_path", str(raw), "--split", "test", "--ray"]
+    assert command(["predict", str(folder), *new, "--out", str(tmp_path / "p.parquet")]) == 0
+    columns = [pq.read_table(path).to_pydict() for path in (tmp_path / "p.parquet", folder / "predictions.parquet")]
+    there, here = (dict(zip(found["id"], found["prediction"], strict=True)) for found in columns)
+    assert there.keys() == here.keys()
+    assert np.array(list(there.values())) == pytest.approx(np.array([here[name] for name in there]), abs=1e-5)
+    # Neither preset goes on in the folder of the other.
+    assert main(RECIPE, argv(raw, tmp_path, *GOOD)) == 2
+    assert "holds an ensemble of preset best" in capsys.readouterr().err
+    assert main(RECIPE, argv(raw, good.parent, *flags)) == 2
+    assert "holds what preset good trained" in capsys.readouterr().err
 
 
 @pytest.mark.ray
@@ -179,6 +256,9 @@ def test_time_ends_a_search(raw: Path, tmp_path: Path, cluster: None, capsys: py
         return
     search = json.loads((tmp_path / "run" / "search" / "summary.json").read_text())
     assert set(search["trials"]) <= {"stopped"}
+    choice = json.loads((tmp_path / "run" / "choice" / "choice.json").read_text())
+    assert choice["compared"] == []
+    assert choice["chosen"] in [each["trial"] for each in choice["candidates"]]
     assert "then (1,)" in shown.out
 
 

@@ -1,0 +1,35 @@
+"""Chooses among the best trials of a search by runs with other seeds, on Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cggm_ray.commands.trials import run_on_ray
+from cggm_ray.commands.tune import Plan, Searched
+from cggm_ray.studies.choice import Choice, candidates_of, choice_trials, decide, read_choice, seeds_of
+from cggm_ray.studies.store import outcomes
+
+
+def choose(plan: Plan, done: Searched, folder: Path, minutes: float) -> Choice:
+    """Trains the candidates of a choice and prints and records it, unless that is over already. No run is tested.
+
+    The caller owns the folder of the run.
+
+    Args:
+        plan: of the search.
+        done: the search.
+        folder: of the choice.
+        minutes: after which the runs that are not over take no part.
+    """
+    choice = read_choice(folder)
+    if choice is None:
+        candidates, seeds = candidates_of(done.found[0], done.order), seeds_of(plan.base)
+        trials = choice_trials(plan.base, folder, candidates, plan.shards)
+        print(f"{len(candidates)} configurations with {len(seeds)} seeds each, in {minutes:.3g} minutes", flush=True)
+        if len(candidates) > 1:
+            run_on_ray(plan.base, folder, trials, test=False, minutes=minutes)
+        choice = decide(plan.metric, plan.mode, candidates, seeds, outcomes(trials), minutes)
+        choice.save(folder)
+    print(choice.table())
+    print(choice.basis(), flush=True)
+    return choice

@@ -1,0 +1,48 @@
+"""Selects and tests an ensemble in a process of the cluster, with the resources of a trial."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import ray
+import torch
+
+from cggm_ray.core.errors import TrainingError
+from cggm_ray.distributed.cluster import connect, own_error
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.own_code import Entry, adopt, entries
+from cggm_ray.engine.tracking import following
+from cggm_ray.runs.result import Result
+from cggm_ray.studies.ensemble import assemble
+
+
+def assemble_on_ray(config: Config, folder: Path, runs: Mapping[str, Path], shards: Path, cpus: int) -> Result:
+    """Runs `assemble` on the cluster and prints what it says; the arguments are those of `assemble`.
+
+    Args:
+        config: of the ensemble.
+        folder: of the ensemble.
+        runs: the candidates.
+        shards: folder of their set.
+        cpus: CPUs and torch threads of the process.
+
+    Raises:
+        CggmError: the process's own error, or a TrainingError for what Ray reports.
+    """
+    connect()
+    remote = ray.remote(num_cpus=cpus, num_gpus=1 if config.run.use_gpu else 0)(_assemble)
+    try:
+        with following(folder):
+            result: Result = ray.get(remote.remote(entries(config), cpus, config, folder, dict(runs), shards))
+            return result
+    except Exception as error:
+        raise own_error(error) or TrainingError(f"{folder}: the ensemble failed: {error}") from error
+
+
+def _assemble(
+    own: tuple[Entry, ...], threads: int, config: Config, folder: Path, runs: Mapping[str, Path], shards: Path
+) -> Result:
+    adopt(own)
+    torch.set_num_threads(threads)
+    return assemble(folder, config, runs, shards)

@@ -1,0 +1,226 @@
+"""The choice among the best trials of a search, over several seeds.
+
+The best of many trials on one validation split is partly the luckiest one. So the leaders of a search, and the configuration
+that it started from, are trained again with seeds that the search did not use, and the best mean of validation is chosen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cggm_ray.core.errors import UsageError
+from cggm_ray.core.tables import text_table
+from cggm_ray.engine.configuration import Config
+from cggm_ray.storage.files import write_text
+from cggm_ray.studies.store import FAILED, FINISHED, Outcome, Trial, make_trial
+
+FOLDER = "choice"
+"""Folder of the runs inside that of the run that the search leads to."""
+CHOICE = "choice.json"
+LEADERS = 3
+"""Best trials of the search that are compared."""
+SEEDS = 3
+"""Runs of each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A configuration that may be chosen.
+
+    Attributes:
+        trial: of the search.
+        values: what the trial changes in the configuration that the search started from.
+        searched: its validation metric in the search; None where it had none.
+        runs: seed to the validation metric of its finished run.
+        error: why a run of it failed, which takes it out; None where none did.
+    """
+
+    trial: str
+    values: Mapping[str, Any]
+    searched: float | None
+    runs: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Content of `choice.json`.
+
+    Attributes:
+        metric, mode: the validation metric, and 'min' or 'max'.
+        minutes: that the runs were given; None for no limit.
+        seeds: of the runs, in their order.
+        candidates: the configuration that the search started from, then the best trials.
+        compared: seeds whose runs decided; empty where too few came to their end, so that the search decided.
+        chosen: trial of the chosen candidate.
+    """
+
+    metric: str
+    mode: str
+    minutes: float | None
+    seeds: Sequence[int]
+    candidates: Sequence[Candidate]
+    compared: Sequence[int]
+    chosen: str
+
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """What the chosen configuration changes."""
+        return next(each.values for each in self.candidates if each.trial == self.chosen)
+
+    def mean(self, candidate: Candidate) -> float | None:
+        """Returns the mean of a candidate that decided; None where it took no part."""
+        if candidate.error is not None or not self.compared or not {*self.compared} <= {*candidate.runs}:
+            return None
+        return statistics.fmean(candidate.runs[seed] for seed in self.compared)
+
+    def basis(self) -> str:
+        """Returns the sentence that says on what the choice was made."""
+        count = len(self.compared)
+        if not count:
+            return f"{self.chosen} is chosen by its value in the search, because too few runs with other seeds were finished"
+        others = sum(self.mean(each) is not None for each in self.candidates)
+        over = f"the mean validation {self.metric} over {count} seeds" if count > 1 else f"validation {self.metric}"
+        return f"{self.chosen} is chosen among {others} configurations by {over} that the search did not use"
+
+    def table(self) -> str:
+        """Returns a row for each candidate: its value in the search, of every seed, and the mean that decided."""
+        return text_table(self.rows(), ["", "in the search", *(f"seed {seed}" for seed in self.seeds), "mean", ""])
+
+    def rows(self) -> list[list[object]]:
+        """Returns the cells of the table."""
+        return [
+            [
+                each.trial,
+                each.searched,
+                *(each.runs.get(seed) for seed in self.seeds),
+                self.mean(each),
+                "chosen" if each.trial == self.chosen else "failed" if each.error is not None else "",
+            ]
+            for each in self.candidates
+        ]
+
+    def save(self, folder: Path) -> None:
+        """Writes `choice.json` into a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / CHOICE, json.dumps(asdict(self), indent=1) + "\n")
+
+
+def read_choice(folder: Path) -> Choice | None:
+    """Returns the choice of a folder, or None if there is none yet.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    try:
+        found = json.loads((folder / CHOICE).read_text())
+        candidates = [
+            Candidate(**{**each, "runs": {int(seed): float(value) for seed, value in each["runs"].items()}})
+            for each in found.pop("candidates")
+        ]
+        choice = Choice(candidates=candidates, **found)
+        if all(each.trial != choice.chosen for each in candidates):
+            raise ValueError(f"no candidate {choice.chosen}")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(f"{folder / CHOICE} cannot be read: {error}; remove it to choose again") from None
+    return choice
+
+
+def candidates_of(first: Outcome, order: Sequence[Outcome]) -> list[Candidate]:
+    """Returns what is compared: the first trial of a search, then its best ones.
+
+    Args:
+        first: the trial with the values that the search started from.
+        order: trials that have a value, best first.
+    """
+    found: list[Outcome] = []
+    for outcome in ([] if first.record.status == FAILED else [first], order[:LEADERS]):
+        found += [each for each in outcome if all(each.record.values != other.record.values for other in found)]
+    return [Candidate(trial=each.record.name, values=each.record.values, searched=each.best) for each in found]
+
+
+def choice_trials(base: Config, folder: Path, candidates: Sequence[Candidate], shards: Path) -> list[Trial]:
+    """Returns the runs of all candidates, those of one seed after the other.
+
+    Args:
+        base: configuration that the search started from.
+        folder: of the runs.
+        candidates: that are compared.
+        shards: folder of their set.
+    """
+    trials: list[Trial] = []
+    for seed in seeds_of(base):
+        for each in candidates:
+            values = {**each.values, "seed": seed}
+            trials.append(make_trial(base, folder, len(trials), run_name(each, seed), values, shards))
+    return trials
+
+
+def seeds_of(base: Config) -> list[int]:
+    """Returns seeds that a search does not use."""
+    return [base.train.seed + number for number in range(1, SEEDS + 1)]
+
+
+def run_name(candidate: Candidate, seed: int) -> str:
+    """Returns the name of the run of a candidate."""
+    return f"{candidate.trial}-seed-{seed}"
+
+
+def decide(
+    metric: str,
+    mode: str,
+    candidates: Sequence[Candidate],
+    seeds: Sequence[int],
+    found: Sequence[Outcome],
+    minutes: float | None = None,
+) -> Choice:
+    """Chooses among candidates by their finished runs; of equal means the first one.
+
+    The seeds decide that all candidates finished. Where time was over before the first of them, those decide that finished the
+    first seed, if there are at least two; otherwise the search decides. A candidate with a failed run takes no part.
+
+    Args:
+        metric, mode: the validation metric, and 'min' or 'max'.
+        candidates: without their runs.
+        seeds: of the runs, in their order.
+        found: the runs.
+        minutes: that the runs were given.
+    """
+    by_name = {outcome.record.name: outcome for outcome in found}
+    filled = []
+    for each in candidates:
+        runs = {seed: by_name[run_name(each, seed)] for seed in seeds if run_name(each, seed) in by_name}
+        done = {seed: run.best for seed, run in runs.items() if run.record.status == FINISHED}
+        errors = [str(run.record.error) for run in runs.values() if run.record.status == FAILED]
+        values = {seed: value for seed, value in done.items() if value is not None}
+        filled.append(dataclasses.replace(each, runs=values, error=errors[0] if errors else None))
+    able = [each for each in filled if each.error is None]
+    compared = [seed for seed in seeds if able and all(seed in each.runs for each in able)]
+    if not compared and sum(seeds[0] in each.runs for each in able) > 1:
+        compared = [seeds[0]]
+    choice = Choice(
+        metric=metric,
+        mode=mode,
+        minutes=minutes,
+        seeds=list(seeds),
+        candidates=filled,
+        compared=compared,
+        chosen=_best([(each, each.searched) for each in able or filled], mode),
+    )
+    if compared:
+        choice = dataclasses.replace(choice, chosen=_best([(each, choice.mean(each)) for each in able], mode))
+    return choice
+
+
+def _best(values: Sequence[tuple[Candidate, float | None]], mode: str) -> str:
+    sign = 1 if mode == "min" else -1
+    return min(values, key=lambda entry: math.inf if entry[1] is None else sign * entry[1])[0].trial
