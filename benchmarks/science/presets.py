@@ -6,11 +6,12 @@
     python benchmarks/science/presets.py --sets sets --seeds 5 --preset good --minutes 3
     python benchmarks/science/presets.py --sets sets --preset best --minutes 3
 
-`quick` and `released` are a run a seed, without Ray. `good` is one search for a set, whose configuration is then run with every
-seed, and `best` one ensemble for a set, which has seeds of its own; both run on Ray. Every run is selected on validation and
-tested once. The bar of a set is the better of `linear` and `mlp` of simple_models.py, both on flattened sequences where they were
-computed. The tolerance of a set is .005 of accuracy, .01 of the mean absolute error, and for diabetes .01 of the target's standard
-deviation. What is finished in the storage is not repeated. Other flags are those of the pipelines.
+`quick` and `released` are a run a seed, without Ray. `good` is one search for a set, whose configuration is then run
+with every seed, and `best` one ensemble for a set, which has seeds of its own; both run on Ray. Every run is selected
+on validation and tested once. The bar of a set is the better of `linear` and `mlp` of simple_models.py, both on
+flattened sequences where they were computed. The tolerance of a set is .005 of accuracy, .01 of the mean absolute
+error, and for diabetes .01 of the target's standard deviation. What is finished in the storage is not repeated. Other
+flags are those of the pipelines.
 """
 
 from __future__ import annotations
