@@ -1,7 +1,8 @@
-"""Commands about runs that are there: `verify`, `report`, `predict`, `export`, `publish`, `fetch`.
+"""The console program `cggm`, which is also `python -m cggm_ray`.
 
-python -m cggm_ray verify RUN                     # does the checkpoint still have the recorded metrics
-python -m cggm_ray report RUN [RUN ...]           # a page with pictures
+cggm train mosi --data_path mosi.pkl              # a run of a recipe; cggm train lists them
+cggm report RUN [RUN ...]                         # a page with pictures about runs that are there
+cggm runs list                                    # what lies in the folder runs
 """
 
 from __future__ import annotations
@@ -10,22 +11,44 @@ import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
-from cggm_ray.commands.cli import add_import, exit_code
+from cggm_ray import __version__
+from cggm_ray.commands.cli import exit_code
+from cggm_ray.commands.flags import add_import
+from cggm_ray.commands.recipe import ARGUMENTS, run_recipe
 from cggm_ray.config.parsing import local_path
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.tables import text_table
-from cggm_ray.engine.own_code import import_file
+from cggm_ray.engine.own_code import check_not_importing, import_file
 
 SPLITS = ("train", "valid", "test")
+_RECIPE_COMMANDS = {
+    "train": "run a recipe, such as mosi or features",
+    "tune": "search hyper-parameters of a recipe on Ray Tune",
+    "compare": "run several strategies of a recipe and print their differences",
+}
+_RUNS = {
+    "list": "a line for every run and search",
+    "show": "settings and result of a run",
+    "clean": "what can be deleted, and how much that frees",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0 where it did, 1 where it failed or values differ, 2 where it cannot be run."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in ARGUMENTS:
+        # Their flags are those of the recipe.
+        check_not_importing()
+        return run_recipe(argv[0], argv[1:])
     parser = argparse.ArgumentParser(
-        prog="python -m cggm_ray", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="cggm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--version", action="version", version=f"cggm-ray {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
+    for name, what in _RECIPE_COMMANDS.items():
+        commands.add_parser(name, help=what, add_help=False)
     one = commands.add_parser("verify", help="evaluate the best checkpoint of a run again, and compare")
     one.add_argument("run", type=partial(local_path, "run"), help="folder of the run")
     one.set_defaults(do=_verify)
@@ -70,8 +93,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     one.add_argument("url", help="that publish printed")
     one.add_argument("run", type=partial(local_path, "run"), help="folder for the run, which does not exist yet")
     one.set_defaults(do=_fetch)
-    for each in commands.choices.values():
-        add_import(each)
+    one = commands.add_parser("runs", help="list the runs of a folder, show one, or delete what no result needs")
+    tasks = one.add_subparsers(dest="task", required=True)
+    for name, what in _RUNS.items():
+        one = tasks.add_parser(name, help=what)
+        add_import(one)
+        if name == "show":
+            one.add_argument("run", type=partial(local_path, "run"), help="folder of the run")
+        else:
+            one.add_argument(
+                "storage",
+                nargs="?",
+                type=partial(local_path, "storage_path"),
+                default=Path("runs"),
+                help="folder of the runs [runs]",
+            )
+        if name == "clean":
+            one.add_argument("--delete", action="store_true", help="delete it; without the flag nothing changes")
+        one.set_defaults(do=_runs)
+    for name, each in commands.choices.items():
+        if name not in (*ARGUMENTS, "runs"):
+            add_import(each)
 
     def do() -> int:
         arguments = parser.parse_args(argv)
@@ -81,6 +123,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
 
     return exit_code(do)
+
+
+def _runs(arguments: argparse.Namespace) -> int:
+    from cggm_ray.commands.runs import clean, print_run, print_runs
+
+    if arguments.task == "list":
+        print_runs(arguments.storage)
+    elif arguments.task == "show":
+        print_run(arguments.run)
+    else:
+        clean(arguments.storage, arguments.delete)
+    return 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:

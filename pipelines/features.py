@@ -1,33 +1,16 @@
 """Features of your own: any modalities, for classification or regression.
 
-CGGM as in "Classifier-guided Gradient Modulation" (NeurIPS 2024), with an encoder for every modality by its shape.
+    python pipelines/features.py [flags]       # the same as: cggm train features [flags]
 
-    python pipelines/features.py                      # a generated demonstration set
-    python pipelines/features.py --data_path digits.npz --modalities image,audio --target label --split split
-    python pipelines/features.py --data_path mosi_data_noalign.pkl --task regression --target labels
-    python pipelines/features.py --data_path shards/ --modalities text --modulation none
-
-Data: a pickle as MOSI's, an .npz, or parquet (a file, or a folder) with tensor columns. Sequences [T, D], vectors [D] and
-images [H, W], [C, H, W] or [H, W, C] find their encoder by shape; two equal axes are an image unless --kinds says otherwise.
-Splits come from the file (dicts, folders, or a column, --split), else they are drawn. What a sample lacks is a null in
-parquet, or a False in the array <modality>_present.
+It is the file for `ray job submit ... -- python pipelines/features.py`. The recipe is cggm_ray/recipes/features.py.
 """
 
 import sys
 
 from cggm_ray.commands.cli import main
-from cggm_ray.data.datasets.features import FeatureOptions
-from cggm_ray.data.settings import DataConfig
-from cggm_ray.engine.configuration import Config
-from cggm_ray.engine.settings import TrainConfig
-from cggm_ray.models.settings import ModelConfig
+from cggm_ray.recipes import features
 
-RECIPE = Config(
-    data=DataConfig(dataset="features"),
-    model=ModelConfig(nlevels=3, attn_dropout=0.1, relu_dropout=0.1, embed_dropout=0.1),
-    train=TrainConfig(num_epochs=20, preset="quick"),
-    options=FeatureOptions(),
-)
+RECIPE = features.RECIPE
 
 if __name__ == "__main__":
-    sys.exit(main(RECIPE, description=__doc__))
+    sys.exit(main(RECIPE, description=features.__doc__))

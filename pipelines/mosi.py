@@ -1,25 +1,16 @@
 """CMU-MOSI: sentiment regression from text, audio and vision.
 
-Zadeh et al. 2016; CGGM as in "Classifier-guided Gradient Modulation" (NeurIPS 2024).
+    python pipelines/mosi.py [flags]       # the same as: cggm train mosi [flags]
 
-    python pipelines/mosi.py                          # a generated demonstration set
-    python pipelines/mosi.py --data_path mosi_data_noalign.pkl --modulation cggm --batch_size 64 --rou 1.3 --lambda 0.2
-    python pipelines/mosi.py --data_path mosi_data_noalign.pkl --workers 4 --use_gpu
-    python pipelines/mosi.py --local                  # without Ray
-
-Data: the released pickle, {'train' | 'valid' | 'test': {'text', 'audio', 'vision', 'labels'[, 'id']}}, or one of MMSA
-and Self-MM (regression_labels, lengths), MulT or MAG-BERT.
+It is the file for `ray job submit ... -- python pipelines/mosi.py`. The recipe is cggm_ray/recipes/mosi.py.
 """
 
 import sys
 
 from cggm_ray.commands.cli import main
-from cggm_ray.data.datasets.mosi import MosiOptions
-from cggm_ray.data.settings import DataConfig
-from cggm_ray.engine.configuration import Config
+from cggm_ray.recipes import mosi
 
-# The defaults of the configuration are the hyper-parameters of the released code for MOSI.
-RECIPE = Config(data=DataConfig(dataset="mosi"), options=MosiOptions())
+RECIPE = mosi.RECIPE
 
 if __name__ == "__main__":
-    sys.exit(main(RECIPE, description=__doc__))
+    sys.exit(main(RECIPE, description=mosi.__doc__))

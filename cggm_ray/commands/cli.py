@@ -8,44 +8,44 @@ Order of precedence: the pipeline's recipe, then `--config file.yaml`, then flag
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
+from cggm_ray.commands.flags import (
+    build_parser,
+    explain,
+    imports_among,
+    shown_recipe,
+    with_flags_of_this_program,
+)
 from cggm_ray.commands.train import run
-from cggm_ray.config.parsing import local_path, read_yaml, value_type
+from cggm_ray.config.parsing import local_path, read_yaml
 from cggm_ray.core.errors import CggmError, StoppedError, UsageError
-from cggm_ray.core.registry import nearest
 from cggm_ray.engine.configuration import Config, default_networks, default_strategies
 from cggm_ray.engine.own_code import check_not_importing, import_file
 from cggm_ray.engine.presets import QUICK_NETWORK, RELEASED, SEARCHED, sizes_among, with_preset
 from cggm_ray.models.registry import NETWORKS
 from cggm_ray.models.settings import ModelConfig
+from cggm_ray.recipes.base import search_file
 from cggm_ray.strategies.registry import STRATEGIES
 
-_GONE = {"attn_mask": "the released code parsed this flag and never used it; leave it out"}
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Raises a UsageError of one line in place of the usage text."""
-        raise UsageError(f"{message}; --help lists the flags")
-
-
-def main(recipe: Config, argv: Sequence[str] | None = None, description: str | None = None) -> int:
+def main(
+    recipe: Config, argv: Sequence[str] | None = None, description: str | None = None, program: str | None = None
+) -> int:
     """Runs a pipeline from the command line.
 
     Args:
         recipe: the pipeline's configuration, which file and flags change.
         argv: arguments; default those of the process.
         description: opens the help text.
+        program: name of the program in the help text; default that of the process.
 
     Returns:
         The exit code: 0 done, 1 failed, 2 wrong usage or bad input, 128 plus the number of a signal that stopped it.
@@ -54,7 +54,7 @@ def main(recipe: Config, argv: Sequence[str] | None = None, description: str | N
         UsageError: a file that calls it is being imported.
     """
     check_not_importing()
-    return exit_code(lambda: _run(recipe, argv, description))
+    return exit_code(lambda: _run(recipe, argv, description, program))
 
 
 def exit_code(do: Callable[[], int | None]) -> int:
@@ -75,8 +75,8 @@ def exit_code(do: Callable[[], int | None]) -> int:
         return 130
 
 
-def _run(recipe: Config, argv: Sequence[str] | None, description: str | None) -> None:
-    command = parse(recipe, sys.argv[1:] if argv is None else argv, description)
+def _run(recipe: Config, argv: Sequence[str] | None, description: str | None, program: str | None) -> None:
+    command = parse(recipe, sys.argv[1:] if argv is None else argv, description, program)
     if command.dry_run:
         print(yaml.safe_dump(command.config.to_dict(), sort_keys=False), end="")
         return
@@ -121,17 +121,18 @@ class Command:
     remarks: tuple[str, ...] = ()
 
 
-def parse(recipe: Config, argv: Sequence[str], description: str | None = None) -> Command:
+def parse(recipe: Config, argv: Sequence[str], description: str | None = None, program: str | None = None) -> Command:
     """Reads the arguments of a command line.
 
     Raises:
         UsageError: an unknown flag or key (the nearest one is named), or a value that cannot be.
     """
     recipe = _with_imports(recipe, argv)
-    parser = build_parser(recipe, description)
-    known, unknown = parser.parse_known_args(argv)
+    shown, hidden = shown_recipe(recipe, argv)
+    parser = build_parser(shown, description, hidden=hidden, program=program)
+    known, unknown = parser.parse_known_args(with_flags_of_this_program(parser, argv))
     if unknown:
-        raise UsageError(_explain(unknown[0], parser))
+        raise UsageError(explain(unknown[0], parser))
     given = vars(known)
     given.pop("imports", None)
     path, dry_run, tune = given.pop("config", None), given.pop("dry_run", False), given.pop("tune", None)
@@ -150,23 +151,11 @@ def parse(recipe: Config, argv: Sequence[str], description: str | None = None) -
     return Command(
         config=config,
         dry_run=dry_run,
-        tune=None if tune is None else local_path("tune", tune),
+        tune=None if tune is None else search_file(str(local_path("tune", tune))),
         seeds=seeds,
         strategies=strategies,
         fixed=frozenset(config.names(given)),
         remarks=_remarks(recipe, config, values, given),
-    )
-
-
-def add_import(parser: argparse.ArgumentParser) -> None:
-    """Adds the flag --import, which every command has."""
-    parser.add_argument(
-        "--import",
-        dest="imports",
-        metavar="FILE",
-        type=partial(local_path, "import"),
-        action="append",
-        help="Python file that registers a dataset, strategy, network or storage; it is run. May be given several times",
     )
 
 
@@ -201,9 +190,7 @@ def _without_sizes_of_others(recipe: Config, *layers: Mapping[str, Any]) -> Conf
 
 def _with_imports(recipe: Config, argv: Sequence[str]) -> Config:
     """Returns the recipe with the options of strategies that the files of --import register."""
-    early = _Parser(add_help=False, allow_abbrev=False)
-    add_import(early)
-    files = early.parse_known_args(argv)[0].imports or ()
+    files = imports_among(argv)
     for file in files:
         import_file(file)
     if not files:
@@ -236,51 +223,3 @@ def _strategies(text: str | None) -> tuple[str, ...]:
     if len(names) < 2 or len(set(names)) < len(names):
         raise UsageError(f"flag: compare: found {text!r}; expected at least two different strategies")
     return names
-
-
-def build_parser(recipe: Config, description: str | None = None) -> argparse.ArgumentParser:
-    """Builds the parser, with a flag for every field and its aliases; the help shows the recipe's values."""
-    parser = _Parser(
-        description=description,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", metavar="FILE", help="yaml with sections or plain keys; flags go before it")
-    add_import(parser)
-    parser.add_argument("--dry_run", action="store_true", help="print the resolved configuration and stop")
-    parser.add_argument("--tune", metavar="FILE", help="yaml of a search over hyper-parameters, run on Ray Tune")
-    parser.add_argument("--seeds", metavar="1,2,...", help="one run a seed; prints mean and standard deviation")
-    parser.add_argument(
-        "--compare", metavar="a,b,...", help="strategies, each with every seed; prints their differences to the first"
-    )
-    groups: dict[str, Any] = {}
-    sections = recipe.sections()
-    for section, key in recipe.fields():
-        if section not in groups:
-            groups[section] = parser.add_argument_group(section)
-        kind, _ = value_type(type(sections[section]), key)
-        default = getattr(sections[section], key.name)
-        shown = "" if default is None or kind is bool else f" [{','.join(default) if kind is tuple else default}]"
-        switch = (
-            {"nargs": "?", "const": "true", "metavar": "true|false"} if kind is bool else {"metavar": kind.__name__}
-        )
-        if kind is tuple:
-            switch = {"metavar": "a,b,..."}
-        groups[section].add_argument(
-            *(f"--{name}" for name in (key.name, *key.metadata["aliases"])),
-            dest=key.name,
-            help=(key.metadata["help"] + shown).replace("%", "%%"),
-            **switch,
-        )
-    return parser
-
-
-def _explain(argument: str, parser: argparse.ArgumentParser) -> str:
-    if not argument.startswith("-"):
-        return f"unexpected argument {argument!r}; every value follows its flag"
-    name = argument.split("=")[0].lstrip("-")
-    if name in _GONE:
-        return f"{name}: {_GONE[name]}"
-    flags = [option[2:] for action in parser._actions for option in action.option_strings if option.startswith("--")]
-    return f"unknown flag --{name}{nearest(name, flags)}; --help lists the flags"

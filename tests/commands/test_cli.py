@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cggm_ray.commands.cli import build_parser, main, parse
+from cggm_ray.commands.cli import main, parse
+from cggm_ray.commands.flags import build_parser
 from cggm_ray.core.errors import UsageError
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.settings import TrainConfig

@@ -11,11 +11,15 @@ from pathlib import Path
 import pytest
 from programs import ROOT, blocks, python
 
-from cggm_ray.commands.cli import build_parser, main, parse
+from cggm_ray.__main__ import main as console
+from cggm_ray.commands.cli import main, parse
+from cggm_ray.commands.flags import build_parser
+from cggm_ray.commands.recipe import ARGUMENTS
 from cggm_ray.engine.tracking import read_metrics
 from conftest import SMALL
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CONSOLE = ("verify", "report", "predict", "export", "publish", "fetch", "runs")
 ELLIPSIS = "[...]"
 """Stands for the flags of the rows of a table."""
 
@@ -24,6 +28,8 @@ def commands(page: Path) -> list[str]:
     """What calls Python, in indented lines with those that continue them and within a text; comments are left out."""
     text = page.read_text().replace("\\\n", " ")
     found = re.findall(r"^    (python \S.*?)(?:\s+#.*)?$", text, re.MULTILINE)
+    # The console program is a module, too.
+    found += ["python -m cggm_ray " + line for line in re.findall(r"^    cggm (\S.*?)(?:\s+#.*)?$", text, re.MULTILINE)]
     found += re.findall(r"`(python (?:pipelines|benchmarks)/[^`]+)`", text)
     return [command.replace(ELLIPSIS, "") for command in found]
 
@@ -39,6 +45,10 @@ def test_commands_parse(page: Path) -> None:
         # What imports a program of its page runs in a process of its own, below.
         if target == "-m":
             assert flags[0] == "cggm_ray", command
+            if flags[1] in ARGUMENTS:
+                assert console([*flags[1:], "--dry_run"]) == 0, command
+            else:
+                assert flags[1] in CONSOLE, command
             continue
         if target.startswith(("pipelines/", "benchmarks/")):
             assert (ROOT / target).is_file(), command

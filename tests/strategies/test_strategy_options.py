@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cggm_ray.commands.cli import build_parser, main, parse
+from cggm_ray.commands.cli import main, parse
+from cggm_ray.commands.flags import build_parser
 from cggm_ray.config.fields import check, option
 from cggm_ray.core.errors import UsageError
 from cggm_ray.data.settings import DataConfig
