@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +22,10 @@ from cggm_ray.config.parsing import local_path
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.tables import text_table
 from cggm_ray.engine.own_code import check_not_importing, import_file
+from cggm_ray.storage.mirror import at_hand, mirror_of
+from cggm_ray.storage.work import read_folder, shown
 
+run_place = partial(read_folder, "run")
 SPLITS = ("train", "valid", "test")
 _RECIPE_COMMANDS = {
     "train": "run a recipe, such as mosi or features",
@@ -50,10 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, what in _RECIPE_COMMANDS.items():
         commands.add_parser(name, help=what, add_help=False)
     one = commands.add_parser("verify", help="evaluate the best checkpoint of a run again, and compare")
-    one.add_argument("run", type=partial(local_path, "run"), help="folder of the run")
+    one.add_argument("run", type=run_place, help="folder or URL of the run")
     one.set_defaults(do=_verify)
     one = commands.add_parser("report", help="write a page about one run, or several beside each other")
-    one.add_argument("runs", type=partial(local_path, "run"), nargs="+", metavar="run", help="folder of a run")
+    one.add_argument("runs", type=run_place, nargs="+", metavar="run", help="folder or URL of a run")
     one.add_argument(
         "--out", type=partial(local_path, "out"), help="folder for the page; default report in the folder of the run"
     )
@@ -62,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     one.set_defaults(do=_report)
     one = commands.add_parser("predict", help="write what the best checkpoint of a run predicts, and its metrics")
-    one.add_argument("run", type=partial(local_path, "run"), help="folder of the run")
+    one.add_argument("run", type=run_place, help="folder or URL of the run")
     one.add_argument(
         "--data_path",
         type=partial(local_path, "data_path"),
@@ -82,11 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     one.set_defaults(do=_predict)
     one = commands.add_parser("export", help="write the network as a torch.export program, without guides")
-    one.add_argument("run", type=partial(local_path, "run"), help="folder of the run")
+    one.add_argument("run", type=run_place, help="folder or URL of the run")
     one.add_argument("--out", type=partial(local_path, "out"), help="file; default model.pt2 in the folder of the run")
     one.set_defaults(do=_export)
     one = commands.add_parser("publish", help="copy a finished run into a storage, under its own name")
-    one.add_argument("run", type=partial(local_path, "run"), help="folder of the run")
+    one.add_argument("run", type=run_place, help="folder or URL of the run")
     one.add_argument("url", help="of the storage; a path is a local or mounted folder")
     one.set_defaults(do=_publish)
     one = commands.add_parser("fetch", help="copy a published run into a new folder")
@@ -140,7 +144,8 @@ def _runs(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     from cggm_ray.commands.verify import verify
 
-    found = verify(arguments.run)
+    with at_hand(arguments.run) as run:
+        found = verify(run)
     print(found.table())
     return 0 if found.equal else 1
 
@@ -148,7 +153,11 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from cggm_ray.report.page import report
 
-    print(report(arguments.runs, arguments.out, not arguments.no_contributions))
+    with ExitStack() as stack:
+        runs = [stack.enter_context(at_hand(run)) for run in arguments.runs]
+        page = report(runs, arguments.out, not arguments.no_contributions)
+        mirror_of(page.parent).push()
+    print(shown(page))
     return 0
 
 
@@ -158,19 +167,21 @@ def _predict(arguments: argparse.Namespace) -> int:
     if arguments.workers < 1:
         raise UsageError(f"workers: found {arguments.workers}; expected a whole number of at least 1")
     workers = arguments.workers if arguments.ray or arguments.workers > 1 else None
-    done = predict(arguments.run, arguments.data_path, arguments.split, arguments.out, workers)
+    with at_hand(arguments.run) as run:
+        done = predict(run, arguments.data_path, arguments.split, arguments.out, workers)
     labelled = {"labelled": done.labelled} if done.labelled < done.samples else {}
     print(text_table(list({"predicted": done.samples, **labelled, **done.metrics}.items())))
-    print(done.path)
+    print(shown(done.path))
     return 0
 
 
 def _export(arguments: argparse.Namespace) -> int:
     from cggm_ray.commands.export import export
 
-    done = export(arguments.run, arguments.out)
+    with at_hand(arguments.run) as run:
+        done = export(run, arguments.out)
     print(
-        f"{done.path}: equal to the network on {done.samples} validation samples, up to {done.difference:.1e} of the "
+        f"{shown(done.path)}: equal to the network on {done.samples} validation samples, up to {done.difference:.1e} of the "
         "largest output"
     )
     return 0
@@ -179,7 +190,8 @@ def _export(arguments: argparse.Namespace) -> int:
 def _publish(arguments: argparse.Namespace) -> int:
     from cggm_ray.runs.published import publish_run
 
-    print(publish_run(arguments.run, arguments.url))
+    with at_hand(arguments.run) as run:
+        print(publish_run(run, arguments.url))
     return 0
 
 

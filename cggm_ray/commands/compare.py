@@ -38,6 +38,7 @@ from cggm_ray.runs.folder import named, open_folder, run_folder, sole_owner
 from cggm_ray.runs.provenance import note_start, versions
 from cggm_ray.runs.result import read_summary
 from cggm_ray.storage.files import write_text
+from cggm_ray.storage.work import shown as shown_place
 from cggm_ray.studies.headroom import Headroom
 from cggm_ray.studies.statistics import FEWEST_PAIRS, LEVEL, RESAMPLES, Difference, holm, paired_difference
 from cggm_ray.studies.store import (
@@ -127,7 +128,7 @@ def compare(config: Config, strategies: Sequence[str], seeds: Sequence[int]) -> 
 def run_all(config: Config, folder: Path, trials: Sequence[Trial], strategies: Sequence[str]) -> None:
     """Runs the trials and writes the tables in a folder that the caller owns."""
     left = sum(not read_record(trial).over for trial in trials)
-    print(f"{len(trials)} runs, {left} of them to do: {folder}")
+    print(f"{len(trials)} runs, {left} of them to do: {shown_place(folder)}")
     task = build_dataset(config).task(open_manifest(trials[0].shards))
     metric = config.train.select or task.selection[0]
     run_trials(config, folder, trials)

@@ -23,6 +23,7 @@ from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.stopping import Interrupted, StopRequest, interrupting
 from cggm_ray.runs.finished import read_config
 from cggm_ray.runs.folder import sole_owner
+from cggm_ray.storage.work import shown
 from cggm_ray.studies.baseline_inputs import EXTRA, PURPOSE
 from cggm_ray.studies.headroom import FOLDER, HEADROOM, Candidate, Headroom, Measure, headroom
 from cggm_ray.studies.headroom_rows import Group, Runs, network_rows, simple_rows
@@ -88,7 +89,7 @@ def write_headroom(
         print("the head-room was left out; the same command goes on with it", flush=True)
         return None
     except (CggmError, OSError) as error:
-        print(f"{folder}: the head-room was not measured: {error}", flush=True)
+        print(f"{shown(folder)}: the head-room was not measured: {error}", flush=True)
         return None
     print(found.text(), flush=True)
     print(listing({"head-room": folder / HEADROOM}), flush=True)

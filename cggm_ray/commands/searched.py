@@ -37,6 +37,7 @@ from cggm_ray.runs.ensembles import ENSEMBLE
 from cggm_ray.runs.folder import named, sole_owner, start_over
 from cggm_ray.runs.result import SUMMARY
 from cggm_ray.runs.search_record import SEARCH
+from cggm_ray.storage.work import shown
 from cggm_ray.studies.around import search_around
 from cggm_ray.studies.choice import CHOICE, FOLDER, Candidate
 from cggm_ray.studies.space import make_search
@@ -105,7 +106,7 @@ def searched(config: Config, fixed: Collection[str] = ()) -> tuple[Config, Plan,
         start_over(config, folder)
         config, plan = _not_fresh(config), dataclasses.replace(plan, base=_not_fresh(plan.base))
         if (plan.folder / SUMMARY).exists():
-            print(f"the search in {plan.folder} is over")
+            print(f"the search in {shown(plan.folder)} is over")
             done = trials_of(plan)
         else:
             done = search_trials(plan)

@@ -32,6 +32,8 @@ from cggm_ray.runs.folder import named, prepare_run_folder, run_folder, sole_own
 from cggm_ray.runs.folds import fold_table, save_folds
 from cggm_ray.runs.provenance import note_start
 from cggm_ray.runs.result import Result
+from cggm_ray.storage.mirror import mirror_of
+from cggm_ray.storage.work import shown
 
 
 def run(config: Config) -> Result | None:
@@ -70,7 +72,9 @@ def run(config: Config) -> Result | None:
                 f"stopped after fold {fold}; the same command goes on with the next", 128 + stop_request.signal
             )
     if results:
-        print(fold_table(results, save_folds(config.run.storage / str(config.run.name), results)))
+        folder = config.run.storage / str(config.run.name)
+        print(fold_table(results, save_folds(folder, results)))
+        mirror_of(folder).push()
     return None
 
 
@@ -96,8 +100,9 @@ def run_one(config: Config, stop_request: StopRequest) -> Result | None:
             headroom_of_run(config, result.folder, stop_request)
         if config.run.report and not stop_request.signal:
             write_report(result.folder, stop_request)
+        mirror_of(folder).push()
         if stop_request.signal:
-            print(f"{result.folder} is finished; what was left to do after the test was left out", flush=True)
+            print(f"{shown(result.folder)} is finished; what was left to do after the test was left out", flush=True)
         check_finite(result)
     return result
 
@@ -116,7 +121,7 @@ def write_report(folder: Path, stop_request: StopRequest) -> None:
     except Interrupted:
         pass
     except Exception as error:
-        print(f"{folder}: the report was not drawn: {one_line(f'{type(error).__name__}: {error}')}", flush=True)
+        print(f"{shown(folder)}: the report was not drawn: {one_line(f'{type(error).__name__}: {error}')}", flush=True)
 
 
 def headroom_of_run(config: Config, folder: Path, stop_request: StopRequest) -> None:
@@ -200,6 +205,7 @@ def _prepare_first(config: Config, folder: Path, runtime: LocalRuntime, owned: E
             owned.enter_context(sole_owner(folder))
             prepare_run_folder(config, folder, shards)
             note_start(folder, config, shards, runtime.world_size)
+            mirror_of(folder).push()
             print_taken(shards)
         except CggmError as error:
             failure = error
@@ -208,4 +214,7 @@ def _prepare_first(config: Config, folder: Path, runtime: LocalRuntime, owned: E
         raise failure
     if failed:
         raise UsageError("rank 0 cannot start this run, and says why")
-    return shards if runtime.rank == 0 else prepare_data(config, write_shards_here)
+    if runtime.rank == 0:
+        return shards
+    mirror_of(folder).join()
+    return prepare_data(config, write_shards_here)

@@ -34,11 +34,12 @@ from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.own_code import entries
 from cggm_ray.engine.state import BEST
 from cggm_ray.runs.ending import table
-from cggm_ray.runs.folder import named, open_folder, run_folder, sole_owner, start_over
+from cggm_ray.runs.folder import look, named, open_folder, run_folder, sole_owner, start_over
 from cggm_ray.runs.pictures import FOLDER as PICTURES
 from cggm_ray.runs.provenance import note_start
 from cggm_ray.runs.result import SUMMARY, Result
 from cggm_ray.storage.files import copy_files, write_folder, write_text
+from cggm_ray.storage.work import url_of
 from cggm_ray.studies.parameters import Values
 from cggm_ray.studies.pictures import draw_search
 from cggm_ray.studies.space import Resources, Search, check_epochs, read_search, try_values
@@ -228,6 +229,11 @@ def plan_search(config: Config, search: Search, source: str) -> Plan:
     base = named(
         config if epochs is None else dataclasses.replace(config, train=config.train.of_epochs(epochs)), "tune"
     )
+    if search.scheduler.name == "pbt" and url_of(base.run.storage) is not None:
+        raise UsageError(
+            f"{source}: scheduler: pbt: trials hand their checkpoints to each other in a folder that all nodes mount; choose "
+            f"another scheduler, or another --storage_path than {base.run.storage_path}"
+        )
     if search.scheduler.name == "pbt" and base.run.max_workers > 1:
         raise UsageError(f"{source}: scheduler: pbt: population based training has trials of one worker")
     if search.metric is not None:
@@ -376,6 +382,7 @@ def _selection(base: Config, shards: Path, search: Search, source: str) -> tuple
 def _check_same_search(search: Search, base: Config, folder: Path) -> None:
     """Raises a UsageError if the folder holds another search."""
     path = folder / SEARCH
+    look(folder, SEARCH)
     if path.exists():
         changed = read_search(path, base).differences(search)
         if changed:

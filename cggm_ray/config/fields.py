@@ -9,7 +9,7 @@ from cggm_ray.core.errors import UsageError, short_repr
 from cggm_ray.core.registry import nearest
 
 
-def option(default: Any, text: str, *aliases: str, resume: bool = False, path: bool = False) -> Any:
+def option(default: Any, text: str, *aliases: str, resume: bool = False, path: bool = False, url: bool = False) -> Any:
     """Declares a field of a section, with its help text and further flag names.
 
     Args:
@@ -17,9 +17,12 @@ def option(default: Any, text: str, *aliases: str, resume: bool = False, path: b
         text: help of the flag.
         aliases: other names, such as the released code's.
         resume: the field may differ when a run is continued.
-        path: the field names files or folders, so a URL is refused.
+        path: the field names files or folders.
+        url: the field takes a URL too; otherwise it is refused.
     """
-    return field(default=default, metadata={"help": text, "aliases": aliases, "resume": resume, "path": path})
+    return field(
+        default=default, metadata={"help": text, "aliases": aliases, "resume": resume, "path": path, "url": url}
+    )
 
 
 def check(holds: bool, part: Any, name: str, expected: str) -> None:

@@ -6,6 +6,8 @@ import re
 import reprlib
 from collections.abc import Iterable
 
+from cggm_ray.core.mirrored import in_urls
+
 LONGEST = 1000
 """Largest number of characters in a message."""
 
@@ -17,7 +19,7 @@ class CggmError(Exception):
 
     def __str__(self) -> str:
         """Returns one line, because file names, keys and values may hold line breaks and control codes of a terminal."""
-        return one_line(super().__str__())
+        return one_line(in_urls(super().__str__()))
 
 
 class UsageError(CggmError):
@@ -51,7 +53,7 @@ class StoppedError(CggmError):
         self.exit_code = code
 
     def __str__(self) -> str:
-        return str(self.args[0])
+        return in_urls(str(self.args[0]))
 
 
 class NonFiniteError(TrainingError):

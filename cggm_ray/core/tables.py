@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
 
+from cggm_ray.core.mirrored import in_urls
+
 
 def text_table(rows: Sequence[Sequence[object]], head: Sequence[str] = (), *, markdown: bool = False) -> str:
     """Returns a table of names and numbers in columns that line up, as text without a line break at the end.
@@ -24,5 +26,5 @@ def text_table(rows: Sequence[Sequence[object]], head: Sequence[str] = (), *, ma
 
 
 def listing(places: Mapping[str, object]) -> str:
-    """Returns the line of a result: its name and its path. Lines of several calls line up."""
-    return "\n".join(f"{what + ':':<19} {place}" for what, place in places.items())
+    """Returns the line of a result: its name and its path or URL. Lines of several calls line up."""
+    return "\n".join(f"{what + ':':<19} {in_urls(str(place))}" for what, place in places.items())

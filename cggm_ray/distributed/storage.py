@@ -13,6 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cggm_ray.core.errors import UsageError, listed
+from cggm_ray.storage.work import url_of
 
 PATIENCE = 5.0
 """Seconds within which a node must see a new file, because network file systems cache directories."""
@@ -26,7 +27,8 @@ def check_shared(folders: Mapping[str, Path]) -> None:
     This program writes a file with a random name into each folder, and a task on every node searches for it.
 
     Args:
-        folders: by the name of the configuration's field. A folder inside an earlier one is not checked.
+        folders: by the name of the configuration's field. A folder inside an earlier one is not checked, nor one that
+            mirrors a URL.
 
     Raises:
         UsageError: a folder is another one on some node, or cannot be written. The check leaves no file behind.
@@ -36,7 +38,7 @@ def check_shared(folders: Mapping[str, Path]) -> None:
         return
     seen: list[Path] = []
     for field, folder in folders.items():
-        if any(folder.is_relative_to(other) for other in seen):
+        if url_of(folder) is not None or any(folder.is_relative_to(other) for other in seen):
             continue
         seen.append(folder)
         _check(field, folder, nodes)

@@ -6,7 +6,7 @@ They lie in `checkpoints/` in the folder of the run, wherever the loop runs, so 
     epoch-00004-step-000017      in the fifth epoch, after 17 of its steps
 
 Kept are the newest, the one before it, and the best epochs that these two know of. Files are written by rank 0 alone, on
-storage that all workers share.
+storage that all workers share, or put into the one whose URL was given.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from torch import Tensor
 from cggm_ray.core.errors import StorageError, TrainingError
 from cggm_ray.engine.state import Position, saved_values
 from cggm_ray.storage.files import CHECKSUMS, file_digest, write_folder
+from cggm_ray.storage.mirror import APART, mirror_of
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS = APART
 PATIENCE = 30.0
 """Seconds within which all workers must see a file that rank 0 wrote, because network file systems cache directories."""
 _NAME = re.compile(r"epoch-(\d{5,})(?:-step-(\d{6,}))?")
@@ -62,6 +63,7 @@ class Checkpoints:
 
     def __init__(self, run: Path) -> None:
         self.folder = run / CHECKPOINTS
+        self._mirror = mirror_of(run)
 
     def all(self) -> list[tuple[Position, Path]]:
         """Returns all positions and folders, oldest first."""
@@ -75,6 +77,8 @@ class Checkpoints:
     def of(self, position: Position) -> Path | None:
         """Returns the checkpoint at a position, or None if it was not kept."""
         folder = self.folder / position.name
+        if not folder.exists():
+            self._mirror.fetch(folder)
         return folder if folder.exists() else None
 
     def usable(self) -> tuple[Path | None, list[str]]:
@@ -87,6 +91,7 @@ class Checkpoints:
             TrainingError: there are several and none can be used.
         """
         damaged: list[str] = []
+        self._mirror.fetch_all(CHECKPOINTS)
         found = self.all()
         for position, folder in reversed(found):
             try:
@@ -109,8 +114,17 @@ class Checkpoints:
         Raises:
             StorageError: it cannot be written; the message names the last good one. Nothing was removed.
         """
+        folder = self.folder / position.name
         with storage_errors(self):
-            write_folder(self.folder / position.name, write)
+            write_folder(folder, write)
+            try:
+                # The metrics of this epoch first: they are of no use without the checkpoint, and it must not be without them.
+                self._mirror.push()
+                self._mirror.publish(folder)
+            except BaseException:
+                # No run goes on from a checkpoint that only this node has.
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
             self._prune()
 
     def _prune(self) -> None:
@@ -125,7 +139,7 @@ class Checkpoints:
                 continue
         for position, folder in found:
             if position not in kept:
-                shutil.rmtree(folder)
+                self._mirror.remove(folder)
 
 
 @contextmanager
@@ -185,7 +199,7 @@ def agree(
         return None, lines
     folder = checkpoints.folder / Position(epoch, steps).name
     end = time.monotonic() + PATIENCE
-    while not folder.exists():
+    while checkpoints.of(Position(epoch, steps)) is None:
         if time.monotonic() > end:
             raise TrainingError(
                 f"{folder}: rank 0 sees this checkpoint and rank {rank} does not; expected shared storage"

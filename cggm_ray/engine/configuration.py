@@ -66,7 +66,8 @@ class Config(Sections):
         for section, key in self.fields():
             value = getattr(sections[section], key.name) if key.metadata["path"] else None
             for text in (value,) if isinstance(value, str) else value or ():
-                check_path(key.name, text)
+                if not key.metadata["url"]:
+                    check_path(key.name, text)
         if 0 < self.train.batch_size < self.run.max_workers:
             raise UsageError(
                 f"batch_size: found {self.train.batch_size} samples for {self.run.max_workers} workers; expected at least one "

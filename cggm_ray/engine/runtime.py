@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cggm_ray.config.fields import at_least, check, option
-from cggm_ray.config.parsing import whole
+from cggm_ray.config.parsing import check_path, whole
 from cggm_ray.core.errors import StorageError, UsageError
 from cggm_ray.core.reduction import Reduction
 from cggm_ray.engine.checkpoints import Checkpoints
 from cggm_ray.engine.state import Position
 from cggm_ray.engine.stopping import Agreement, Notice, StopRequest
+from cggm_ray.storage.base import is_url
+from cggm_ray.storage.work import check_folder_url, work_folder
 
 BUCKETS = 4
 """Number of messages for the gradients of a small model."""
@@ -270,7 +272,11 @@ class RunConfig:
         None, "beside metrics.jsonl: tensorboard, mlflow, wandb; default tensorboard where it is installed", resume=True
     )
     storage_path: str = option(
-        "~/cggm_runs", "folder of all runs; on several nodes one that all of them mount", resume=True, path=True
+        "~/cggm_runs",
+        "folder of all runs; on several nodes one that all of them mount, or a URL such as s3://bucket/runs",
+        resume=True,
+        path=True,
+        url=True,
     )
     name: str | None = option(
         None, "folder of this run; the same name continues it; default made from the time", resume=True
@@ -297,6 +303,10 @@ class RunConfig:
                 f"workers: found {self.workers} with --local, which is one process; leave out --local, or start the "
                 "processes with torchrun"
             )
+        if is_url(self.storage_path):
+            check_folder_url("storage_path", self.storage_path)
+        else:
+            check_path("storage_path", self.storage_path)
         if self.use_gpu and self.no_cuda:
             raise UsageError("use_gpu: given together with no_cuda; expected one of them")
         if self.name is not None and (not self.name or self.name != Path(self.name).name or self.name.startswith(".")):
@@ -314,5 +324,7 @@ class RunConfig:
 
     @property
     def storage(self) -> Path:
-        """`storage_path`, absolute."""
+        """`storage_path`, absolute; the folder of this node that mirrors it where it is a URL."""
+        if is_url(self.storage_path):
+            return work_folder(self.storage_path)
         return whole("storage_path", self.storage_path)

@@ -10,18 +10,22 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from cggm_ray.core.errors import UsageError
+from cggm_ray.core.mirrored import in_urls
 from cggm_ray.core.optional import check_installed, is_installed
 from cggm_ray.core.registry import nearest
 from cggm_ray.storage.files import write_text
+from cggm_ray.storage.mirror import mirror_of
 
 METRICS = "metrics.jsonl"
 LOG = "train.log"
+LOOK = 2.0
+"""Seconds between two looks at a log that is kept at a URL."""
 TRACKERS: Mapping[str, str | None] = {"jsonl": None, "tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
 """Names that `--trackers` takes, and the module that each of them needs. The metrics file is always written."""
 
@@ -88,6 +92,7 @@ class Console:
 
     def say(self, line: str) -> None:
         """Prints and keeps one line."""
+        line = in_urls(line)
         print(line, flush=True)
         with self._path.open("a") as file:
             file.write(line + "\n")
@@ -101,14 +106,19 @@ def following(folder: Path, period: float = 0.3) -> Iterator[None]:
         folder: of the run.
         period: seconds between two reads of the file.
     """
-    path, done = folder / LOG, threading.Event()
+    path, done, mirror = folder / LOG, threading.Event(), mirror_of(folder)
     position = path.stat().st_size if path.exists() else 0
 
     def follow() -> None:
         nonlocal position
-        last = False
+        last, look = False, 0.0
         while not last:
             last = done.wait(period)
+            if last or time.monotonic() > look:
+                look = time.monotonic() + LOOK
+                # Where the storage is away, whoever writes there says so.
+                with suppress(OSError):
+                    mirror.look(LOG, longer=True)
             if path.exists():
                 with path.open() as file:
                     file.seek(position)

@@ -21,8 +21,9 @@ from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.inputs import write_statistics
 from cggm_ray.runs.ending import CONFIG
 from cggm_ray.runs.recorded import record_data
-from cggm_ray.storage.files import clear_partials, set_aside, write_text
-from cggm_ray.storage.locks import holding
+from cggm_ray.storage.files import clear_partials, write_text
+from cggm_ray.storage.mirror import mirror_of
+from cggm_ray.storage.work import shown
 
 
 def named(config: Config, kind: str | None = None) -> Config:
@@ -52,18 +53,31 @@ def run_folder(config: Config) -> Path:
     folder = config.run.storage / str(config.run.name)
     if config.run.fresh:
         return folder
+    look(folder, CONFIG)
     if not (folder / CONFIG).exists():
         return folder
     differing = differences(config, read_yaml(folder / CONFIG, "name"))
     if differing and config.run.allow_config_change:
         if int(os.environ.get("RANK", 0)) == 0:
-            print(f"{folder} goes on with another configuration: {'; '.join(differing)}")
+            print(f"{shown(folder)} goes on with another configuration: {'; '.join(differing)}")
     elif differing:
         raise UsageError(
-            f"{folder} holds a run with another configuration: {'; '.join(differing)}; choose another --name, or "
+            f"{shown(folder)} holds a run with another configuration: {'; '.join(differing)}; choose another --name, or "
             "--allow_config_change to go on with it, or --fresh to start over"
         )
     return folder
+
+
+def look(folder: Path, name: str) -> None:
+    """Makes one file of a folder the one that the storage has, where the folder mirrors a URL.
+
+    Raises:
+        UsageError: the storage cannot be read.
+    """
+    try:
+        mirror_of(folder).look(name)
+    except OSError as error:
+        raise UsageError(f"storage_path: {shown(folder)} cannot be read: {error.strerror or error}") from None
 
 
 def differences(config: Config, found: dict[str, Any]) -> list[str]:
@@ -98,14 +112,16 @@ def sole_owner(folder: Path) -> Iterator[None]:
     """
 
     def busy(holder: str) -> None:
-        raise UsageError(f"name: {folder} belongs to {holder} while that runs; wait for it, or choose another --name")
+        raise UsageError(
+            f"name: {shown(folder)} belongs to {holder} while that runs; wait for it, or choose another --name"
+        )
 
     with ExitStack() as stack:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(holding(folder.with_name(f".{folder.name}.lock"), busy))
+            stack.enter_context(mirror_of(folder).owned(busy))
         except OSError as error:
-            raise UsageError(f"storage_path: {folder} cannot be written: {error.strerror}") from None
+            raise UsageError(f"storage_path: {shown(folder)} cannot be written: {error.strerror}") from None
         yield
 
 
@@ -160,7 +176,7 @@ def start_over(config: Config, folder: Path) -> Config:
     if not config.run.fresh:
         return config
     try:
-        aside = set_aside(folder)
+        aside = mirror_of(folder).set_aside()
     except OSError as error:
         raise UsageError(f"fresh: {folder} cannot be moved aside: {error.strerror}") from None
     if aside is not None:

@@ -103,6 +103,10 @@ class Storage(ABC):
         """Reads into a local file; see `upload`."""
         file.write_bytes(self.read(key))
 
+    def copy(self, key: str, to: str) -> None:
+        """Writes the content of one file to another; see `upload`."""
+        self.write(to, self.read(key))
+
     def publish(self, folder: Path, key: str, files: Sequence[str]) -> None:
         """Copies files of a local folder, so that they are found under the key complete or not at all.
 

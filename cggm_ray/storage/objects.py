@@ -91,7 +91,9 @@ class ObjectStorage(Storage):
 
         def listed() -> list[Entry]:
             chunks = self._obstore.list(self._store, folder or None)
-            return [_entry(meta) for chunk in chunks for meta in chunk if meta["path"].startswith(prefix)]
+            entries = (_entry(meta) for chunk in chunks for meta in chunk)
+            # The folder itself may be there as an empty file.
+            return [entry for entry in entries if entry.key and entry.key.startswith(prefix)]
 
         return sorted(self._repeated(folder, listed, check=False), key=lambda entry: entry.key)
 
@@ -126,6 +128,11 @@ class ObjectStorage(Storage):
     def download(self, key: str, file: Path) -> None:
         """See `Storage.download`: in parts of one version of the file."""
         self._repeated(key, lambda: self._download(key, file))
+
+    def copy(self, key: str, to: str) -> None:
+        """See `Storage.copy`: within the store."""
+        check_key(to)
+        self._repeated(key, lambda: self._obstore.copy(self._store, key, to))
 
     def filesystem(self) -> tuple[Any, str]:
         """See `Storage.filesystem`."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from cggm_ray.engine.checkpoints import CHECKPOINTS
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.tracking import read_metrics
 from cggm_ray.storage.files import write_text
+from cggm_ray.storage.mirror import mirror_of
 
 TRIALS = "trials"
 TRIAL = "trial.json"
@@ -120,6 +121,7 @@ def write_record(folder: Path, record: Record) -> None:
     """Replaces `trial.json` in one step."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / TRIAL, json.dumps(asdict(record), indent=1))
+    mirror_of(folder).push()
 
 
 def started(trial: Trial, epoch: int) -> Record:
@@ -188,4 +190,5 @@ def prune(found: Sequence[Outcome], mode: str, kept: int) -> None:
     best = {outcome.record.name for outcome in ranked(found, mode)[:kept]}
     for outcome in found:
         if outcome.record.over and outcome.record.name not in best:
-            shutil.rmtree(outcome.folder / CHECKPOINTS, ignore_errors=True)
+            with suppress(OSError):
+                mirror_of(outcome.folder).remove(outcome.folder / CHECKPOINTS)

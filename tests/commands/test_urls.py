@@ -16,7 +16,7 @@ from cggm_ray.data.settings import DataConfig
 from cggm_ray.engine.configuration import Config
 
 RECIPE = Config(data=DataConfig(dataset="food101"), options=Food101Options())
-FIELDS = [key.name for _, key in RECIPE.fields() if key.metadata["path"]]
+FIELDS = [key.name for _, key in RECIPE.fields() if key.metadata["path"] and not key.metadata["url"]]
 URLS = [
     "s3://bucket/x",
     "gs://bucket/x",
@@ -36,7 +36,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_all_paths_are_known_as_such() -> None:
-    assert set(FIELDS) == {"data_path", "shard_path", "storage_path", "vit", "bert", "umt_teachers"}
+    assert set(FIELDS) == {"data_path", "shard_path", "vit", "bert", "umt_teachers"}
 
 
 @pytest.mark.parametrize("field", [*FIELDS, "config", "tune"])
@@ -63,19 +63,37 @@ def test_a_configuration_file(field: str, tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     "argv",
     [
-        ["predict", "s3://bucket/run"],
         ["predict", "run", "--data_path", "s3://bucket/run"],
         ["predict", "run", "--out", "s3://bucket/run"],
-        ["report", "run", "s3://bucket/run"],
         ["report", "run", "--out", "s3://bucket/run"],
         ["export", "run", "--out", "s3://bucket/run"],
-        ["verify", "s3://bucket/run"],
     ],
 )
 def test_commands(argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(argv) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "found the URL s3://bucket/run; only local or mounted folders are taken so far" in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("url", "wanted"),
+    [
+        ("s3://", "found the URL s3://; expected a folder such as s3://bucket/runs"),
+        ("s3://bucket/../x", "expected a folder such as s3://bucket/runs"),
+        ("s3://bucket//x", "expected a folder such as s3://bucket/runs"),
+        ("https://host/x", "nothing can be written there; expected one such as s3://bucket/runs"),
+        ("abfs://container/x", "adlfs"),
+        ("ssss://bucket/x", "unknown storage 'ssss'"),
+        ("dbfs:/x", "only local or mounted folders are taken so far"),
+        (" s3a://bucket/x", "only local or mounted folders are taken so far"),
+    ],
+)
+def test_urls_that_serve_no_results(url: str, wanted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for do in (lambda: main(RECIPE, ["--storage_path", url, "--local"]), lambda: command(["verify", url])):
+        assert do() == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert wanted in line
     assert not list(tmp_path.iterdir())
 
 

@@ -20,6 +20,7 @@ from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.evaluation import PREDICTION, Predictions, predicted
 from cggm_ray.engine.own_code import Entry, adopt, entries
 from cggm_ray.runs.finished import FinishedRun, tested_network
+from cggm_ray.storage.mirror import mirror_of
 
 START = "start"
 
@@ -54,6 +55,7 @@ class Predictor:
         adopt(plan.own)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         manifest, dataset = open_manifest(plan.shards), build_dataset(plan.config)
+        mirror_of(plan.folder).join()
         net = tested_network(plan.folder, plan.config, dataset, plan.trained, plan.modalities)
         self._net, self._config = net.to(self._device).eval(), plan.config
         self._split = dataset.open_split(plan.shards, manifest, plan.split, plan.modalities, self._device)

@@ -37,4 +37,6 @@ class Failures(UserCallback):
         for rank, error in worker_exceptions.items():
             # The last line of a traceback is the one that says what it was.
             text = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            # The controller may be on a node that has not had this run before.
+            self._folder.mkdir(parents=True, exist_ok=True)
             Console(self._folder).say(f"worker {rank} failed: {text}")

@@ -39,6 +39,7 @@ from cggm_ray.runs.finishing import finish
 from cggm_ray.runs.folder import prepare_run_folder, sole_owner
 from cggm_ray.runs.provenance import note_start
 from cggm_ray.runs.result import Result, read_summary
+from cggm_ray.storage.mirror import mirror_of
 
 
 def run_on_ray(config: Config, folder: Path, stop_request: StopRequest) -> Result:
@@ -61,12 +62,15 @@ def run_on_ray(config: Config, folder: Path, stop_request: StopRequest) -> Resul
         prepare_run_folder(config, folder, shards, map_shards_with_ray)
         fixed = config.run.min_workers == config.run.max_workers
         note_start(folder, config, shards, config.run.max_workers if fixed else None, cpus)
+        mirror = mirror_of(folder)
+        mirror.push()
         print_taken(shards)
         try:
             with following(folder), stopping_workers(folder, stop_request), storage_errors(Checkpoints(folder)):
                 trainer(config, shards, folder, cpus).fit()
         except Exception as error:
             raise own_error(error) or TrainingError(f"{folder}: the run failed: {error}") from error
+        mirror.join()
         return read_summary(folder)
 
 
@@ -80,7 +84,8 @@ def stopping_workers(folder: Path, stop_request: StopRequest) -> Iterator[None]:
         folder: of the run; the workers check for a file in it.
         stop_request: receives the number of the signal.
     """
-    (folder / STOP).unlink(missing_ok=True)
+    mirror = mirror_of(folder)
+    mirror.lower_flag(STOP)
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -94,7 +99,7 @@ def stopping_workers(folder: Path, stop_request: StopRequest) -> Iterator[None]:
             b"the workers save, or leave out what follows the test, and stop; the same signal once more ends at once\n",
         )
         with suppress(OSError):
-            (folder / STOP).touch()
+            mirror.raise_flag(STOP)
 
     signal.signal(signal.SIGTERM, take)
     try:
@@ -102,7 +107,7 @@ def stopping_workers(folder: Path, stop_request: StopRequest) -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, before)
         with suppress(OSError):
-            (folder / STOP).unlink(missing_ok=True)
+            mirror.lower_flag(STOP)
 
 
 def prepare_on_ray(config: Config) -> Path:
@@ -151,8 +156,7 @@ def trainer(
         torch_config=TorchConfig(timeout_s=config.run.collective_timeout),
         scaling_config=scaling(config.run, cpus),
         run_config=RayRunConfig(
-            name=folder.name,
-            storage_path=str(folder.parent),
+            **mirror_of(folder).for_ray(),
             failure_config=FailureConfig(max_failures=config.run.max_failures),
             callbacks=watching,
         ),
@@ -177,8 +181,14 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
     torch.set_num_threads(arguments["threads"])
     config: Config = arguments["config"]
     adopt(arguments["own"])
-    folder, seconds = Path(arguments["folder"]), config.run.collective_timeout
+    folder = Path(arguments["folder"])
     runtime = RayRuntime(folder)
+    with mirror_of(folder).taking_part(runtime.rank == 0):
+        _train_on_worker(arguments, config, folder, runtime)
+
+
+def _train_on_worker(arguments: dict[str, Any], config: Config, folder: Path, runtime: RayRuntime) -> None:
+    seconds = config.run.collective_timeout
     if runtime.rank == 0 and config.run.min_workers < config.run.max_workers:
         Console(folder).say(f"{runtime.world_size} workers of {config.run.workers}")
     # The missing worker may have been on a lost node, so Ray Train may start the group again.

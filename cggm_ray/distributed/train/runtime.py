@@ -10,6 +10,7 @@ import ray.train.torch
 
 from cggm_ray.engine.runtime import GroupRuntime, Record
 from cggm_ray.engine.stopping import Notice
+from cggm_ray.storage.mirror import mirror_of
 
 STOP = ".stop"
 """File in the folder of a run through which the driver tells the workers to save and stop."""
@@ -29,7 +30,7 @@ class RayRuntime(GroupRuntime):
 
     def __init__(self, folder: Path) -> None:
         context = ray.train.get_context()
-        self._stop = folder / STOP
+        self._mirror = mirror_of(folder)
         device = ray.train.torch.get_device()
         super().__init__(context.get_world_rank(), context.get_world_size(), device, folder, PERIOD)
 
@@ -51,4 +52,4 @@ class RayRuntime(GroupRuntime):
 
     def stop_requested(self) -> bool:
         """Returns whether the driver has asked the run to stop."""
-        return self._stop.exists()
+        return self._mirror.flag(STOP)

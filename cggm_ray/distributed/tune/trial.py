@@ -37,6 +37,7 @@ from cggm_ray.runs.finishing import finish
 from cggm_ray.runs.folder import prepare_run_folder
 from cggm_ray.runs.result import Result, read_summary
 from cggm_ray.storage.files import write_folder
+from cggm_ray.storage.mirror import mirror_of
 from cggm_ray.studies.space import Resources
 from cggm_ray.studies.store import (
     FAILED,
@@ -106,6 +107,11 @@ def train_trial(config: dict[str, Any], study: Study) -> None:
     """A trial, in its own process. An error of this package ends the trial and not the study."""
     adopt(study.own)
     trial = study.trial(tune.get_context().get_trial_name(), config)
+    with mirror_of(trial.folder).taking_part():
+        _train_trial(study, trial)
+
+
+def _train_trial(study: Study, trial: Trial) -> None:
     torch.set_num_threads(study.resources.cpu)
     over = read_record(trial).over
     if study.exchanges:
@@ -142,11 +148,14 @@ def train_on_group(study: Study, trial: Trial) -> None:
     started(trial, int(lines[-1]["epoch"] or 0) if lines else 0)
     callbacks = [TuneReportCallback()]
     run = trainer(trial.config, trial.shards, trial.folder, study.resources.cpu, test=study.test, callbacks=callbacks)
+    mirror = mirror_of(trial.folder)
+    mirror.push()
     try:
         run.fit()
     except Exception as error:
         # What is no error of ours may be a dead process: Tune starts the trial again.
         raise own_error(error) or error from error
+    mirror.join()
 
 
 def test_trial(study: Study, trial: Trial, epochs: int) -> Result:
@@ -164,6 +173,7 @@ def test_trial(study: Study, trial: Trial, epochs: int) -> Result:
             ray.get(remote.remote(study, run, trial))
     except Exception as error:
         raise own_error(error) or TrainingError(f"{trial.folder}: the test failed: {error}") from error
+    mirror_of(trial.folder).join()
     return read_summary(trial.folder)
 
 
@@ -237,4 +247,5 @@ def _without_further_epochs(trial: Trial, epochs: int) -> Config:
 
 def _test_here(study: Study, config: Config, trial: Trial) -> None:
     adopt(study.own)
-    finish(open_training(config, trial.shards, LocalRuntime(trial.folder, _process(study)), trial.folder))
+    with mirror_of(trial.folder).taking_part():
+        finish(open_training(config, trial.shards, LocalRuntime(trial.folder, _process(study)), trial.folder))

@@ -23,7 +23,6 @@ import functools
 import logging
 import os
 import random
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,6 +38,7 @@ from cggm_ray.distributed.cluster import connect, nodes_later, nodes_now, own_er
 from cggm_ray.distributed.data.statistics import share_statistics
 from cggm_ray.distributed.tune.draws import domain
 from cggm_ray.distributed.tune.trial import NUMBER, Study, train_trial
+from cggm_ray.storage.mirror import mirror_of
 from cggm_ray.studies.parameters import Values
 from cggm_ray.studies.space import Search, suggest
 from cggm_ray.studies.store import FAILED, RUNNING, STOPPED, Trial, ended, outcomes, prune, read_record
@@ -79,7 +79,10 @@ def run_trials(study: Study, search: Search | None, mode: str) -> list[Trial]:
     first = [] if study.shards is None else [(study.base, study.shards)]
     share_statistics([*first, *((trial.config, trial.shards) for trial in study.trials)])
     # Tune's own files are of this start only; loggers of its own would write every metric a second time.
-    shutil.rmtree(study.folder / STATE, ignore_errors=True)
+    state, mirror = mirror_of(study.folder / STATE), mirror_of(study.folder)
+    if (study.folder / STATE).exists():
+        mirror.remove(study.folder / STATE)
+    mirror.push()
     os.environ.update(TUNE_SETTINGS)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     watch = Watch(study, search, mode)
@@ -101,8 +104,7 @@ def run_trials(study: Study, search: Search | None, mode: str) -> list[Trial]:
             reuse_actors=study.base.run.max_workers == 1 and not study.exchanges,
         ),
         run_config=tune.RunConfig(
-            name=STATE,
-            storage_path=str(study.folder),
+            **state.for_ray(),
             verbose=0,
             callbacks=[watch],
             failure_config=tune.FailureConfig(max_failures=study.max_failures),
@@ -112,6 +114,7 @@ def run_trials(study: Study, search: Search | None, mode: str) -> list[Trial]:
         tuner.fit()
     except Exception as error:
         raise own_error(error) or TrainingError(f"{study.folder}: the study failed: {error}") from error
+    mirror.join()
     if study.minutes is not None:
         watch.time_is_over()
     return watch.trials()
@@ -162,6 +165,7 @@ class Watch(tune.Callback):
         if trial.name in self._told:
             return
         self._told.add(trial.name)
+        mirror_of(self._study.folder).join()
         found = outcomes(self.trials())
         done = sum(outcome.record.over for outcome in found)
         line = f"[{done}{self._total}] {trial.name} {record.status}"

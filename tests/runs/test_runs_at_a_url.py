@@ -1,0 +1,191 @@
+"""Runs whose folder is a URL: the same bits as in a folder, from any machine, and after a crash at any moment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cggm_ray.__main__ import main as command
+from cggm_ray.commands.cli import main
+from cggm_ray.core.errors import StorageError
+from cggm_ray.engine.configuration import Config
+from cggm_ray.storage import leases
+from cggm_ray.storage.base import open_storage
+from cggm_ray.storage.mirror import Mirror, mirror_of
+from cggm_ray.storage.objects import ObjectStorage
+from cggm_ray.storage.work import WORK, work_folder
+from conftest import SMALL
+
+TIMES = {"seconds", "samples_per_second"}
+MACHINES = iter(range(10**6))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "PERIOD", 0.01)
+
+
+@pytest.fixture
+def new_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Makes this process one of a machine with an empty disk."""
+
+    def begin() -> None:
+        number = next(MACHINES)
+        monkeypatch.setenv(WORK, str(tmp_path / f"machine-{number}"))
+        monkeypatch.setattr(leases, "_machine", lambda: [str(number), str(number)])
+        mirror_of.cache_clear()
+
+    begin()
+    return begin
+
+
+def train(pickle: Path, storage: str, *flags: str, shards: Path | None = None) -> int:
+    # Shards are of another test.
+    where = ["--shard_path", str(pickle.parent / "shards")]
+    return main(
+        Config(),
+        ["--local", "--data_path", str(pickle), *where, "--storage_path", storage, "--name", "r", *SMALL, *flags],
+    )
+
+
+def content(read: Callable[[str], bytes]) -> dict[str, Any]:
+    """What has to be the same in two runs."""
+    lines = [json.loads(line) for line in read("metrics.jsonl").splitlines()]
+    return {
+        "metrics": [{key: value for key, value in line.items() if key not in TIMES} for line in lines],
+        **{name: read(name) for name in ("best/model.safetensors", "summary.json", "predictions.parquet")},
+        "training": read("checkpoints/epoch-00002/training.safetensors"),
+    }
+
+
+@pytest.fixture
+def wanted(small_pickle: Path, tmp_path: Path) -> dict[str, Any]:
+    """The content of a run in a folder."""
+    assert train(small_pickle, str(tmp_path / "plain")) == 0
+    return content(lambda name: (tmp_path / "plain" / "r" / name).read_bytes())
+
+
+def at(bucket: str) -> dict[str, Any]:
+    return content(open_storage(f"{bucket}/runs/r").read)
+
+
+def test_a_url_and_a_folder_give_the_same_bits(
+    small_pickle: Path,
+    wanted: dict[str, Any],
+    bucket: str,
+    new_machine: Callable[[], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert train(small_pickle, f"{bucket}/runs") == 0
+    assert f"best checkpoint:    {bucket}/runs/r/best\n" in capsys.readouterr().out
+    assert at(bucket) == wanted
+    keys = open_storage(bucket).list()
+    assert not [key for key in keys if ".part" in key or "/." in key.removeprefix("runs/.")]
+    assert f"storage_path: {bucket}/runs" in open_storage(f"{bucket}/runs/r").read("config.yaml").decode()
+
+    new_machine()
+    for arguments, shown in (
+        (["verify"], "equal to the last bit"),
+        (["predict"], f"{bucket}/runs/r/predictions-test-small.parquet"),
+        (["export"], f"{bucket}/runs/r/model.pt2: equal"),
+        (["report", "--no_contributions"], f"{bucket}/runs/r/report/report.html"),
+    ):
+        assert command([arguments[0], f"{bucket}/runs/r", *arguments[1:]]) == 0
+        assert shown in capsys.readouterr().out
+    added = set(open_storage(bucket).list()) - set(keys)
+    assert {"runs/r/model.pt2", "runs/r/report/report.html", "runs/r/predictions-test-small.parquet"} <= added
+
+    new_machine()
+    assert train(small_pickle, f"{bucket}/runs", "--lr", "0.5") == 2
+    assert f"{bucket}/runs/r holds a run with another configuration: lr: was" in capsys.readouterr().err
+    assert train(small_pickle, f"{bucket}/runs", "--lr", "0.5", "--fresh") == 0
+    assert f"starting over; what was there is kept in {bucket}/runs/r.1" in capsys.readouterr().out
+    assert content(open_storage(f"{bucket}/runs/r.1").read) == wanted
+    assert at(bucket) != wanted
+
+
+class Gone(BaseException):
+    """This machine is not there any more."""
+
+
+@pytest.mark.parametrize(
+    "moment", [9, 16, 24, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4, 13, 20, 29, 33, 37))]
+)
+def test_a_machine_that_is_gone(
+    small_pickle: Path,
+    wanted: dict[str, Any],
+    bucket: str,
+    new_machine: Callable[[], None],
+    moment: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing reaches the store after some request of the first machine. The second one has nothing but the store."""
+    left = moment
+
+    def until_gone(act: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Gone
+            return act(*arguments)
+
+        return counted
+
+    flags = ("--save_every", "3")
+    with monkeypatch.context() as patch:
+        for name in ("upload", "write", "delete"):
+            patch.setattr(ObjectStorage, name, until_gone(getattr(ObjectStorage, name)))
+        with pytest.raises(Gone):
+            train(small_pickle, f"{bucket}/runs", *flags)
+    new_machine()
+    monkeypatch.setattr(leases, "LEASE", 0)
+    assert train(small_pickle, f"{bucket}/runs", *flags) == 0
+    assert at(bucket) == wanted
+    # No part of a checkpoint is left.
+    keys = open_storage(f"{bucket}/runs/r").list("checkpoints/")
+    whole = {key.rpartition("/")[0] for key in keys if key.endswith("/checksums.json")}
+    assert {key.rpartition("/")[0] for key in keys} == whole
+
+
+def test_two_drivers(
+    small_pickle: Path, bucket: str, new_machine: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second is refused; one that has lost its lease writes nothing any more."""
+    mirror = mirror_of(work_folder(f"{bucket}/runs/r"))
+    assert isinstance(mirror, Mirror)
+
+    def busy(holder: str) -> None:
+        raise AssertionError(holder)
+
+    with mirror.owned(busy):
+        assert train(small_pickle, f"{bucket}/runs") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"name: {bucket}/runs/r belongs to process" in line
+        content = {"holder": "process 7 on other"}
+        open_storage(f"{bucket}/runs").write(".r.lock.000002", json.dumps(content).encode())
+        mirror.folder.mkdir(parents=True, exist_ok=True)
+        (mirror.folder / "train.log").write_text("one more line\n")
+        with pytest.raises(StorageError, match="was taken by process 7 on other") as caught:
+            mirror.push()
+        assert len(str(caught.value).splitlines()) == 1
+        (mirror.folder / "train.log").unlink()
+        # The block ends as the process would.
+        open_storage(f"{bucket}/runs").delete(".r.lock.000002")
+    assert not open_storage(f"{bucket}/runs").list("r/")
+
+
+def test_the_store_is_away(
+    small_pickle: Path, bucket: str, new_machine: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(small_pickle, "s3://there-is-no-such-bucket/runs") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    where = "s3://there-is-no-such-bucket/runs/r"
+    assert line == f"error: storage_path: {where} cannot be written: 404 Not Found, NoSuchBucket"
+    assert command(["verify", f"{bucket}/runs/nothing"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {bucket}/runs/nothing/config.yaml does not exist; expected the folder of a finished run"
