@@ -101,7 +101,9 @@ class Mirror(Plain):
             longer: whether a local one that is longer stays.
         """
         entry = self._storage.entry(name)
-        self._update([] if entry is None else [entry], longer)
+        # What one request does not find is asked for in another way: an answer may be wrong once.
+        found = self._storage.entries(name) if entry is None else [entry]
+        self._update([entry for entry in found if entry.key == name], longer)
 
     def pull(self) -> None:
         """Makes the folder equal to the storage, except for checkpoints and hidden files."""
