@@ -23,6 +23,7 @@ from cggm_ray.core.errors import UsageError
 from cggm_ray.core.tables import text_table
 from cggm_ray.engine.own_code import check_not_importing, import_file
 from cggm_ray.storage.mirror import at_hand, mirror_of
+from cggm_ray.storage.places import place
 from cggm_ray.storage.work import read_folder, shown
 
 run_place = partial(read_folder, "run")
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     one.add_argument("run", type=run_place, help="folder or URL of the run")
     one.add_argument(
         "--data_path",
-        type=partial(local_path, "data_path"),
+        type=partial(place, "data_path"),
         help="raw data, labels are not needed; default the run's own",
     )
     one.add_argument(

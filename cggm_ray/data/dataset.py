@@ -27,9 +27,9 @@ from cggm_ray.data.shards.shards import (
     Source,
     Stage,
     TensorSpec,
-    describe_sources,
     one_split,
 )
+from cggm_ray.data.shards.sources import describe_sources
 from cggm_ray.data.shards.specs import table_specs
 from cggm_ray.data.split_names import SPLITS as SPLITS
 from cggm_ray.tasks import Classification, Task

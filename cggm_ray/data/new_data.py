@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,18 +14,16 @@ import pyarrow.parquet as pq
 from cggm_ray.core.errors import DataError
 from cggm_ray.data.dataset import Dataset
 from cggm_ray.data.shards.packed import unpack
+from cggm_ray.data.shards.publishing import drop, publish, sole_converter, staging_folder
 from cggm_ray.data.shards.shards import (
     PREDICT,
     Manifest,
     RawShard,
     WriteShards,
-    fingerprint,
     open_set,
-    publish,
-    sole_converter,
-    staging_folder,
     verify_set,
 )
+from cggm_ray.data.shards.sources import fingerprint
 from cggm_ray.data.shards.specs import described, table_specs
 
 
@@ -77,7 +74,7 @@ def prepare_new(
         **described(dataset.specs(raw[0])),
     )
     check_fits(dataset, draft, trained, modalities, path)
-    with sole_converter(folder):
+    with sole_converter(folder) as check_sole:
         if open_set(folder) is not None:
             return folder, paths
         staging = staging_folder(folder)
@@ -92,9 +89,10 @@ def prepare_new(
             made = described(table_specs(unpack(pq.read_table(staging / shards[0].file))))
             done = replace(draft, splits={PREDICT: tuple(shards)}, **made)
             check_fits(dataset, done, trained, modalities, path)
+            check_sole()
             publish(staging, folder, done)
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            drop(staging, folder)
     return folder, paths
 
 

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from cggm_ray.config.parsing import whole
-from cggm_ray.core.errors import DataError
+from cggm_ray.core.errors import DataError, reason
 from cggm_ray.data.dataset import Dataset
 from cggm_ray.data.new_data import some_files
 from cggm_ray.data.shards.packed import unpack
+from cggm_ray.data.shards.publishing import drop, publish, sole_converter, staging_folder
 from cggm_ray.data.shards.shards import (
     Manifest,
     RawShard,
     WriteShards,
-    fingerprint,
     open_set,
-    publish,
-    sole_converter,
-    staging_folder,
     verify_set,
 )
+from cggm_ray.data.shards.sources import fingerprint
 from cggm_ray.data.shards.specs import described, table_specs
 from cggm_ray.data.split_names import SPLITS as SPLITS
+from cggm_ray.storage.cache import cache_folder
+from cggm_ray.storage.places import is_local, place
+from cggm_ray.storage.urls import UrlPath
 
 
 def prepare(dataset: Dataset, write: WriteShards, check: Callable[[Manifest], object]) -> Path:
@@ -62,10 +61,10 @@ def prepare(dataset: Dataset, write: WriteShards, check: Callable[[Manifest], ob
             **described(dataset.specs(raw[0])),
         )
         check(draft)
-        with sole_converter(folder):
+        with sole_converter(folder) as check_sole:
             manifest = open_set(folder)
             if manifest is None:
-                convert(dataset, raw, draft, write, folder)
+                convert(dataset, raw, draft, write, folder, check_sole)
                 return folder
     if dataset.settings.data.verify:
         verify_set(folder, manifest)
@@ -74,7 +73,14 @@ def prepare(dataset: Dataset, write: WriteShards, check: Callable[[Manifest], ob
     return folder
 
 
-def convert(dataset: Dataset, raw: Sequence[RawShard], draft: Manifest, write: WriteShards, folder: Path) -> None:
+def convert(
+    dataset: Dataset,
+    raw: Sequence[RawShard],
+    draft: Manifest,
+    write: WriteShards,
+    folder: Path,
+    check_sole: Callable[[], None],
+) -> None:
     """Converts the whole set, or writes nothing.
 
     Args:
@@ -83,6 +89,7 @@ def convert(dataset: Dataset, raw: Sequence[RawShard], draft: Manifest, write: W
         draft: the manifest without shards.
         write: runs the conversion.
         folder: of the set.
+        check_sole: of `sole_converter`.
     """
     staging = staging_folder(folder)
     try:
@@ -92,9 +99,10 @@ def convert(dataset: Dataset, raw: Sequence[RawShard], draft: Manifest, write: W
             for split in SPLITS
         }
         made = described(table_specs(unpack(pq.read_table(staging / shards[0].file))))
+        check_sole()
         publish(staging, folder, dataclasses.replace(draft, splits=splits, **made))
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        drop(staging, folder)
 
 
 def raw_path(dataset: Dataset) -> Path:
@@ -105,8 +113,36 @@ def raw_path(dataset: Dataset) -> Path:
     """
     settings = dataset.settings
     if settings.data.data_path is None:
-        return dataset.demonstration(settings.shard_root.parent / "demonstration", settings.seed)
-    path = whole("data_path", settings.data.data_path)
-    if not path.exists():
+        return _demonstration(dataset)
+    path = place("data_path", settings.data.data_path)
+    try:
+        if isinstance(path, UrlPath):
+            path.hold_listing()
+        there = path.exists()
+    except OSError as error:
+        if is_local(path):
+            raise
+        raise DataError(f"data_path: {path} cannot be read: {reason(error)}") from None
+    if not there:
         raise DataError(f"data_path: {path} does not exist; expected the raw data of {dataset.name}")
     return path
+
+
+def _demonstration(dataset: Dataset) -> Path:
+    """Makes the demonstration set of a run beside its shards; in a store it is put there from a local copy."""
+    settings = dataset.settings
+    folder = settings.shard_root.parent / "demonstration"
+    if not isinstance(folder, UrlPath):
+        return dataset.demonstration(folder, settings.seed)
+    made = dataset.demonstration(cache_folder() / "demonstration", settings.seed)
+    place = folder / made.name
+    try:
+        there = {entry.key: entry.size for entry in place.entries()}
+        for file in [made] if made.is_file() else sorted(file for file in made.rglob("*") if file.is_file()):
+            target = place / file.relative_to(made) if file != made else place
+            if there.get(target.key) != file.stat().st_size:
+                target.upload(file)
+        place.hold_listing()
+    except OSError as error:
+        raise DataError(f"shard_path: {place} cannot be written: {reason(error)}") from None
+    return place

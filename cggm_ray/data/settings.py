@@ -15,13 +15,14 @@ class DataConfig:
     dataset: str = option("mosi", "registered dataset")
     data_path: str | None = option(
         None,
-        "raw data, a file or the folder that holds it; without it a demonstration set is made",
+        "raw data, a file or the folder that holds it, or its URL; without it a demonstration set is made",
         resume=True,
         path=True,
+        url=True,
     )
     modalities: tuple[str, ...] | None = option(None, "comma-separated modalities to use; default all")
     shard_path: str | None = option(
-        None, "folder for the converted data; default STORAGE_PATH/shards", resume=True, path=True
+        None, "folder or URL for the converted data; default STORAGE_PATH/shards", resume=True, path=True, url=True
     )
     memory_budget: int = option(
         4096, "MiB of samples that a worker may hold; a larger set is streamed from its shards", resume=True

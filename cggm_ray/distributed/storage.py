@@ -13,6 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cggm_ray.core.errors import UsageError, listed
+from cggm_ray.storage.places import is_local
 from cggm_ray.storage.work import url_of
 
 PATIENCE = 5.0
@@ -28,7 +29,7 @@ def check_shared(folders: Mapping[str, Path]) -> None:
 
     Args:
         folders: by the name of the configuration's field. A folder inside an earlier one is not checked, nor one that
-            mirrors a URL.
+            is a URL or mirrors one.
 
     Raises:
         UsageError: a folder is another one on some node, or cannot be written. The check leaves no file behind.
@@ -38,7 +39,7 @@ def check_shared(folders: Mapping[str, Path]) -> None:
         return
     seen: list[Path] = []
     for field, folder in folders.items():
-        if url_of(folder) is not None or any(folder.is_relative_to(other) for other in seen):
+        if not is_local(folder) or url_of(folder) is not None or any(folder.is_relative_to(other) for other in seen):
             continue
         seen.append(folder)
         _check(field, folder, nodes)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cggm_ray.config.parsing import check_path, whole
+from cggm_ray.config.parsing import check_path
 from cggm_ray.config.sections import Sections
 from cggm_ray.core.errors import UsageError
 from cggm_ray.data.dataset import DATASETS
@@ -23,6 +23,7 @@ from cggm_ray.engine.settings import TrainConfig
 from cggm_ray.models.registry import NETWORKS, NetworkOptions
 from cggm_ray.models.settings import ModelConfig
 from cggm_ray.models.standardise import InputConfig
+from cggm_ray.storage.places import check_place, place
 from cggm_ray.strategies.registry import STRATEGIES, StrategyOptions
 from cggm_ray.strategies.settings import ModulationConfig
 from cggm_ray.tasks.settings import LossConfig
@@ -66,8 +67,7 @@ class Config(Sections):
         for section, key in self.fields():
             value = getattr(sections[section], key.name) if key.metadata["path"] else None
             for text in (value,) if isinstance(value, str) else value or ():
-                if not key.metadata["url"]:
-                    check_path(key.name, text)
+                (check_place if key.metadata["url"] else check_path)(key.name, text)
         if 0 < self.train.batch_size < self.run.max_workers:
             raise UsageError(
                 f"batch_size: found {self.train.batch_size} samples for {self.run.max_workers} workers; expected at least one "
@@ -76,8 +76,10 @@ class Config(Sections):
 
     @property
     def shard_root(self) -> Path:
-        """Folder of all converted sets."""
-        return whole("shard_path", self.data.shard_path) if self.data.shard_path else self.run.storage / "shards"
+        """Folder of all converted sets, in a store where the shards or else the runs are there."""
+        if self.data.shard_path:
+            return place("shard_path", self.data.shard_path)
+        return place("storage_path", self.run.storage_path) / "shards"
 
     @property
     def strategy(self) -> StrategyOptions:

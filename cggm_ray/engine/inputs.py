@@ -28,8 +28,8 @@ from cggm_ray.data.statistics import MapShards, Moments, Statistics, map_shards_
 from cggm_ray.engine.settings import TrainConfig
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.standardise import InputConfig, Standardise, standardisers
-from cggm_ray.storage.files import whole_file
 from cggm_ray.storage.locks import holding
+from cggm_ray.storage.places import new_file
 
 STATISTICS = "statistics.safetensors"
 """File in the folder of a run: count, mean and m2 (see `Moments`) of every modality."""
@@ -232,7 +232,7 @@ def _read(path: Path, shards: Path, kinds: Mapping[str, str]) -> Statistics | No
 
 def _write(path: Path, statistics: Statistics, shards: Path, kinds: Mapping[str, str]) -> None:
     tensors = {f"{what}/{name}": values for name, m in statistics.items() for what, values in vars(m).items()}
-    with whole_file(path, ".safetensors") as partial:
+    with new_file(path, ".safetensors") as partial:
         save_file(tensors, partial, metadata=_origin(shards, kinds))
 
 

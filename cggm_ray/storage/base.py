@@ -178,6 +178,18 @@ def is_url(text: str) -> bool:
     return _URL.match(text) is not None
 
 
+def check_scheme(field: str, scheme: str) -> None:
+    """Raises a UsageError unless a storage serves URLs of a scheme.
+
+    Args:
+        field: named in the message.
+        scheme: of the URL.
+    """
+    if scheme not in STORAGES.names() and scheme not in known_implementations:
+        known = ", ".join(name for name in STORAGES.names() if name != FSSPEC)
+        raise UsageError(f"{field}: no storage serves {scheme}://; expected {known}, or a scheme that fsspec knows")
+
+
 def open_storage(url: str) -> Storage:
     """The storage of a URL; a path without a scheme is a local or mounted folder.
 

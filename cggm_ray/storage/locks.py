@@ -16,6 +16,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from cggm_ray.storage.leases import leasing
+from cggm_ray.storage.urls import UrlPath
+
 UNKNOWN = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """What file systems without locks say."""
 PERIOD = 0.5
@@ -33,6 +36,10 @@ def holding(path: Path, busy: Callable[[str], None]) -> Iterator[bool]:
     Raises:
         OSError: the file cannot be made.
     """
+    if isinstance(path, UrlPath):
+        with leasing(path.storage, path.key, busy):
+            yield True
+        return
     lock = FileLock(path, mode=0o644, fallback_to_soft=False)
     try:
         yield _acquire(lock, path, busy)

@@ -1,4 +1,4 @@
-"""A URL where a path is expected is refused: as a path it would be a new folder with the scheme's name."""
+"""A URL where only a path is expected is refused: as a path it would be a new folder with the scheme's name."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from cggm_ray.engine.configuration import Config
 
 RECIPE = Config(data=DataConfig(dataset="food101"), options=Food101Options())
 FIELDS = [key.name for _, key in RECIPE.fields() if key.metadata["path"] and not key.metadata["url"]]
+BY_URL = [key.name for _, key in RECIPE.fields() if key.metadata["url"]]
 URLS = [
     "s3://bucket/x",
     "gs://bucket/x",
@@ -36,7 +37,18 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_all_paths_are_known_as_such() -> None:
-    assert set(FIELDS) == {"data_path", "shard_path", "vit", "bert", "umt_teachers"}
+    assert {*FIELDS, *BY_URL} == {"data_path", "shard_path", "storage_path", "vit", "bert", "umt_teachers"}
+    assert {"data_path", "shard_path"} <= set(BY_URL)
+
+
+@pytest.mark.parametrize("field", ["data_path", "shard_path"])
+@pytest.mark.parametrize("url", ["http://host/x", "https://host/x", "dbfs:/x", "s3://", "nosuch://host/x"])
+def test_a_url_of_no_store(field: str, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(RECIPE, [f"--{field}", url, "--local"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {field}: ")
+    assert "expected" in line
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("field", [*FIELDS, "config", "tune"])
@@ -63,7 +75,6 @@ def test_a_configuration_file(field: str, tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     "argv",
     [
-        ["predict", "run", "--data_path", "s3://bucket/run"],
         ["predict", "run", "--out", "s3://bucket/run"],
         ["report", "run", "--out", "s3://bucket/run"],
         ["export", "run", "--out", "s3://bucket/run"],
@@ -99,7 +110,7 @@ def test_urls_that_serve_no_results(url: str, wanted: str, tmp_path: Path, capsy
 
 def test_from_python() -> None:
     with pytest.raises(UsageError, match="shard_path: found the URL"):
-        Config(data=DataConfig(shard_path="s3://bucket/x"))
+        Config(data=DataConfig(shard_path="https://host/x"))
 
 
 @pytest.mark.parametrize("path", [r"C:\data\x", "C:/data", "d:/x", "./s3:/x", "runs/a:b", "~/runs", "/mnt/s3://x", "x"])

@@ -20,7 +20,8 @@ from cggm_ray.core.errors import LONGEST, CggmError, DataError, listed, one_line
 from cggm_ray.data.formats import h5
 from cggm_ray.data.formats.parquet import read_parquet
 from cggm_ray.data.formats.untrusted import check_texts, image_memory, inside, open_image, plain_array
-from cggm_ray.data.shards.shards import MANIFEST, describe_sources, open_set, write_shards_here
+from cggm_ray.data.shards.shards import MANIFEST, open_set, write_shards_here
+from cggm_ray.data.shards.sources import describe_sources
 from cggm_ray.engine.assembly import prepare_data
 
 FUZZ = Path(__file__).parents[2] / "benchmarks" / "faults" / "fuzz.py"

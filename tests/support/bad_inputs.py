@@ -314,7 +314,7 @@ OWN: dict[str, dict[str, Callable[[Path], list[str]]]] = {
         "nested too deeply": yaml_file("config", "name: " + "[" * 1000),
         "a day that is none": yaml_file("config", "name: 2001-99-99"),
         "a file of another kind": yaml_file("config", "# " + "x" * 2**18),
-        "a URL in place of a folder": yaml_file("config", "shard_path: s3://bucket/shards"),
+        "a web address in place of a folder": yaml_file("config", "shard_path: https://host/shards"),
         "an encoder that does not exist": yaml_file("config", "network: composed\nencoders: [text:transfomer]"),
         "an encoder of another kind of input": yaml_file("config", "network: composed\nencoders: [text:resnet]"),
         "an encoder of no modality": yaml_file("config", "network: composed\nencoders: [texd:mlp]"),

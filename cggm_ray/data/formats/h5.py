@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,8 +14,11 @@ from typing import Any
 from cggm_ray.core.errors import DataError
 from cggm_ray.core.optional import require
 from cggm_ray.data.formats.untrusted import check_size, reading
+from cggm_ray.storage.places import is_local
 
 PROBE = Path(__file__).with_name("h5_probe.py")
+TOGETHER = 16
+"""Number of files of a store that the other process looks at."""
 PATIENCE_S = 120
 """Time limit of the other process in seconds, in addition to one second per file."""
 
@@ -38,9 +42,14 @@ def probe(paths: Sequence[Path]) -> None:
     Raises:
         DataError: the library crashes on a file, or never comes back.
     """
-    if not paths:
-        return
-    lines = "".join(json.dumps(str(path)) + "\n" for path in paths)
+    # Copies of files of a store may make room for others, so a few are looked at together.
+    together = len(paths) if all(map(is_local, paths)) else TOGETHER
+    for start in range(0, len(paths), max(1, together)):
+        _probe(paths[start : start + together])
+
+
+def _probe(paths: Sequence[Path]) -> None:
+    lines = "".join(json.dumps(os.fspath(path)) + "\n" for path in paths)
     command = [sys.executable, str(PROBE)]
     try:
         done = subprocess.run(
@@ -69,7 +78,7 @@ def check_dataset(dataset: Any, path: Path, where: str) -> None:
     if not hasattr(dataset, "shape") or dataset.shape is None or dataset.dtype.kind not in "fiu":
         found = f"an array of {dataset.dtype}" if hasattr(dataset, "dtype") else "a group"
         raise DataError(f"{path}: {where} is {found}; expected an array of numbers")
-    if dataset.external or dataset.is_virtual or Path(dataset.file.filename) != path:
+    if dataset.external or dataset.is_virtual or dataset.file.filename != os.fspath(path):
         raise DataError(f"{path}: {where} takes its values from other files; expected them in this one")
     # Values are computed with in four bytes or more.
     declared = dataset.size * max(4, dataset.dtype.itemsize)

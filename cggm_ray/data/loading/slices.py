@@ -24,6 +24,7 @@ from cggm_ray.data.loading.sampler import Slice
 from cggm_ray.data.loading.split import unreadable
 from cggm_ray.data.loading.stream import ahead
 from cggm_ray.data.shards.packed import unpack
+from cggm_ray.data.shards.reading import open_shard
 from cggm_ray.data.shards.shards import IDENTITY, INDEX, TARGET, UNREADABLE, Manifest, column_values, tensor_column
 
 FACTS = b"slices"
@@ -302,7 +303,7 @@ def augmented(image: np.ndarray, label: np.ndarray, random: np.random.Generator)
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        return open_shard(path)
     except UNREADABLE as error:
         raise unreadable(path.parent, path, error) from None
 

@@ -16,6 +16,7 @@ from cggm_ray.core.errors import DataError
 from cggm_ray.core.seeding import generator
 from cggm_ray.data.loading.sampler import Slice
 from cggm_ray.data.shards.packed import unpack
+from cggm_ray.data.shards.reading import open_shard
 from cggm_ray.data.shards.shards import (
     IDENTITY,
     INDEX,
@@ -146,7 +147,8 @@ def set_bytes(folder: Path, manifest: Manifest, modalities: Sequence[str]) -> in
 def shard_columns(folder: Path, path: Path) -> list[str]:
     """Returns the names of the columns of a shard; raises DataError if it cannot be read."""
     try:
-        return pq.read_schema(path).names
+        with open_shard(path) as file:
+            return file.schema_arrow.names
     except UNREADABLE as error:
         raise unreadable(folder, path, error) from None
 
@@ -211,7 +213,8 @@ def training_targets(folder: Path, manifest: Manifest) -> Tensor:
     for shard in manifest.splits["train"]:
         path = folder / shard.file
         try:
-            target = column_values(unpack(pq.read_table(path, columns=[TARGET])).column(TARGET))
+            with open_shard(path) as file:
+                target = column_values(unpack(file.read([TARGET])).column(TARGET))
         except UNREADABLE as error:
             raise unreadable(folder, path, error) from None
         parts.append(torch.from_numpy(target).reshape(len(target), -1))

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -31,6 +30,7 @@ from cggm_ray.data.loading.split import (
     view_columns,
 )
 from cggm_ray.data.shards.packed import unpack
+from cggm_ray.data.shards.reading import open_shard
 from cggm_ray.data.shards.shards import (
     IDENTITY,
     INDEX,
@@ -175,7 +175,7 @@ def _survey(
     stored: list[str] = []
     for number, path in enumerate(files):
         try:
-            with pq.ParquetFile(path) as file:
+            with open_shard(path) as file:
                 stored = file.schema_arrow.names
                 sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
                 wanted = [INDEX, TARGET, *about_columns(stored, modalities)]
@@ -195,7 +195,7 @@ def _survey(
 
 def _row_group(folder: Path, path: Path, group: int, columns: list[str]) -> dict[str, np.ndarray]:
     try:
-        with pq.ParquetFile(path) as file:
+        with open_shard(path) as file:
             table = unpack(file.read_row_group(group, columns=columns, use_threads=False))
         return {column: column_values(table.column(column)) for column in columns}
     except UNREADABLE as error:

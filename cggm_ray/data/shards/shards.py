@@ -6,15 +6,10 @@ name and renamed when it is complete, so a folder of that name is whole or does 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 import re
-import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cggm_ray.core.errors import DataError, listed, short_repr
+from cggm_ray.core.errors import DataError, listed, reason, short_repr
 from cggm_ray.data.shards.packed import pack, tensor_type
-from cggm_ray.storage.digests import file_digests
 from cggm_ray.storage.files import file_digest
-from cggm_ray.storage.locks import holding
+from cggm_ray.storage.places import is_local, new_file
+from cggm_ray.storage.urls import UrlPath
 
 FORMAT = 3
 MANIFEST = "manifest.json"
@@ -225,14 +220,19 @@ def write_shard(transform: Transform, raw: RawShard, folder: Path) -> Shard:
     path = folder / raw.file
     try:
         table = transform(raw.table)
-        rows = max(1, ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes))
-        # Dictionaries and statistics of features cost time and space without a benefit.
-        pq.write_table(
-            pack(table), path, compression="lz4", row_group_size=rows, use_dictionary=False, write_statistics=False
-        )
-        return Shard(file=raw.file, rows=table.num_rows, bytes=path.stat().st_size, sha256=file_digest(path))
+        with new_file(path) as partial:
+            return _write(table, partial, raw.file)
     except OSError as error:
-        raise DataError(f"{path}: cannot write the shard: {error.strerror or error}") from None
+        raise DataError(f"{path}: cannot write the shard: {reason(error)}") from None
+
+
+def _write(table: pa.Table, path: Path, name: str) -> Shard:
+    rows = max(1, ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes))
+    # Dictionaries and statistics of features cost time and space without a benefit.
+    pq.write_table(
+        pack(table), path, compression="lz4", row_group_size=rows, use_dictionary=False, write_statistics=False
+    )
+    return Shard(file=name, rows=table.num_rows, bytes=path.stat().st_size, sha256=file_digest(path))
 
 
 def write_shards_here(stages: Sequence[Stage], raw: Sequence[RawShard], folder: Path) -> list[Shard]:
@@ -247,49 +247,31 @@ def write_shards_here(stages: Sequence[Stage], raw: Sequence[RawShard], folder: 
     return [write_shard(transform, shard, folder) for shard in raw]
 
 
-def describe_sources(paths: Sequence[Path], folder: Path) -> tuple[Source, ...]:
-    """Returns the size and checksum of every raw file.
-
-    Args:
-        paths: of the files.
-        folder: of all sets, where checksums are kept for the next run.
+def open_set(folder: Path) -> Manifest | None:
+    """Returns the manifest of a complete set, or None if the manifest or a shard is missing or cut short.
 
     Raises:
-        DataError: a file cannot be read.
+        DataError: a store cannot be reached.
     """
-    for path in paths:
-        # A device or a pipe may have no end.
-        if path.exists() and not path.is_file():
-            raise DataError(f"{path}: found no regular file; expected a file")
-    try:
-        digests = file_digests(paths, folder)
-        return tuple(
-            Source(path=str(p), bytes=p.stat().st_size, sha256=digest) for p, digest in zip(paths, digests, strict=True)
-        )
-    except OSError as error:
-        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
-
-
-def fingerprint(dataset: str, converter: int, options: Mapping[str, Any], sources: Sequence[Source]) -> str:
-    """Returns the name of the set that these sources make.
-
-    It changes with any byte of them, with their places below the folder that holds them all, the options and the converter.
-    """
-    root = os.path.commonpath([Path(source.path).parent for source in sources])
-    content = [(Path(source.path).relative_to(root).as_posix(), source.sha256) for source in sources]
-    key = json.dumps([FORMAT, dataset, converter, options, content], sort_keys=True)
-    return hashlib.sha256(key.encode()).hexdigest()[:16]
-
-
-def open_set(folder: Path) -> Manifest | None:
-    """Returns the manifest of a complete set, or None if the manifest or a shard is missing or cut short."""
     try:
         manifest = Manifest.from_json((folder / MANIFEST).read_text())
         shards = [shard for split in manifest.splits.values() for shard in split]
-        whole = all((folder / shard.file).stat().st_size == shard.bytes for shard in shards)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole = all(size == shard.bytes for shard, size in zip(shards, _sizes(folder, shards), strict=True))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+    except OSError as error:
+        if is_local(folder) or isinstance(error, FileNotFoundError):
+            return None
+        raise DataError(f"{error.filename}: cannot be read: {reason(error)}") from None
     return manifest if whole else None
+
+
+def _sizes(folder: Path, shards: Sequence[Shard]) -> list[int | None]:
+    """Returns the bytes of every shard that is there; in a store by one listing."""
+    if isinstance(folder, UrlPath):
+        sizes = {entry.key.rpartition("/")[2]: entry.size for entry in folder.entries()}
+        return [sizes.get(shard.file) for shard in shards]
+    return [(folder / shard.file).stat().st_size for shard in shards]
 
 
 def verify_set(folder: Path, manifest: Manifest) -> None:
@@ -305,80 +287,12 @@ def verify_set(folder: Path, manifest: Manifest) -> None:
             try:
                 digest = file_digest(path)
             except OSError as error:
-                raise DataError(f"{path}: cannot be read: {error.strerror}; made from {made}") from None
+                raise DataError(f"{path}: cannot be read: {reason(error)}; made from {made}") from None
             if digest != shard.sha256:
                 raise DataError(
                     f"{path}: damaged: sha256 {digest[:12]}..., expected {shard.sha256[:12]}... as in {MANIFEST}; made from "
                     f"{made}; remove {folder} to make it again"
                 )
-
-
-def publish(staging: Path, folder: Path, manifest: Manifest) -> None:
-    """Turns a finished staging folder into the set: the manifest is written last, then the folder is renamed.
-
-    If another process published the same set in the meantime, that one stays and the staging folder is dropped.
-
-    Raises:
-        DataError: the manifest cannot be written.
-    """
-    path = staging / MANIFEST
-    try:
-        with path.open("w") as file:
-            file.write(manifest.to_json())
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
-    if folder.exists() and open_set(folder) is None:
-        shutil.rmtree(folder)
-    try:
-        staging.rename(folder)
-    except OSError:
-        if open_set(folder) is None:
-            raise
-        shutil.rmtree(staging)
-
-
-@contextmanager
-def sole_converter(folder: Path) -> Iterator[None]:
-    """Holds the set while it is made, so that another command that needs the same set waits and finds it.
-
-    Partial files of killed conversions of the set are removed.
-
-    Args:
-        folder: of the set.
-
-    Raises:
-        DataError: the folder of all sets cannot be written.
-    """
-    said = False
-
-    def busy(holder: str) -> None:
-        nonlocal said
-        if not said:
-            print(f"waits for {holder}, which converts the same data", flush=True)
-        said = True
-
-    with ExitStack() as stack:
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            held = stack.enter_context(holding(folder.with_name(f".{folder.name}.lock"), busy))
-        except OSError as error:
-            raise DataError(f"{folder.parent}: cannot make the folder for shards: {error.strerror}") from None
-        if held:
-            for left in folder.parent.glob(f".{folder.name}.*.part"):
-                shutil.rmtree(left, ignore_errors=True)
-        yield
-
-
-def staging_folder(folder: Path) -> Path:
-    """Makes a new folder beside `folder`, with a name that no reader opens."""
-    staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        staging.mkdir(parents=True)
-    except OSError as error:
-        raise DataError(f"{folder.parent}: cannot make the folder for shards: {error.strerror}") from None
-    return staging
 
 
 def one_split(raw: Iterable[RawShard], split: str | None) -> Iterator[RawShard]:

@@ -18,6 +18,7 @@ from cggm_ray.distributed.data.extract import ERROR, TASK_CPUS
 from cggm_ray.engine.assembly import input_kinds
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.inputs import shared_statistics
+from cggm_ray.storage.places import as_path
 
 NUMBER, PATH, MOMENTS = "number", "path", "moments"
 PARTS = ("count", "mean", "m2")
@@ -75,7 +76,7 @@ def share_statistics(runs: Iterable[tuple[Config, Path]]) -> None:
 def _row(work: Callable[[Path], Statistics], row: dict[str, Any]) -> dict[str, Any]:
     """Returns the result for one shard as bytes, or the text of an error: an exception can lose its type in Ray Data."""
     try:
-        found, error = _packed(work(Path(row[PATH]))), ""
+        found, error = _packed(work(as_path(row[PATH]))), ""
     except CggmError as failure:
         found, error = b"", str(failure)
     return {NUMBER: row[NUMBER], MOMENTS: found, ERROR: error}

@@ -40,6 +40,7 @@ from cggm_ray.runs.folder import prepare_run_folder, sole_owner
 from cggm_ray.runs.provenance import note_start
 from cggm_ray.runs.result import Result, read_summary
 from cggm_ray.storage.mirror import mirror_of
+from cggm_ray.storage.places import as_path
 
 
 def run_on_ray(config: Config, folder: Path, stop_request: StopRequest) -> Result:
@@ -193,7 +194,7 @@ def _train_on_worker(arguments: dict[str, Any], config: Config, folder: Path, ru
         Console(folder).say(f"{runtime.world_size} workers of {config.run.workers}")
     # The missing worker may have been on a lost node, so Ray Train may start the group again.
     with storage_errors(runtime.checkpoints), reporting_missing_ranks(runtime, seconds, RuntimeError):
-        training = open_decided(config, Path(arguments["shards"]), runtime, folder)
+        training = open_decided(config, as_path(arguments["shards"]), runtime, folder)
         train(training)
         if arguments["test"]:
             after_test(training, finish(training))

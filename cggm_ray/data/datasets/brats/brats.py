@@ -7,7 +7,6 @@ folder per case with a NIfTI file for each sequence (`cggm_ray.data.datasets.bra
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +42,7 @@ from cggm_ray.data.settings import DatasetOptions
 from cggm_ray.data.shards.shards import PREDICT, Manifest, RawShard
 from cggm_ray.data.split_names import find_splits
 from cggm_ray.storage.files import whole_folder
+from cggm_ray.storage.places import as_path, common_folder
 from cggm_ray.tasks import Segmentation, Task
 from cggm_ray.tasks.segmentation import CLASS_WEIGHTS
 
@@ -138,7 +138,7 @@ class Brats(Dataset):
         self._notes = seen.notes()
         _say(self._notes)
         tumour = iter(seen.tumour)
-        root = Path(os.path.commonpath([path.parent for path in sources]))
+        root = common_folder([path.parent for path in sources])
         for split in SPLITS:
             there = [bool(next(tumour)) for _ in cases[split]]
             if split in self._drawn_splits:
@@ -209,7 +209,7 @@ class Brats(Dataset):
     def transform(self, table: pa.Table) -> pa.Table:
         """Reads a case and cuts it into slices."""
         (row,) = table.to_pylist()
-        case = Case(name=row["case"], files=tuple(map(Path, row["files"])))
+        case = Case(name=row["case"], files=tuple(map(as_path, row["files"])))
         volume = case.read(CONVENTIONS[row["labels"]])
         image = dict(zip(SEQUENCES, volume.image, strict=True))
         return slice_table(image, volume.label, case=case.name, start=row["start"])

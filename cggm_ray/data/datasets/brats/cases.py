@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from cggm_ray.data.formats.h5 import probe
 from cggm_ray.data.loading.stream import ahead
 from cggm_ray.data.shards.shards import Manifest
 from cggm_ray.data.split_names import SPLITS, find_splits, split_of
+from cggm_ray.storage.places import common_folder
 
 H5 = ".h5"
 READERS = 4
@@ -79,7 +79,7 @@ def named_splits(cases: Sequence[Case]) -> dict[str, list[Case]]:
     Raises:
         DataError: some cases lie in such folders and others do not, or a split has none.
     """
-    root = Path(os.path.commonpath([case.files[0].parent.parent for case in cases]))
+    root = common_folder([case.files[0].parent.parent for case in cases])
     places = [case.files[0].parent if not case.named else case.files[0].parent.parent for case in cases]
     tops = [place.relative_to(root).parts[:1] for place in places]
     names = [top[0] if top else "" for top in tops]

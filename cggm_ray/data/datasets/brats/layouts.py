@@ -6,12 +6,12 @@ or '-', and the name of the sequence. Case folders may lie some folders deeper (
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from cggm_ray.core.errors import DataError, listed
+from cggm_ray.storage.places import walk
 
 SEQUENCES = ("flair", "t1ce", "t1", "t2")
 """The image sequences, in the order of the released code."""
@@ -43,14 +43,14 @@ def case_folders(root: Path) -> list[Path]:
         DataError: two cases have one name.
     """
     found = []
-    for folder, inner, files in os.walk(root, followlinks=True):
-        below = len(Path(folder).relative_to(root).parts)
+    for folder, inner, files in walk(root):
+        below = len(folder.relative_to(root).parts)
         inner[:] = [name for name in inner if below < DEEPEST and not _is_hidden(name)]
         matches = [match for name in files if not _is_hidden(name) and (match := FILE.fullmatch(name))]
         roles = {NAMES[match["name"].lower()] for match in matches}
         # A single file of another sequence is no case, because data folders also hold atlases and segmentations.
         if SEQUENCES[0] in roles or len(roles) > 1:
-            found.append(Path(folder))
+            found.append(folder)
     names: dict[str, Path] = {}
     for path in sorted(found):
         if path.name in names:

@@ -6,7 +6,8 @@ Shapes: N samples, H = W the size of the ViT's images, T steps (patches and the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from torch import nn
 from cggm_ray.core.errors import DataError, short_repr
 from cggm_ray.core.optional import require
 from cggm_ray.data.formats.untrusted import read_json
-from cggm_ray.data.shards.shards import describe_sources
+from cggm_ray.data.shards.sources import describe_sources
+from cggm_ray.storage.places import as_path, is_local, local_copy, local_folder
 
 EXTRACT_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 STORED = {"fp32": "float32", "bf16": "float16", "fp16": "float16"}
@@ -98,7 +100,8 @@ def find_bert(value: str, text_length: int) -> EncoderInfo:
 
 def find_again(flag: str, recorded: str, beside: str | None) -> str:
     """Returns where the encoder of a run is now: at its old place, or beside the new data."""
-    gone = recorded.startswith("/") and not Path(recorded).is_dir()
+    place = as_path(recorded)
+    gone = place.is_absolute() and not place.is_dir()
     if gone and beside is None:
         raise DataError(
             f"{flag}: {recorded}, which the run was trained with, is gone; expected it there or beside the data"
@@ -116,7 +119,9 @@ def checksums(infos: Sequence[EncoderInfo], cache: Path) -> dict[str, str]:
     return {
         f"{info.flag}/{path.name}": source.sha256
         for info in infos
-        for path, source in zip(info.files, describe_sources(list(info.files), cache), strict=True)
+        for path, source in zip(
+            info.files, describe_sources([local_copy(file) for file in info.files], cache), strict=True
+        )
     }
 
 
@@ -142,7 +147,7 @@ def check_same(infos: Sequence[EncoderInfo], known: Mapping[str, str], cache: Pa
 
 
 def _find(flag: str, value: str) -> EncoderInfo:
-    folder = Path(value).expanduser()
+    folder = as_path(value).expanduser()
     reference = value
     if folder.is_dir():
         folder = folder.absolute()
@@ -227,13 +232,14 @@ def load_model(info: EncoderInfo, precision: str, device: torch.device) -> nn.Mo
     try:
         # The last hidden states do not depend on the pooler.
         # A .bin file is a pickle, and a configuration may name a kernel to be fetched: both are shut out by name.
-        model, report = kind.from_pretrained(
-            info.reference,
-            add_pooling_layer=False,
-            output_loading_info=True,
-            weights_only=True,
-            attn_implementation="sdpa",
-        )
+        with _folder_of(info) as folder:
+            model, report = kind.from_pretrained(
+                folder,
+                add_pooling_layer=False,
+                output_loading_info=True,
+                weights_only=True,
+                attn_implementation="sdpa",
+            )
     except Exception as error:
         # Any error of the reader means that the user's file is damaged.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -325,6 +331,16 @@ class TextFeatures:
         return torch.cat(parts)
 
 
+@contextmanager
+def _folder_of(info: EncoderInfo) -> Iterator[str]:
+    """Gives the block what transformers loads the encoder from."""
+    if is_local(info.files[0]):
+        yield info.reference
+    else:
+        with local_folder(info.files) as folder:
+            yield str(folder)
+
+
 def load_tokenizer(info: EncoderInfo) -> Any:
     """Loads the tokenizer beside a BERT.
 
@@ -333,7 +349,8 @@ def load_tokenizer(info: EncoderInfo) -> Any:
     """
     transformers = require("transformers", extra="food101", purpose="food101")
     try:
-        tokenizer = transformers.BertTokenizer.from_pretrained(info.reference)
+        with _folder_of(info) as folder:
+            tokenizer = transformers.BertTokenizer.from_pretrained(folder)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"bert: the tokenizer in {info.reference} cannot be loaded: {reason}") from error

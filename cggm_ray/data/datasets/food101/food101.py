@@ -73,8 +73,8 @@ from cggm_ray.data.shards.shards import (
     Source,
     Stage,
     TensorSpec,
-    describe_sources,
 )
+from cggm_ray.data.shards.sources import describe_sources, file_version
 from cggm_ray.tasks import Classification, Task
 
 IMAGE_FEATURES = ("cached", "online")
@@ -190,7 +190,7 @@ class Food101(Dataset):
         return list(self._lists.files.values())
 
     def describe(self, sources: list[Path]) -> tuple[Source, ...]:
-        """Returns checksums of lists and encoders; the many images are described by name, size and time of change."""
+        """Returns checksums of lists and encoders; the many images are described by name, size and time or version."""
         files = describe_sources(sources, self.settings.shard_root)
         self._listed = read_lists(self._lists, self._root, labelled=not self._new)
         if not self._new:
@@ -203,9 +203,9 @@ class Food101(Dataset):
                 try:
                     if record.file is None:
                         raise FileNotFoundError
-                    stat = record.file.stat()
-                    total += stat.st_size
-                    digest.update(f"{record.image}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+                    size, version = file_version(record.file)
+                    total += size
+                    digest.update(f"{record.image}\0{size}\0{version}\n".encode())
                 except OSError:
                     digest.update(f"{record.image}\0missing\n".encode())
         return (*files, Source(path=str(self._root), bytes=total, sha256=digest.hexdigest()))

@@ -164,7 +164,8 @@ class ImageFinder:
         splits = [
             child for top in (*images, *tops) for child in _folders(top) if split and split_of(child.name) == split
         ]
-        self._places = {str(place.relative_to(root)): set(os.listdir(place)) for place in (*tops, *splits, *images)}
+        places = (*tops, *splits, *images)
+        self._places = {str(place.relative_to(root)): {entry.name for entry in place.iterdir()} for place in places}
         self._ends_of: dict[str, str] = {}
 
     def find(self, name: str, where: str, field: str, label: str | None) -> tuple[str, Path | None]:
@@ -224,7 +225,7 @@ class ImageFinder:
                         yield file
 
     def _is_file(self, file: str) -> bool:
-        return os.path.isfile(self._root / file)
+        return (self._root / file).is_file()
 
     def _stays(self, parts: tuple[str, ...]) -> bool:
         """Returns whether a path with `..`, from the folder of the list, is below the data folder."""
@@ -234,7 +235,7 @@ class ImageFinder:
 
 def _folders(folder: Path) -> list[Path]:
     """Returns the folders in a folder."""
-    return sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir())
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir())
 
 
 def check_labels(splits: dict[str, Listed], known: Sequence[str] | None = None) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +24,7 @@ from cggm_ray.data.loading.sampler import Slice
 from cggm_ray.data.loading.split import Split, view_columns
 from cggm_ray.data.loading.stream import ahead
 from cggm_ray.data.shards.shards import INDEX, VIEW, column_values, tensor_column
+from cggm_ray.storage.places import as_path
 
 IMAGE, TEXT = "image", "text"
 PATH, VIEWS = "path", "views"
@@ -65,7 +65,7 @@ class DecodeImages:
 
     def _decoded(self, path: str) -> np.ndarray:
         try:
-            return resized(Path(path), self.size, self.bits, self.upright)
+            return resized(as_path(path), self.size, self.bits, self.upright)
         except (OSError, ValueError, SyntaxError) as error:
             raise DataError(f"{path}: the image can no longer be read: {error}") from None
 

@@ -17,6 +17,7 @@ from typing import Any
 from cggm_ray.core.errors import DataError, listed, short_repr
 from cggm_ray.data.formats.untrusted import parse_json, read_text, reading
 from cggm_ray.data.split_names import SPLITS, split_of
+from cggm_ray.storage.places import as_path
 
 FIELDS = {
     "id": ("id", "sample_id", "uid"),
@@ -189,7 +190,7 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _parsed(path: Path, text: str, place: str) -> Any:
-    with reading(Path(f"{path}{place}"), "JSON file"):
+    with reading(as_path(f"{path}{place}"), "JSON file"):
         return parse_json(text)
 
 
