@@ -59,9 +59,7 @@ def test_two_workers(cluster: Raylets, bucket: str, tmp_path: Path) -> None:
     done = cluster.run("python", "pipelines/mosi.py", *flags(tmp_path, str(tmp_path / "plain"), "r", *more))
     assert done.returncode == 0, done.stdout + done.stderr
     log, store = tmp_path / "driver.log", open_storage(f"{bucket}/runs/r")
-    run = cluster.start(
-        "python", "pipelines/mosi.py", *flags(tmp_path, f"{bucket}/runs", "r", *more, "--save_every", "1"), log=log
-    )
+    run = cluster.start("python", "pipelines/mosi.py", *at_url, log=log)
     try:
         wait_for(lambda: "checkpoints/epoch-00001/checksums.json" in store.list(), "no epoch ends", by=run)
         assert run.poll() is None, log.read_text()

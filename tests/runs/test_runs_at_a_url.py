@@ -185,7 +185,7 @@ def test_the_store_is_away(
     assert train(small_pickle, "s3://there-is-no-such-bucket/runs") == 2
     (line,) = capsys.readouterr().err.splitlines()
     where = "s3://there-is-no-such-bucket/runs/r"
-    assert line == f"error: storage_path: {where} cannot be written: 404 Not Found, NoSuchBucket"
+    assert line == f"error: storage_path: {where} cannot be read: 404 Not Found, NoSuchBucket"
     assert command(["verify", f"{bucket}/runs/nothing"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"error: {bucket}/runs/nothing/config.yaml does not exist; expected the folder of a finished run"
