@@ -1,7 +1,11 @@
 """cggm-ray: multimodal training in which every modality gets to learn.
 
-The names below are the library: a balancing strategy for a model and a loop of your own. They need torch and nothing else.
+Two libraries. A balancing strategy for a model and a loop of your own: `CGGM` and the other classes, which need torch and
+nothing else. And whole runs, as the console program makes them: `train`, `compare`, `tune`, `load` and the `Run` that they
+give, which are imported at their first use (`cggm_ray.api`).
 """
+
+from typing import TYPE_CHECKING, Any
 
 from cggm_ray.core import workdir as workdir
 
@@ -11,7 +15,11 @@ from cggm_ray.core.errors import CggmError, DataError, UsageError
 from cggm_ray.strategies import CGGM, JointTraining, Strategy
 from cggm_ray.tasks import Classification, Regression, Segmentation, Task
 
+if TYPE_CHECKING:
+    from cggm_ray.api import Run, compare, load, train, tune
+
 __version__ = "0.1.0"
+_API = ("Run", "compare", "load", "train", "tune")
 
 __all__ = [
     "CGGM",
@@ -22,8 +30,22 @@ __all__ = [
     "HeadOutput",
     "JointTraining",
     "Regression",
+    "Run",
     "Segmentation",
     "Strategy",
     "Task",
     "UsageError",
+    "compare",
+    "load",
+    "train",
+    "tune",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the names of `cggm_ray.api` when they are used: they need more than torch."""
+    if name in _API:
+        import cggm_ray.api
+
+        return getattr(cggm_ray.api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -29,9 +29,7 @@ from cggm_ray.config.parsing import local_path, read_yaml
 from cggm_ray.core.errors import CggmError, StoppedError, UsageError
 from cggm_ray.engine.configuration import Config, default_networks, default_strategies
 from cggm_ray.engine.own_code import check_not_importing, import_file
-from cggm_ray.engine.presets import QUICK_NETWORK, RELEASED, SEARCHED, sizes_among, with_preset
-from cggm_ray.models.registry import NETWORKS
-from cggm_ray.models.settings import ModelConfig
+from cggm_ray.engine.presets import QUICK_NETWORK, RELEASED, SEARCHED, configured, sizes_among
 from cggm_ray.recipes.base import search_file
 from cggm_ray.strategies.registry import STRATEGIES
 
@@ -142,8 +140,7 @@ def parse(recipe: Config, argv: Sequence[str], description: str | None = None, p
             "tune: given together with --seeds or --compare; search first, then compare with --config best.yaml"
         )
     values = {} if path is None else recipe.flat(read_yaml(local_path("config", path), "config"), path)
-    config = _without_sizes_of_others(_started_from(recipe, values, given), values, given)
-    config = config.replace(values, source=str(path)).replace(given, source="flag")
+    config = configured(recipe, (values, str(path)), (given, "flag"))
     if tune is not None and config.train.preset in SEARCHED:
         raise UsageError(
             f"tune: given together with --preset {config.train.preset}, which is a search of its own; leave one of them out"
@@ -159,16 +156,6 @@ def parse(recipe: Config, argv: Sequence[str], description: str | None = None, p
     )
 
 
-def _started_from(recipe: Config, *layers: Mapping[str, Any]) -> Config:
-    """Returns the recipe with the preset that the last layer names, or its own one."""
-    name = recipe.train.preset
-    for layer in layers:
-        name = layer.get("preset", name)
-    # Checks the name as the field does.
-    recipe = recipe.replace({"preset": name}, source="flag")
-    return with_preset(recipe, recipe.train.preset, recipe.names(key for layer in layers for key in layer))
-
-
 def _remarks(recipe: Config, config: Config, *layers: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns a line that names the network, where a size is given that the preset's network does not have."""
     sizes = sizes_among(recipe.names(key for layer in layers for key in layer))
@@ -178,14 +165,6 @@ def _remarks(recipe: Config, config: Config, *layers: Mapping[str, Any]) -> tupl
         f"network: that of the dataset, because {sizes[0]} is a size of it; without {sizes[0]} the preset "
         f"{config.train.preset} takes {QUICK_NETWORK}",
     )
-
-
-def _without_sizes_of_others(recipe: Config, *layers: Mapping[str, Any]) -> Config:
-    """Returns the recipe without its sizes of a network, where a layer names a network that has none of them."""
-    name = next((layer["network"] for layer in reversed(layers) if layer.get("network")), None)
-    if name not in NETWORKS.names() or NETWORKS.get(name).sized:
-        return recipe
-    return dataclasses.replace(recipe, model=ModelConfig(network=recipe.model.network))
 
 
 def _with_imports(recipe: Config, argv: Sequence[str]) -> Config:

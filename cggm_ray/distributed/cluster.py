@@ -29,7 +29,7 @@ from ray.exceptions import AuthenticationError
 from ray.experimental.internal_kv import _internal_kv_get as internal_kv_get
 
 from cggm_ray.core.errors import CggmError, UsageError
-from cggm_ray.distributed.session import session_folder
+from cggm_ray.distributed.session import session_folder, short_temporary_folder
 from cggm_ray.engine.own_code import imported_modules
 from cggm_ray.engine.runtime import RunConfig
 
@@ -92,12 +92,12 @@ def connect() -> None:
     if ray.is_initialized():
         return
     address = running_cluster()
-    where: dict[str, Any] = (
-        {"address": "local", "_temp_dir": session_folder()} if address is None else {"address": address}
-    )
+    session = session_folder() if address is None else None
+    where: dict[str, Any] = {"address": "local", "_temp_dir": session} if address is None else {"address": address}
     try:
-        # The dashboard stays on, because Ray Train's own housekeeping queries it for the living runs.
-        ray.init(**where, logging_level=logging.WARNING, log_to_driver=False)
+        with short_temporary_folder(session):
+            # The dashboard stays on, because Ray Train's own housekeeping queries it for the living runs.
+            ray.init(**where, logging_level=logging.WARNING, log_to_driver=False)
     # Errors of the processes that Ray starts arrive here, as exceptions of many types.
     except Exception as error:
         with suppress(Exception):

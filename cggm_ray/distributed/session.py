@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ray._common.utils import get_default_ray_temp_dir
@@ -16,6 +18,8 @@ SOCKET = 107
 WITHIN = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store") + len("_and_longer")
 """Bytes of the longest path that Ray makes in the folder, with room for longer names of sockets."""
 LONGEST = SOCKET - WITHIN
+OF_PYTHON = SOCKET - len("/pymp-12345678/listener-12345678")
+"""Bytes of the longest temporary folder in which the sockets of `multiprocessing` fit, which Ray's dashboard uses."""
 LEAST_FREE = 16
 """Smallest free space in MiB for a session."""
 
@@ -44,6 +48,23 @@ def session_folder() -> str | None:
         f"{wrong}; nor will {', '.join(map(str, tried))} do; set RAY_TMPDIR to a folder on a local disk that can be written, "
         f"with a path of at most {LONGEST - len('/ray')} bytes"
     )
+
+
+@contextmanager
+def short_temporary_folder(session: str | None) -> Iterator[None]:
+    """Sets TMPDIR to the folder of the session while Ray's processes are started, if it is too long for their sockets.
+
+    Args:
+        session: of `session_folder`; None for Ray's own default.
+    """
+    before = os.environ.get("TMPDIR")
+    if len(os.fsencode(before or "")) > OF_PYTHON:
+        os.environ["TMPDIR"] = session or get_default_ray_temp_dir()
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["TMPDIR"] = before
 
 
 def unfit(folder: Path, own: bool = False) -> str | None:

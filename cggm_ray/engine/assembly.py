@@ -23,7 +23,7 @@ from cggm_ray.data.prepare import prepare
 from cggm_ray.data.settings import DatasetSettings
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.shards.shards import Manifest, WriteShards
-from cggm_ray.engine.budget import Budget, batch_size_for
+from cggm_ray.engine.budget import LARGEST, Budget, batch_size_for
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.ema import MovingAverage
 from cggm_ray.engine.finite import DeviceWatch
@@ -104,10 +104,13 @@ def input_kinds(config: Config, manifest: Manifest) -> dict[str, str]:
 
 
 def with_batch_size(config: Config, manifest: Manifest, workers: int = 1) -> Config:
-    """Returns the configuration with a batch size by the size of the training split, where `batch_size` is 0."""
-    if config.train.batch_size or not manifest.splits.get("train"):
+    """Returns the configuration with a batch size by the size of the training split, where `batch_size` is 0.
+
+    The manifest that a run recorded for new data has no training split; nothing is trained then, and the size is the largest.
+    """
+    if config.train.batch_size:
         return config
-    size = batch_size_for(manifest.rows("train"), workers)
+    size = batch_size_for(manifest.rows("train"), workers) if manifest.splits.get("train") else LARGEST
     return dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=size))
 
 

@@ -8,9 +8,11 @@ standardised, a network by the shape of the samples, and a number of optimizer s
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from cggm_ray.engine.configuration import Config
+from cggm_ray.models.registry import NETWORKS
 from cggm_ray.models.settings import ModelConfig
 
 RELEASED, QUICK, GOOD, BEST = "released", "quick", "good", "best"
@@ -65,3 +67,28 @@ def with_preset(config: Config, name: str, given: Collection[str] = ()) -> Confi
 def sizes_among(given: Collection[str]) -> list[str]:
     """Returns the fields of `ModelConfig` among those that the user sets, which a network such as `composed` has not."""
     return [field.name for field in dataclasses.fields(ModelConfig) if field.name != "network" and field.name in given]
+
+
+def configured(recipe: Config, *layers: tuple[Mapping[str, Any], str]) -> Config:
+    """Returns a recipe with its preset, or the one that a layer names, and with the values of the layers.
+
+    Args:
+        recipe: what the layers change.
+        layers: flat field (or alias) to value, and their source for messages; later ones go before earlier ones.
+
+    Raises:
+        UsageError: an unknown key, or a value that cannot be.
+    """
+    name = recipe.train.preset
+    for values, _ in layers:
+        name = values.get("preset", name)
+    # Checks the name as the field does.
+    recipe = recipe.replace({"preset": name}, source="flag")
+    config = with_preset(recipe, recipe.train.preset, recipe.names(key for values, _ in layers for key in values))
+    network = next((values["network"] for values, _ in reversed(layers) if values.get("network")), None)
+    if network in NETWORKS.names() and not NETWORKS.get(network).sized:
+        # The recipe's sizes are those of another network.
+        config = dataclasses.replace(config, model=ModelConfig(network=config.model.network))
+    for values, source in layers:
+        config = config.replace(values, source=source)
+    return config

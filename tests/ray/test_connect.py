@@ -177,4 +177,5 @@ def test_a_run_under_a_long_tmpdir(long_folder: Path, small_pickle: Path, tmp_pa
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith(f"TMPDIR: {long_folder} is too long for the sockets of Ray")
+    assert "dashboard" not in done.stdout + done.stderr
     assert (tmp_path / "runs" / "run" / "summary.json").exists()

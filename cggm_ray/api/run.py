@@ -1,0 +1,106 @@
+"""A finished run as an object: its metrics, and what can be done with its best checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+
+from cggm_ray.api.arrays import data_file
+from cggm_ray.commands.export import Exported, export
+from cggm_ray.commands.predict import predict
+from cggm_ray.commands.verify import Verified, verify
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.tracking import read_metrics
+from cggm_ray.runs.finished import read_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run. A notebook shows its metrics and curves.
+
+    Attributes:
+        folder: of the run.
+        config: of the run.
+        best_epoch: the epoch whose checkpoint was tested, counted from 1.
+        valid, test: loss and metrics of that checkpoint by name.
+    """
+
+    folder: Path
+    config: Config
+    best_epoch: int
+    valid: Mapping[str, float]
+    test: Mapping[str, float]
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """What was recorded after each epoch, a row an epoch."""
+        import pandas as pd
+
+        return pd.DataFrame(read_metrics(self.folder))
+
+    def predict(
+        self, data: Any = None, *, split: str | None = None, out: str | Path | None = None, workers: int | None = None
+    ) -> pd.DataFrame:
+        """Predicts other data, or a split of the run's own, with the best checkpoint.
+
+        Args:
+            data: raw data of the same dataset: a path, arrays by name [N, ...], or a table of pandas or pyarrow. It needs
+                neither labels nor splits. None for the run's own data.
+            split: part of the data; default all of it, and test of the run's own.
+            out: file of the predictions, or folder of maps; default in the folder of the run.
+            workers: so many predict at once on Ray; None for this process.
+
+        Returns:
+            A row for every sample, see docs/after-training.md; for a segmentation a row for each map with its path.
+
+        Raises:
+            UsageError, DataError: the data is not there, bad, or of other features than the run was trained with.
+        """
+        import pandas as pd
+
+        path = None if data is None else data_file(data, self.folder.parent)
+        done = predict(self.folder, path, split, None if out is None else Path(out), workers)
+        if done.path.is_dir():
+            return pd.DataFrame({"path": [str(each) for each in sorted(done.path.iterdir())]})
+        return pq.read_table(done.path).to_pandas()
+
+    def verify(self) -> Verified:
+        """Evaluates the best checkpoint again and compares the metrics with the recorded ones."""
+        return verify(self.folder)
+
+    def report(self) -> Path:
+        """Writes a page about the run and returns its path."""
+        from cggm_ray.report.page import report
+
+        return report([self.folder])
+
+    def export(self, out: str | Path | None = None) -> Exported:
+        """Writes the network as a program of `torch.export`, which needs no cggm-ray."""
+        return export(self.folder, None if out is None else Path(out))
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in self.test.items())
+        return f"Run({str(self.folder)!r}: test {shown})"
+
+    def _repr_html_(self) -> str:
+        from cggm_ray.report.notebook import run_html
+
+        return run_html(self.folder)
+
+
+def load(run: str | Path) -> Run:
+    """Returns a finished run from its folder.
+
+    Raises:
+        UsageError: the folder holds no finished run.
+    """
+    folder = Path(run).absolute()
+    config, result = read_run(folder)
+    return Run(folder=folder, config=config, best_epoch=result.best_epoch, valid=result.valid, test=result.test)
