@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cggm_ray.commands.trials import run_on_ray
 from cggm_ray.commands.tune import Plan, Searched
-from cggm_ray.studies.choice import Choice, candidates_of, choice_trials, decide, read_choice, seeds_of
+from cggm_ray.studies.choice import SURE, Choice, candidates_of, choice_trials, decide, read_choice, seeds_of
 from cggm_ray.studies.store import outcomes
 
 
@@ -19,7 +19,7 @@ def choose(plan: Plan, done: Searched, folder: Path, minutes: float) -> Choice:
         plan: of the search.
         done: the search.
         folder: of the choice.
-        minutes: after which the runs that are not over take no part.
+        minutes: after which no further run is started, but for the first ones.
     """
     choice = read_choice(folder)
     if choice is None:
@@ -27,7 +27,7 @@ def choose(plan: Plan, done: Searched, folder: Path, minutes: float) -> Choice:
         trials = choice_trials(plan.base, folder, candidates, plan.shards)
         print(f"{len(candidates)} configurations with {len(seeds)} seeds each, in {minutes:.3g} minutes", flush=True)
         if len(candidates) > 1:
-            run_on_ray(plan.base, folder, trials, test=False, minutes=minutes)
+            run_on_ray(plan.base, folder, trials, test=False, minutes=minutes, sure=SURE)
         choice = decide(plan.metric, plan.mode, candidates, seeds, outcomes(trials), minutes)
         choice.save(folder)
     print(choice.table())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -63,7 +64,13 @@ def _run_here(trials: Sequence[Trial], until: Callable[[], bool]) -> None:
 
 
 def run_on_ray(
-    config: Config, folder: Path, trials: Sequence[Trial], *, test: bool = True, minutes: float | None = None
+    config: Config,
+    folder: Path,
+    trials: Sequence[Trial],
+    *,
+    test: bool = True,
+    minutes: float | None = None,
+    sure: int = 0,
 ) -> None:
     """Runs as many trials at once as the cluster can hold.
 
@@ -72,7 +79,8 @@ def run_on_ray(
         folder: of the study.
         trials: that are numbered as they stand.
         test: whether each one tests its best checkpoint.
-        minutes: after which those that run are stopped, and the others wait; None for no limit.
+        minutes: after which no further trial starts, and those that run go on to their end; None for no limit.
+        sure: number of trials, the first ones, that start at any time.
     """
     from cggm_ray.distributed.tune.trial import Study
     from cggm_ray.distributed.tune.tune import run_trials as run_on_tune
@@ -85,6 +93,7 @@ def run_on_ray(
         own=entries(config),
         resources=Resources(cpu=config.run.cpus_per_worker or 1, gpu=1.0 if config.run.use_gpu else 0.0),
         test=test,
-        minutes=minutes,
+        last_start=None if minutes is None else time.time() + 60 * minutes,
+        sure=sure,
     )
     run_on_tune(study, None, "min")

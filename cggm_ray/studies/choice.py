@@ -28,6 +28,8 @@ LEADERS = 3
 """Best trials of the search that are compared."""
 SEEDS = 3
 """Runs of each."""
+SURE = 2
+"""Runs, the first ones, that are trained however little time there is."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,12 @@ import yaml
 from cggm_ray.__main__ import main as command
 from cggm_ray.commands.cli import main, parse
 from cggm_ray.commands.train import run as train
+from cggm_ray.commands.tune import Plan, Searched
 from cggm_ray.core.errors import UsageError
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.tracking import read_metrics
 from cggm_ray.runs.result import read_summary
+from cggm_ray.studies.choice import Choice, candidates_of, decide
 
 RECIPE: Config = runpy.run_path(str(Path(__file__).parents[2] / "pipelines" / "features.py"))["RECIPE"]
 GOOD = ["--preset", "good", "--minutes", "60", "--lr", "0.003"]
@@ -226,6 +228,27 @@ def test_started_again_it_searches_no_second_time(raw: Path, good: Path, capsys:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
+def test_without_time_the_best_trial_is_compared_with_the_first(
+    raw: Path, good: Path, tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(good / "search", tmp_path / "run" / "search")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cggm_ray.commands.searched.SEARCH_SHARE", 1.0)
+        patch.setattr("cggm_ray.studies.around.FEWEST", 4)
+        patch.setattr("cggm_ray.studies.around.MOST", 4)
+        assert main(RECIPE, argv(raw, tmp_path, *GOOD, "--report", "false")) == 0
+    choice = json.loads((tmp_path / "run" / "choice" / "choice.json").read_text())
+    first, second = (each["trial"] for each in choice["candidates"][:2])
+    assert first == "trial-000"
+    assert sorted(run.name for run in (tmp_path / "run" / "choice" / "trials").iterdir()) == sorted(
+        [f"{first}-seed-667", f"{second}-seed-667"]
+    )
+    assert choice["compared"] == [667]
+    assert "by validation accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.ray
 def test_a_run_that_no_search_led_to_is_not_touched(
     raw: Path, tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -240,6 +263,10 @@ def test_a_preset_needs_something_to_search() -> None:
         parse(RECIPE, ["--preset", "better"])
 
 
+def chosen_by_search(plan: Plan, done: Searched, folder: Path, minutes: float) -> Choice:
+    return decide(plan.metric, plan.mode, candidates_of(done.found[0], done.order), [1], [])
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_time_ends_a_search(raw: Path, tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,17 +275,15 @@ def test_time_ends_a_search(raw: Path, tmp_path: Path, cluster: None, capsys: py
     with pytest.MonkeyPatch.context() as patch:
         # What follows the search would take as long as its trials.
         patch.setattr("cggm_ray.commands.searched.compare", lambda config, strategies, seeds: print("then", seeds))
+        patch.setattr("cggm_ray.commands.searched.choose", chosen_by_search)
         code = main(RECIPE, argv(raw, tmp_path, *endless))
     shown = capsys.readouterr()
     if code == 1:
         # A machine that is too slow for a single epoch.
-        assert "no trial was validated in 0.3 minutes" in shown.err
+        assert "no trial was validated in 0.2 minutes" in shown.err
         return
     search = json.loads((tmp_path / "run" / "search" / "summary.json").read_text())
     assert set(search["trials"]) <= {"stopped"}
-    choice = json.loads((tmp_path / "run" / "choice" / "choice.json").read_text())
-    assert choice["compared"] == []
-    assert choice["chosen"] in [each["trial"] for each in choice["candidates"]]
     assert "then (1,)" in shown.out
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,9 @@ class Study:
         epochs: of a trial that is not stopped; None where nothing stops them.
         minutes: after which all trials end; None for no limit.
         kept: trials, the best ones, that keep their checkpoints; None for all.
+        last_start: time (seconds since 1970) after which no further trial starts, but for the first `sure` ones; None for no
+            limit. What has started goes on to its end.
+        sure: number of trials that start at any time.
     """
 
     folder: Path
@@ -86,6 +90,12 @@ class Study:
     epochs: int | None = None
     minutes: float | None = None
     kept: int | None = None
+    last_start: float | None = None
+    sure: int = 0
+
+    def late(self, trial: Trial) -> bool:
+        """Returns whether it is too late to start a trial."""
+        return self.last_start is not None and trial.number >= self.sure and time.time() > self.last_start
 
     def trial(self, name: str, config: Mapping[str, Any]) -> Trial:
         """The trial that Tune means.
@@ -118,7 +128,7 @@ def _train_trial(study: Study, trial: Trial) -> None:
         take_over(trial)
     else:
         replay(trial)
-    if over:
+    if over or study.late(trial):
         return
     try:
         prepare_run_folder(trial.config, trial.folder, trial.shards)

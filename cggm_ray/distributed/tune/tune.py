@@ -41,7 +41,7 @@ from cggm_ray.distributed.tune.trial import NUMBER, Study, train_trial
 from cggm_ray.storage.mirror import mirror_of
 from cggm_ray.studies.parameters import Values
 from cggm_ray.studies.space import Search, suggest
-from cggm_ray.studies.store import FAILED, RUNNING, STOPPED, Trial, ended, outcomes, prune, read_record
+from cggm_ray.studies.store import FAILED, RUNNING, STOPPED, WAITING, Trial, ended, outcomes, prune, read_record
 
 STATE = "tune"
 TUNE_SETTINGS = {
@@ -140,7 +140,9 @@ class Watch(tune.Callback):
         self._seen[found.number] = found
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial that has not said so itself was stopped by the scheduler."""
+        """A trial that has not said so itself was stopped by the scheduler; one that came too late still waits."""
+        if read_record(self._study.trial(str(trial), trial.config)).status == WAITING:
+            return
         self._over(trial, STOPPED, None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
