@@ -20,6 +20,7 @@ from cggm_ray.runs.folder import open_folder, sole_owner
 from cggm_ray.runs.provenance import note_start
 from cggm_ray.runs.recorded import record_data
 from cggm_ray.runs.result import SUMMARY
+from cggm_ray.storage.mirror import mirror_of
 from cggm_ray.studies.choice import FOLDER, Candidate, choice_trials
 from cggm_ray.studies.store import FAILED, FINISHED, WAITING, Trial, outcomes, read_record, write_record
 
@@ -58,6 +59,7 @@ def train_ensemble(config: Config, plan: Plan, candidates: Sequence[Candidate]) 
         headroom_of_run(config, folder, stop_request)
     if config.run.report:
         write_report(folder, stop_request)
+    mirror_of(folder).push()
     check_losses(result, "the ensemble")
 
 

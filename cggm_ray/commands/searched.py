@@ -19,9 +19,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from cggm_ray.commands.choosing import choose
+from cggm_ray.commands.compare import MARKDOWN as COMPARISON
 from cggm_ray.commands.compare import compare
 from cggm_ray.commands.ensembled import train_ensemble
 from cggm_ray.commands.train import run
+from cggm_ray.commands.tune import SEARCH as SEARCH_FILE
 from cggm_ray.commands.tune import Plan, conclude, leaders, plan_search, search_trials, trials_of
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.tables import listing
@@ -34,7 +36,7 @@ from cggm_ray.engine.tracking import METRICS
 from cggm_ray.models.standardise import AUTO, ON
 from cggm_ray.runs.ending import CONFIG
 from cggm_ray.runs.ensembles import ENSEMBLE
-from cggm_ray.runs.folder import named, sole_owner, start_over
+from cggm_ray.runs.folder import look, named, sole_owner, start_over
 from cggm_ray.runs.result import SUMMARY
 from cggm_ray.runs.search_record import SEARCH
 from cggm_ray.storage.work import shown
@@ -124,17 +126,20 @@ def check_folder(config: Config, folder: Path) -> None:
     Raises:
         UsageError: says what it holds.
     """
-    if config.run.fresh or not folder.exists():
+    if config.run.fresh:
         return
+    search = f"{SEARCH}/{SEARCH_FILE}"
+    for name in (CONFIG, search, ENSEMBLE, METRICS, COMPARISON):
+        look(folder, name)
     found = None
-    if (folder / CONFIG).exists() and not (folder / SEARCH).exists():
+    if (folder / CONFIG).exists() and not (folder / search).exists():
         found = "a run without a search"
     elif config.train.preset == GOOD and (folder / ENSEMBLE).exists():
         found = f"an ensemble of preset {BEST}"
-    elif config.train.preset == BEST and ((folder / METRICS).exists() or (folder / TRIALS).exists()):
+    elif config.train.preset == BEST and any((folder / name).exists() for name in (METRICS, COMPARISON, TRIALS)):
         found = f"what preset {GOOD} trained"
     if found is not None:
-        raise UsageError(f"{folder} holds {found}; choose another --name, or --fresh to start over")
+        raise UsageError(f"{shown(folder)} holds {found}; choose another --name, or --fresh to start over")
 
 
 def plan_preset(config: Config, folder: Path, fixed: Collection[str]) -> Plan:

@@ -14,6 +14,7 @@ from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.own_code import Entry, adopt, entries
 from cggm_ray.engine.tracking import following
 from cggm_ray.runs.result import Result
+from cggm_ray.storage.mirror import mirror_of
 from cggm_ray.studies.ensemble import assemble
 
 
@@ -31,13 +32,16 @@ def assemble_on_ray(config: Config, folder: Path, runs: Mapping[str, Path], shar
         CggmError: the process's own error, or a TrainingError for what Ray reports.
     """
     connect()
+    mirror = mirror_of(folder)
+    mirror.push()
     remote = ray.remote(num_cpus=cpus, num_gpus=1 if config.run.use_gpu else 0)(_assemble)
     try:
         with following(folder):
             result: Result = ray.get(remote.remote(entries(config), cpus, config, folder, dict(runs), shards))
-            return result
     except Exception as error:
         raise own_error(error) or TrainingError(f"{folder}: the ensemble failed: {error}") from error
+    mirror.join()
+    return result
 
 
 def _assemble(
@@ -45,4 +49,5 @@ def _assemble(
 ) -> Result:
     adopt(own)
     torch.set_num_threads(threads)
-    return assemble(folder, config, runs, shards)
+    with mirror_of(folder).taking_part():
+        return assemble(folder, config, runs, shards)
