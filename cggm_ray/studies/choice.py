@@ -86,6 +86,8 @@ class Choice:
     def basis(self) -> str:
         """Returns the sentence that says on what the choice was made."""
         count = len(self.compared)
+        if len(self.candidates) == 1:
+            return f"{self.chosen} is chosen, because the search leaves no other configuration"
         if not count:
             return f"{self.chosen} is chosen by its value in the search, because too few runs with other seeds were finished"
         others = sum(self.mean(each) is not None for each in self.candidates)
