@@ -13,7 +13,10 @@ import numpy as np
 import torch
 
 # The place of a purpose is part of its stream: add new ones at the end.
-_PURPOSES = ("weights", "order", "step", "demonstration", "augment", "split", "view", "exchanges", "noise")
+_PURPOSES = (
+    *("weights", "order", "step", "demonstration", "augment", "split", "view", "exchanges", "noise"),
+    *("shards", "window"),
+)
 
 
 def derive_seed(seed: int, purpose: str, *parts: int) -> int:

@@ -209,7 +209,8 @@ class Dataset(ABC):
         budget = self.settings.data.memory_budget * 2**20
         if set_bytes(folder, manifest, modalities) <= budget:
             return load_split(folder, manifest, split, modalities, device, self.settings.seed)
-        return StreamSplit(folder, manifest, split, modalities, device, self.settings.seed, budget)
+        window = self.settings.data.window
+        return StreamSplit(folder, manifest, split, modalities, device, self.settings.seed, budget, window)
 
 
 DATASETS: Registry[type[Dataset]] = Registry("dataset", "cggm_ray.data.datasets")

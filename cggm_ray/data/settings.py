@@ -27,10 +27,16 @@ class DataConfig:
     memory_budget: int = option(
         4096, "MiB of samples that a worker may hold; a larger set is streamed from its shards", resume=True
     )
+    window: int = option(
+        0,
+        "shards whose samples are shuffled together, so that a set in a bucket or on disk is read by whole shards; 0 shuffles "
+        "the whole split",
+    )
     verify: bool = option(False, "compare all shards with their checksums before training", resume=True)
 
     def __post_init__(self) -> None:
         at_least(self, "memory_budget", 1)
+        at_least(self, "window", 0)
 
 
 @dataclass(frozen=True, kw_only=True)

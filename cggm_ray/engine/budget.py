@@ -6,13 +6,14 @@ so its budget is a number of steps, and an epoch, after which the run is validat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from cggm_ray.core.errors import UsageError
-from cggm_ray.data.loading.sampler import epoch_order
+from cggm_ray.data.loading.sampler import WindowOrder, epoch_order
 from cggm_ray.engine.settings import TrainConfig
 
 BATCHES_IN_A_PASS = 32
@@ -29,12 +30,16 @@ class Budget:
         batch_size: samples of a step, over all workers.
         passes: over the training split in an epoch.
         total: steps of the whole run.
+        window: shards whose samples are shuffled together; 0 for all.
+        shard_rows: samples of every shard of the split, where there is a window.
     """
 
     samples: int
     batch_size: int
     passes: int
     total: int
+    window: int = 0
+    shard_rows: tuple[int, ...] = ()
 
     @property
     def steps_per_pass(self) -> int:
@@ -65,8 +70,31 @@ class Budget:
             int64 [samples of the epoch].
         """
         first = epoch * self.passes
-        order = torch.cat([epoch_order(self.samples, seed, number) for number in range(first, first + self.passes)])
+        order = torch.cat([self._pass(seed, number) for number in range(first, first + self.passes)])
         return order[: (self.total - before) * self.batch_size]
+
+    def _pass(self, seed: int, number: int) -> Tensor:
+        if not self.window:
+            return epoch_order(self.samples, seed, number)
+        return WindowOrder(torch.tensor(self.shard_rows), self.window, seed, number).take(0, self.samples)
+
+
+def with_window(budget: Budget, window: int, shard_rows: Sequence[int]) -> Budget:
+    """Returns the budget with an order by windows of shards, or unchanged without a window.
+
+    Args:
+        budget: of the run.
+        window: shards whose samples are shuffled together; 0 for all.
+        shard_rows: rows of every shard of the training split.
+
+    Raises:
+        UsageError: the samples of the split are no rows of its shards.
+    """
+    if window and sum(shard_rows) != budget.samples:
+        raise UsageError(
+            f"window: found {window}; expected 0, because this dataset draws its samples from whole shards"
+        )
+    return replace(budget, window=window, shard_rows=tuple(shard_rows)) if window else budget
 
 
 def budget_of(settings: TrainConfig, samples: int) -> Budget:

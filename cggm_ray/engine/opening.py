@@ -22,7 +22,7 @@ from cggm_ray.engine.assembly import (
     selected_modalities,
     with_batch_size,
 )
-from cggm_ray.engine.budget import Budget, budget_of
+from cggm_ray.engine.budget import Budget, budget_of, with_window
 from cggm_ray.engine.checkpoints import agree
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.inputs import calibrate, fill_inputs
@@ -74,7 +74,7 @@ def open_training(config: Config, shards: Path, runtime: Runtime, folder: Path) 
     modalities = selected_modalities(config, manifest)
     splits = {name: dataset.open_split(shards, manifest, name, modalities, runtime.device) for name in manifest.splits}
     task = build_task(config, dataset, manifest, shards)
-    budget = budget_of(config.train, len(splits["train"]))
+    budget = _budget(config, manifest, splits["train"])
 
     checkpoint, damaged = agree(runtime.checkpoints, runtime.rank, runtime.world_size, runtime.reduce(), runtime.device)
     if checkpoint is not None and config.train.find_lr:
@@ -116,12 +116,17 @@ def restarted(training: Training, config: Config, runtime: Runtime) -> Training:
         config: of the other run; it may differ in everything that concerns neither data nor task.
         runtime: where its loop runs.
     """
-    budget = budget_of(config.train, len(training.splits["train"]))
+    budget = _budget(config, training.manifest, training.splits["train"])
     state, step = first_state(config, training.dataset, training.manifest, training.task, runtime, budget)
     before = standardisers(training.state.net)
     for name, module in standardisers(state.net).items():
         module.load_state_dict(before[name].state_dict())
     return dataclasses.replace(training, config=config, runtime=runtime, budget=budget, state=state, step=step)
+
+
+def _budget(config: Config, manifest: Manifest, split: Split) -> Budget:
+    rows = [shard.rows for shard in manifest.splits["train"]]
+    return with_window(budget_of(config.train, len(split)), config.data.window, rows)
 
 
 def first_state(

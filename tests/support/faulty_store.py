@@ -22,12 +22,14 @@ class FaultyStore:
     Attributes:
         decide: of the method and the path with its query.
         seen: requests by method.
+        sent: bytes of content in answers.
         url: of this server.
     """
 
     def __init__(self, endpoint: str) -> None:
         self.decide: Callable[[str, str], Fault] = lambda method, path: None
         self.seen: Counter[str] = Counter()
+        self.sent = 0
         self.endpoint = urlsplit(endpoint).netloc
         self.url = ""
 
@@ -76,6 +78,7 @@ def faulty_store(endpoint: str) -> Iterator[FaultyStore]:
             upstream.request(self.command, self.path, body, dict(self.headers))
             answer = upstream.getresponse()
             content = answer.read()
+            store.sent += len(content)
             upstream.close()
             self.send_response(answer.status)
             for name, value in answer.getheaders():

@@ -35,6 +35,47 @@ def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(samples, generator=generator(seed, "order", epoch))
 
 
+class WindowOrder:
+    """The shuffled order of a split in one epoch, in which near samples are of few shards.
+
+    The shards are permuted, and the samples within windows of that many shards. Every stretch is computed by itself, so nothing
+    here is as long as the split. A shard has the samples that follow those of the shard before it.
+
+    Args:
+        shard_rows: samples of every shard, int64 [shards].
+        window: shards whose samples are shuffled together.
+        seed: of the run.
+        epoch: or the number of the pass.
+    """
+
+    def __init__(self, shard_rows: Tensor, window: int, seed: int, epoch: int) -> None:
+        self._window, self._seed, self._epoch = window, seed, epoch
+        self._shards = torch.randperm(len(shard_rows), generator=generator(seed, "shards", epoch))
+        self._rows = shard_rows[self._shards]
+        self._first = (shard_rows.cumsum(0) - shard_rows)[self._shards]
+        # Where every window begins, and the end.
+        sizes = torch.stack([part.sum() for part in self._rows.split(window)])
+        self._starts = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def take(self, start: int, stop: int) -> Tensor:
+        """Returns the samples at the places `start` to `stop` of the order, int64 [stop - start]."""
+        stop = min(stop, len(self))
+        first, last = torch.searchsorted(self._starts, torch.tensor([start, max(start, stop - 1)]), right=True) - 1
+        parts = [self._samples(number) for number in range(int(first), int(last) + 1)]
+        begin = int(self._starts[first])
+        return torch.cat(parts)[start - begin : stop - begin]
+
+    def _samples(self, number: int) -> Tensor:
+        """Returns the samples of one window in their order."""
+        members = slice(number * self._window, (number + 1) * self._window)
+        pairs = zip(self._first[members].tolist(), self._rows[members].tolist(), strict=True)
+        samples = torch.cat([torch.arange(first, first + rows) for first, rows in pairs])
+        return samples[torch.randperm(len(samples), generator=generator(self._seed, "window", self._epoch, number))]
+
+
 def slices(order: Tensor, batch_size: int, rank: int, world_size: int) -> Iterator[Slice]:
     """Yields a worker's part of every global batch.
 

@@ -1,7 +1,8 @@
 """Streams the samples of a split that does not fit in memory from its shards while the loop trains.
 
 The loop requests samples in the order that is a function of seed and epoch. Row groups hold a sample or a few, so any sample
-can be read by itself. Threads read a few batches ahead; otherwise only targets and names stay in memory.
+can be read by itself. Where the order goes by windows of shards, whole shards are read once, and two windows stay in memory.
+Threads read a few batches ahead; otherwise only targets and names stay in memory.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from cggm_ray.core.batch import Batch
+from cggm_ray.data.loading.held import FetchAhead, Held, check_window, whole_shard
 from cggm_ray.data.loading.sampler import Slice
 from cggm_ray.data.loading.split import (
     about_columns,
@@ -41,6 +44,7 @@ from cggm_ray.data.shards.shards import (
     check_columns,
     column_values,
 )
+from cggm_ray.storage.places import is_local
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -76,9 +80,11 @@ class StreamSplit:
         seed: of the draw among several views of a sample.
         budget: bytes of batches that may be in memory at once; two in full precision and two as stored are there in
             any case.
+        window: shards that the order goes through together; 0 where it goes through all.
 
     Raises:
         DataError: a shard cannot be read, rows are missing or doubled, or there are columns that mean something else.
+        UsageError: the shards of a window are larger than the budget.
     """
 
     def __init__(
@@ -90,6 +96,7 @@ class StreamSplit:
         device: torch.device,
         seed: int,
         budget: int,
+        window: int = 0,
     ) -> None:
         self.groups: int | None = None
         self._folder = folder
@@ -98,7 +105,7 @@ class StreamSplit:
         self._budget = budget
         self._files = [folder / shard.file for shard in manifest.splits[split]]
         self._specs = {name: manifest.modalities[name] for name in modalities}
-        small, places, names, stored = _survey(folder, manifest, self._files, modalities)
+        small, places, names, stored = _survey(folder, manifest, self._files, modalities, bool(window))
         rows = rows_in_order(small[INDEX], manifest, split, folder)
         self._places = places[rows]
         columns = {name: torch.from_numpy(values[rows]) for name, values in small.items()}
@@ -109,6 +116,12 @@ class StreamSplit:
         self._labelled = columns.get(LABELLED)
         check_labelled(self._labelled, split, folder, self.names)
         self._views = {name: view_columns(stored, name) for name in modalities}
+        self._window = window
+        self._held: Held[int, dict[str, np.ndarray]] | None = None
+        if window:
+            check_window(window, budget, [shard.bytes for shard in manifest.splits[split]])
+            every = [column for columns in self._views.values() for column in columns]
+            self._held = Held(lambda number: whole_shard(folder, self._files[number], every), 2 * window)
 
     def __len__(self) -> int:
         return len(self._target)
@@ -126,12 +139,25 @@ class StreamSplit:
         wide = samples * sum(spec.bytes * (2 if spec.dtype == "float16" else 1) for spec in self._specs.values())
         # The loop holds a batch in full precision while the next is made; one more is waited for beside those ahead.
         depth = max(1, min(MOST_AHEAD, (self._budget - 2 * wide) // max(1, stored) - 1))
-        for batch in ahead(lambda part: self._read(part, drawn), plan, depth):
-            moved = batch.to(self._device)
-            moved.inputs.update({name: full(values) for name, values in moved.inputs.items()})
-            yield moved
+        fetch = self._fetch_ahead(plan)
+        try:
+            for batch in ahead(lambda part: self._read(part, drawn, fetch), plan, depth):
+                moved = batch.to(self._device)
+                moved.inputs.update({name: full(values) for name, values in moved.inputs.items()})
+                yield moved
+        finally:
+            if fetch is not None:
+                fetch.close()
 
-    def _read(self, part: Slice, drawn: dict[str, Tensor]) -> Batch:
+    def _fetch_ahead(self, plan: Sequence[Slice]) -> FetchAhead | None:
+        """Returns what copies whole shards from a store before they are needed; None where that is of no use."""
+        if self._held is None or is_local(self._folder) or not plan:
+            return None
+        files = self._places[torch.cat([part.index for part in plan]).numpy(), 0]
+        firsts = np.sort(np.unique(files, return_index=True)[1])
+        return FetchAhead([self._files[number] for number in files[firsts]], self._window)
+
+    def _read(self, part: Slice, drawn: dict[str, Tensor], fetch: FetchAhead | None) -> Batch:
         rows = part.index.numpy()
         arrays = {name: np.empty((len(rows), *spec.shape), dtype=spec.dtype) for name, spec in self._specs.items()}
         columns = {
@@ -140,8 +166,11 @@ class StreamSplit:
             else [name] * len(rows)
             for name in self._specs
         }
+        if self._held is not None:
+            self._fill(arrays, columns, rows, fetch)
+            return self._batch(part, arrays)
         by_group: dict[tuple[int, int], list[int]] = {}
-        for place, (file, group, _) in enumerate(self._places[rows].tolist()):
+        for place, (file, group, *_) in enumerate(self._places[rows].tolist()):
             by_group.setdefault((file, group), []).append(place)
         for (file, group), places in by_group.items():
             wanted = sorted({columns[name][place] for name in columns for place in places})
@@ -150,6 +179,28 @@ class StreamSplit:
                 offset = self._places[rows[place], 2]
                 for name, array in arrays.items():
                     array[place] = values[columns[name][place]][offset]
+        return self._batch(part, arrays)
+
+    def _fill(
+        self,
+        arrays: dict[str, np.ndarray],
+        columns: dict[str, list[str]],
+        rows: np.ndarray,
+        fetch: FetchAhead | None,
+    ) -> None:
+        """Copies samples from shards that are held whole."""
+        assert self._held is not None
+        files, offsets = self._places[rows, 0], self._places[rows, 3]
+        for file in np.unique(files):
+            if fetch is not None:
+                fetch.needs(self._files[file])
+            values = self._held.get(int(file))
+            places = np.flatnonzero(files == file)
+            for name, array in arrays.items():
+                for place in places:
+                    array[place] = values[columns[name][place]][offsets[place]]
+
+    def _batch(self, part: Slice, arrays: dict[str, np.ndarray]) -> Batch:
         masks = {name: mask[part.index] for name, mask in self._masks.items()}
         return Batch(
             inputs={name: torch.from_numpy(array) for name, array in arrays.items()},
@@ -163,19 +214,26 @@ class StreamSplit:
 
 
 def _survey(
-    folder: Path, manifest: Manifest, files: Sequence[Path], modalities: Sequence[str]
+    folder: Path, manifest: Manifest, files: Sequence[Path], modalities: Sequence[str], whole: bool
 ) -> tuple[dict[str, np.ndarray], np.ndarray, list[str], list[str]]:
     """Returns the small columns of all shards, the place of every row, the names, and the names of all columns.
 
-    A place is (file, row group, offset in it); places are [rows, 3].
+    A place is (file, row group, offset in it, offset in the file); places are [rows, 4].
+
+    Args:
+        folder: of the set.
+        manifest: of the set.
+        files: of the split.
+        modalities: to read.
+        whole: the files are read whole later, so in a store a copy is made at once.
     """
     small: dict[str, list[np.ndarray]] = {}
-    places: list[tuple[int, int, int]] = []
+    places: list[tuple[int, int, int, int]] = []
     names: list[str] = []
     stored: list[str] = []
     for number, path in enumerate(files):
         try:
-            with open_shard(path) as file:
+            with pq.ParquetFile(path) if whole else open_shard(path) as file:
                 stored = file.schema_arrow.names
                 sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
                 wanted = [INDEX, TARGET, *about_columns(stored, modalities)]
@@ -188,7 +246,12 @@ def _survey(
             raise unreadable(folder, path, error) from None
         if IDENTITY in stored:
             names += table.column(IDENTITY).to_pylist()
-        places += [(number, group, offset) for group, size in enumerate(sizes) for offset in range(size)]
+        starts = np.cumsum([0, *sizes])
+        places += [
+            (number, group, offset, int(starts[group]) + offset)
+            for group, size in enumerate(sizes)
+            for offset in range(size)
+        ]
     joined = {name: np.concatenate(values) for name, values in small.items()}
     return joined, np.array(places, dtype=np.int64), names, stored
 
