@@ -170,6 +170,7 @@ class Storage(ABC):
 STORAGES: Registry[type[Storage]] = Registry("storage", "cggm_ray.storage")
 FSSPEC = "fsspec"
 """Name of the storage that serves the schemes of fsspec that no other storage serves."""
+_PASSWORD = re.compile(r"://[^/]*:[^/]*@|\?\w+=")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -188,6 +189,20 @@ def check_scheme(field: str, scheme: str) -> None:
     if scheme not in STORAGES.names() and scheme not in known_implementations:
         known = ", ".join(name for name in STORAGES.names() if name != FSSPEC)
         raise UsageError(f"{field}: no storage serves {scheme}://; expected {known}, or a scheme that fsspec knows")
+
+
+def check_no_password(field: str, url: str) -> None:
+    """Raises a UsageError where a URL holds a password or parameters, which would then be in logs and configurations.
+
+    Args:
+        field: named in the message, which does not show the URL.
+        url: as it was given.
+    """
+    if _PASSWORD.search(url):
+        raise UsageError(
+            f"{field}: found a URL with a password or with parameters; expected one such as s3://bucket/runs, and credentials "
+            "in the environment"
+        )
 
 
 def open_storage(url: str) -> Storage:

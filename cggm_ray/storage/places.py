@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cggm_ray.config.parsing import URL, check_path, whole
 from cggm_ray.core.errors import UsageError
-from cggm_ray.storage.base import check_scheme, is_url
+from cggm_ray.storage.base import check_no_password, check_scheme, is_url
 from cggm_ray.storage.cache import part_file
 from cggm_ray.storage.files import whole_file
 from cggm_ray.storage.urls import UrlPath
@@ -54,6 +54,7 @@ def check_place(field: str, text: str) -> None:
     if not URL.match(url) or url.startswith(f"{LOCAL}/"):
         check_path(field, text.removeprefix(LOCAL))
         return
+    check_no_password(field, url)
     form = FORM.fullmatch(url)
     if form is None or form[1].lower() in WEB:
         raise UsageError(

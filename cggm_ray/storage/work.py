@@ -13,7 +13,7 @@ from pathlib import Path
 from cggm_ray.config.parsing import local_path
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.mirrored import READ, TRAINED
-from cggm_ray.storage.base import is_url, open_storage
+from cggm_ray.storage.base import check_no_password, is_url, open_storage
 
 LOCAL = "file"
 READ_ONLY = ("http", "https")
@@ -44,6 +44,7 @@ def check_folder_url(field: str, url: str) -> None:
         field: named in the message.
         url: as it was given.
     """
+    check_no_password(field, url)
     scheme, _, folder = url.partition("://")
     rest = folder.rstrip("/").split("/")
     if scheme.lower() == LOCAL and folder.startswith("/"):

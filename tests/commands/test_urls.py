@@ -90,6 +90,14 @@ def test_commands(argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("url", "wanted"),
     [
+        (
+            "s3://me:secret@bucket/x",
+            "found a URL with a password or with parameters; expected one such as s3://bucket/runs",
+        ),
+        (
+            "s3://bucket/x?secret=y",
+            "found a URL with a password or with parameters; expected one such as s3://bucket/runs",
+        ),
         ("s3://", "found the URL s3://; expected a folder such as s3://bucket/runs"),
         ("s3://bucket/../x", "expected a folder such as s3://bucket/runs"),
         ("s3://bucket//x", "expected a folder such as s3://bucket/runs"),
@@ -105,6 +113,7 @@ def test_urls_that_serve_no_results(url: str, wanted: str, tmp_path: Path, capsy
         assert do() == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert wanted in line
+        assert "secret" not in line
     assert not list(tmp_path.iterdir())
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from s3_server import KEY
 
 from cggm_ray.__main__ import main as command
 from cggm_ray.commands.cli import main
@@ -85,6 +86,8 @@ def test_a_url_and_a_folder_give_the_same_bits(
     assert at(bucket) == wanted
     keys = open_storage(bucket).list()
     assert not [key for key in keys if ".part" in key or "/." in key.removeprefix("runs/.")]
+    secrets = [value.encode() for name, value in KEY.items() if name != "AWS_REGION"]
+    assert not [key for key in keys for secret in secrets if secret in open_storage(bucket).read(key)]
     assert f"storage_path: {bucket}/runs" in open_storage(f"{bucket}/runs/r").read("config.yaml").decode()
 
     new_machine()

@@ -315,6 +315,8 @@ OWN: dict[str, dict[str, Callable[[Path], list[str]]]] = {
         "a day that is none": yaml_file("config", "name: 2001-99-99"),
         "a file of another kind": yaml_file("config", "# " + "x" * 2**18),
         "a web address in place of a folder": yaml_file("config", "shard_path: https://host/shards"),
+        "results at a web address": yaml_file("config", "storage_path: https://host/runs"),
+        "a password in a URL": yaml_file("config", "storage_path: s3://me:secret@bucket/runs"),
         "an encoder that does not exist": yaml_file("config", "network: composed\nencoders: [text:transfomer]"),
         "an encoder of another kind of input": yaml_file("config", "network: composed\nencoders: [text:resnet]"),
         "an encoder of no modality": yaml_file("config", "network: composed\nencoders: [texd:mlp]"),
