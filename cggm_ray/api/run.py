@@ -28,7 +28,7 @@ class Run:
     Attributes:
         folder: of the run.
         config: of the run.
-        best_epoch: the epoch whose checkpoint was tested, counted from 1.
+        best_epoch: the epoch whose checkpoint was tested, counted from 1; 0 for an ensemble.
         valid, test: loss and metrics of that checkpoint by name.
     """
 

@@ -126,7 +126,7 @@ def compare(
 
     config = named(configuration(recipe, data=data, **changes), "compare" if strategies else "seeds")
     if config.train.preset in SEARCHED:
-        train_searched(config, frozenset(config.names(changes)), strategies, seeds)
+        train_searched(config, frozenset(config.names(changes)), strategies, seeds or (config.train.seed,))
     else:
         comparing.compare(config, strategies, seeds)
     folder = config.run.storage / str(config.run.name)

@@ -26,7 +26,9 @@ def choose(plan: Plan, done: Searched, folder: Path, minutes: float) -> Choice:
         candidates, seeds = candidates_of(done.found[0], done.order), seeds_of(plan.base)
         trials = choice_trials(plan.base, folder, candidates, plan.shards)
         if len(candidates) > 1:
-            print(f"{len(candidates)} configurations with {len(seeds)} seeds each, in {minutes:.3g} minutes", flush=True)
+            print(
+                f"{len(candidates)} configurations with {len(seeds)} seeds each, in {minutes:.3g} minutes", flush=True
+            )
             run_on_ray(plan.base, folder, trials, test=False, minutes=minutes, sure=SURE)
         choice = decide(plan.metric, plan.mode, candidates, seeds, outcomes(trials), minutes)
         choice.save(folder)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, mean_absolute_error
 
-from cggm_ray import Classification, Regression
+from cggm_ray import Classification, Regression, load
 from cggm_ray.__main__ import main as command
 from cggm_ray.commands.cli import main
 from cggm_ray.commands.ensembled import open_ensemble_folder
@@ -145,6 +145,10 @@ def test_every_command_takes_the_folder(ensemble: Path, tmp_path: Path, capsys: 
     assert command(["predict", str(ensemble), "--out", str(tmp_path / "own.parquet")]) == 0
     own = column_values(pq.read_table(tmp_path / "own.parquet").column("prediction"))
     assert own == pytest.approx(predictions(ensemble)[1], rel=1e-6)
+    run = load(ensemble)
+    found = run.predict(out=tmp_path / "call.parquet")["prediction"]
+    assert np.stack(found.to_list()) == pytest.approx(own)
+    assert "valid" in run._repr_html_()
     assert command(["export", str(ensemble), "--out", str(tmp_path / "one.pt2")]) == 0
     assert command(["report", str(ensemble), "--out", str(tmp_path / "page")]) == 0
     page = (tmp_path / "page" / "report.html").read_text()
