@@ -175,7 +175,7 @@ def metrics_of(run: FinishedRun, collected: Predictions) -> dict[str, float]:
     target = target.long() if run.task.outputs > 1 else target.float()
     logits = collected.logits[collected.labelled].float()
     state = run.task.metrics()
-    state.update(logits, target, None, None)
+    state.update(logits, Batch.of_loop(target))
     with torch.no_grad():
         loss = float(run.task.loss(logits, target))
     return {"loss": loss, **state.compute(state.sums)}

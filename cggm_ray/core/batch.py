@@ -6,12 +6,15 @@ the features, C outputs of the head, K additive sums of a loss, J sums among the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from cggm_ray.core.errors import UsageError
 
 Feature = Tensor | tuple[Tensor, ...]
 """Output of one encoder. An encoder with several outputs (DeepLab: high and low level) returns a tuple."""
@@ -71,6 +74,26 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
+    def sample_weights(self) -> Tensor:
+        """How much every sample counts in sums over samples, float64 [N].
+
+        It is `weight`, or ones, with 0 for a sample without a label.
+        """
+        if self.weight is None:
+            weights = torch.ones(len(self.target), dtype=torch.float64, device=self.target.device)
+        else:
+            weights = self.weight.double()
+        return weights if self.labelled is None else weights * self.labelled
+
+    def having(self, *modalities: str) -> Batch:
+        """The same batch, in which a sample counts only if it has all these modalities."""
+        weight = self.weight
+        for name in modalities:
+            has = None if self.present is None else self.present.get(name)
+            if has is not None:
+                weight = has.double() if weight is None else weight * has
+        return replace(self, weight=weight)
+
     def split(self, parts: int) -> list[Batch]:
         """The samples in their order in that many batches of about one size; in fewer where there are not enough."""
         pieces = torch.arange(len(self)).chunk(parts)
@@ -111,6 +134,25 @@ class Batch:
             masks=None if self.masks is None else move(self.masks),
             labelled=None if self.labelled is None else self.labelled.to(device, non_blocking=True),
         )
+
+
+def check_takes_batch(owner: str, functions: Mapping[str, Callable[..., object]]) -> None:
+    """Checks that functions of a class take a batch, and not its parts one by one.
+
+    Args:
+        owner: name of the class, for the message.
+        functions: by name.
+
+    Raises:
+        UsageError: a function takes `target`.
+    """
+    for name, function in functions.items():
+        arguments = inspect.signature(function).parameters
+        if "target" in arguments:
+            raise UsageError(
+                f"{owner}.{name}: found the arguments ({', '.join(arguments)}); expected logits and batch, with batch.target, "
+                "batch.group and batch.sample_weights() in place of the others"
+            )
 
 
 class HeadOutput(NamedTuple):

@@ -115,9 +115,8 @@ def evaluate(
     plan = list(slices(torch.arange(len(split)), settings.batch_size, runtime.rank, runtime.world_size))
     for batch in split.batches(plan, epoch=0):
         logits = predicted(settings.precision, net, batch, observer)
-        weight = counted(batch)
-        metrics.update(logits, batch.target, weight, batch.group)
-        loss_sums += task.sums(logits, batch.target, weight)
+        metrics.update(logits, batch)
+        loss_sums += task.sums(logits, batch)
         labelled += len(batch) if batch.labelled is None else int(batch.labelled.sum())
         if collected is not None and batch.weight is None:
             collected.take(batch, logits)
@@ -133,18 +132,10 @@ def evaluate(
     return {"loss": float(task.combine(total[: task.n_sums])), **metrics.compute(total[task.n_sums :])}
 
 
-def counted(batch: Batch) -> Tensor | None:
-    """Weights [N] of the samples of a batch in metrics: 0 where there is no label too; None where all count."""
-    if batch.labelled is None:
-        return batch.weight
-    labelled = batch.labelled.float()
-    return labelled if batch.weight is None else batch.weight * labelled
-
-
 def predicted(precision: str, net: MultimodalNet, batch: Batch, observer: Observer | None = None) -> Tensor:
     """Logits [N, C, ...] of a batch in the precision of the run, single at least; an observer sees its features."""
     with torch.autocast(batch.target.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        features = net.encode(batch.inputs, batch.masks)
+        features = net.encode(batch)
         logits = net.fuse(features, batch.masks).logits
         if observer is not None:
             observer.see(features, batch)

@@ -202,7 +202,7 @@ def calibrate(config: InputConfig, net: MultimodalNet, split: Split, settings: T
             for name, (modality, module) in inner.items():
                 there = None if batch.present is None else batch.present.get(modality)
                 hooks.enter_context(module.register_forward_pre_hook(partial(_note, found, name, there)))
-            net.encode(batch.inputs, batch.masks)
+            net.encode(batch)
     for name, (_, module) in inner.items():
         module.fill(torch.from_numpy(found[name].mean), torch.from_numpy(found[name].scale), config.clip_inputs)
 

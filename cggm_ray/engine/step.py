@@ -60,7 +60,7 @@ class TrainingStep(nn.Module):
             torch.autocast(batch.target.device.type, torch.bfloat16, enabled=self._half),
             self._global_batch.part(batch.weight),
         ):
-            features, memo = self.strategy.transform(self.net.encode(batch.inputs, batch.masks), batch, totals)
+            features, memo = self.strategy.transform(self.net.encode(batch), batch, totals)
             return self.net.fuse(features, batch.masks), memo
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cggm_ray.core.batch import Feature, HeadOutput
+from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.errors import UsageError
 
 Masks = Mapping[str, Tensor]
@@ -42,8 +45,19 @@ class MultimodalNet(nn.Module):
         self.fusion = fusion
         self.head = head
 
-    def encode(self, inputs: Mapping[str, Tensor], masks: Masks | None = None) -> dict[str, Feature]:
-        """Features h_m of every modality; what encoders get, and features, are zero where a mask is False."""
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "encode" in vars(cls):
+            cls.encode = _taking_batch(vars(cls)["encode"])  # type: ignore[method-assign]
+
+    def encode(self, batch: Batch | Mapping[str, Tensor], masks: Masks | None = None) -> dict[str, Feature]:
+        """Features h_m of every modality; what encoders get, and features, are zero where a mask is False.
+
+        Args:
+            batch: with its masks; or the inputs alone by modality, where there is no batch, as in inference.
+            masks: of inputs that are given alone.
+        """
+        inputs, masks = _parts(batch, masks)
         features: dict[str, Feature] = {}
         for name, encoder in self.encoders.items():
             mask = None if masks is None else masks.get(name)
@@ -67,6 +81,26 @@ class MultimodalNet(nn.Module):
     def bodies(self) -> dict[str, nn.Module]:
         """Encoders without their input projections, the part that the released code modulates."""
         return {name: getattr(encoder, "body", encoder) for name, encoder in self.encoders.items()}
+
+
+def _parts(batch: Batch | Mapping[str, Tensor], masks: Masks | None) -> tuple[Mapping[str, Tensor], Masks | None]:
+    """Inputs and masks of a batch, or those that were given alone."""
+    return (batch.inputs, batch.masks) if isinstance(batch, Batch) else (batch, masks)
+
+
+def _taking_batch(encode: Callable[..., dict[str, Feature]]) -> Callable[..., dict[str, Feature]]:
+    """The method `encode` of a network of a person's own; one that takes (inputs, masks) gets those of the batch."""
+    arguments = list(inspect.signature(encode).parameters)[1:]
+    if len(arguments) < 2 or arguments[0] == "batch":
+        return encode
+
+    @functools.wraps(encode)
+    def adapted(
+        self: MultimodalNet, batch: Batch | Mapping[str, Tensor], masks: Masks | None = None
+    ) -> dict[str, Feature]:
+        return encode(self, *_parts(batch, masks))
+
+    return adapted
 
 
 def compile_parts(net: MultimodalNet, guides: Mapping[str, nn.Module], device: torch.device) -> None:

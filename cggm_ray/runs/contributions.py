@@ -347,7 +347,7 @@ def _local_sums(
     plan = list(slices(torch.arange(len(split)), settings.batch_size, runtime.rank, runtime.world_size))
     for batch in split.batches(plan, epoch=0):
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            features = net.encode(batch.inputs, batch.masks)
+            features = net.encode(batch)
             nothing = {name: _zeros(feature) for name, feature in features.items()}
         for subset, state, losses in zip(chosen, states, loss_sums, strict=True):
             if ended.poll():
@@ -356,8 +356,8 @@ def _local_sums(
                 seen = {name: (features if name in subset else nothing)[name] for name in features}
                 logits = net.fuse(seen, _masks(batch, subset, net)).logits
             logits = logits.float() if logits.dtype.itemsize < 4 else logits
-            state.update(logits, batch.target, batch.weight, batch.group)
-            losses += task.sums(logits, batch.target, batch.weight)
+            state.update(logits, batch)
+            losses += task.sums(logits, batch)
         if ended.over:
             break
     return torch.cat([torch.cat([losses, state.sums]) for losses, state in zip(loss_sums, states, strict=True)])

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from cggm_ray.config.fields import check, option
-from cggm_ray.core.batch import Feature
+from cggm_ray.core.batch import Batch, Feature
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce
 from cggm_ray.core.shapley import all_subsets, shapley_values
 from cggm_ray.strategies.base import Strategy
@@ -101,19 +101,19 @@ class AGM(ResponseStrategy):
     average_M: Tensor
     steps_M: Tensor
 
-    def answers(self, features: Mapping[str, Feature], masks: Mapping[str, Tensor] | None) -> list[Tensor]:
+    def answers(self, features: Mapping[str, Feature], batch: Batch) -> list[Tensor]:
         """Shapley values phi_m, [N, C, ...] each."""
         answers = {
-            kept: logits_of(self.predict, keep_only(features, kept), masks)
+            kept: logits_of(self.predict, keep_only(features, kept), batch.masks)
             for kept in all_subsets(sorted(self.modalities))
             if kept
         }
         nothing = torch.zeros_like(answers[frozenset(self.modalities)])
         return list(shapley_values({frozenset(): nothing} | answers, self.modalities).values())
 
-    def score_sums(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    def score_sums(self, logits: Tensor, batch: Batch) -> Tensor:
         """The sums of the task's loss."""
-        return self.task.sums(logits, target, weight)
+        return self.task.sums(logits, batch)
 
     def decide(self, sums_MK: Tensor, seen_M: Tensor) -> Tensor:
         """kappa [M]; 1 for a modality that no sample of the step has, whose running average stays."""

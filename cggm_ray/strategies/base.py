@@ -122,7 +122,7 @@ class Strategy(OwnLoop):
 
     def local_sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
         """All sums of this worker's batch, those of the task and the strategy's own, float64, 1-D; see `sums`."""
-        return torch.cat([self.task.sums(head.logits, batch.target, batch.weight), self.sums(head, batch, memo)])
+        return torch.cat([self.task.sums(head.logits, batch), self.sums(head, batch, memo)])
 
     def memory(self) -> list[Tensor]:
         """Tensors that a forward pass (`transform`, `combine`) moves, changed in place."""

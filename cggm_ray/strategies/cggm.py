@@ -177,7 +177,7 @@ class CGGM(Guided):
             The features for the fusion, equal in value, and the memo.
         """
         outputs = self.run_guides(features, batch)
-        utility_sums = self.utility_sums(self._utility, batch.target, outputs)
+        utility_sums = self.utility_sums(self._utility, outputs)
         known = self.known_sums(utility_sums, totals, start=len(self.guides) * self.task.n_sums)
         scale = None if known is None else self._decide(known.reshape(-1, 2))
         gates = self.body_gates or Gates()
@@ -193,9 +193,8 @@ class CGGM(Guided):
 
     def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
         """[guide losses M K | utilities M 2 | direction]."""
-        heads, weights = [guide for guide, _ in memo.outputs], [w for _, w in memo.outputs]
-        direction = self.direction.sums(head, heads, batch.target, batch.weight, weights)
-        return torch.cat([self.guide_sums(batch, memo.outputs), memo.utility_sums, direction])
+        direction = self.direction.sums((head, batch), memo.outputs)
+        return torch.cat([self.guide_sums(memo.outputs), memo.utility_sums, direction])
 
     def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:
         """Decides the coefficients and opens the gates, if that is still to do; returns lambda * L_gm + the guides' losses."""

@@ -15,9 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cggm_ray.core.batch import HeadOutput
+from cggm_ray.core.batch import Batch, HeadOutput
 from cggm_ray.core.errors import UsageError
 from cggm_ray.tasks.base import Task
+
+Predicted = tuple[HeadOutput, Batch]
+"""What a head predicted, and the batch in which the samples count that it was predicted for."""
 
 
 class Term(NamedTuple):
@@ -32,20 +35,19 @@ class Term(NamedTuple):
     cosine_M: Tensor | None
 
 
-def weight_gradient_sums(task: Task, head: HeadOutput, target: Tensor, weight: Tensor | None) -> Tensor:
+def weight_gradient_sums(task: Task, head: HeadOutput, batch: Batch) -> Tensor:
     """The parts of the gradient of a head's weight that are additive over samples.
 
     Args:
         task: gives the residuals.
         head: output of the fused head or of a guide.
-        target: [N, ...].
-        weight: [N] or None.
+        batch: that it was predicted for.
 
     Returns:
         float64 [J, C, D]; contract it with `Task.sum_slopes` to get dL/dW. Differentiable in logits and hidden.
     """
     logits = head.logits.float() if head.logits.dtype.itemsize < 4 else head.logits
-    residuals = task.residuals(logits, target, weight)
+    residuals = task.residuals(logits, batch)
     if head.raw is not None:
         residuals = torch.stack([_pull_back(head.logits, head.raw, residual) for residual in residuals])
     hidden = head.hidden.to(residuals.dtype)
@@ -82,16 +84,14 @@ class DirectionRule(nn.Module):
         self.task = task
         self.modalities = 0 if guide_weights is None else len(guide_weights)
 
-    def sums(
-        self,
-        head: HeadOutput,
-        guide_heads: Sequence[HeadOutput],
-        target: Tensor,
-        weight: Tensor | None,
-        guide_weight: Sequence[Tensor | None],
-    ) -> Tensor:
-        """Additive sums that the rule needs from this step, float64, 1-D."""
-        return torch.zeros(0, dtype=torch.float64, device=head.logits.device)
+    def sums(self, fused: Predicted, guides: Sequence[Predicted]) -> Tensor:
+        """Additive sums that the rule needs from this step, float64, 1-D.
+
+        Args:
+            fused: of the fused head.
+            guides: of every guide.
+        """
+        return torch.zeros(0, dtype=torch.float64, device=fused[0].logits.device)
 
     @abstractmethod
     def forward(self, own_sums: Tensor, task_sums: Tensor, guide_sums_MK: Tensor, coefficient_M: Tensor) -> Term:
@@ -109,28 +109,18 @@ class NoDirection(DirectionRule):
 class GradientDirection(DirectionRule):
     """`gradient`: cosines between the gradients of the head's weight and of the guides' weights, in the same step."""
 
-    def sums(
-        self,
-        head: HeadOutput,
-        guide_heads: Sequence[HeadOutput],
-        target: Tensor,
-        weight: Tensor | None,
-        guide_weight: Sequence[Tensor | None],
-    ) -> Tensor:
+    def sums(self, fused: Predicted, guides: Sequence[Predicted]) -> Tensor:
         """G_F with gradient and G_m without, [(1 + M) J C D]."""
-        fused = weight_gradient_sums(self.task, head, target, weight)
+        of_fused = weight_gradient_sums(self.task, *fused)
         with torch.no_grad():
-            guides = [
-                weight_gradient_sums(self.task, guide, target, w)
-                for guide, w in zip(guide_heads, guide_weight, strict=True)
-            ]
-        for guide in guides:
-            if guide.shape != fused.shape:
+            of_guides = [weight_gradient_sums(self.task, *guide) for guide in guides]
+        for of_guide in of_guides:
+            if of_guide.shape != of_fused.shape:
                 raise UsageError(
-                    f"guide: its head's weight has shape {list(guide.shape[1:])}, the fused head's "
-                    f"{list(fused.shape[1:])}; the direction term needs them equal"
+                    f"guide: its head's weight has shape {list(of_guide.shape[1:])}, the fused head's "
+                    f"{list(of_fused.shape[1:])}; the direction term needs them equal"
                 )
-        return torch.stack([fused, *guides]).flatten()
+        return torch.stack([of_fused, *of_guides]).flatten()
 
     def forward(self, own_sums: Tensor, task_sums: Tensor, guide_sums_MK: Tensor, coefficient_M: Tensor) -> Term:
         """See `DirectionRule`."""

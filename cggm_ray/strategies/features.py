@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from cggm_ray.core.batch import Batch, Feature, HeadOutput
+from cggm_ray.core.batch import Feature, HeadOutput
 
 if TYPE_CHECKING:
     from cggm_ray.models.net import MultimodalNet
@@ -26,16 +26,6 @@ def each(feature: Feature, change: Callable[[Tensor], Tensor]) -> Feature:
 def detached(feature: Feature) -> Feature:
     """The feature without its history."""
     return each(feature, torch.Tensor.detach)
-
-
-def counted(batch: Batch, *names: str) -> Tensor | None:
-    """Weights [N] of the samples of a batch that count and have all these modalities; None when all do."""
-    weight = batch.weight
-    for name in names:
-        has = None if batch.present is None else batch.present.get(name)
-        if has is not None:
-            weight = has.double() if weight is None else weight * has
-    return weight
 
 
 def keep_only(features: Mapping[str, Feature], kept: Container[str]) -> dict[str, Feature]:

@@ -15,12 +15,12 @@ from torch.optim import Optimizer
 from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
 from cggm_ray.strategies.base import Memo, Strategy
-from cggm_ray.strategies.features import counted, detached, in_precision
+from cggm_ray.strategies.features import detached, in_precision
 from cggm_ray.tasks.base import Task, Utility
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
-GuideOutputs = list[tuple[HeadOutput, Tensor | None]]
-"""Of every guide, with the weights [N] of the samples that count for it; None when all do."""
+GuideOutputs = list[tuple[HeadOutput, Batch]]
+"""Of every guide, with the batch in which the samples count that have its modality."""
 
 
 class Guided(Strategy):
@@ -56,18 +56,17 @@ class Guided(Strategy):
 
     def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
         """The guides' losses, [M K]."""
-        return self.guide_sums(batch, memo) if self.guides else super().sums(head, batch, memo)
+        return self.guide_sums(memo) if self.guides else super().sums(head, batch, memo)
 
-    def guide_sums(self, batch: Batch, outputs: GuideOutputs) -> Tensor:
+    def guide_sums(self, outputs: GuideOutputs) -> Tensor:
         """The additive sums of the guides' losses, [M K]."""
-        return torch.cat([self.task.sums(guide.logits, batch.target, weight) for guide, weight in outputs])
+        return torch.cat([self.task.sums(guide.logits, batch) for guide, batch in outputs])
 
-    def utility_sums(self, utility: Utility, target: Tensor, outputs: GuideOutputs) -> Tensor:
+    def utility_sums(self, utility: Utility, outputs: GuideOutputs) -> Tensor:
         """The additive sums of the guides' utilities, [M 2], without gradient; in the precision of the logits."""
         # Like all sums in full precision, also where the networks run in another.
-        with torch.no_grad(), torch.autocast(target.device.type, enabled=False):
-            ones = torch.ones(len(target), dtype=torch.float64, device=target.device)
-            return torch.cat([utility(guide.logits, target, ones if w is None else w.double()) for guide, w in outputs])
+        with torch.no_grad(), torch.autocast(outputs[0][0].logits.device.type, enabled=False):
+            return torch.cat([utility(guide.logits, batch) for guide, batch in outputs])
 
     def guide_losses(self, sums_MK: Tensor) -> Tensor:
         """The guides' losses [M] from their sums; 0, without gradient, where no sample has the modality."""
@@ -76,10 +75,11 @@ class Guided(Strategy):
     def observe(self, features: dict[str, Feature], batch: Batch) -> Tensor:
         """[guide losses M K | utilities M 2] of a validation batch."""
         outputs = [
-            (guide._replace(logits=in_precision(guide.logits)), w) for guide, w in self.run_guides(features, batch)
+            (guide._replace(logits=in_precision(guide.logits)), counted)
+            for guide, counted in self.run_guides(features, batch)
         ]
         utility = self.task.utility(self.task.default_utility)
-        return torch.cat([self.guide_sums(batch, outputs), self.utility_sums(utility, batch.target, outputs)])
+        return torch.cat([self.guide_sums(outputs), self.utility_sums(utility, outputs)])
 
     def observed_losses(self, observed: Tensor) -> Tensor:
         """The guides' validation losses [M] from the sums of `observe`."""
@@ -105,12 +105,12 @@ class Guided(Strategy):
             self.optimizer.load_state_dict(state)
 
     def run_guides(self, features: Mapping[str, Feature], batch: Batch) -> GuideOutputs:
-        """Output of every guide, with the weights of the samples that count for it."""
+        """Output of every guide, with the batch in which the samples count that have its modality."""
         outputs = []
         for name, guide in self.guides.items():
             feature = detached(features[name]) if self._detach else features[name]
             mask = [] if batch.masks is None or name not in batch.masks else [batch.masks[name]]
-            outputs.append((guide(feature, *mask), counted(batch, name)))
+            outputs.append((guide(feature, *mask), batch.having(name)))
         return outputs
 
 

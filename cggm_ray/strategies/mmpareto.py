@@ -155,9 +155,8 @@ class MMPareto(Guided):
 
     def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
         """[guide losses M K | samples that have the modality M]."""
-        everyone = torch.full((), len(batch), dtype=torch.float64, device=batch.target.device)
-        counts = torch.stack([everyone if w is None else w.double().sum() for _, w in memo.outputs])
-        return torch.cat([self.guide_sums(batch, memo.outputs), counts])
+        counts = torch.stack([counted.sample_weights().sum() for _, counted in memo.outputs])
+        return torch.cat([self.guide_sums(memo.outputs), counts])
 
     def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:
         """Compares the two gradients of every encoder and opens the gates; returns the sum of the guides' losses."""

@@ -24,7 +24,7 @@ from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
 from cggm_ray.strategies.base import Memo, Strategy
 from cggm_ray.strategies.features import each
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
-from cggm_ray.tasks.base import Task, sample_weight
+from cggm_ray.tasks.base import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class ModalityDropout(Strategy):
         """[samples that kept the modality M | samples that have it M]; nothing where nothing was dropped."""
         if memo is None:
             return super().sums(head, batch, memo)
-        w_N = sample_weight(head.logits, batch.weight)
+        w_N = batch.sample_weights()
         return torch.cat([memo.kept_MN.double() @ w_N, memo.there_MN.double() @ w_N])
 
     def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:

@@ -33,14 +33,14 @@ import torch
 from torch import Tensor, nn
 
 from cggm_ray.config.fields import check, option
-from cggm_ray.core.batch import Feature
+from cggm_ray.core.batch import Batch, Feature
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce
 from cggm_ray.core.seeding import derive_seed
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.features import Predict, as_in_inference, keep_only, logits_of
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.strategies.responses import ResponseStrategy
-from cggm_ray.tasks.base import Task, sample_weight
+from cggm_ray.tasks.base import Task
 from cggm_ray.tasks.classification import Classification
 
 
@@ -108,16 +108,16 @@ class OGM(ResponseStrategy):
         self._noisy = None if noisy is None else [list(noisy[name].parameters()) for name in self.modalities]
         self._pending: Tensor | None = None
 
-    def answers(self, features: Mapping[str, Feature], masks: Mapping[str, Tensor] | None) -> list[Tensor]:
+    def answers(self, features: Mapping[str, Feature], batch: Batch) -> list[Tensor]:
         """The fused prediction from each modality alone."""
-        return [logits_of(self.predict, keep_only(features, (name,)), masks) for name in self.modalities]
+        return [logits_of(self.predict, keep_only(features, (name,)), batch.masks) for name in self.modalities]
 
-    def score_sums(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    def score_sums(self, logits: Tensor, batch: Batch) -> Tensor:
         """Probabilities of the true classes and samples, eq. 8; for another task the sums of its loss."""
         if not isinstance(self.task, Classification):
-            return self.task.sums(logits, target, weight)
-        w = sample_weight(logits, weight)
-        probability = logits.softmax(1).gather(1, target[:, None])[:, 0].double()
+            return self.task.sums(logits, batch)
+        w = batch.sample_weights()
+        probability = logits.softmax(1).gather(1, batch.target[:, None])[:, 0].double()
         return torch.stack([(w * probability).sum(), w.sum()])
 
     def decide(self, sums_MK: Tensor, seen_M: Tensor) -> Tensor:

@@ -35,10 +35,9 @@ from cggm_ray.config.fields import at_least, check, option
 from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
 from cggm_ray.strategies.base import Memo, Strategy
-from cggm_ray.strategies.features import counted, in_precision
+from cggm_ray.strategies.features import in_precision
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks import Classification
-from cggm_ray.tasks.base import sample_weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +56,8 @@ class PMROptions(StrategyOptions):
         check(0 <= self.pmr_momentum < 1, self, "pmr_momentum", "a number in [0, 1)")
 
 
-_Pooled = list[tuple[Tensor, Tensor | None]]
-"""By modality: pooled features [N, D], and the weights [N] of the samples that have it."""
+_Pooled = list[tuple[Tensor, Tensor]]
+"""By modality: pooled features [N, D], and the weights [N] of the samples, 0 for those without it."""
 
 
 class PMR(Strategy):
@@ -109,14 +108,13 @@ class PMR(Strategy):
                 empty = torch.zeros(self._classes, z_ND.shape[1], dtype=torch.float64, device=z_ND.device)
                 setattr(self, f"prototype_{index}", empty)
                 setattr(self, f"epoch_sum_{index}", empty.clone())
-            memo.append((z_ND, counted(batch, name)))
+            memo.append((z_ND, batch.having(name).sample_weights()))
         return features, memo
 
     def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
         """[cross-entropies, entropies, scores, counts: 4 M | classes' counts M C | classes' features M C D]."""
         parts, counts, means = [], [], []
-        for index, (z_ND, weights) in enumerate(memo):
-            w = sample_weight(z_ND, weights)
+        for index, (z_ND, w) in enumerate(memo):
             with torch.no_grad():
                 onehot_NC = torch.nn.functional.one_hot(batch.target, self._classes).double() * w[:, None]
                 counts.append(onehot_NC.sum(0))

@@ -30,10 +30,9 @@ from cggm_ray.core.batch import Batch, HeadOutput
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce
 from cggm_ray.models.ensemble import Ensemble, ensemble_net, ensemble_of, members_of
 from cggm_ray.strategies.base import Memo, Strategy
-from cggm_ray.strategies.features import counted, in_precision
+from cggm_ray.strategies.features import in_precision
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks import Classification
-from cggm_ray.tasks.base import sample_weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,14 +108,14 @@ class ReconBoost(Strategy):
         others = torch.stack([values.detach() for other, values in logits.items() if other != name]).sum(0)
         # In the first stage the others have learned nothing that could be subtracted.
         q = others.softmax(1) if before is not None else torch.zeros_like(others)
-        w = sample_weight(others, counted(batch, name))
+        w = batch.having(name).sample_weights()
         log_p = logits[name].log_softmax(1)
         truth = batch.target[:, None]
         boosting = ((weight2 * q - weight1) * log_p).gather(1, truth)[:, 0].double() / self._classes
         parts = [(boosting * w).sum(), w.sum()]
         if before is None:
             return torch.stack([*parts, w.new_zeros(()), w.new_zeros(())])
-        both = sample_weight(others, counted(batch, name, before))
+        both = batch.having(name, before).sample_weights()
         distance = (log_p.exp() - logits[before].detach().softmax(1)).square().mean(1).double()
         return torch.stack([*parts, (distance * both).sum(), both.sum()])
 

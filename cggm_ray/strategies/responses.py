@@ -16,7 +16,7 @@ from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
 from cggm_ray.strategies.base import Memo, Strategy
-from cggm_ray.strategies.features import Predict, counted
+from cggm_ray.strategies.features import Predict
 from cggm_ray.strategies.gate import Gates, scaled
 from cggm_ray.tasks.base import Task
 
@@ -70,12 +70,17 @@ class ResponseStrategy(Strategy):
         return self._predict[0]
 
     @abstractmethod
-    def answers(self, features: Mapping[str, Feature], masks: Mapping[str, Tensor] | None) -> list[Tensor]:
+    def answers(self, features: Mapping[str, Feature], batch: Batch) -> list[Tensor]:
         """Logits [N, C, ...] that are ascribed to each modality, without gradient."""
 
     @abstractmethod
-    def score_sums(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-        """What the score of a modality is made of, additive, float64 [K]."""
+    def score_sums(self, logits: Tensor, batch: Batch) -> Tensor:
+        """What the score of a modality is made of, additive, float64 [K].
+
+        Args:
+            logits: of `answers`, for one modality.
+            batch: in which the samples count that have the modality.
+        """
 
     @abstractmethod
     def decide(self, sums_MK: Tensor, seen_M: Tensor) -> Tensor:
@@ -89,7 +94,7 @@ class ResponseStrategy(Strategy):
         A single worker decides the coefficients here. With several, `combine` decides them after the one all-reduce of the
         step, and opens the gates; see `cggm_ray.strategies.cggm`.
         """
-        scores = self._scores(self.answers(features, batch.masks), batch)
+        scores = self._scores(self.answers(features, batch), batch)
         known = self.known_sums(scores, totals)
         memo = _Memo(scores, None if known is None else self._coefficients(known), Gates())
         if not self.gated:
@@ -112,12 +117,11 @@ class ResponseStrategy(Strategy):
 
     @torch.no_grad()
     def _scores(self, answers: list[Tensor], batch: Batch) -> Tensor:
-        weights = [counted(batch, name) for name in self.modalities]
-        everyone = torch.full((), len(batch), dtype=torch.float64, device=batch.target.device)
-        counts = [everyone if w is None else w.double().sum() for w in weights]
+        counted = [batch.having(name) for name in self.modalities]
+        counts = [part.sample_weights().sum() for part in counted]
         # Like all sums in full precision, also where the networks run in another.
         with torch.autocast(batch.target.device.type, enabled=False):
-            scores = [self.score_sums(logits, batch.target, w) for logits, w in zip(answers, weights, strict=True)]
+            scores = [self.score_sums(logits, part) for logits, part in zip(answers, counted, strict=True)]
         return torch.cat([*scores, torch.stack(counts)])
 
     def _coefficients(self, scores: Tensor) -> Tensor:

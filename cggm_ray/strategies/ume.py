@@ -13,7 +13,6 @@ from torch import Tensor
 from cggm_ray.core.batch import Batch, HeadOutput
 from cggm_ray.models.ensemble import ensemble_net, members_of
 from cggm_ray.strategies.base import Memo, Strategy
-from cggm_ray.strategies.features import counted
 from cggm_ray.strategies.guided import losses_of
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 
@@ -24,9 +23,7 @@ class UME(Strategy):
     def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
         """The members' losses, [M K]."""
         members = members_of(head)
-        return torch.cat(
-            [self.task.sums(logits, batch.target, counted(batch, name)) for name, logits in members.items()]
-        )
+        return torch.cat([self.task.sums(logits, batch.having(name)) for name, logits in members.items()])
 
     def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:
         """The sum of the members' losses, without the loss of the ensemble, by which nothing is trained."""

@@ -26,9 +26,9 @@ from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.strategies.base import Memo, Strategy
-from cggm_ray.strategies.features import counted, in_precision
+from cggm_ray.strategies.features import in_precision
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
-from cggm_ray.tasks.base import Task, sample_weight
+from cggm_ray.tasks.base import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,8 @@ class UMTOptions(StrategyOptions):
         return self.umt_teachers or ()
 
 
-_Distances = list[tuple[Tensor, Tensor | None]]
-"""By modality: distances to the teacher's features [N], and the weights [N] of the samples that have it."""
+_Distances = list[tuple[Tensor, Tensor]]
+"""By modality: distances to the teacher's features [N], and the weights [N] of the samples, 0 for those without it."""
 
 
 class UMT(Strategy):
@@ -119,16 +119,16 @@ class UMT(Strategy):
         if not batch.inputs:
             raise RuntimeError("call balance.see(inputs) before balance.modulate(...) in every step")
         with torch.no_grad():
-            taught = self.teachers.encode(batch.inputs, batch.masks)
+            taught = self.teachers.encode(batch)
         memo: _Distances = [
-            (_distances(features[name], taught[name]), counted(batch, name)) for name in self.teachers.encoders
+            (_distances(features[name], taught[name]), batch.having(name).sample_weights())
+            for name in self.teachers.encoders
         ]
         return features, memo
 
     def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
         """[distances M | samples that have the modality M]."""
-        weighted = [(distance_N, sample_weight(head.logits, w)) for distance_N, w in memo]
-        return torch.stack([*(distance_N @ w for distance_N, w in weighted), *(w.sum() for _, w in weighted)])
+        return torch.stack([*(distance_N @ w_N for distance_N, w_N in memo), *(w_N.sum() for _, w_N in memo)])
 
     def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:
         """alpha * sum_m MSE(h_m, h'_m)."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cggm_ray.core.batch import Batch
 from cggm_ray.core.optional import require
 from cggm_ray.studies.baseline_inputs import EXTRA, PURPOSE, Rows, standardised
 from cggm_ray.tasks import Regression, Task
@@ -47,7 +48,7 @@ class Scores:
 def measured(task: Task, logits: Tensor, target: Tensor) -> dict[str, float]:
     """Returns loss and metrics of predictions [N, C], as the evaluation of a run forms them."""
     state = task.metrics()
-    state.update(logits, target)
+    state.update(logits, Batch.of_loop(target))
     return {"loss": float(task.loss(logits, target)), **state.compute(state.sums)}
 
 

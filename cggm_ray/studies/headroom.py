@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cggm_ray.core.batch import Batch
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.tables import text_table
 from cggm_ray.storage.files import write_text
@@ -123,7 +124,7 @@ class Measure:
     def value(self, logits: Tensor, truth: Tensor, weight: Tensor | None = None) -> float:
         """Returns the metric of predictions [N, C], weighted by sample."""
         state = self.task.metrics()
-        state.update(logits, truth, weight)
+        state.update(logits, Batch.of_loop(truth, weight=weight))
         if self.metric == "loss":
             return float(self.task.loss(logits, truth, weight))
         return state.compute(state.sums)[self.metric]

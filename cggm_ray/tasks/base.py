@@ -1,6 +1,6 @@
 """The task: a loss, utilities and metrics, all formed from sums over samples.
 
-A loss is `combine(sums(logits, target))`. The sums are additive over micro-batches and workers, `combine` is not linear
+A loss is `combine(sums(logits, batch))`. The sums are additive over micro-batches and workers, `combine` is not linear
 in general (a mean, or a pooled Dice). With the sums added over all workers first, every worker computes the loss of the
 global batch, whatever its own share of it.
 """
@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from cggm_ray.core.batch import Batch, check_takes_batch
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.registry import nearest
 from cggm_ray.tasks.metrics import Metrics
 from cggm_ray.tasks.settings import LossConfig
 
-Utility = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""A function of (logits, target, weight) that returns two float64 sums, numerator and count; their ratio is eps_m."""
+Utility = Callable[[Tensor, Batch], Tensor]
+"""A function of logits and batch that returns two float64 sums, numerator and count; their ratio is eps_m."""
 
 
 class Targets(NamedTuple):
@@ -57,17 +58,30 @@ class Task(ABC):
     released_utility: ClassVar[str]
     selection: ClassVar[tuple[str, Literal["min", "max"]]]
 
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        check_takes_batch(cls.__name__, {name: vars(cls)[name] for name in ("sums", "residuals") if name in vars(cls)})
+
     @abstractmethod
-    def sums(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Returns the additive sums of the loss, float64 [K], differentiable in the logits."""
+    def sums(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Returns the additive sums of the loss, float64 [K], differentiable in the logits.
+
+        Args:
+            logits: [N, C, ...].
+            batch: that they were predicted for. Its `sample_weights` say which samples count.
+        """
 
     @abstractmethod
     def combine(self, sums: Tensor) -> Tensor:
         """Returns the scalar loss from the sums [K] of a whole batch."""
 
     @abstractmethod
-    def residuals(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    def residuals(self, logits: Tensor, batch: Batch) -> Tensor:
         """Returns d sums_j / d logits for the J sums that depend on the logits.
+
+        Args:
+            logits: [N, C, ...].
+            batch: see `sums`.
 
         Returns:
             [J, N, C, ...], the shape of the logits with J in front; differentiable in the logits.
@@ -94,8 +108,14 @@ class Task(ABC):
         return self
 
     def loss(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Returns the loss of one batch on one worker."""
-        return self.combine(self.sums(logits, target, weight))
+        """Returns the loss of one batch on one worker, for a training loop that has its tensors one by one.
+
+        Args:
+            logits: [N, C, ...].
+            target: [N, ...].
+            weight: [N] or None, see `Batch`.
+        """
+        return self.combine(self.sums(logits, Batch.of_loop(target, weight=weight)))
 
     def metric_names(self) -> list[str]:
         """Returns the validation metrics, 'loss' first."""
@@ -114,23 +134,17 @@ class Task(ABC):
         """Returns the utility of that name.
 
         Raises:
-            UsageError: the task has no such utility; the message lists those it has.
+            UsageError: the task has no such utility, the message lists those it has; or it takes no batch.
         """
         if name not in self.utilities:
             raise UsageError(
                 f"utility: {type(self).__name__} has no utility {name!r}{nearest(name, self.utilities)}; "
                 f"available: {', '.join(self.utilities)}"
             )
+        check_takes_batch(type(self).__name__, {name: self.utilities[name]})
         return self.utilities[name]
 
 
-def sample_weight(logits: Tensor, weight: Tensor | None) -> Tensor:
-    """Returns `weight` as float64 [N], or ones if it is None."""
-    if weight is None:
-        return torch.ones(len(logits), dtype=torch.float64, device=logits.device)
-    return weight.double()
-
-
-def per_sample(weight: Tensor, like: Tensor) -> Tensor:
-    """Returns `weight` [N] in the type of `like` [N, ...], shaped to multiply it."""
-    return weight.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+def per_sample(batch: Batch, like: Tensor) -> Tensor:
+    """Returns the weights of the samples in the type of `like` [N, ...], shaped to multiply it."""
+    return batch.sample_weights().to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))

@@ -6,20 +6,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cggm_ray.tasks.base import Targets, Task, per_sample, sample_weight
+from cggm_ray.core.batch import Batch
+from cggm_ray.tasks.base import Targets, Task, per_sample
 from cggm_ray.tasks.metrics import ClassificationMetrics, Metrics
 from cggm_ray.tasks.settings import BALANCED, LossConfig
 
 
-def accuracy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def accuracy(logits: Tensor, batch: Batch) -> Tensor:
     """Returns the utility `accuracy`: the share of samples whose largest logit is the true class."""
-    hit = (logits.argmax(1) == target).double()
+    weight = batch.sample_weights()
+    hit = (logits.argmax(1) == batch.target).double()
     return torch.stack([(weight * hit).sum(), weight.sum()])
 
 
-def log_likelihood(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def log_likelihood(logits: Tensor, batch: Batch) -> Tensor:
     """Returns the utility `likelihood`: minus the mean cross-entropy."""
-    nll = F.cross_entropy(logits, target, reduction="none").double()
+    weight = batch.sample_weights()
+    nll = F.cross_entropy(logits, batch.target, reduction="none").double()
     return torch.stack([-(weight * nll).sum(), weight.sum()])
 
 
@@ -53,9 +56,9 @@ class Classification(Task):
             weight = torch.where(seen, counts.sum() / (seen.sum() * counts.clamp(min=1)), 0.0)
         return Classification(self.outputs, settings.label_smoothing, weight)
 
-    def sums(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    def sums(self, logits: Tensor, batch: Batch) -> Tensor:
         """Returns the sum of the cross-entropies, and the number of samples or the sum of the weights of their classes."""
-        w = sample_weight(logits, weight)
+        w, target = batch.sample_weights(), batch.target
         by_class = None if self.class_weight is None else self.class_weight.to(logits)
         nll = F.cross_entropy(logits, target, by_class, reduction="none", label_smoothing=self.smoothing).double()
         return torch.stack([(nll * w).sum(), (w if by_class is None else w * by_class[target].double()).sum()])
@@ -64,11 +67,11 @@ class Classification(Task):
         """Returns the mean cross-entropy."""
         return sums[0] / sums[1]
 
-    def residuals(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    def residuals(self, logits: Tensor, batch: Batch) -> Tensor:
         """Returns softmax(logits) - onehot(target); with smoothing and class weights, a the share of every class in the loss,
         sum(a) softmax(logits) - a.
         """
-        wanted = F.one_hot(target, self.outputs).to(logits.dtype)
+        wanted = F.one_hot(batch.target, self.outputs).to(logits.dtype)
         if self.smoothing or self.class_weight is not None:
             by_class = torch.ones_like(logits[0]) if self.class_weight is None else self.class_weight.to(logits)
             # torch weighs the label's part by the class of the label, and the spread part by every class.
@@ -76,7 +79,7 @@ class Classification(Task):
             delta = wanted.sum(1, keepdim=True) * logits.softmax(1) - wanted
         else:
             delta = logits.softmax(1) - wanted
-        return (delta * per_sample(sample_weight(logits, weight), delta))[None]
+        return (delta * per_sample(batch, delta))[None]
 
     def sum_slopes(self, sums: Tensor) -> Tensor:
         """Returns 1 / number of samples."""

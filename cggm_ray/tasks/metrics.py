@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from cggm_ray.core.batch import Batch, check_takes_batch
 from cggm_ray.core.errors import DataError
 
 
@@ -23,19 +25,23 @@ class Metrics(ABC):
 
     sums: Tensor
 
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        check_takes_batch(cls.__name__, {name: vars(cls)[name] for name in ("update",) if name in vars(cls)})
+
     def __init__(self, size: int, device: torch.device | str = "cpu") -> None:
         self.sums = torch.zeros(size, dtype=torch.float64, device=device)
 
     @abstractmethod
-    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, group: Tensor | None = None) -> None:
-        """Adds a batch. `weight` [N] is 0 for samples that do not count; `group` [N] numbers the volume of each slice."""
+    def update(self, logits: Tensor, batch: Batch) -> None:
+        """Adds the predictions [N, C, ...] of a batch. Its `sample_weights` say which samples count."""
 
     @abstractmethod
     def compute(self, sums: Tensor) -> dict[str, float]:
         """Forms the metrics from the added sums."""
 
 
-def confusion_counts(truth: Tensor, predicted: Tensor, classes: int, weight: Tensor | None) -> Tensor:
+def confusion_counts(truth: Tensor, predicted: Tensor, classes: int, weight: Tensor | None = None) -> Tensor:
     """Returns the confusion matrix, flattened row by row: counts [classes * classes] with the truth as the row."""
     cells = truth.long() * classes + predicted.long()
     counts = torch.zeros(classes * classes, dtype=torch.float64, device=truth.device)
@@ -61,9 +67,9 @@ class RegressionMetrics(Metrics):
     def __init__(self, device: torch.device | str = "cpu", extra: int = 0) -> None:
         super().__init__(7 + extra, device)
 
-    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, group: Tensor | None = None) -> None:
+    def update(self, logits: Tensor, batch: Batch) -> None:
         """Adds a batch of predictions [N, 1] or [N] and targets with as many values."""
-        p, y, w = _flat(logits, target, weight)
+        p, y, w = _flat(logits, batch)
         self.sums[:7] += torch.stack([w.sum(), *(torch.sum(w * v) for v in ((p - y).abs(), p, y, p * p, y * y, p * y))])
 
     def compute(self, sums: Tensor) -> dict[str, float]:
@@ -87,10 +93,10 @@ class SentimentMetrics(RegressionMetrics):
     def __init__(self, device: torch.device | str = "cpu") -> None:
         super().__init__(device, extra=2 + 4 + 4)
 
-    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, group: Tensor | None = None) -> None:
+    def update(self, logits: Tensor, batch: Batch) -> None:
         """Adds a batch of predictions [N, 1] or [N] and targets with as many values."""
-        super().update(logits, target, weight, group)
-        p, y, w = _flat(logits, target, weight)
+        super().update(logits, batch)
+        p, y, w = _flat(logits, batch)
         same = [(p.clamp(-k, k).round() == y.clamp(-k, k).round()) * w for k in (SENTIMENT_RANGE, 2)]
         self.sums[7:9] += torch.stack([s.sum() for s in same])
         self.sums[9:13] += confusion_counts(y >= 0, p >= 0, 2, w)
@@ -117,9 +123,9 @@ class ClassificationMetrics(Metrics):
         super().__init__(classes * classes, device)
         self.classes = classes
 
-    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, group: Tensor | None = None) -> None:
+    def update(self, logits: Tensor, batch: Batch) -> None:
         """Adds a batch of logits [N, classes] and class numbers [N]; ties go to the lowest class."""
-        self.sums += confusion_counts(target, logits.argmax(1), self.classes, weight)
+        self.sums += confusion_counts(batch.target, logits.argmax(1), self.classes, batch.sample_weights())
 
     def confusion(self, sums: Tensor) -> Tensor:
         """Returns the confusion matrix [classes, classes], with the truth as rows."""
@@ -186,10 +192,10 @@ class DiceMetrics(Metrics):
         super().__init__(1 + len(regions), device)
         self.regions = regions
 
-    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, group: Tensor | None = None) -> None:
+    def update(self, logits: Tensor, batch: Batch) -> None:
         """Adds logits [N, C, ...] and class maps [N, ...]."""
-        dice = region_dice(logits.argmax(1), target, smooth=1e-3, regions=self.regions)
-        w = torch.ones(len(dice), dtype=torch.float64, device=dice.device) if weight is None else weight.double()
+        dice = region_dice(logits.argmax(1), batch.target, smooth=1e-3, regions=self.regions)
+        w = batch.sample_weights()
         self.sums += torch.cat([w.sum()[None], w @ dice])
 
     def compute(self, sums: Tensor) -> dict[str, float]:
@@ -214,12 +220,11 @@ class VolumeDiceMetrics(Metrics):
         super().__init__(volumes * (len(regions) * 3 + 1), device)
         self.volumes, self.regions = volumes, regions
 
-    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, group: Tensor | None = None) -> None:
+    def update(self, logits: Tensor, batch: Batch) -> None:
         """Adds slices: logits [N, C, H, W], class maps [N, H, W], the volume of each slice [N]."""
-        counts = region_counts(logits.argmax(1), target, self.regions).flatten(1)
-        counts = torch.cat([counts, torch.ones_like(counts[:, :1])], 1)
-        counts = counts if weight is None else counts * weight.double()[:, None]
-        self.sums.reshape(self.volumes, -1).index_add_(0, _volume(group), counts)
+        counts = region_counts(logits.argmax(1), batch.target, self.regions).flatten(1)
+        counts = torch.cat([counts, torch.ones_like(counts[:, :1])], 1) * batch.sample_weights()[:, None]
+        self.sums.reshape(self.volumes, -1).index_add_(0, _volume(batch), counts)
 
     def per_volume(self, sums: Tensor) -> Tensor:
         """Returns the Dice [volumes, R] in the order of the regions."""
@@ -248,12 +253,11 @@ class SliceDiceMetrics(Metrics):
         super().__init__(volumes * (1 + len(regions)), device)
         self.volumes, self.regions = volumes, regions
 
-    def update(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, group: Tensor | None = None) -> None:
+    def update(self, logits: Tensor, batch: Batch) -> None:
         """Adds slices: logits [N, C, H, W], class maps [N, H, W], the volume of each slice [N]."""
-        dice = region_dice(logits.argmax(1), target, smooth=1e-3, regions=self.regions)
-        values = torch.cat([torch.ones_like(dice[:, :1]), dice], 1)
-        values = values if weight is None else values * weight.double()[:, None]
-        self.sums.reshape(self.volumes, -1).index_add_(0, _volume(group), values)
+        dice = region_dice(logits.argmax(1), batch.target, smooth=1e-3, regions=self.regions)
+        values = torch.cat([torch.ones_like(dice[:, :1]), dice], 1) * batch.sample_weights()[:, None]
+        self.sums.reshape(self.volumes, -1).index_add_(0, _volume(batch), values)
 
     def compute(self, sums: Tensor) -> dict[str, float]:
         """Returns dice_et, dice_tc, dice_wt, those of further regions, and dice_mean."""
@@ -267,14 +271,16 @@ def _named_dice(dice: Tensor, regions: Regions) -> dict[str, float]:
     return named | {"dice_mean": sum(named.values()) / len(named)}
 
 
-def _volume(group: Tensor | None) -> Tensor:
-    if group is None:
+def _volume(batch: Batch) -> Tensor:
+    if batch.group is None:
         raise DataError("slices without the number of their volume; expected Batch.group")
-    return group
+    return batch.group
 
 
-def _flat(logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    p, y = logits.detach().reshape(-1).double(), target.reshape(-1).double()
+def _flat(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns predictions, targets and weights of all values, float64, 1-D."""
+    p, y = logits.detach().reshape(-1).double(), batch.target.reshape(-1).double()
     if len(p) != len(y):
         raise DataError(f"{len(p)} predictions for {len(y)} targets")
-    return p, y, torch.ones_like(y) if weight is None else weight.reshape(-1).double()
+    values = batch.target[0].numel() if len(batch.target) else 1
+    return p, y, batch.sample_weights().repeat_interleave(values)

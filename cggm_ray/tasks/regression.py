@@ -5,20 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cggm_ray.tasks.base import Targets, Task, per_sample, sample_weight
+from cggm_ray.core.batch import Batch
+from cggm_ray.tasks.base import Targets, Task, per_sample
 from cggm_ray.tasks.metrics import Metrics, RegressionMetrics, SentimentMetrics
 from cggm_ray.tasks.settings import LossConfig
 
 
-def minus_mean_absolute_error(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def minus_mean_absolute_error(logits: Tensor, batch: Batch) -> Tensor:
     """Returns the utility `mae`: minus the mean absolute error."""
-    error = (logits - target.reshape_as(logits)).abs().double().mean(1)
+    weight = batch.sample_weights()
+    error = (logits - batch.target.reshape_as(logits)).abs().double().mean(1)
     return torch.stack([-(weight * error).sum(), weight.sum()])
 
 
-def sign_accuracy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def sign_accuracy(logits: Tensor, batch: Batch) -> Tensor:
     """Returns the utility `sign`: the share of samples with the right sign, zero counted as negative (the released code)."""
-    same = ((logits > 0) == (target.reshape_as(logits) > 0)).double().mean(1)
+    weight = batch.sample_weights()
+    same = ((logits > 0) == (batch.target.reshape_as(logits) > 0)).double().mean(1)
     return torch.stack([(weight * same).sum(), weight.sum()])
 
 
@@ -61,24 +64,23 @@ class Regression(Task):
         """Returns the task for heads of that location and unit, [outputs] each."""
         return Regression(self.outputs, sentiment=self.sentiment, location=location, unit=unit)
 
-    def sums(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    def sums(self, logits: Tensor, batch: Batch) -> Tensor:
         """Returns the sum of absolute errors and the number of values."""
-        w = sample_weight(logits, weight)
-        error = (logits - target.reshape_as(logits)).abs().double()
+        error = (logits - batch.target.reshape_as(logits)).abs().double()
         if self.unit is not None:
             error = error / self.unit.to(error)
-        return torch.stack([(error * per_sample(w, error)).sum(), w.sum() * self.outputs])
+        return torch.stack([(error * per_sample(batch, error)).sum(), batch.sample_weights().sum() * self.outputs])
 
     def combine(self, sums: Tensor) -> Tensor:
         """Returns the mean absolute error."""
         return sums[0] / sums[1]
 
-    def residuals(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    def residuals(self, logits: Tensor, batch: Batch) -> Tensor:
         """Returns sign(prediction - target), divided by the unit of the loss."""
-        delta = torch.sign(logits - target.reshape_as(logits)).to(logits.dtype)
+        delta = torch.sign(logits - batch.target.reshape_as(logits)).to(logits.dtype)
         if self.unit is not None:
             delta = delta / self.unit.to(delta)
-        return (delta * per_sample(sample_weight(logits, weight), delta))[None]
+        return (delta * per_sample(batch, delta))[None]
 
     def sum_slopes(self, sums: Tensor) -> Tensor:
         """Returns 1 / number of values."""

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cggm_ray.tasks.base import Task, per_sample, sample_weight
+from cggm_ray.core.batch import Batch
+from cggm_ray.tasks.base import Task, per_sample
 from cggm_ray.tasks.metrics import (
     TUMOUR_REGIONS,
     DiceMetrics,
@@ -23,9 +24,10 @@ CLASS_WEIGHTS = (0.2, 0.3, 0.25, 0.25)
 """Class weights of the cross-entropy, as released: background, necrotic core, oedema, enhancing tumour."""
 
 
-def mean_dice(logits: Tensor, target: Tensor, weight: Tensor, regions: Regions = TUMOUR_REGIONS) -> Tensor:
+def mean_dice(logits: Tensor, batch: Batch, regions: Regions = TUMOUR_REGIONS) -> Tensor:
     """Returns the utility `dice`: the mean Dice of the regions per image, smooth 0.001."""
-    dice = region_dice(logits.argmax(1), target, smooth=1e-3, regions=regions).mean(1)
+    weight = batch.sample_weights()
+    dice = region_dice(logits.argmax(1), batch.target, smooth=1e-3, regions=regions).mean(1)
     return torch.stack([(weight * dice).sum(), weight.sum()])
 
 
@@ -66,9 +68,9 @@ class Segmentation(Task):
         self.regions = regions
         self.utilities = {"dice": partial(mean_dice, regions=regions)}
 
-    def sums(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    def sums(self, logits: Tensor, batch: Batch) -> Tensor:
         """Returns [weighted CE, sum of CE weights, I, P, Y]."""
-        w = sample_weight(logits, weight)
+        w, target = batch.sample_weights(), batch.target
         ce_weight = logits.new_tensor(self.class_weights)[target]
         ce = F.cross_entropy(logits, target, reduction="none") * ce_weight
         softmax = logits.softmax(1)
@@ -83,8 +85,9 @@ class Segmentation(Task):
         dice = 2 * inter / (predicted + true + self.smooth)
         return (1 - self.alpha) * ce / ce_weight + self.alpha * (1 - dice)
 
-    def residuals(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    def residuals(self, logits: Tensor, batch: Batch) -> Tensor:
         """Returns the slopes of the weighted CE, of I and of P in the logits, J = 3."""
+        target = batch.target
         softmax = logits.softmax(1)
         onehot = F.one_hot(target, self.outputs).movedim(-1, 1).to(logits.dtype)
         ce_weight = logits.new_tensor(self.class_weights)[target][:, None]
@@ -98,7 +101,7 @@ class Segmentation(Task):
                 softmax[:, :1] * (softmax - background),
             ]
         )
-        return deltas * per_sample(sample_weight(logits, weight), softmax)
+        return deltas * per_sample(batch, softmax)
 
     def sum_slopes(self, sums: Tensor) -> Tensor:
         """Returns d loss / d (CE sum, I, P)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -14,6 +15,7 @@ from brats_files import configured, write_challenge, write_released
 from torch import nn
 
 from cggm_ray.commands.cli import main
+from cggm_ray.core.batch import Batch
 from cggm_ray.core.errors import DataError
 from cggm_ray.data.datasets.brats.brats import open_maps
 from cggm_ray.data.datasets.brats.cases import gather
@@ -170,7 +172,7 @@ def test_the_resection_cavity_is_a_class_of_its_own(tmp_path: Path, data: Path) 
     loss = task.loss(logits, torch.full((2, 32, 32), 4))
     loss.backward()
     assert torch.isfinite(loss)
-    assert task.utility("dice")(logits, torch.zeros(2, 32, 32, dtype=torch.long), torch.ones(2)).shape == (2,)
+    assert task.utility("dice")(logits, Batch.of_loop(torch.zeros(2, 32, 32, dtype=torch.long))).shape == (2,)
 
 
 def test_dice_with_a_cavity() -> None:
@@ -179,7 +181,8 @@ def test_dice_with_a_cavity() -> None:
     said, truth = random.integers(0, 5, (2, 6, 8, 8))
     metrics = VolumeDiceMetrics(2, regions=CAVITY_REGIONS)
     logits = nn.functional.one_hot(torch.from_numpy(said), 5).movedim(-1, 1).float()
-    metrics.update(logits, torch.from_numpy(truth), None, torch.tensor([0, 0, 0, 1, 1, 1]))
+    batch = Batch.of_loop(torch.from_numpy(truth))
+    metrics.update(logits, replace(batch, group=torch.tensor([0, 0, 0, 1, 1, 1])))
     found = metrics.compute(metrics.sums)
     for name, classes in {"et": [3], "tc": [1, 3], "wt": [1, 2, 3], "rc": [4]}.items():
         scores = []

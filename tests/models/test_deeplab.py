@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from cggm_ray import CGGM, DataError, Segmentation
+from cggm_ray.core.batch import Batch
 from cggm_ray.core.reduction import SINGLE_WORKER
 from cggm_ray.models.batchnorm import share_global_batch
 from cggm_ray.models.deeplab import DeepLab, DeepLabConfig, deeplab_guides
@@ -90,8 +91,9 @@ def test_both_feature_levels_are_gated() -> None:
 def test_head_gradient_in_closed_form_reaches_through_the_resizing() -> None:
     net, _, inputs, target = small_step()
     head, task = net.fuse(net.encode(inputs)), Segmentation()
-    slopes = task.sum_slopes(task.sums(head.logits, target))
-    closed = torch.einsum("j,jcd->cd", slopes, weight_gradient_sums(task, head, target, None))
+    batch = Batch.of_loop(target)
+    slopes = task.sum_slopes(task.sums(head.logits, batch))
+    closed = torch.einsum("j,jcd->cd", slopes, weight_gradient_sums(task, head, batch))
     (want,) = torch.autograd.grad(task.loss(head.logits, target), net.head.weight, retain_graph=True)
     torch.testing.assert_close(closed, want.flatten(1))
     # The direction term differentiates it once more.
@@ -114,6 +116,10 @@ def one_hot(labels: torch.Tensor) -> torch.Tensor:
     return nn.functional.one_hot(labels, 4).movedim(-1, 1).float()
 
 
+def slices_of(target: torch.Tensor, group: torch.Tensor) -> Batch:
+    return dataclasses.replace(Batch.of_loop(target), group=group)
+
+
 def test_volume_dice_by_hand() -> None:
     """Slices of three volumes in two batches: a third of a region hit, an invented region, and nothing at all."""
     truth, said = torch.zeros(6, 2, 2, dtype=torch.long), torch.zeros(6, 2, 2, dtype=torch.long)
@@ -122,7 +128,7 @@ def test_volume_dice_by_hand() -> None:
     group = torch.tensor([0, 0, 1, 1, 2, 2])
     metrics = [VolumeDiceMetrics(3) for _ in range(2)]
     for part, rows in zip(metrics, ([0, 3, 4], [1, 2, 5]), strict=True):
-        part.update(one_hot(said[rows]), truth[rows], None, group[rows])
+        part.update(one_hot(said[rows]), slices_of(truth[rows], group[rows]))
     sums = metrics[0].sums + metrics[1].sums
     assert metrics[0].per_volume(sums).tolist() == [[0.5, 0.5, 0.5], [1, 1, 0], [1, 1, 1]]
     got = metrics[0].compute(sums)
@@ -135,11 +141,12 @@ def test_slice_dice_counts_every_volume_once() -> None:
     torch.manual_seed(0)
     truth, said = torch.randint(4, (2, 5, 8, 8))
     metrics = SliceDiceMetrics(3)
-    metrics.update(one_hot(said), truth, torch.tensor([1, 1, 1, 1, 0.0]), torch.tensor([0, 0, 0, 2, 1]))
+    weight = torch.tensor([1, 1, 1, 1, 0.0])
+    metrics.update(one_hot(said), dataclasses.replace(slices_of(truth, torch.tensor([0, 0, 0, 2, 1])), weight=weight))
     volumes = []
     for rows in ([0, 1, 2], [3]):
         single = DiceMetrics()
-        single.update(one_hot(said[rows]), truth[rows])
+        single.update(one_hot(said[rows]), Batch.of_loop(truth[rows]))
         volumes.append(single.compute(single.sums))
     for name, value in metrics.compute(metrics.sums).items():
         assert value == pytest.approx((volumes[0][name] + volumes[1][name]) / 2)
@@ -148,7 +155,7 @@ def test_slice_dice_counts_every_volume_once() -> None:
 @pytest.mark.parametrize("metrics", [VolumeDiceMetrics(1), SliceDiceMetrics(1)])
 def test_slices_need_the_number_of_their_volume(metrics: VolumeDiceMetrics | SliceDiceMetrics) -> None:
     with pytest.raises(DataError, match=r"expected Batch\.group"):
-        metrics.update(torch.zeros(1, 4, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long))
+        metrics.update(torch.zeros(1, 4, 2, 2), Batch.of_loop(torch.zeros(1, 2, 2, dtype=torch.long)))
 
 
 @pytest.mark.parametrize("weighted", [False, True])

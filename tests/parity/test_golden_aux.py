@@ -9,6 +9,7 @@ from golden import arrays_of
 from torch import Tensor
 
 from cggm_ray import Classification, Regression
+from cggm_ray.core.batch import Batch
 from cggm_ray.models.transformer import SinusoidalPositions, position_table
 from cggm_ray.strategies.direction import ReleasedDirection
 from cggm_ray.tasks.metrics import ClassificationMetrics, SentimentMetrics, confusion_counts, weighted_f1
@@ -26,27 +27,27 @@ def test_classification_metrics(aux: dict[str, Tensor], name: str) -> None:
     logits, truth = aux[f"{name}.logits"], aux[f"{name}.truth"]
     metrics = ClassificationMetrics(logits.shape[1])
     for part in (slice(0, 30), slice(30, None)):
-        metrics.update(logits[part], truth[part])
+        metrics.update(logits[part], Batch.of_loop(truth[part]))
     values = metrics.compute(metrics.sums)
     assert values["accuracy"] == pytest.approx(float(aux[f"{name}.acc"]), abs=1e-12)
     assert values["f1"] == pytest.approx(float(aux[f"{name}.f1_weighted"]), abs=1e-12)
     # The guides' utility is the same accuracy.
-    hits, count = Classification(logits.shape[1]).utility("accuracy")(logits, truth, torch.ones(len(truth)).double())
+    hits, count = Classification(logits.shape[1]).utility("accuracy")(logits, Batch.of_loop(truth))
     assert float(hits / count) == pytest.approx(values["accuracy"], abs=1e-12)
 
 
 def test_sentiment_metrics(aux: dict[str, Tensor]) -> None:
     predicted, truth = aux["senti.preds"], aux["senti.truth"]
     metrics = SentimentMetrics()
-    metrics.update(predicted, truth)
+    metrics.update(predicted, Batch.of_loop(truth))
     values = metrics.compute(metrics.sums)
     for name, recorded in {"mae": "mae", "corr": "corr", "acc7": "acc7", "acc5": "acc5"}.items():
         assert values[name] == pytest.approx(float(aux[f"senti.{recorded}"]), rel=1e-6), name
     assert values["acc2_nozero"] == pytest.approx(float(aux["senti.acc2_excl_zero"]), abs=1e-12)
-    signs = confusion_counts(truth[:, 0] > 0, predicted[:, 0] > 0, 2, None).reshape(2, 2)
+    signs = confusion_counts(truth[:, 0] > 0, predicted[:, 0] > 0, 2).reshape(2, 2)
     # The released code swaps prediction and truth here, so the classes are weighted by what was predicted.
     assert weighted_f1(signs.T) == pytest.approx(float(aux["senti.f1_weighted_incl_zero"]), abs=1e-12)
-    right, count = Regression().utility("sign")(predicted, truth, torch.ones(len(truth)).double())
+    right, count = Regression().utility("sign")(predicted, Batch.of_loop(truth))
     for recorded in ("train_acc", "acc2_incl_zero"):
         assert float(right / count) == pytest.approx(float(aux[f"senti.{recorded}"]), abs=1e-12), recorded
 

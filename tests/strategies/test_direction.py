@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cggm_ray import CGGM, Classification, HeadOutput, Regression, Segmentation, Task, UsageError
+from cggm_ray.core.batch import Batch
 
 N, D, PIXELS = 7, 6, 5
 
@@ -89,12 +90,13 @@ def test_residuals_and_slopes_are_the_derivatives(kind: str) -> None:
     shape = (N, task.outputs, PIXELS, PIXELS) if maps else (N, task.outputs)
     logits = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     weight = torch.tensor([1, 1, 0, 1, 1, 1, 0])
-    sums = task.sums(logits, target, weight)
+    batch = Batch.of_loop(target, weight=weight)
+    sums = task.sums(logits, batch)
     (want,) = torch.autograd.grad(task.combine(sums), logits)
-    residuals = task.residuals(logits, target, weight)
+    residuals = task.residuals(logits, batch)
     got = torch.einsum("j,j...->...", task.sum_slopes(sums), residuals)
     assert torch.allclose(got, want, rtol=1e-9, atol=1e-14)
-    part = task.sums(logits[weight == 1], target[weight == 1])
+    part = task.sums(logits[weight == 1], Batch.of_loop(target[weight == 1]))
     assert torch.allclose(task.combine(sums), task.combine(part))
 
 

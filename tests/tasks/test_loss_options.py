@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from cggm_ray.core.batch import Batch
 from cggm_ray.tasks import Classification, Regression
 from cggm_ray.tasks.base import Targets
 from cggm_ray.tasks.settings import BALANCED, LossConfig
@@ -35,13 +36,14 @@ def test_loss_and_gradient_are_those_of_torch(smoothing: float, weighted: bool) 
     logits.requires_grad_()
     (expected,) = torch.autograd.grad(reference(logits, target), logits)
     # In parts, as micro-batches and workers form it.
-    sums = sum(task.sums(part, t) for part, t in zip(logits.split(5), target.split(5), strict=True))
+    parts = zip(logits.split(5), target.split(5), strict=True)
+    sums = sum(task.sums(part, Batch.of_loop(t)) for part, t in parts)
     loss = task.combine(sums)
     assert float(loss.detach()) == pytest.approx(float(reference(logits, target).detach()), rel=1e-12)
     (gradient,) = torch.autograd.grad(loss, logits)
     assert torch.allclose(gradient, expected, rtol=1e-10, atol=1e-14)
     # The closed form that the direction term uses.
-    closed = task.residuals(logits, target)[0] * task.sum_slopes(sums)[0]
+    closed = task.residuals(logits, Batch.of_loop(target))[0] * task.sum_slopes(sums)[0]
     assert torch.allclose(closed.detach(), expected, rtol=1e-10, atol=1e-14)
 
 

@@ -8,6 +8,7 @@ import torch
 from golden import FOLDER
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
+from cggm_ray.core.batch import Batch
 from cggm_ray.tasks.metrics import ClassificationMetrics, DiceMetrics, Metrics, SentimentMetrics
 from cggm_ray.tasks.regression import sign_accuracy
 
@@ -20,8 +21,8 @@ def sentiment() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def computed(metrics: Metrics, *batches: tuple[torch.Tensor, ...]) -> dict[str, float]:
-    for batch in batches:
-        metrics.update(*batch)
+    for logits, target, *weight in batches:
+        metrics.update(logits, Batch.of_loop(target, weight=weight[0] if weight else None))
     return metrics.compute(metrics.sums)
 
 
@@ -78,5 +79,5 @@ def test_recorded_sentiment_metrics() -> None:
     names = {"mae": "mae", "corr": "corr", "acc7": "acc7", "acc5": "acc5", "acc2_nozero": "acc2_excl_zero"}
     want = {mine: float(aux[f"senti.{recorded}"]) for mine, recorded in names.items()}
     assert {name: got[name] for name in want} == pytest.approx(want, rel=1e-5)
-    hits, count = sign_accuracy(p, y, torch.ones(len(p)))
+    hits, count = sign_accuracy(p, Batch.of_loop(y))
     assert float(hits / count) == pytest.approx(float(aux["senti.train_acc"]))
