@@ -39,8 +39,8 @@ class TrainingStep(nn.Module):
         self._half = precision == "bf16"
         self._global_batch = share_global_batch(strategy.reduce, net, strategy)
 
-    def forward(self, batch: Batch, totals: Totals | None = None) -> tuple[Tensor, Tensor]:
-        """Task loss and the strategy's term, both of the global batch.
+    def forward(self, batch: Batch, totals: Totals | None = None) -> tuple[Tensor, Tensor, Memo]:
+        """Task loss and the strategy's term, both of the global batch, and the strategy's memo of this one.
 
         Args:
             batch: of this worker.
@@ -48,7 +48,7 @@ class TrainingStep(nn.Module):
         """
         head, memo = self._head(batch, totals)
         terms = self.strategy.terms(head, batch, memo, totals)
-        return terms.task_loss, terms.extra
+        return terms.task_loss, terms.extra, memo
 
     def sums(self, batch: Batch) -> Tensor:
         """What the losses are made of, of this batch alone; see `Strategy.local_sums`."""
@@ -84,8 +84,8 @@ def train_step(
         NonFiniteError: on all workers alike, before any parameter moved.
     """
     state.optimizer.zero_grad(set_to_none=True)
-    task_loss, extra = backward(step, batch, accumulate)
-    state.strategy.adjust()
+    task_loss, extra, memo = backward(step, batch, accumulate)
+    state.strategy.adjust_gradients(memo)
     total, norms_M = clip_by_total_norm(state.net.parameters(), state.net.encoders.values(), clip or None)
     # Loss and norm are those of the global batch, the same on every worker, so all of them stop or none does.
     if state.watch is not None:
@@ -99,7 +99,7 @@ def train_step(
     return {"loss": task_loss, "gradient_norm": total, "grad_norm": norms_M, **state.strategy.diagnostics}
 
 
-def backward(step: nn.Module, batch: Batch, parts: int) -> tuple[Tensor, Tensor]:
+def backward(step: nn.Module, batch: Batch, parts: int) -> tuple[Tensor, Tensor, Memo]:
     """Forward and backward passes of a step; gradients are left in the parameters.
 
     Args:
@@ -108,12 +108,12 @@ def backward(step: nn.Module, batch: Batch, parts: int) -> tuple[Tensor, Tensor]
         parts: in which it is taken; 1 for all at once, in a single pass.
 
     Returns:
-        Task loss and the strategy's term of the global batch, detached.
+        Task loss and the strategy's term of the global batch, detached, and the strategy's memo of the last part.
     """
     if parts == 1 or len(batch) == 1:
-        task_loss, extra = step(batch)
+        task_loss, extra, memo = step(batch)
         (task_loss + extra).backward()
-        return task_loss.detach(), extra.detach()
+        return task_loss.detach(), extra.detach(), memo
     inner: TrainingStep = step.module if isinstance(step, DistributedDataParallel) else step  # type: ignore[assignment]
     strategy = inner.strategy
     pieces = batch.split(parts)
@@ -128,9 +128,9 @@ def backward(step: nn.Module, batch: Batch, parts: int) -> tuple[Tensor, Tensor]
         torch.manual_seed(seed)
         last = number == len(pieces)
         with step.no_sync() if isinstance(step, DistributedDataParallel) and not last else nullcontext():
-            task_loss, extra = step(piece, totals)
+            task_loss, extra, memo = step(piece, totals)
             ((task_loss + extra) / len(pieces)).backward()
-    return task_loss.detach(), extra.detach()
+    return task_loss.detach(), extra.detach(), memo
 
 
 @torch.no_grad()

@@ -5,16 +5,17 @@ A strategy acts in three places of a training step, and between epochs if it wan
 1. `transform` sees the features of all modalities before fusion, may wrap them, and returns a memo of the batch;
 2. `terms` sees the prediction and the memo, and returns the task loss and the strategy's own term: `sums` says what the batch
    adds, `combine` forms the term from the sums of the global batch;
-3. `adjust` may change the gradients of the global batch, and `move` moves whatever the strategy trains by itself, both after
-   the backward pass.
+3. `adjust_gradients` may change the gradients of the global batch, and `move` moves whatever the strategy trains by itself,
+   both after the backward pass.
 
 All it computes from a batch is a vector of sums, so one all-reduce per step makes every worker see the global batch. A loop of
-a person's own calls `modulate`, `loss` and `step` instead (`cggm_ray.strategies.own_loop`).
+a person's own calls `modulate`, `loss`, `adjust` and `step` instead (`cggm_ray.strategies.own_loop`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,10 +45,20 @@ class Strategy(OwnLoop):
             device.
         observes: whether `observe` is to be called; an evaluation costs nothing more where it is not.
         rates_by_step: whether `rates` change with every step; they are read before the optimizer moves.
+
+    Raises:
+        UsageError: a subclass overrides `adjust`, which the package's own loop does not call.
     """
 
     observes = False
     rates_by_step = False
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "adjust" in vars(cls):
+            raise UsageError(
+                f"{cls.__name__}.adjust: expected the name adjust_gradients and the arguments (self, memo)"
+            )
 
     def __init__(self, *, task: Task, reduce: Reduce = SINGLE_WORKER) -> None:
         super().__init__()
@@ -128,10 +139,13 @@ class Strategy(OwnLoop):
         """Tensors that a forward pass (`transform`, `combine`) moves, changed in place."""
         return []
 
-    def adjust(self) -> None:
-        """Changes gradients of the global batch, between the backward pass and clipping.
+    def adjust_gradients(self, memo: Memo) -> None:
+        """Changes gradients of the global batch, between the backward pass and clipping; by default none.
 
         All workers hold the same gradients then, and must hold the same ones afterwards.
+
+        Args:
+            memo: of `transform`; of a batch that is taken in parts, that of the last one.
         """
 
     def move(self) -> None:

@@ -36,7 +36,7 @@ from cggm_ray.config.fields import check, option
 from cggm_ray.core.batch import Batch, Feature
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce
 from cggm_ray.core.seeding import derive_seed
-from cggm_ray.strategies.base import Strategy
+from cggm_ray.strategies.base import Memo, Strategy
 from cggm_ray.strategies.features import Predict, as_in_inference, keep_only, logits_of
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.strategies.responses import ResponseStrategy
@@ -64,7 +64,8 @@ class OGM(ResponseStrategy):
         task: what is predicted.
         alpha: how strongly a dominant modality's gradient is lowered.
         noisy: encoders by modality, for generalisation enhancement; without them there is no noise. With them gradients are
-            scaled and get their noise in `adjust`, which the loop calls between the backward pass and the optimizer.
+            scaled and get their noise in `adjust_gradients`; a loop of a person's own calls `adjust` between the backward pass
+            and the optimizer.
         seed: of the noise, the same on all workers.
         reduce: sums a vector over workers.
 
@@ -105,8 +106,8 @@ class OGM(ResponseStrategy):
         self.alpha = alpha
         self.seed = seed
         self.steps = 0
+        self.adjusts = noisy is not None
         self._noisy = None if noisy is None else [list(noisy[name].parameters()) for name in self.modalities]
-        self._pending: Tensor | None = None
 
     def answers(self, features: Mapping[str, Feature], batch: Batch) -> list[Tensor]:
         """The fused prediction from each modality alone."""
@@ -132,19 +133,19 @@ class OGM(ResponseStrategy):
         ratio_M = torch.where(compared_M, score_M / others_M.clamp(min=1e-300), 1.0)
         coefficient_M = torch.where(ratio_M > 1, 1 - torch.tanh(self.alpha * ratio_M), 1.0)
         self.diagnostics = {"score": score_M, "ratio": ratio_M}
-        self._pending = None if self.gated else coefficient_M
         return coefficient_M
 
     @torch.no_grad()
-    def adjust(self) -> None:
+    def adjust_gradients(self, memo: Memo) -> None:
         """Equation 12 on the gradients of the global batch; without noise there is nothing left to do.
 
         The generator is seeded from the number of the step, so all workers draw the same noise, and so does a resumed run.
         """
-        if self._noisy is None or self._pending is None:
+        if self._noisy is None:
             return
         generators: dict[torch.device, torch.Generator] = {}
-        for coefficient, parameters in zip(self._pending, self._noisy, strict=True):
+        for index, parameters in enumerate(self._noisy):
+            coefficient = memo.gates.scale(index)
             for parameter in parameters:
                 gradient = parameter.grad
                 if gradient is None:
@@ -156,25 +157,7 @@ class OGM(ResponseStrategy):
                 noise = torch.randn(gradient.shape, generator=generators[device], device=device, dtype=gradient.dtype)
                 spread = gradient.std() if gradient.numel() > 1 else gradient.new_zeros(())
                 gradient.mul_(coefficient.to(gradient.dtype)).add_(noise * spread)
-        self._pending = None
         self.steps += 1
-
-    def step(self) -> None:
-        """Nothing is trained here; see `Strategy.step`.
-
-        Raises:
-            RuntimeError: `adjust` was forgotten, so gradients were neither scaled nor noisy.
-        """
-        if self._pending is not None:
-            raise RuntimeError(
-                "call balance.adjust() between the backward pass and optimizer.step(), or balance.skip() where you skip a step"
-            )
-        super().step()
-
-    def skip(self) -> None:
-        """A step that is skipped needs no `adjust`; see `Strategy.skip`. The number that seeds the noise is not reused."""
-        self._pending = None
-        super().skip()
 
     def get_extra_state(self) -> dict[str, Any]:
         """The number of the step, which seeds the noise."""

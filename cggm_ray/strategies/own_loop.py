@@ -1,14 +1,15 @@
 """The methods that a training loop of a person's own calls: what a strategy returns is held here between two calls.
 
 The package's own loop passes a `Batch` and the strategy's memo from call to call (`Strategy.transform`, `Strategy.terms`,
-`Strategy.move`). A loop of a person's own has a target, a feature here, a mask there, and three lines to spend:
+`Strategy.adjust_gradients`, `Strategy.move`). A loop of a person's own has a target, a feature here, a mask there, and three
+lines to spend:
 
     features = balance.modulate(net.encode(inputs), target)
     loss = task.loss(logits, target) + balance.loss(logits, hidden, target)
     loss.backward(); optimizer.step(); balance.step()
 
-`OwnLoop` translates: it makes the batch, holds the memo from `modulate` to `loss`, and notices steps that the loop skips (see
-`cggm_ray.strategies.steps`), which the package's own loop does itself.
+`OwnLoop` translates: it makes the batch, holds the memo from `modulate` to `loss` and `adjust`, and notices steps that the loop
+skips (see `cggm_ray.strategies.steps`), which the package's own loop does itself.
 """
 
 from __future__ import annotations
@@ -54,6 +55,12 @@ class _Running:
     memory_before: list[Tensor]
 
 
+class _Unadjusted(NamedTuple):
+    """The memo of a batch between `losses` and `adjust`."""
+
+    memo: Memo
+
+
 class _Shown(NamedTuple):
     """What `see` was given."""
 
@@ -62,15 +69,21 @@ class _Shown(NamedTuple):
 
 
 class OwnLoop(nn.Module):
-    """What a strategy offers to a loop of a person's own; `Strategy` implements the abstract methods."""
+    """What a strategy offers to a loop of a person's own; `Strategy` implements the abstract methods.
+
+    Attributes:
+        adjusts: whether the strategy changes gradients, so that the loop has to call `adjust`.
+    """
 
     reduce: Reduction
+    adjusts = False
 
     def __init__(self) -> None:
         super().__init__()
         self._open_step = OpenStep()
         self._shown: _Shown = _Shown()
         self._running: _Running | None = None
+        self._unadjusted: _Unadjusted | None = None
 
     @abstractmethod
     def transform(
@@ -85,6 +98,10 @@ class OwnLoop(nn.Module):
     @abstractmethod
     def memory(self) -> list[Tensor]:
         """Tensors that a step moves, changed in place."""
+
+    @abstractmethod
+    def adjust_gradients(self, memo: Memo) -> None:
+        """Changes gradients of the global batch."""
 
     @abstractmethod
     def move(self) -> None:
@@ -149,6 +166,7 @@ class OwnLoop(nn.Module):
         task_loss, extra, total = self.terms(head, batch, running.memo)
         if self._may_be_skipped():
             extra = self._open_step.check(self, extra, total.detach(), running.memory_before)
+            self._unadjusted = _Unadjusted(running.memo) if self.adjusts else None
         return task_loss, extra
 
     def loss(
@@ -173,13 +191,29 @@ class OwnLoop(nn.Module):
         """
         return self.losses(HeadOutput(logits, hidden, raw, members), target, weight)[1]
 
+    def adjust(self) -> None:
+        """Changes the gradients where the strategy does that (OGM-GE, ReconBoost).
+
+        Call it between the backward pass and `optimizer.step()`; for other strategies it does nothing.
+        """
+        if self._unadjusted is not None:
+            self.adjust_gradients(self._unadjusted.memo)
+            self._unadjusted = None
+
     def step(self) -> None:
         """Ends a step: moves what the strategy trains by itself, and clears its gradients. Call it after the backward pass.
 
         It first divides the gradients by the loss scale; where they or the sums of the batch are not finite, nothing moves
         and the buffers go back to what they were before the step. So it may be called whether or not the model's optimizer
         skipped the step.
+
+        Raises:
+            RuntimeError: `adjust` was forgotten.
         """
+        if self._unadjusted is not None:
+            raise RuntimeError(
+                "call balance.adjust() between the backward pass and optimizer.step(), or balance.skip() where you skip a step"
+            )
         if self._open_step.end(self) and self.own_optimizer() is not None:
             self._open_step.look_for_moves(self)
             self.move()
@@ -190,8 +224,10 @@ class OwnLoop(nn.Module):
         """Ends a step in place of `step`, for a loop that skips it for a reason of its own.
 
         Buffers go back to what they were before the step, and the gradients of what the strategy trains are dropped, whether
-        they are finite or not. It may be called at any time after `modulate`, with or without a backward pass.
+        they are finite or not. It may be called at any time after `modulate`, with or without a backward pass, and needs no
+        `adjust`.
         """
+        self._unadjusted = None
         self._open_step.take_back(self)
 
     def _may_be_skipped(self) -> bool:

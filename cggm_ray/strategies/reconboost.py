@@ -64,6 +64,8 @@ class ReconBoost(Strategy):
         reduce: sums a vector over workers.
     """
 
+    adjusts = True
+
     def __init__(
         self,
         encoders: Mapping[str, nn.Module],
@@ -129,7 +131,7 @@ class ReconBoost(Strategy):
         term = boosting / samples.detach().clamp(min=1) + self._weights[2] * distance / both.detach().clamp(min=1)
         return term - self.task.combine(task_sums)
 
-    def adjust(self) -> None:
+    def adjust_gradients(self, memo: Memo) -> None:
         """Takes the gradients from the frozen learners, so that the optimizer passes over them with all its memory."""
         for name, modules in self._learners.items():
             if self.moving not in (None, name):

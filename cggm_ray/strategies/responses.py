@@ -22,7 +22,7 @@ from cggm_ray.tasks.base import Task
 
 
 class _Memo(NamedTuple):
-    """Of a pass; `coefficient_M` is None where `combine` decides it, for which `gates` wait."""
+    """Of a pass; `coefficient_M` is None where `combine` decides it. `gates` have it as soon as it is decided."""
 
     scores: Tensor
     coefficient_M: Tensor | None
@@ -97,6 +97,8 @@ class ResponseStrategy(Strategy):
         scores = self._scores(self.answers(features, batch), batch)
         known = self.known_sums(scores, totals)
         memo = _Memo(scores, None if known is None else self._coefficients(known), Gates())
+        if memo.coefficient_M is not None:
+            memo.gates.open(memo.coefficient_M)
         if not self.gated:
             return features, memo
         if memo.coefficient_M is None:

@@ -98,7 +98,7 @@ def two_steps(rank: int, world_size: int, samples: int) -> dict[str, Tensor]:
             index=part.index,
             weight=part.weight,
         )
-        loss, extra = step(batch)
+        loss, extra, _ = step(batch)
         (loss + extra).backward()
         gradients = {f"grad {name}": p.grad.clone() for name, p in net.named_parameters()}
         optimizer.step()

@@ -13,8 +13,9 @@ from torch import Tensor
 
 import cggm_ray.strategies.ogm
 from cggm_ray import Classification, Regression, UsageError
-from cggm_ray.core.batch import HeadOutput
+from cggm_ray.core.batch import Batch, HeadOutput
 from cggm_ray.models.net import MultimodalNet
+from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.ogm import OGM
 
 ALPHA = 0.4
@@ -148,6 +149,40 @@ def test_noise_that_was_forgotten_is_an_error() -> None:
     step(balance, net, *linear_inputs(net))
     with pytest.raises(RuntimeError, match=r"call balance\.adjust\(\)"):
         balance.step()
+
+
+def test_coefficients_go_with_the_memo_of_their_batch() -> None:
+    """Two batches at once: the gradient is scaled by what was decided on the batch whose memo comes back."""
+    net = linear_net()
+    balance = OGM(list(net.encoders), net.fuse, task=Classification(3), alpha=ALPHA, noisy=dict(net.encoders))
+    inputs, target = linear_inputs(net)
+    memos, decided = [], []
+    for part in (slice(0, 4), slice(4, None)):
+        batch = Batch.of_loop(target[part], inputs={name: values[part] for name, values in inputs.items()})
+        features, memo = balance.transform(net.encode(batch), batch)
+        balance.terms(net.fuse(features), batch, memo)
+        memos.append(memo)
+        decided.append(balance.diagnostics["coefficient"])
+    assert not torch.equal(*decided)
+    left = []
+    for memo, coefficient_M in zip(memos, decided, strict=True):
+        for parameter in net.encoders.parameters():
+            parameter.grad = torch.linspace(-1, 1, parameter.numel(), dtype=parameter.dtype).reshape_as(parameter)
+        before = {n: p.grad.clone() for n, p in net.encoders.named_parameters()}
+        balance.steps = 0
+        balance.adjust_gradients(memo)
+        k = dict(zip(net.encoders, coefficient_M.tolist(), strict=True))
+        left.append({n: p.grad - k[n.split(".")[0]] * before[n] for n, p in net.encoders.named_parameters()})
+    # What is left is the noise, which is drawn from seed and step.
+    for name, noise in left[0].items():
+        torch.testing.assert_close(noise, left[1][name])
+
+
+def test_a_strategy_with_the_name_of_the_own_loop_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"Own\.adjust: expected the name adjust_gradients and the arguments \(self, memo\)"
+    ):
+        type("Own", (Strategy,), {"adjust": lambda self: None})
 
 
 def test_one_modality_is_refused() -> None:
