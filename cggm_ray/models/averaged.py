@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from cggm_ray.core.batch import Feature, HeadOutput
+from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.errors import UsageError
 from cggm_ray.models.net import Masks, MultimodalNet
 
@@ -49,13 +49,13 @@ class AveragedNet(MultimodalNet):
         self.register_buffer("share", torch.tensor(counts, dtype=torch.float32) / sum(counts))
         self._classes = classes
 
-    def encode(self, inputs: Mapping[str, Tensor], masks: Masks | None = None) -> dict[str, Feature]:
+    def encode(self, batch: Batch | Mapping[str, Tensor], masks: Masks | None = None) -> dict[str, Feature]:
         """Features of every modality, one of each member.
 
         Raises:
             UsageError: an encoder gives several tensors.
         """
-        found = [self._member(number).encode(inputs, masks) for number in range(len(self.members))]
+        found = [self._member(number).encode(batch, masks) for number in range(len(self.members))]
         return {name: tuple(_single(name, features[name]) for features in found) for name in self.encoders}
 
     def fuse(self, features: Mapping[str, Feature], masks: Masks | None = None) -> HeadOutput:

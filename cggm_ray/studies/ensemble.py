@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cggm_ray.core.batch import Batch
 from cggm_ray.core.tables import text_table
 from cggm_ray.data.loading.split import Split
 from cggm_ray.engine.configuration import Config
@@ -53,7 +54,7 @@ class Step:
 def scores(task: Task, logits: Tensor, target: Tensor) -> dict[str, float]:
     """Returns loss and metrics of predictions [N, C] for targets [N]."""
     state = task.metrics()
-    state.update(logits, target, None, None)
+    state.update(logits, Batch.of_loop(target))
     return {"loss": float(task.loss(logits, target)), **state.compute(state.sums)}
 
 
