@@ -31,7 +31,7 @@ import pyarrow as pa
 import torch
 
 from cggm_ray.core.reduction import SINGLE_WORKER
-from cggm_ray.data.datasets.food101.food101 import Food101Options
+from cggm_ray.data.datasets.food101.food101_options import Food101Options
 from cggm_ray.data.loading.sampler import epoch_order, slices
 from cggm_ray.data.loading.split import set_bytes
 from cggm_ray.data.shards.chunks import chunks

@@ -26,7 +26,7 @@ import pyarrow as pa
 import transformers
 from PIL import Image
 
-from cggm_ray.data.datasets.food101.food101 import Food101Options
+from cggm_ray.data.datasets.food101.food101_options import Food101Options
 from cggm_ray.data.shards.shards import RawShard, Shard, Stage, Transform
 from cggm_ray.distributed.cluster import connect
 from cggm_ray.distributed.data.ingest import write_shards_with_ray

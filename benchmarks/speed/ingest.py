@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cggm_ray.core.batch import Batch
-from cggm_ray.data.datasets.food101.food101 import Food101Options
+from cggm_ray.data.datasets.food101.food101_options import Food101Options
 from cggm_ray.data.loading.sampler import epoch_order, slices
 from cggm_ray.data.loading.split import Split, TensorSplit
 from cggm_ray.data.shards.shards import open_set

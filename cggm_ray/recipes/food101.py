@@ -12,7 +12,7 @@ Data: lists of train, test and maybe validation (JSON, JSON lines or CSV) with i
 them. docs/datasets-food101.md describes the layouts.
 """
 
-from cggm_ray.data.datasets.food101.food101 import Food101Options
+from cggm_ray.data.datasets.food101.food101_options import Food101Options
 from cggm_ray.data.settings import DataConfig
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.optim import OptimConfig

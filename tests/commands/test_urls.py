@@ -11,7 +11,7 @@ from cggm_ray.__main__ import main as command
 from cggm_ray.commands.cli import main
 from cggm_ray.config.parsing import check_path
 from cggm_ray.core.errors import UsageError
-from cggm_ray.data.datasets.food101.food101 import Food101Options
+from cggm_ray.data.datasets.food101.food101_options import Food101Options
 from cggm_ray.data.settings import DataConfig
 from cggm_ray.engine.configuration import Config
 

@@ -17,7 +17,7 @@ from cggm_ray.commands.cli import main
 from cggm_ray.data.dataset import DATASETS
 from cggm_ray.data.datasets.brats.brats import BratsOptions
 from cggm_ray.data.datasets.features import FeatureOptions
-from cggm_ray.data.datasets.food101.food101 import Food101Options
+from cggm_ray.data.datasets.food101.food101_options import Food101Options
 from cggm_ray.data.datasets.iemocap import IemocapOptions
 from cggm_ray.data.prepare import raw_path
 from cggm_ray.data.shards.shards import RawShard, Shard, Stage, open_set, write_shards_here

@@ -57,7 +57,7 @@ from iemocap_layout import small_layout
 from cggm_ray.commands.cli import main
 from cggm_ray.data.datasets.brats.brats import BratsOptions
 from cggm_ray.data.datasets.features import FeatureOptions
-from cggm_ray.data.datasets.food101.food101 import Food101Options
+from cggm_ray.data.datasets.food101.food101_options import Food101Options
 from cggm_ray.data.datasets.iemocap import IemocapOptions
 from cggm_ray.engine.configuration import Config
 from cggm_ray.models.settings import ModelConfig

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cggm_ray.data.datasets.food101.food101 import Food101Options
+from cggm_ray.data.datasets.food101.food101_options import Food101Options
 from cggm_ray.data.settings import DataConfig
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.runtime import RunConfig
