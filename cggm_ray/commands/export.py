@@ -124,5 +124,5 @@ def difference(net: nn.Module, program: nn.Module, batch: Batch) -> float:
 
 
 def _batch(split: Split, rows: Sequence[int]) -> Batch:
-    (batch,) = split.batches([Slice(index=torch.tensor(rows), weight=None, samples=len(rows))], epoch=0)
+    (batch,) = split.batches([Slice.whole(torch.tensor(rows))], epoch=0)
     return batch

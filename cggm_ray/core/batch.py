@@ -94,28 +94,43 @@ class Batch:
                 weight = has.double() if weight is None else weight * has
         return replace(self, weight=weight)
 
-    def split(self, parts: int) -> list[Batch]:
-        """The samples in their order in that many batches of about one size; in fewer where there are not enough."""
-        pieces = torch.arange(len(self)).chunk(parts)
+    @property
+    def is_filler(self) -> bool:
+        """Whether no sample counts: the worker has none, and one of weight 0 keeps it in step with the others.
+
+        `cggm_ray.data.loading.sampler.slices` gives a worker such a batch, and `split` such a part of one.
+        """
+        return self.weight is not None and not bool(self.weight.any())
+
+    def split(self, parts: int, largest: int | None = None) -> list[Batch]:
+        """The samples in their order in that many batches of about one size; in fewer where there are not enough.
+
+        Args:
+            parts: number of batches.
+            largest: samples of the worker that has most of the global batch. All workers get the same number of batches from
+                it, the last of which is a filler for a worker that has one sample less. None for a single worker.
+        """
+        largest = len(self) if largest is None else largest
+        size = -(-largest // parts)
 
         def take(tensors: dict[str, Tensor] | None, rows: slice) -> dict[str, Tensor] | None:
             return None if tensors is None else {name: tensor[rows] for name, tensor in tensors.items()}
 
         result = []
-        for piece in pieces:
-            rows = slice(int(piece[0]), int(piece[-1]) + 1)
-            result.append(
-                Batch(
-                    inputs={name: tensor[rows] for name, tensor in self.inputs.items()},
-                    target=self.target[rows],
-                    index=self.index[rows],
-                    present=take(self.present, rows),
-                    group=None if self.group is None else self.group[rows],
-                    weight=None if self.weight is None else self.weight[rows],
-                    masks=take(self.masks, rows),
-                    labelled=None if self.labelled is None else self.labelled[rows],
-                )
+        for start in range(0, largest, size):
+            is_filler = start >= len(self)
+            rows = slice(0, 1) if is_filler else slice(start, start + size)
+            part = Batch(
+                inputs={name: tensor[rows] for name, tensor in self.inputs.items()},
+                target=self.target[rows],
+                index=self.index[rows],
+                present=take(self.present, rows),
+                group=None if self.group is None else self.group[rows],
+                weight=None if self.weight is None else self.weight[rows],
+                masks=take(self.masks, rows),
+                labelled=None if self.labelled is None else self.labelled[rows],
             )
+            result.append(replace(part, weight=torch.zeros(1, device=self.target.device)) if is_filler else part)
         return result
 
     def to(self, device: torch.device) -> Batch:

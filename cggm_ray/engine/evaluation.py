@@ -118,7 +118,7 @@ def evaluate(
         metrics.update(logits, batch)
         loss_sums += task.sums(logits, batch)
         labelled += len(batch) if batch.labelled is None else int(batch.labelled.sum())
-        if collected is not None and batch.weight is None:
+        if collected is not None and not batch.is_filler:
             collected.take(batch, logits)
     reduce = runtime.reduce()
     seen = [] if observer is None or observer.sums is None else [observer.sums]

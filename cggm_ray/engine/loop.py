@@ -113,6 +113,7 @@ def train_epoch(training: Training, console: Console | None) -> Record:
             batch,
             runtime,
             accumulate=settings.accumulate,
+            largest=part.largest,
             clip=training.config.optim.clip,
         )
         values = step_or_skip(settings.on_nonfinite, state, training.step, console, take)

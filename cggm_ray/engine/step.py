@@ -65,7 +65,14 @@ class TrainingStep(nn.Module):
 
 
 def train_step(
-    state: TrainState, step: nn.Module, batch: Batch, runtime: Runtime, *, accumulate: int, clip: float
+    state: TrainState,
+    step: nn.Module,
+    batch: Batch,
+    runtime: Runtime,
+    *,
+    accumulate: int,
+    clip: float,
+    largest: int | None = None,
 ) -> dict[str, Tensor]:
     """One optimizer step on a global batch: forward, one backward for everything, clip, move.
 
@@ -76,6 +83,7 @@ def train_step(
         runtime: where the loop runs.
         accumulate: parts in which the share is taken.
         clip: largest L2 norm of the model's gradient; 0 for no clipping.
+        largest: samples of the worker with the largest share; None for a single worker.
 
     Returns:
         Name of the log to a scalar or [M], detached.
@@ -84,7 +92,7 @@ def train_step(
         NonFiniteError: on all workers alike, before any parameter moved.
     """
     state.optimizer.zero_grad(set_to_none=True)
-    task_loss, extra, memo = backward(step, batch, accumulate)
+    task_loss, extra, memo = backward(step, batch, accumulate, largest)
     state.strategy.adjust_gradients(memo)
     total, norms_M = clip_by_total_norm(state.net.parameters(), state.net.encoders.values(), clip or None)
     # Loss and norm are those of the global batch, the same on every worker, so all of them stop or none does.
@@ -99,24 +107,25 @@ def train_step(
     return {"loss": task_loss, "gradient_norm": total, "grad_norm": norms_M, **state.strategy.diagnostics}
 
 
-def backward(step: nn.Module, batch: Batch, parts: int) -> tuple[Tensor, Tensor, Memo]:
+def backward(step: nn.Module, batch: Batch, parts: int, largest: int | None = None) -> tuple[Tensor, Tensor, Memo]:
     """Forward and backward passes of a step; gradients are left in the parameters.
 
     Args:
         step: a `TrainingStep`, or one under DistributedDataParallel.
         batch: of this worker.
         parts: in which it is taken; 1 for all at once, in a single pass.
+        largest: see `Batch.split`. Workers take the same number of parts, because batch norm adds up every part over them.
 
     Returns:
         Task loss and the strategy's term of the global batch, detached, and the strategy's memo of the last part.
     """
-    if parts == 1 or len(batch) == 1:
+    pieces = [batch] if parts == 1 else batch.split(parts, largest)
+    if len(pieces) == 1:
         task_loss, extra, memo = step(batch)
         (task_loss + extra).backward()
         return task_loss.detach(), extra.detach(), memo
     inner: TrainingStep = step.module if isinstance(step, DistributedDataParallel) else step  # type: ignore[assignment]
     strategy = inner.strategy
-    pieces = batch.split(parts)
     # Both passes draw the same dropout masks.
     seeds = torch.randint(2**62, (len(pieces),)).tolist()
     totals = _totals(inner, pieces, seeds)

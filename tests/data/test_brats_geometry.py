@@ -318,7 +318,7 @@ def apply_first(path: Path, codes: str) -> np.ndarray:
 def everything(samples: int) -> object:
     from cggm_ray.data.loading.sampler import Slice
 
-    return Slice(index=torch.arange(samples), weight=None, samples=samples)
+    return Slice.whole(torch.arange(samples))
 
 
 def perfect(batch: Batch) -> torch.Tensor:

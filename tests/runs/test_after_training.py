@@ -264,4 +264,4 @@ def test_a_damaged_checkpoint_is_not_exported(run: Path, tmp_path: Path, capsys:
 def _all(samples: int) -> object:
     from cggm_ray.data.loading.sampler import Slice
 
-    return Slice(index=torch.arange(samples), weight=None, samples=samples)
+    return Slice.whole(torch.arange(samples))

@@ -23,11 +23,18 @@ class Slice:
         index: rows of the split, int64 [n], n >= 1.
         weight: zeros [1] where the worker has no part in the batch and `index` only fills the place; None otherwise.
         samples: size of the global batch.
+        largest: samples of the worker that has most of it; the others have at most one less.
     """
 
     index: Tensor
     weight: Tensor | None
     samples: int
+    largest: int
+
+    @classmethod
+    def whole(cls, index: Tensor) -> Slice:
+        """Returns the batch of a single worker."""
+        return cls(index=index, weight=None, samples=len(index), largest=len(index))
 
 
 def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
@@ -80,12 +87,10 @@ def slices(order: Tensor, batch_size: int, rank: int, world_size: int) -> Iterat
     """Yields a worker's part of every global batch.
 
     Parts differ by at most one sample. Where the last batch has fewer samples than there are workers, those left over get
-    one sample of weight 0, so that every worker takes the same number of steps.
+    a filler, one sample of weight 0 (`Batch.is_filler`), so that every worker takes the same number of steps.
     """
     # Nothing is left of an epoch that was interrupted after its last step; `split` would make an empty batch of it.
     for batch in order.split(batch_size) if len(order) else ():
-        part = batch.tensor_split(world_size)[rank]
-        if len(part):
-            yield Slice(index=part, weight=None, samples=len(batch))
-        else:
-            yield Slice(index=batch[:1], weight=torch.zeros(1), samples=len(batch))
+        parts = batch.tensor_split(world_size)
+        index, weight = (parts[rank], None) if len(parts[rank]) else (batch[:1], torch.zeros(1))
+        yield Slice(index=index, weight=weight, samples=len(batch), largest=len(parts[0]))

@@ -65,7 +65,7 @@ class Predictor:
         """Returns rows of index, target, whether there is a target, and prediction [C], for a block of one range."""
         start = int(block[START][0])
         stop = min(start + self._config.train.batch_size, len(self._split))
-        part = Slice(index=torch.arange(start, stop), weight=None, samples=stop - start)
+        part = Slice.whole(torch.arange(start, stop))
         (batch,) = self._split.batches([part], epoch=0)
         logits = predicted(self._config.train.precision, self._net, batch).double().cpu().numpy()
         labelled = torch.ones(len(batch), dtype=torch.bool) if batch.labelled is None else batch.labelled.cpu()

@@ -44,7 +44,7 @@ def draw_overlays(folder: Path, net: MultimodalNet, split: VolumeSlices, most: i
     images = require("PIL.Image", extra="images", purpose="pictures")
 
     for case, index in split.largest(most):
-        (batch,) = split.batches([Slice(index=torch.tensor([index]), weight=None, samples=1)], epoch=0)
+        (batch,) = split.batches([Slice.whole(torch.tensor([index]))], epoch=0)
         predicted = net(batch.inputs).argmax(1)[0].cpu().numpy()
         grey = next(iter(batch.inputs.values()))[0, 0].cpu().numpy()
         truth = batch.target[0].cpu().numpy()
