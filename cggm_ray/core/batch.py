@@ -180,9 +180,11 @@ class HeadOutput(NamedTuple):
             the same tensor.
         members: modality name to the logits of its uni-modal model, of the shape of `logits`, where the prediction is that
             of an ensemble; None where it is not.
+        resize: makes `logits` of `raw`, for a pass without gradient, which has no graph from one to the other.
     """
 
     logits: Tensor
     hidden: Tensor
     raw: Tensor | None = None
     members: Mapping[str, Tensor] | None = None
+    resize: Callable[[Tensor], Tensor] | None = None

@@ -204,7 +204,8 @@ def predict(head: nn.Module, hidden: Tensor) -> HeadOutput:
     raw = head(hidden)
     raw = raw.float() if raw.dtype.itemsize < 4 else raw
     size = [LOW_STRIDE * pixels for pixels in hidden.shape[2:]]
-    return HeadOutput(F.interpolate(raw, size=size, mode="bilinear", align_corners=True), hidden, raw)
+    resize = partial(F.interpolate, size=size, mode="bilinear", align_corners=True)
+    return HeadOutput(resize(raw), hidden, raw, resize=resize)
 
 
 def deeplab_guides(config: DeepLabConfig, modalities: Iterable[str], outputs: int) -> dict[str, nn.Module]:

@@ -45,16 +45,33 @@ def weight_gradient_sums(task: Task, head: HeadOutput, batch: Batch) -> Tensor:
 
     Returns:
         float64 [J, C, D]; contract it with `Task.sum_slopes` to get dL/dW. Differentiable in logits and hidden.
+
+    Raises:
+        UsageError: the pass has no gradient, and the network does not say how it resizes its logits.
     """
     logits = head.logits.float() if head.logits.dtype.itemsize < 4 else head.logits
     residuals = task.residuals(logits, batch)
     if head.raw is not None:
-        residuals = torch.stack([_pull_back(head.logits, head.raw, residual) for residual in residuals])
+        residuals = torch.stack([_pull_back(*_resizing(head), residual) for residual in residuals])
     hidden = head.hidden.to(residuals.dtype)
     # p runs over pixels; a prediction per sample is one pixel.
     residuals_JNCp = residuals.reshape(*residuals.shape[:3], -1)
     hidden_NDp = hidden.reshape(*hidden.shape[:2], -1)
     return torch.einsum("jncp,ndp->jcd", residuals_JNCp, hidden_NDp).double()
+
+
+def _resizing(head: HeadOutput) -> tuple[Tensor, Tensor]:
+    """Logits and the output of the linear layer that they were resized from, with a graph between them."""
+    assert head.raw is not None
+    if head.logits.requires_grad:
+        return head.logits, head.raw
+    if head.resize is None:
+        raise UsageError(
+            "accumulate: parts of a batch need HeadOutput.resize of a network that resizes its logits; expected it beside raw"
+        )
+    with torch.enable_grad():
+        raw = head.raw.detach().requires_grad_()
+        return head.resize(raw), raw
 
 
 def _pull_back(logits: Tensor, raw: Tensor, residual: Tensor) -> Tensor:

@@ -44,6 +44,24 @@ def test_metrics_and_loss_leave_out_samples_without_a_label() -> None:
     assert float(task.combine(task.sums(logits, batch))) == pytest.approx((1 + 3 + 0 + 1) / 4)
 
 
+@pytest.mark.parametrize(("samples", "parts"), [(1, 4), (2, 2), (4, 4), (5, 4), (6, 4), (7, 3), (9, 1)])
+def test_workers_take_their_shares_in_the_same_number_of_parts(samples: int, parts: int) -> None:
+    """The larger share is divided as `Tensor.chunk` divides it; the smaller one has as many parts, the last maybe a filler."""
+    target = torch.arange(float(samples))
+    larger = Batch.of_loop(target, present={"text": target > 2}).split(parts, samples)
+    assert [part.target.tolist() for part in larger] == [part.tolist() for part in target.chunk(parts)]
+    assert not any(part.is_filler for part in larger)
+    if samples == 1:
+        return
+    smaller = Batch.of_loop(target[:-1], present={"text": target[:-1] > 2}).split(parts, samples)
+    assert len(smaller) == len(larger)
+    counted = [row for part in smaller for row in part.target[part.sample_weights() > 0].tolist()]
+    assert counted == target[:-1].tolist()
+    fillers = [part.is_filler for part in smaller]
+    assert not any(fillers[:-1])
+    assert fillers[-1] == (len(larger[-1]) == 1)
+
+
 class Own(MultimodalNet):
     """A network whose class has an `encode` of its own, with the arguments inputs and masks."""
 

@@ -14,7 +14,7 @@ from cggm_ray import CGGM, Batch, Segmentation
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduction
 from cggm_ray.data.loading.sampler import slices
 from cggm_ray.engine.runtime import all_reduce, data_parallel
-from cggm_ray.engine.step import TrainingStep
+from cggm_ray.engine.step import TrainingStep, backward
 from cggm_ray.models.batchnorm import BatchNorm2d, share_global_batch
 from cggm_ray.models.deeplab import DeepLab, DeepLabConfig, deeplab_guides
 from cggm_ray.models.resnet import ResNetConfig
@@ -73,7 +73,11 @@ def test_a_single_value_is_normalised_to_the_bias() -> None:
     assert torch.isfinite(norm.running_var).all()
 
 
-def two_steps(rank: int, world_size: int, samples: int) -> dict[str, Tensor]:
+CASES = ((1, 1), (3, 1), (3, 2))
+"""Samples of the global batch, and the parts in which every worker takes its share."""
+
+
+def two_steps(rank: int, world_size: int, samples: int, parts: int) -> dict[str, Tensor]:
     """Two optimizer steps on a global batch, divided over the workers; everything that the second one left."""
     torch.manual_seed(3)
     net, guides = DeepLab(SMALL, NAMES, 4).double(), deeplab_guides(SMALL, NAMES, 4)
@@ -89,7 +93,9 @@ def two_steps(rank: int, world_size: int, samples: int) -> dict[str, Tensor]:
     step: nn.Module = TrainingStep(net, strategy, "fp32")
     step = step if world_size == 1 else data_parallel(step, torch.device("cpu"))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
-    (part,) = slices(torch.arange(samples), samples, rank, world_size)
+    # Two workers take samples 0 and 2 in the first part, and sample 1 in the second one; so does the single process.
+    order = torch.tensor([0, 2, 1]) if parts == 2 and world_size == 1 else torch.arange(samples)
+    (part,) = slices(order, samples, rank, world_size)
     for _ in range(2):
         optimizer.zero_grad()
         batch = Batch(
@@ -98,14 +104,13 @@ def two_steps(rank: int, world_size: int, samples: int) -> dict[str, Tensor]:
             index=part.index,
             weight=part.weight,
         )
-        loss, extra, _ = step(batch)
-        (loss + extra).backward()
+        loss, _, _ = backward(step, batch, parts, part.largest)
         gradients = {f"grad {name}": p.grad.clone() for name, p in net.named_parameters()}
         optimizer.step()
         strategy.step()
     state = {name: value for name, value in step.state_dict().items() if isinstance(value, Tensor)}
     return {
-        "loss": loss.detach(),
+        "loss": loss,
         **gradients,
         **{name.removeprefix("module."): value for name, value in state.items()},
     }
@@ -114,18 +119,21 @@ def two_steps(rank: int, world_size: int, samples: int) -> dict[str, Tensor]:
 def worker(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     torch.set_num_threads(1)
-    for samples in (1, 3):
-        torch.save(two_steps(rank, 2, samples), f"{folder}/{samples}-{rank}.pt")
+    for samples, parts in CASES:
+        torch.save(two_steps(rank, 2, samples, parts), f"{folder}/{samples}-{parts}-{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_two_processes_follow_one(tmp_path: Path) -> None:
-    """Three samples are divided into two and one; of a single sample the second worker has a copy of weight 0."""
+    """Three samples are divided into two and one; of a single sample the second worker has a copy of weight 0.
+
+    So it has in the second part of its one sample, where the first worker has two.
+    """
     mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
-    for samples in (1, 3):
-        want = two_steps(0, 1, samples)
+    for samples, parts in CASES:
+        want = two_steps(0, 1, samples, parts)
         for rank in range(2):
-            got = torch.load(tmp_path / f"{samples}-{rank}.pt")
+            got = torch.load(tmp_path / f"{samples}-{parts}-{rank}.pt")
             assert got.keys() == want.keys()
             for name, value in want.items():
                 torch.testing.assert_close(got[name], value, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
