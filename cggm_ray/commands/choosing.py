@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cggm_ray.commands.search_folder import Plan, Searched
 from cggm_ray.commands.trials import run_on_ray
-from cggm_ray.commands.tune import Plan, Searched
 from cggm_ray.studies.choice import SURE, Choice, candidates_of, choice_trials, decide, read_choice, seeds_of
 from cggm_ray.studies.store import outcomes
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from cggm_ray.commands.search_folder import Plan
 from cggm_ray.commands.train import check_losses, headroom_of_run, write_report
 from cggm_ray.commands.trials import run_on_ray
-from cggm_ray.commands.tune import Plan
 from cggm_ray.core.errors import TrainingError, UsageError
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.engine.configuration import Config

@@ -2,7 +2,7 @@
 
 The folder of such a run has
 
-    search/                    the search, see `cggm_ray.commands.tune`
+    search/                    the search, see `cggm_ray.commands.search_folder`
     choice/                    the runs with other seeds that decide among its best trials, and `choice.json`
     everything else            good: of a run with the chosen configuration, which is trained in full and tested once
                                best: of the ensemble, see `cggm_ray.commands.ensembled`
@@ -22,9 +22,10 @@ from cggm_ray.commands.choosing import choose
 from cggm_ray.commands.compare import MARKDOWN as COMPARISON
 from cggm_ray.commands.compare import compare
 from cggm_ray.commands.ensembled import train_ensemble
+from cggm_ray.commands.search_folder import SEARCH as SEARCH_FILE
+from cggm_ray.commands.search_folder import Plan, conclude, leaders
 from cggm_ray.commands.train import run
-from cggm_ray.commands.tune import SEARCH as SEARCH_FILE
-from cggm_ray.commands.tune import Plan, conclude, leaders, plan_search, search_trials, trials_of
+from cggm_ray.commands.tune import plan_search, search_trials, trials_of
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.tables import listing
 from cggm_ray.data.shards.opening import open_manifest
