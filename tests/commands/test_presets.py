@@ -16,8 +16,8 @@ import yaml
 
 from cggm_ray.__main__ import main as command
 from cggm_ray.commands.cli import main, parse
+from cggm_ray.commands.search_folder import Plan, Searched
 from cggm_ray.commands.train import run as train
-from cggm_ray.commands.tune import Plan, Searched
 from cggm_ray.core.errors import UsageError
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.tracking import read_metrics
