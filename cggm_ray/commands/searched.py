@@ -185,7 +185,7 @@ def _base(config: Config, folder: Path, fixed: Collection[str]) -> Config:
         inputs=inputs,
         data=dataclasses.replace(config.data, shard_path=str(config.shard_root)),
         strategies={name: part.with_whole_paths(config.run.storage) for name, part in config.strategies.items()},
-        run=dataclasses.replace(config.run, storage_path=str(folder), name=SEARCH),
+        run=dataclasses.replace(config.run, storage_path=shown(folder), name=SEARCH),
     )
 
 

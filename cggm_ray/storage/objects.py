@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from cggm_ray.core.errors import one_line
@@ -91,9 +91,11 @@ class ObjectStorage(Storage):
 
         def listed() -> list[Entry]:
             chunks = self._obstore.list(self._store, folder or None)
-            entries = (_entry(meta) for chunk in chunks for meta in chunk)
-            # The folder itself may be there as an empty file.
-            return [entry for entry in entries if entry.key and entry.key.startswith(prefix)]
+            found = [_entry(meta) for chunk in chunks for meta in chunk]
+            # Some programs, such as pyarrow, mark a folder by an empty file of its name.
+            folders = {str(parent) for entry in found for parent in PurePosixPath(entry.key).parents}
+            files = (entry for entry in found if entry.key and (entry.size or entry.key not in folders))
+            return [entry for entry in files if entry.key.startswith(prefix)]
 
         return sorted(self._repeated(folder, listed, check=False), key=lambda entry: entry.key)
 

@@ -22,6 +22,7 @@ from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.tracking import read_metrics
 from cggm_ray.storage.files import write_text
 from cggm_ray.storage.mirror import mirror_of
+from cggm_ray.storage.work import shown
 
 TRIALS = "trials"
 TRIAL = "trial.json"
@@ -96,7 +97,9 @@ def make_trial(base: Config, study: Path, number: int, name: str, values: dict[s
             data=dataclasses.replace(config.data, shard_path=str(base.shard_root)),
             strategies={name: part.with_whole_paths(base.run.storage) for name, part in config.strategies.items()},
             # Nobody opens a page for every trial; `python -m cggm_ray report` makes one for a single trial.
-            run=dataclasses.replace(config.run, storage_path=str(study / TRIALS), name=name, fresh=False, report=False),
+            run=dataclasses.replace(
+                config.run, storage_path=shown(study / TRIALS), name=name, fresh=False, report=False
+            ),
         ),
         shards=shards,
     )

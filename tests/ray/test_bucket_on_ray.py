@@ -86,11 +86,15 @@ def test_a_search(cluster: Raylets, bucket: str, tmp_path: Path) -> None:
     summary = json.loads(store.read("summary.json"))
     assert summary["trials"] == {"finished": 3}
     for number in range(3):
+        assert (
+            f"storage_path: {bucket}/runs/s/trials\n" in store.read(f"trials/trial-{number:03d}/config.yaml").decode()
+        )
         record = json.loads(store.read(f"trials/trial-{number:03d}/trial.json"))
         assert (record["status"], len(record["starts"])) == ("finished", 1)
         assert len(lines(store.read(f"trials/trial-{number:03d}/metrics.jsonl").decode())) == 2
     assert store.read("best/model.safetensors") == store.read(f"trials/{summary['trial']}/best/model.safetensors")
-    # Again: everything is known from the bucket.
+    # Again, by a driver with an empty disk: everything is known from the bucket.
+    cluster.environment[WORK] = str(tmp_path / "empty")
     done = cluster.run("python", "pipelines/mosi.py", *flags(tmp_path, f"{bucket}/runs", "s", *more))
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(store.read("summary.json")) == summary

@@ -40,7 +40,9 @@ def every(number: int, faults: Iterator[str]) -> Callable[[str, str], Fault]:
     return decide
 
 
-@pytest.mark.parametrize("faults", [("503", "cut"), ("404",), ("slow",)], ids="-".join)
+@pytest.mark.parametrize(
+    ("faults", "of"), [(("503", "cut"), 3), (("404",), 3), (("slow",), 20)], ids=["503-cut", "404", "slow"]
+)
 def test_what_fails_once_is_done_again(
     small_pickle: Path,
     wanted: dict[str, Any],  # noqa: F811
@@ -48,8 +50,9 @@ def test_what_fails_once_is_done_again(
     store: FaultyStore,
     new_machine: Callable[[], None],  # noqa: F811
     faults: tuple[str, ...],
+    of: int,
 ) -> None:
-    store.decide = every(3, itertools.cycle(faults))
+    store.decide = every(of, itertools.cycle(faults))
     flags = ("--num_epochs", "1", "--save_every", "3")
     assert train(small_pickle, f"{bucket}/runs", *flags) == 0
     new_machine()

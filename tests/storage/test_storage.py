@@ -84,6 +84,10 @@ def test_pyarrow_reads_what_was_written(scheme: str, request: pytest.FixtureRequ
     files, path = url_filesystem(f"{url}/a")
     with files.open_input_file(f"{path}/b") as file:
         assert file.read() == b"one"
+    # Folders that it makes are no files.
+    files.create_dir(f"{path}/c/d")
+    open_storage(url).write("a/c/d/e", b"")
+    assert open_storage(url).list() == ["a/b", "a/c/d/e"]
 
 
 def test_errors_are_one_line_without_keys(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
