@@ -91,7 +91,11 @@ class Choice:
         if not count:
             return f"{self.chosen} is chosen by its value in the search, because too few runs with other seeds were finished"
         others = sum(self.mean(each) is not None for each in self.candidates)
-        over = f"the mean validation {self.metric} over {count} seeds" if count > 1 else f"validation {self.metric}"
+        over = (
+            f"the mean validation {self.metric} over {count} seeds"
+            if count > 1
+            else f"validation {self.metric} with a seed"
+        )
         return f"{self.chosen} is chosen among {others} configurations by {over} that the search did not use"
 
     def table(self) -> str:

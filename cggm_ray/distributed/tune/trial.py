@@ -128,7 +128,11 @@ def _train_trial(study: Study, trial: Trial) -> None:
         take_over(trial)
     else:
         replay(trial)
-    if over or study.late(trial):
+    if over:
+        return
+    if study.late(trial):
+        # Tune prints a line about a trial that reports nothing.
+        tune.report({"epoch": 0})
         return
     try:
         prepare_run_folder(trial.config, trial.folder, trial.shards)
