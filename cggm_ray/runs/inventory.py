@@ -124,7 +124,8 @@ def running(folder: Path) -> bool:
 def _folders(storage: Path) -> list[Path]:
     if not storage.is_dir():
         raise UsageError(f"{storage} is no folder; expected the --storage_path of runs")
-    return sorted(path for path in storage.iterdir() if (path / CONFIG).exists() or (path / TRIALS).is_dir())
+    signs = (CONFIG, TRIALS, SEARCH)
+    return sorted(path for path in storage.iterdir() if any((path / name).exists() for name in signs))
 
 
 def _members(folder: Path) -> Iterator[Path]:
@@ -146,7 +147,7 @@ def _sets(folder: Path) -> Iterator[str]:
 
 def _listed(folder: Path) -> ListedRun:
     sections: dict[str, object] = {}
-    with suppress(CggmError):
+    with suppress(CggmError, OSError):
         sections = read_yaml(folder / CONFIG, "run")
     valid: Mapping[str, float] = {}
     test: Mapping[str, float] = {}
@@ -173,6 +174,8 @@ def _state(folder: Path) -> str:
     if trials.is_dir() and not (folder / METRICS).exists():
         number = sum(1 for path in trials.iterdir() if path.is_dir())
         return f"search of {number} trials{'' if (folder / SUMMARY).exists() else ', not finished'}"
+    if (folder / SEARCH).is_dir() and not (folder / CONFIG).exists():
+        return "search before a run, not finished"
     if (folder / SUMMARY).exists():
         return "finished" if not (folder / SEARCH).exists() else "finished, after a search"
     done = len(read_metrics(folder)) if (folder / METRICS).exists() else 0

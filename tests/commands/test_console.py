@@ -124,7 +124,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return storage
 
 
-def test_runs_are_listed(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_are_listed(storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", "list", str(storage)]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert lines.keys() == {"run", "first", "first.1", "second"}
@@ -132,6 +132,9 @@ def test_runs_are_listed(storage: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert " none " in lines["first"]
     assert " cggm " in lines["first.1"]
     assert "stopped after epoch 2 of 2" in lines["second"]
+    (tmp_path / "good" / "search").mkdir(parents=True)
+    assert main(["runs", "list", str(tmp_path)]) == 0
+    assert "search before a run, not finished" in capsys.readouterr().out
     assert main(["runs", "list", str(storage / "nothing")]) == 2
 
 
