@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cggm_ray import __version__
 from cggm_ray.commands.cli import exit_code
+from cggm_ray.commands.completion import complete, completing
 from cggm_ray.commands.flags import add_import
 from cggm_ray.commands.recipe import ARGUMENTS, run_recipe
 from cggm_ray.config.parsing import local_path
@@ -43,7 +44,7 @@ _RUNS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0 where it did, 1 where it failed or values differ, 2 where it cannot be run."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv and argv[0] in ARGUMENTS:
+    if argv and argv[0] in ARGUMENTS and not completing():
         # Their flags are those of the recipe.
         check_not_importing()
         return run_recipe(argv[0], argv[1:])
@@ -119,6 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, each in commands.choices.items():
         if name not in (*ARGUMENTS, "runs"):
             add_import(each)
+    if completing():
+        complete(parser, commands)
 
     def do() -> int:
         arguments = parser.parse_args(argv)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -188,3 +189,22 @@ def test_cleaning_leaves_a_run_that_is_being_written(
         holder.communicate()
     assert (mine / "first" / "checkpoints").exists()
     assert list((mine / "shards").glob("mosi-*"))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("cggm tr", {"train"}),
+        ("cggm train mo", {"mosi"}),
+        ("cggm train mosi --num_e", {"--num_epochs"}),
+        ("cggm tune mosi mosi_a", {"mosi_asha"}),
+        ("cggm runs cl", {"clean"}),
+    ],
+)
+def test_a_shell_completes(line: str, expected: set[str], tmp_path: Path) -> None:
+    environment = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9"}
+    environment |= {"_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "found"), "_ARGCOMPLETE_IFS": " ", "IFS": " "}
+    subprocess.run(
+        [sys.executable, "-m", "cggm_ray"], env=os.environ | environment, check=True, capture_output=True, cwd=ROOT
+    )
+    assert {word.strip() for word in (tmp_path / "found").read_text().split()} == expected
