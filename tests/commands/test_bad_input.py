@@ -195,7 +195,7 @@ def test_code_is_refused_and_not_run(failing: Callable[..., str], tmp_path: Path
         ),
         ("--workers 2:b", "workers: found '2:b'; expected"),
         ("--max_failures -1", "max_failures: found -1; expected a whole number of at least 0"),
-        ("--storage_path s3://bucket/x", "storage_path: found the URL"),
+        ("--storage_path http://host/x", "storage_path: found the URL"),
         ("--name a/b", "name: found 'a/b'; expected a plain folder name"),
         ("--config none.yaml", "config: none.yaml cannot be read"),
         ("--dataset mosy", "unknown dataset 'mosy' (did you mean mosi?)"),

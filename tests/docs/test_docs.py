@@ -115,7 +115,7 @@ def test_the_quickstart_runs(tmp_path: Path) -> None:
         if "--local" in flags:
             # tests/commands/test_run_headroom.py has the runs of the head-room.
             flags += ["--headroom", "false"] if "--compare" in flags else []
-            assert main(recipe, [*flags, *SMALL[:-8], "--storage_path", str(storage)]) == 0, command
+            assert main(recipe, [*flags, *SMALL[:8], "--storage_path", str(storage)]) == 0, command
     assert [line["epoch"] for line in read_metrics(storage / "first")] == [1, 2, 3, 4, 5]
     assert (storage / "pair" / "comparison.md").exists()
 
