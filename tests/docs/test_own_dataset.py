@@ -75,6 +75,7 @@ def test_commands_know_the_class_of_a_run(program: Path, tmp_path: Path) -> None
     assert pq.read_table(tmp_path / "again.parquet").equals(found)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_class_of_a_run_reaches_the_workers_of_a_prediction(program: Path, tmp_path: Path) -> None:
     summary(program, "--local", "--proj_dim", "10", "--report", "false")
@@ -109,6 +110,7 @@ def test_a_file_that_is_no_module_is_one_line(tmp_path: Path, capsys: pytest.Cap
         assert str(path) in line
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_page_runs_on_two_workers(program: Path) -> None:
     """A class that only the driver's main file has reaches the workers, in whose package it is not."""

@@ -32,7 +32,9 @@ def test_its_rates_follow_the_norms_of_the_epoch_before(folder: Path) -> None:
     assert [second[f"rate/{name}"] for name in names] == pytest.approx(list((norms.mean() / norms) ** POWER))
 
 
-@pytest.mark.parametrize("place", [["--local"], pytest.param(["--workers", "2"], marks=pytest.mark.ray)])
+@pytest.mark.parametrize(
+    "place", [["--local"], pytest.param(["--workers", "2"], marks=[pytest.mark.ray, pytest.mark.slow])]
+)
 def test_it_is_known_in_later_processes(place: list[str], folder: Path, tmp_path: Path) -> None:
     run = train(folder, *place, "--cpus_per_worker", "1", *FLAGS)
     assert f"evener_power: {POWER}" in (run / "config.yaml").read_text()

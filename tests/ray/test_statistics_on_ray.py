@@ -62,6 +62,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
         training_statistics(tmp_path / "set", manifest, KINDS, map_shards_with_ray)
 
 
+@pytest.mark.slow
 def test_a_run_and_a_comparison_share_what_was_found(tmp_path: Path) -> None:
     data = as_npz(tmp_path, with_gaps())
     config = Config(data=DataConfig(dataset="features"), options=FeatureOptions(split="part"))

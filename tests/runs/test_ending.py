@@ -73,6 +73,7 @@ def test_a_signal_leaves_out_what_follows_the_test(number: signal.Signals, tmp_p
     check_finished(tmp_path / "run", before, out)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_signal_leaves_it_out_on_ray_too(tmp_path: Path) -> None:
     process = start(tmp_path, "--overlays", "0", "--contributions_seconds", "3600")

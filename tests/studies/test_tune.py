@@ -164,6 +164,7 @@ def test_a_killed_driver_goes_on_with_the_same_command(raw: Path, undisturbed: P
     assert {name: row["best_mae"] for name, row in rows.items()} == {name: reference[name]["best_mae"] for name in rows}
 
 
+@pytest.mark.slow
 def test_optuna_goes_on_where_it_was(raw: Path, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     search = {"trials": 2, "searcher": "optuna", "scheduler": {"name": "none", "max_epochs": 1}, "space": SPACE}
@@ -178,6 +179,7 @@ def starts_of(folder: Path) -> list[dict[str, int]]:
     return [{"starts": len(entries)} for entries in starts(folder).values()]
 
 
+@pytest.mark.slow
 def test_population_based_training_moves_weights_and_values(raw: Path, tmp_path: Path) -> None:
     # Guides that break two trials before the exchange: the others do not wait for them, and the worse one takes over.
     space = {"lr": {"loguniform": [1e-9, 1e-2]}, "cls_lr": {"choice": [1e-3, 1e30]}}
