@@ -84,14 +84,18 @@ def test_a_search(cluster: Raylets, bucket: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     store = open_storage(f"{bucket}/runs/s")
     summary = json.loads(store.read("summary.json"))
-    assert summary["trials"] == {"finished": 3}
+    # Whether ASHA stops a trial depends on which trial comes first to the epoch where they are compared.
+    assert sum(summary["trials"].values()) == 3
+    assert summary["trials"].keys() <= {"finished", "stopped"}
     for number in range(3):
         assert (
             f"storage_path: {bucket}/runs/s/trials\n" in store.read(f"trials/trial-{number:03d}/config.yaml").decode()
         )
         record = json.loads(store.read(f"trials/trial-{number:03d}/trial.json"))
-        assert (record["status"], len(record["starts"])) == ("finished", 1)
-        assert len(lines(store.read(f"trials/trial-{number:03d}/metrics.jsonl").decode())) == 2
+        assert record["status"] in ("finished", "stopped")
+        assert len(record["starts"]) == 1
+        epochs = len(lines(store.read(f"trials/trial-{number:03d}/metrics.jsonl").decode()))
+        assert epochs == 2 if record["status"] == "finished" else 1 <= epochs <= 2
     assert store.read("best/model.safetensors") == store.read(f"trials/{summary['trial']}/best/model.safetensors")
     # Again, by a driver with an empty disk: everything is known from the bucket.
     cluster.environment[WORK] = str(tmp_path / "empty")
