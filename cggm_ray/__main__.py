@@ -2,7 +2,7 @@
 
 cggm train mosi --data_path mosi.pkl              # a run of a recipe; cggm train lists them
 cggm report RUN [RUN ...]                         # a page with pictures about runs that are there
-cggm runs list                                    # what lies in the folder runs
+cggm runs list                                    # the runs in the default folder
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 
 from cggm_ray import __version__
 from cggm_ray.commands.cli import exit_code
@@ -23,6 +22,7 @@ from cggm_ray.config.parsing import local_path
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.tables import text_table
 from cggm_ray.engine.own_code import check_not_importing, import_file
+from cggm_ray.engine.runtime import RunConfig
 from cggm_ray.storage.mirror import at_hand, mirror_of
 from cggm_ray.storage.places import place
 from cggm_ray.storage.work import read_folder, shown
@@ -111,8 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "storage",
                 nargs="?",
                 type=partial(local_path, "storage_path"),
-                default=Path("runs"),
-                help="folder of the runs [runs]",
+                default=RunConfig().storage,
+                help="folder of the runs [that of --storage_path]",
             )
         if name == "clean":
             one.add_argument("--delete", action="store_true", help="delete it; without the flag nothing changes")

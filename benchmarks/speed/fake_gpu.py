@@ -141,7 +141,9 @@ class Recorder(TorchDispatchMode):
 
     def __init__(self, root: Path) -> None:
         super().__init__()
-        self._root = str(root)
+        self._root = root
+        # An environment may lie in the same folder, and its libraries are none of the lines that are looked for.
+        self._own = (f"{root / 'cggm_ray'}/", f"{root / 'benchmarks'}/")
         self.on = False
         self.reset()
 
@@ -157,7 +159,7 @@ class Recorder(TorchDispatchMode):
     def line(self) -> str:
         """The innermost line of the code that is running."""
         for frame in reversed(traceback.extract_stack(limit=40)):
-            if frame.filename.startswith(self._root) and frame.filename not in OWN:
+            if frame.filename.startswith(self._own) and frame.filename not in OWN:
                 return f"{Path(frame.filename).relative_to(self._root)}:{frame.lineno} {frame.line}"
         return "backward or optimizer (no line of the package)"
 
