@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,21 +14,15 @@ import pyarrow.parquet as pq
 from cggm_ray.core.errors import UsageError, short_repr
 from cggm_ray.storage.files import whole_file
 
-if TYPE_CHECKING:
-    pass
-
 INPUTS = "inputs"
 """Folder of the written data, beside the runs."""
-
-Data = "str | Path | Mapping[str, Any] | pd.DataFrame | pa.Table"
-"""A path; arrays by column, each of N samples; or a table, whose cells may be arrays."""
 
 
 def data_file(data: Any, storage: Path) -> Path:
     """Returns the file of some data, which is written unless it is a path.
 
     Args:
-        data: see `Data`.
+        data: a path; arrays by name, each of N samples; or a table of pandas or pyarrow, whose cells may be arrays.
         storage: folder of the runs; the file lies in `inputs/` there.
 
     Raises:

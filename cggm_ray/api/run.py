@@ -16,6 +16,8 @@ from cggm_ray.commands.verify import Verified, verify
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.tracking import read_metrics
 from cggm_ray.runs.finished import read_run
+from cggm_ray.storage.mirror import at_hand
+from cggm_ray.storage.work import read_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +28,7 @@ class Run:
     """A finished run. A notebook shows its metrics and curves.
 
     Attributes:
-        folder: of the run.
+        folder: of the run; for a URL the folder of this node that mirrors it.
         config: of the run.
         best_epoch: the epoch whose checkpoint was tested, counted from 1; 0 for an ensemble.
         valid, test: loss and metrics of that checkpoint by name.
@@ -66,24 +68,28 @@ class Run:
         import pandas as pd
 
         path = None if data is None else data_file(data, self.folder.parent)
-        done = predict(self.folder, path, split, None if out is None else Path(out), workers)
+        with at_hand(self.folder) as folder:
+            done = predict(folder, path, split, None if out is None else Path(out), workers)
         if done.path.is_dir():
             return pd.DataFrame({"path": [str(each) for each in sorted(done.path.iterdir())]})
         return pq.read_table(done.path).to_pandas()
 
     def verify(self) -> Verified:
         """Evaluates the best checkpoint again and compares the metrics with the recorded ones."""
-        return verify(self.folder)
+        with at_hand(self.folder) as folder:
+            return verify(folder)
 
     def report(self) -> Path:
         """Writes a page about the run and returns its path."""
         from cggm_ray.report.page import report
 
-        return report([self.folder])
+        with at_hand(self.folder) as folder:
+            return report([folder])
 
     def export(self, out: str | Path | None = None) -> Exported:
         """Writes the network as a program of `torch.export`, which needs no cggm-ray."""
-        return export(self.folder, None if out is None else Path(out))
+        with at_hand(self.folder) as folder:
+            return export(folder, None if out is None else Path(out))
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in self.test.items())
@@ -96,11 +102,12 @@ class Run:
 
 
 def load(run: str | Path) -> Run:
-    """Returns a finished run from its folder.
+    """Returns a finished run from its folder or URL.
 
     Raises:
-        UsageError: the folder holds no finished run.
+        UsageError: there is no finished run.
+        StorageError: the storage of a URL cannot be reached.
     """
-    folder = Path(run).absolute()
-    config, result = read_run(folder)
+    with at_hand(read_folder("run", str(run)).absolute()) as folder:
+        config, result = read_run(folder)
     return Run(folder=folder, config=config, best_epoch=result.best_epoch, valid=result.valid, test=result.test)

@@ -5,7 +5,7 @@ the next number, which only one process can; all that this needs of a store is `
 small file, so that numbers never begin again.
 
 Clocks of machines are not compared. A holder on another machine is alive if its file changes while one watches, and
-dead if it does not change for `LEASE` seconds; a holder on this machine is asked for among its processes.
+dead if it does not change for `LEASE` seconds; for a holder on this machine the table of processes is read.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def leasing(storage: Storage, key: str, busy: Callable[[str], None]) -> Iterator
         storage: that has it.
         key: of the lease.
         busy: called with the holder, such as 'process 7 on host', while another one holds it. It may raise; where it returns,
-            the lease is asked for again a little later.
+            the next try follows a little later.
 
     Raises:
         OSError: the storage cannot be reached.

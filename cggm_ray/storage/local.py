@@ -16,7 +16,7 @@ SCHEME = "file://"
 
 @STORAGES.register("file")
 class LocalStorage(Storage):
-    """See `Storage`.
+    """A storage in a local or mounted folder.
 
     Args:
         url: 'file:///folder', or the path of a folder, which is made when something is written.
@@ -27,15 +27,15 @@ class LocalStorage(Storage):
         self._root = Path(url.removeprefix(SCHEME)).expanduser().absolute()
 
     def read(self, key: str) -> bytes:
-        """See `Storage.read`."""
+        """Returns the content of a file."""
         return self._path(key).read_bytes()
 
     def write(self, key: str, content: bytes) -> None:
-        """See `Storage.write`."""
+        """Writes a file, or replaces it."""
         write_bytes(self._parent(key), content)
 
     def create(self, key: str, content: bytes) -> bool:
-        """See `Storage.create`: the system links a name to a finished file only where there is no such name."""
+        """Writes a file where there is none, and returns whether it did; the system links no name that exists."""
         path = self._parent(key)
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
         try:
@@ -48,23 +48,23 @@ class LocalStorage(Storage):
         return True
 
     def list(self, prefix: str = "") -> Sequence[str]:
-        """See `Storage.list`; what writers left unfinished is no file."""
+        """Returns the keys that begin with the prefix, sorted, without what writers left unfinished."""
         # Only the folder that the prefix names is walked.
         start = self._root / prefix.rpartition("/")[0]
         files = (path for path in start.rglob("*") if path.is_file() and not path.match(".*.part"))
         return sorted(key for path in files if (key := path.relative_to(self._root).as_posix()).startswith(prefix))
 
     def delete(self, key: str) -> None:
-        """See `Storage.delete`."""
+        """Removes a file; nothing happens where there is none."""
         self._path(key).unlink(missing_ok=True)
 
     def upload(self, file: Path, key: str) -> None:
-        """See `Storage.upload`; the system copies, nothing is held in memory."""
+        """Copies a local file without holding it in memory."""
         with whole_file(self._parent(key)) as partial:
             shutil.copyfile(file, partial)
 
     def download(self, key: str, file: Path) -> None:
-        """See `Storage.download`."""
+        """Reads a key into a local file."""
         shutil.copyfile(self._path(key), file)
 
     def _path(self, key: str) -> Path:

@@ -101,7 +101,7 @@ class Mirror(Plain):
             longer: whether a local one that is longer stays.
         """
         entry = self._storage.entry(name)
-        # What one request does not find is asked for in another way: an answer may be wrong once.
+        # A file that one request does not find is looked for by another one, because an answer may be wrong once.
         found = self._storage.entries(name) if entry is None else [entry]
         self._update([entry for entry in found if entry.key == name], longer)
 
@@ -124,7 +124,7 @@ class Mirror(Plain):
 
     @contextmanager
     def taking_part(self, puts: bool = True) -> Iterator[None]:
-        """See `Plain.taking_part`."""
+        """Fetches before the block what others have written, and puts afterwards what the block wrote."""
         self.join()
         if not puts:
             yield
@@ -197,12 +197,12 @@ class Mirror(Plain):
                 for name, digest in _digests(marker, f"{self.url}/{key}/{CHECKSUMS}").items():
                     self._storage.download(f"{key}/{name}", partial / check_key(name))
                     if file_digest(partial / name) != digest:
-                        # A transfer may have been cut; what is damaged in the storage is told when it is used.
+                        # A transfer may have been cut; whoever uses the file reports one that is damaged in the storage.
                         self._storage.download(f"{key}/{name}", partial / name)
                 (partial / CHECKSUMS).write_bytes(marker)
 
     def set_aside(self) -> str | None:
-        """See `Plain.set_aside`; in a store every file is copied, then removed."""
+        """Copies every file to a name with a number and removes the old ones; returns the new URL, or None."""
         name = self.folder.name
         keys = self._above.list(f"{name}/")
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -221,21 +221,21 @@ class Mirror(Plain):
         return f"{self._above.url}/{name}.{number}"
 
     def raise_flag(self, name: str) -> None:
-        """See `Plain.raise_flag`."""
+        """Makes an empty file, here and in the storage, that other processes look for."""
         super().raise_flag(name)
         self._storage.write(name, b"")
 
     def lower_flag(self, name: str) -> None:
-        """See `Plain.lower_flag`."""
+        """Removes the file of `raise_flag`, here and in the storage."""
         super().lower_flag(name)
         self._storage.delete(name)
 
     def flag(self, name: str) -> bool:
-        """See `Plain.flag`."""
+        """Returns whether `raise_flag` was called on this node or another."""
         return super().flag(name) or self._storage.entry(name) is not None
 
     def for_ray(self) -> dict[str, Any]:
-        """See `Plain.for_ray`."""
+        """Returns the arguments of Ray's RunConfig, with the file system of the storage."""
         filesystem, path = self._above.filesystem()
         # Apart from the run, because Ray marks folders in a store by empty files.
         return {"storage_path": f"{path}/{RAY}", "storage_filesystem": filesystem, "name": self.folder.name}

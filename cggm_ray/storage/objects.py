@@ -1,8 +1,9 @@
 """Object stores: `s3://bucket/runs`, `gs://bucket/runs`.
 
 Endpoint, region and credentials come from the store's usual environment variables, such as AWS_ENDPOINT_URL, AWS_REGION and
-AWS_ACCESS_KEY_ID, or from the machine's role. No message holds any of them. Requests that a store answers with 5xx, or not in
-time, are repeated by the client; a file that is not found is asked for once more, because some stores show a new file late.
+AWS_ACCESS_KEY_ID, or from the machine's role. No message holds any of them. The client repeats requests that a
+store answers with 5xx, or not in time. For a file that is not found there is a second request, because some stores show a new
+file late.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ MOST_TEXT = 300
 @STORAGES.register("gs")
 @STORAGES.register("gcs")
 class ObjectStorage(Storage):
-    """See `Storage`.
+    """A storage in S3, GCS or a store with the interface of one of them.
 
     Args:
         url: 's3://bucket/folder' or 'gs://bucket/folder'.
@@ -65,15 +66,15 @@ class ObjectStorage(Storage):
         )
 
     def read(self, key: str) -> bytes:
-        """See `Storage.read`."""
+        """Returns the content of a file."""
         return self._repeated(key, lambda: bytes(self._obstore.get(self._store, key).bytes()))
 
     def write(self, key: str, content: bytes) -> None:
-        """See `Storage.write`."""
+        """Writes a file, or replaces it."""
         self._repeated(key, lambda: self._obstore.put(self._store, key, content, use_multipart=False))
 
     def create(self, key: str, content: bytes) -> bool:
-        """See `Storage.create`: a conditional write of the store."""
+        """Writes a file where there is none, by a conditional write of the store, and returns whether it did."""
 
         def put() -> bool:
             try:
@@ -85,7 +86,7 @@ class ObjectStorage(Storage):
         return self._repeated(key, put)
 
     def entries(self, prefix: str = "") -> Sequence[Entry]:
-        """See `Storage.entries`."""
+        """Returns the files whose keys begin with the prefix, with size and version."""
         # The client lists whole folders only.
         folder = prefix.rpartition("/")[0]
 
@@ -100,7 +101,7 @@ class ObjectStorage(Storage):
         return sorted(self._repeated(folder, listed, check=False), key=lambda entry: entry.key)
 
     def entry(self, key: str) -> Entry | None:
-        """See `Storage.entry`."""
+        """Returns a file with size and version, or None if there is none."""
 
         def head() -> Entry | None:
             try:
@@ -111,11 +112,11 @@ class ObjectStorage(Storage):
         return self._repeated(key, head)
 
     def list(self, prefix: str = "") -> Sequence[str]:
-        """See `Storage.list`."""
+        """Returns the keys that begin with the prefix, sorted."""
         return [entry.key for entry in self.entries(prefix)]
 
     def delete(self, key: str) -> None:
-        """See `Storage.delete`."""
+        """Removes a file; nothing happens where there is none."""
 
         def remove() -> None:
             with suppress(FileNotFoundError, self._obstore.exceptions.NotFoundError):
@@ -124,20 +125,20 @@ class ObjectStorage(Storage):
         self._repeated(key, remove)
 
     def upload(self, file: Path, key: str) -> None:
-        """See `Storage.upload`: in parts; the file is there when the last one has arrived."""
+        """Writes a local file in parts; the file is there when the last one has arrived."""
         self._repeated(key, lambda: self._obstore.put(self._store, key, file))
 
     def download(self, key: str, file: Path) -> None:
-        """See `Storage.download`: in parts of one version of the file."""
+        """Reads into a local file, in parts of one version of the file."""
         self._repeated(key, lambda: self._download(key, file))
 
     def copy(self, key: str, to: str) -> None:
-        """See `Storage.copy`: within the store."""
+        """Copies a file inside the store."""
         check_key(to)
         self._repeated(key, lambda: self._obstore.copy(self._store, key, to))
 
     def filesystem(self) -> tuple[Any, str]:
-        """See `Storage.filesystem`."""
+        """Returns the file system of pyarrow for this URL, and the path in it."""
         from pyarrow.fs import GcsFileSystem, S3FileSystem
 
         if self._scheme == "gs":

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @STORAGES.register(FSSPEC)
 class FsspecStorage(Storage):
-    """See `Storage`. Retries and credentials are those of fsspec's file system.
+    """A storage of a scheme that fsspec knows. Retries and credentials are those of fsspec's file system.
 
     Args:
         url: with a scheme that fsspec knows.
@@ -37,15 +37,15 @@ class FsspecStorage(Storage):
         self._files.use_listings_cache = False
 
     def read(self, key: str) -> bytes:
-        """See `Storage.read`."""
+        """Returns the content of a file."""
         return self._calling(key, self._files.cat_file)
 
     def write(self, key: str, content: bytes) -> None:
-        """See `Storage.write`."""
+        """Writes a file, or replaces it."""
         self._calling(self._parent(key), lambda path: self._files.pipe_file(path, content))
 
     def create(self, key: str, content: bytes) -> bool:
-        """See `Storage.create`."""
+        """Writes a file where there is none, and returns whether it did."""
         try:
             self._calling(self._parent(key), lambda path: self._files.pipe_file(path, content, mode="create"))
         except FileExistsError:
@@ -53,7 +53,7 @@ class FsspecStorage(Storage):
         return True
 
     def entries(self, prefix: str = "") -> Sequence[Entry]:
-        """See `Storage.entries`."""
+        """Returns the files whose keys begin with the prefix, with size and version."""
         folder = prefix.rpartition("/")[0]
         where = f"{self._root}/{folder}".rstrip("/")
 
@@ -71,24 +71,24 @@ class FsspecStorage(Storage):
         return self._calling(folder, listed, check=False)
 
     def list(self, prefix: str = "") -> Sequence[str]:
-        """See `Storage.list`."""
+        """Returns the keys that begin with the prefix, sorted."""
         return [entry.key for entry in self.entries(prefix)]
 
     def delete(self, key: str) -> None:
-        """See `Storage.delete`."""
+        """Removes a file; nothing happens where there is none."""
         with suppress(FileNotFoundError):
             self._calling(key, self._files.rm_file)
 
     def upload(self, file: Path, key: str) -> None:
-        """See `Storage.upload`."""
+        """Writes a local file to a key."""
         self._calling(self._parent(key), lambda path: self._files.put_file(str(file), path))
 
     def download(self, key: str, file: Path) -> None:
-        """See `Storage.download`."""
+        """Reads a key into a local file."""
         self._calling(key, lambda path: self._files.get_file(path, str(file)))
 
     def filesystem(self) -> tuple[Any, str]:
-        """See `Storage.filesystem`."""
+        """Returns the file system of pyarrow for this URL, and the path in it."""
         from pyarrow.fs import FSSpecHandler, PyFileSystem
 
         return PyFileSystem(FSSpecHandler(self._files)), self._root

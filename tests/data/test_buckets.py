@@ -173,9 +173,9 @@ def test_a_run_and_its_predictions(bucket: str, tmp_path: Path, capsys: pytest.C
 
 
 def test_a_demonstration_set_is_put_beside_the_shards(bucket: str, tmp_path: Path) -> None:
-    config = Config(data=DataConfig(shard_path=f"{bucket}/work/shards"), run=RunConfig(storage_path=str(tmp_path)))
+    config = Config(data=DataConfig(shard_path=f"{bucket}/converted/shards"), run=RunConfig(storage_path=str(tmp_path)))
     folder = prepare_data(config, write_shards_here)
-    assert str(open_manifest(folder).sources[0].path).startswith(f"{bucket}/work/demonstration/mosi-")
+    assert str(open_manifest(folder).sources[0].path).startswith(f"{bucket}/converted/demonstration/mosi-")
     assert prepare_data(config, _never) == folder
 
 

@@ -11,6 +11,7 @@ import pytest
 from s3_server import KEY
 
 from cggm_ray.__main__ import main as command
+from cggm_ray.api import load
 from cggm_ray.commands.cli import main
 from cggm_ray.core.errors import StorageError
 from cggm_ray.engine.configuration import Config
@@ -19,7 +20,7 @@ from cggm_ray.storage.base import open_storage
 from cggm_ray.storage.mirror import Mirror, mirror_of
 from cggm_ray.storage.objects import ObjectStorage
 from cggm_ray.storage.work import WORK, work_folder
-from conftest import SMALL
+from conftest import SMALL, small_set
 
 TIMES = {"seconds", "samples_per_second"}
 MACHINES = iter(range(10**6))
@@ -101,6 +102,12 @@ def test_a_url_and_a_folder_give_the_same_bits(
         assert shown in capsys.readouterr().out
     added = set(open_storage(bucket).list()) - set(keys)
     assert {"runs/r/model.pt2", "runs/r/report/report.html", "runs/r/predictions-test-small.parquet"} <= added
+
+    new_machine()
+    run = load(f"{bucket}/runs/r")
+    assert run.test == json.loads(wanted["summary.json"])["test"]
+    assert len(run.predict(split="valid")) == len(small_set()["valid"]["labels"])
+    assert "runs/r/predictions-valid-small.parquet" in open_storage(bucket).list()
 
     new_machine()
     assert train(small_pickle, f"{bucket}/runs", "--lr", "0.5") == 2
