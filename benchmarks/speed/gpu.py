@@ -1,138 +1,127 @@
-"""All GPU measurements in one go; needs torch and a CUDA device, and no Ray.
+"""All checks and measurements on a GPU in one go; needs torch, numpy, pyarrow, safetensors and PyYAML, and no Ray.
 
-    python benchmarks/speed/gpu.py [--json FILE] [--budget 480]
+    python benchmarks/speed/gpu.py [--json FILE] [--budget 480] [--parts waits,steps] [--data ../shared/data]
+    python benchmarks/speed/gpu.py --device cpu --tiny
 
-1. The MOSI step of the package against the plain step of the released code: eager, compiled, compiled in bf16.
-2. Host synchronisation: the step runs under `torch.cuda.set_sync_debug_mode("error")`.
-3. Steps on the shapes of IEMOCAP and of Food-101.
-4. BraTS at 160 x 160, bf16, channels last, with its share of the card's peak; the largest batch of 64, 32, 16, 8 that fits.
+The second form rehearses everything on the CPU in small sizes. Every part runs in a process of its own, within its own time: a
+part that fails or hangs says so in one line and the next one starts. The file is written after every part.
 
-Whatever does not fit the time left is named and left out.
+    waits           which strategies wait for the device within a step, on every network
+    agreement       losses and gradient norms on the CPU and on the device, float64 and float32, without dropout
+    steps           milliseconds of a step: plain, none, cggm, cggm-released; eager and as one CUDA graph; float32 and bf16
+    profile         kernels of a step and those that take most time
+    epoch           a step of the real `train_epoch` against the bare step
+    resume          ten steps against five, a checkpoint and five more, by bits
+    data parallel   DistributedDataParallel in a process group of one (NCCL) against the bare step, by bits
+    commands        train, continue, verify, predict and export on the data of --data
+    brats           BraTS at 160 x 160 in bf16, with its share of the card's peak and its memory
+    compiled        milliseconds of a compiled step, and how long compiling takes
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import statistics
+import os
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import torch
-from problems import PROBLEMS, STRATEGIES, naive_step, product_step
-from torch.utils.flop_counter import FlopCounterMode
-
-PEAK_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "4090": 165e12}
-"""Dense bf16 operations per second by a part of the card's name, from the makers' data sheets."""
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+RESERVE = 5.0
+"""Seconds that a part has beyond its own time before it is ended."""
 
 
-def milliseconds(step: Callable[[], Any], rounds: int = 20) -> float:
-    """Returns the median milliseconds of rounds of five steps, after a warm-up."""
-    for _ in range(5):
-        step()
-    torch.cuda.synchronize()
-    seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        for _ in range(5):
-            step()
-        torch.cuda.synchronize()
-        seconds.append((time.perf_counter() - start) / 5)
-    return 1e3 * statistics.median(seconds)
+def parse() -> argparse.Namespace:
+    """Returns the flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budget", type=float, default=480, help="seconds for everything")
+    parser.add_argument("--json", type=Path, help="file for the results")
+    parser.add_argument("--parts", help="names, with commas between them; default all")
+    parser.add_argument("--data", type=Path, help="folder with mosi/ and brats/ for the part 'commands'")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, for a rehearsal")
+    parser.add_argument("--part", nargs=3, metavar=("NAME", "SECONDS", "FILE"), help=argparse.SUPPRESS)
+    return parser.parse_args()
 
 
-def operations(step: Callable[[], Any]) -> int:
-    """Returns the floating-point operations of a step, as torch counts them."""
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return int(counter.get_total_flops())
+def run_part(arguments: argparse.Namespace) -> None:
+    """Runs one part in this process, and writes what it found, whether it ends or fails."""
+    from gpu_parts import PARTS, Where, first_line
 
+    name, seconds, file = arguments.part
+    where = Where(arguments.device, arguments.tiny, arguments.data, time.perf_counter(), float(seconds))
 
-def mosi(results: dict[str, Any]) -> None:
-    """Measures part 1."""
-    problem = PROBLEMS["mosi"]
-    results["mosi naive ms"] = naive = milliseconds(naive_step(problem, "cuda"))
-    variants: dict[str, dict[str, Any]] = {
-        "eager": {},
-        "bf16": {"precision": "bf16"},
-        "compiled": {"compile": True},
-        "compiled bf16": {"compile": True, "precision": "bf16"},
-    }
-    for name, settings in variants.items():
-        results[f"mosi {name} ms"] = ms = milliseconds(
-            product_step(problem, STRATEGIES["cggm"] | settings, None, "cuda")
-        )
-        results[f"mosi naive / {name}"] = naive / ms
-    joint = milliseconds(product_step(problem, STRATEGIES["none"], None, "cuda"))
-    results["mosi eager / joint"] = results["mosi eager ms"] / joint
+    class Kept(dict[str, Any]):
+        """Results that are on the disk as soon as they are there."""
 
+        def __setitem__(self, key: str, value: Any) -> None:
+            super().__setitem__(key, value)
+            Path(file).write_text(json.dumps(self))
 
-def synchronisation(results: dict[str, Any]) -> None:
-    """Measures part 2."""
-    step = product_step(PROBLEMS["mosi"], STRATEGIES["cggm"], None, "cuda")
-    for _ in range(3):
-        step()
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
+    results = Kept()
     try:
-        step()
-        results["host synchronisation in a step"] = "none"
-    except RuntimeError as error:
-        results["host synchronisation in a step"] = str(error)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+        PARTS[name][0](where, results)
+    except Exception as error:
+        results["error"] = first_line(error)
 
 
-def other_shapes(results: dict[str, Any]) -> None:
-    """Measures part 3."""
-    for name in ("iemocap", "food101"):
-        for strategy in ("none", "cggm"):
-            step = product_step(PROBLEMS[name], STRATEGIES[strategy] | {"precision": "bf16"}, None, "cuda")
-            results[f"{name} {strategy} bf16 ms"] = milliseconds(step)
-        results[f"{name} naive ms"] = milliseconds(naive_step(PROBLEMS[name], "cuda"), rounds=5)
-
-
-def brats(results: dict[str, Any]) -> None:
-    """Measures part 4."""
-    for batch in (64, 32, 16, 8):
-        problem = dataclasses.replace(PROBLEMS["brats"], batch=batch, channels_last=True)
+def start_part(arguments: argparse.Namespace, name: str, seconds: float) -> dict[str, Any]:
+    """Runs one part in a process of its own and returns its results."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "results.json"
+        command = [sys.executable, __file__, "--device", arguments.device]
+        command += ["--tiny"] if arguments.tiny else []
+        command += ["--data", str(arguments.data.resolve())] if arguments.data else []
+        command += ["--part", name, str(seconds), str(file)]
+        started = time.perf_counter()
         try:
-            step = product_step(problem, STRATEGIES["cggm"] | {"precision": "bf16"}, None, "cuda")
-            count, ms = operations(step), milliseconds(step, rounds=5)
-        except torch.cuda.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            continue
-        results |= {"brats batch": batch, "brats bf16 ms": ms, "brats operations": count}
-        name = torch.cuda.get_device_name()
-        peak = next((value for part, value in PEAK_BF16.items() if part in name), None)
-        results["brats share of peak"] = None if peak is None else count / ms * 1e3 / peak
-        return
-    results["brats"] = "no batch of 8 or more fits"
+            code = subprocess.run(command, check=False, timeout=seconds + RESERVE, env=dict(os.environ)).returncode
+        except subprocess.TimeoutExpired:
+            code = None
+        results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        if code != 0:
+            results["ended"] = "out of time" if code is None else f"exit code {code}"
+        results["seconds of this part"] = time.perf_counter() - started
+        return results
 
 
 def main() -> None:
-    """Runs all parts that the time allows, and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget", type=float, default=480, help="seconds")
-    parser.add_argument("--json", help="file for the results")
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
+    """Runs the parts that the time allows, and prints."""
+    arguments = parse()
+    import torch
+
+    if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("gpu: torch sees no CUDA device")
-    results: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    if arguments.part:
+        run_part(arguments)
+        return
+    from gpu_parts import PARTS
+
+    names = arguments.parts.split(",") if arguments.parts else list(PARTS)
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        raise SystemExit(f"gpu: --parts: unknown {unknown[0]!r}; available: {', '.join(PARTS)}")
+    device = torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu"
+    everything: dict[str, Any] = {"device": device, "torch": torch.__version__}
+    print(f"{device}, torch {torch.__version__}", flush=True)
     start = time.perf_counter()
-    for part in (synchronisation, mosi, brats, other_shapes):
-        if time.perf_counter() - start > arguments.budget - 60:
-            results[part.__name__] = "left out: no time"
-            continue
-        part(results)
-        print(json.dumps(results), flush=True)
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(results, file, indent=1)
-    for name, value in results.items():
-        print(f"{name:<34}{value:>14.3f}" if isinstance(value, float) else f"{name:<34}{value!s:>14}")
+    for name in names:
+        left = arguments.budget - (time.perf_counter() - start)
+        if left < 15:
+            everything[name] = {"ended": "left out: no time"}
+        else:
+            everything[name] = start_part(arguments, name, min(PARTS[name][1], left - RESERVE))
+        if arguments.json:
+            arguments.json.write_text(json.dumps(everything, indent=1))
+        print(f"{name}", flush=True)
+        for key, value in everything[name].items():
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            print(f"    {key:<44} {shown}", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from naive import NaiveConfig, NaiveStep
 from torch import Tensor, nn
 
 from cggm_ray.core.batch import Batch
-from cggm_ray.engine.assembly import new_state
+from cggm_ray.engine import assembly
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.runtime import LocalRuntime
+from cggm_ray.engine.state import TrainState
 from cggm_ray.engine.step import TrainingStep, train_step
 from cggm_ray.models.deeplab import DeepLab, DeepLabConfig, deeplab_guides
 from cggm_ray.models.net import MultimodalNet, compile_parts
-from cggm_ray.models.resnet import BACKBONES
+from cggm_ray.models.resnet import BACKBONES, ResNetConfig
 from cggm_ray.models.sequence import sequence_guides, sequence_net
+from cggm_ray.strategies.registry import STRATEGIES as STRATEGY_TYPES
 from cggm_ray.tasks import Classification, Regression, Segmentation, Task
 
 NAIVE = "naive"
@@ -42,13 +46,13 @@ class Problem:
     outputs: int
     batch: int = 64
     settings: Mapping[str, Any] = field(default_factory=dict)
-    backbone: str | None = None
+    backbone: ResNetConfig | None = None
     channels_last: bool = False
 
     def networks(self, config: Config) -> tuple[MultimodalNet, dict[str, nn.Module]]:
         """Returns the network and its guides."""
         if self.backbone is not None:
-            deeplab = DeepLabConfig(backbone=BACKBONES[self.backbone])
+            deeplab = DeepLabConfig(backbone=self.backbone)
             net, guides = (
                 DeepLab(deeplab, self.shapes, self.outputs),
                 deeplab_guides(deeplab, self.shapes, self.outputs),
@@ -95,7 +99,7 @@ PROBLEMS = {
         outputs=4,
         batch=2,
         settings={"rho": 1.0, "lam": 0.1, "optim": {"optim": "SGD", "lr": 1e-2, "clip": 0.0}},
-        backbone="resnet101",
+        backbone=BACKBONES["resnet101"],
     ),
 }
 
@@ -107,20 +111,74 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }
 
 
-def product_step(
-    problem: Problem, settings: Mapping[str, Any], batch: Batch | None = None, device: str = "cpu"
-) -> Callable[[], Mapping[str, Tensor]]:
-    """Returns the package's own step, `cggm_ray.engine.step.train_step`, on one batch that lies on the device."""
+@dataclass(frozen=True)
+class Product:
+    """The package's own step on one batch that lies on the device.
+
+    Attributes:
+        state: of the run.
+        step: the forward half of the step.
+        config: of the run.
+        runtime: one process.
+        batch: of every call.
+    """
+
+    state: TrainState
+    step: TrainingStep
+    config: Config
+    runtime: LocalRuntime
+    batch: Batch
+
+    def __call__(self) -> Mapping[str, Tensor]:
+        """Takes one optimizer step."""
+        train, clip = self.config.train, self.config.optim.clip
+        return train_step(self.state, self.step, self.batch, self.runtime, accumulate=train.accumulate, clip=clip)
+
+
+def product(
+    problem: Problem,
+    settings: Mapping[str, Any],
+    batch: Batch | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Product:
+    """Returns the package's own step, `cggm_ray.engine.step.train_step`; weights and batch depend on seed 0 alone.
+
+    Teachers are finished runs, of which there are none here: networks with fresh weights take their place.
+    """
     torch.manual_seed(0)
     config = Config.from_dict({"no_cuda": device == "cpu", **problem.settings, **settings})
     net, guides = problem.networks(config)
+    change = STRATEGY_TYPES.get(config.modulation.modulation).network
+    net = net if change is None else change(net, guides)
     if config.train.compile:
         compile_parts(net, guides, torch.device(device))
     runtime = LocalRuntime(Path("unused"), config.run)
-    state = new_state(config, net, guides, problem.task(), runtime)
-    step = TrainingStep(net, state.strategy, config.train.precision).train()
-    data = (batch or problem.data()).to(runtime.device)
-    return lambda: train_step(state, step, data, runtime, accumulate=config.train.accumulate, clip=config.optim.clip)
+    fresh = ({name: problem.networks(config)[0].encoders[name] for name in problem.shapes}, {})
+    with (
+        patch.object(assembly, "find_teachers", lambda *args: {}),
+        patch.object(assembly, "load_teachers", lambda *args: fresh),
+    ):
+        state = assembly.new_state(config, net, guides, problem.task(), runtime)
+    if dtype == torch.float64:
+        for module in (state.net, state.strategy):
+            module.double()
+    step = TrainingStep(state.net, state.strategy, config.train.precision).train()
+    torch.manual_seed(1)
+    data = batch or problem.data()
+    data = dataclasses.replace(
+        data,
+        inputs={name: values.to(dtype) for name, values in data.inputs.items()},
+        target=data.target.to(dtype) if data.target.is_floating_point() else data.target,
+    )
+    return Product(state, step, config, runtime, data.to(runtime.device))
+
+
+def product_step(
+    problem: Problem, settings: Mapping[str, Any], batch: Batch | None = None, device: str = "cpu"
+) -> Callable[[], Mapping[str, Tensor]]:
+    """Returns the package's own step on one batch that lies on the device."""
+    return product(problem, settings, batch, device)
 
 
 def naive_step(problem: Problem, device: str = "cpu") -> Callable[[], float]:
