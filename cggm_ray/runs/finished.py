@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cggm_ray.config.parsing import read_yaml
-from cggm_ray.core.errors import UsageError
+from cggm_ray.core.errors import DataError, UsageError
 from cggm_ray.data.dataset import DATASETS, Dataset
 from cggm_ray.data.loading.split import Split
 from cggm_ray.data.new_data import prepare_new
@@ -157,14 +157,28 @@ def open_new(
     _check_checkpoints(folder)
     trained = recorded_manifest(folder)
     if trained is None:
-        # Runs of earlier versions recorded nothing; their shards, or their raw data, must still be there.
-        trained = open_manifest(prepare_data(config, write))
+        trained = _converted_again(folder, config, write)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, data_path=str(data_path)))
     config = with_classes(config, trained)
     dataset = build_dataset(config, trained.dataset)
     modalities = selected_modalities(config, trained)
     shards, sources = prepare_new(dataset, raw_path(dataset), trained, modalities, split, write)
     return _opened(folder, config, result, dataset, shards, open_manifest(shards), trained, sources)
+
+
+def _converted_again(folder: Path, config: Config, write: WriteShards) -> Manifest:
+    """Returns the manifest of the data of a run of an earlier version, which recorded nothing of it.
+
+    Raises:
+        DataError: its raw data is not there any more.
+    """
+    try:
+        return open_manifest(prepare_data(config, write))
+    except DataError as error:
+        raise DataError(
+            f"{error}; {folder} is a run of an earlier version, which recorded nothing of the data that it was trained on, so "
+            "put that back, or train the run again"
+        ) from error
 
 
 def _opened(

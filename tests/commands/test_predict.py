@@ -203,6 +203,20 @@ def test_other_modalities_are_refused(run: Path, tmp_path: Path, capsys: pytest.
     assert "new.npz: modality b: samples of shape (5, 3); the run was trained on samples of shape (5, 4)" in line
 
 
+def test_a_run_of_an_earlier_version_needs_its_own_data(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such a run recorded nothing of its data, and one line says so and what to do."""
+    shutil.copytree(run, tmp_path / "earlier")
+    (tmp_path / "earlier" / "data.json").unlink()
+    np.savez(tmp_path / "new.npz", **content(4, 5))
+    capsys.readouterr()
+    assert command(["predict", str(tmp_path / "earlier"), "--data_path", str(tmp_path / "new.npz")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "trained.npz does not exist" in line
+    assert "run of an earlier version" in line and "put that back" in line
+
+
 def test_streamed_samples_may_lack_labels(run: Path, tmp_path: Path) -> None:
     new = content(9, 6)
     new["label"][2] = np.nan
