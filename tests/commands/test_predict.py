@@ -214,7 +214,8 @@ def test_a_run_of_an_earlier_version_needs_its_own_data(
     assert command(["predict", str(tmp_path / "earlier"), "--data_path", str(tmp_path / "new.npz")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "trained.npz does not exist" in line
-    assert "run of an earlier version" in line and "put that back" in line
+    assert "run of an earlier version" in line
+    assert "put that back" in line
 
 
 def test_streamed_samples_may_lack_labels(run: Path, tmp_path: Path) -> None:
