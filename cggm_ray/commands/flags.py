@@ -75,6 +75,21 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; --help lists the flags")
 
 
+class Added(argparse.Action):
+    """Adds the values of a flag that is given several times to one list."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Adds the values behind a comma."""
+        before = getattr(namespace, self.dest, None)
+        setattr(namespace, self.dest, values if before is None else f"{before},{values}")
+
+
 def add_import(parser: argparse.ArgumentParser) -> None:
     """Adds the flag --import, which every command has."""
     parser.add_argument(
@@ -136,11 +151,13 @@ def build_parser(
         kind, _ = value_type(type(sections[section]), key)
         default = getattr(sections[section], key.name)
         shown = "" if default is None or kind is bool else f" [{','.join(default) if kind is tuple else default}]"
-        switch = (
+        switch: dict[str, Any] = (
             {"nargs": "?", "const": "true", "metavar": "true|false"} if kind is bool else {"metavar": kind.__name__}
         )
         if kind is tuple:
             switch = {"metavar": "a,b,..."}
+        if key.metadata["repeat"]:
+            switch["action"] = Added
         names = f"; one of {', '.join(_REGISTRIES[key.name].names())}" if key.name in _REGISTRIES else ""
         groups[section].add_argument(
             *(f"--{name}" for name in (key.name, *key.metadata["aliases"])),

@@ -9,7 +9,15 @@ from cggm_ray.core.errors import UsageError, short_repr
 from cggm_ray.core.registry import nearest
 
 
-def option(default: Any, text: str, *aliases: str, resume: bool = False, path: bool = False, url: bool = False) -> Any:
+def option(
+    default: Any,
+    text: str,
+    *aliases: str,
+    resume: bool = False,
+    path: bool = False,
+    url: bool = False,
+    repeat: bool = False,
+) -> Any:
     """Declares a field of a section, with its help text and further flag names.
 
     Args:
@@ -19,9 +27,11 @@ def option(default: Any, text: str, *aliases: str, resume: bool = False, path: b
         resume: the field may differ when a run is continued.
         path: the field names files or folders.
         url: the field takes a URL too; otherwise it is refused.
+        repeat: the field is a list of names, and its flag adds to it each time it is given.
     """
     return field(
-        default=default, metadata={"help": text, "aliases": aliases, "resume": resume, "path": path, "url": url}
+        default=default,
+        metadata={"help": text, "aliases": aliases, "resume": resume, "path": path, "url": url, "repeat": repeat},
     )
 
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from cggm_ray.core.errors import DataError, reason
 from cggm_ray.data.dataset import Dataset
 from cggm_ray.data.new_data import some_files
+from cggm_ray.data.shards.opening import print_notes
 from cggm_ray.data.shards.packed import unpack
 from cggm_ray.data.shards.publishing import drop, publish, sole_converter, staging_folder
 from cggm_ray.data.shards.shards import (
@@ -64,6 +65,7 @@ def prepare(dataset: Dataset, write: WriteShards, check: Callable[[Manifest], ob
         with sole_converter(folder) as check_sole:
             manifest = open_set(folder)
             if manifest is None:
+                print_notes(folder, draft)
                 convert(dataset, raw, draft, write, folder, check_sole)
                 return folder
     if dataset.settings.data.verify:

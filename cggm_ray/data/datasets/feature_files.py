@@ -106,7 +106,7 @@ def read_tables(files: Sequence[Path], root: Path, wanted: Callable[[str], bool]
         return _read_parquet(files, root, wanted)
     if files[0].suffix == ".npz":
         (path,) = files
-        return {WHOLE: column_table(*_read_npz(path, wanted), str(path), wanted)}
+        return {WHOLE: column_table(*read_npz(path, wanted), str(path), wanted)}
     where = str(files[0] if len(files) == 1 else root)
     return pickle_tables({file: load_pickle(file) for file in files}, where, wanted)
 
@@ -133,7 +133,7 @@ def split_pickles(files: Sequence[Path], folder: Path) -> bool:
     return pickles and len(find_splits([file.stem for file in files], str(folder))) == len(files)
 
 
-def _read_npz(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, np.ndarray], list[str]]:
+def read_npz(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, np.ndarray], list[str]]:
     """Returns the wanted arrays, and the names of all."""
     with reading(path, ".npz file"):
         kind = foreign_kind(path)

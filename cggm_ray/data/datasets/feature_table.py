@@ -237,10 +237,10 @@ def divide(
     where = next(iter(tables.values())).where
     if WHOLE in parts:
         whole = parts.pop(WHOLE)
-        rows = _drawn(whole.target, shares, seed) if rows is None else rows
+        rows = drawn(whole.target, shares, seed) if rows is None else rows
         parts = {split: whole.take(picked) for split, picked in rows.items() if len(picked)}
     if "train" in parts and "valid" not in parts:
-        rows = _drawn(parts["train"].target, (shares[0], 0.0), seed)
+        rows = drawn(parts["train"].target, (shares[0], 0.0), seed)
         parts |= {split: parts["train"].take(rows[split]) for split in ("train", "valid")}
     for split in SPLITS:
         if split not in parts or not len(parts[split].target):
@@ -275,7 +275,7 @@ def rows_by_split(tables: Mapping[str, FeatureTable], column: str, target: str) 
     return {split: np.flatnonzero(np.array(names) == split) for split in SPLITS}
 
 
-def _drawn(target: np.ndarray, shares: tuple[float, float], seed: int) -> dict[str, np.ndarray]:
+def drawn(target: np.ndarray, shares: tuple[float, float], seed: int) -> dict[str, np.ndarray]:
     """Returns the rows of a seeded split. Every class is spread over the splits as evenly as possible."""
     order = np.random.default_rng(derive_seed(seed, "split")).permutation(len(target))
     if target.ndim == 1:

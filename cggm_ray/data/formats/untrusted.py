@@ -7,6 +7,7 @@ memory is allocated for it.
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import pickle
 import threading
@@ -282,8 +283,11 @@ def inside(path: str) -> bool:
     return not (path.startswith(("/", "\\")) or windows.drive or ".." in parts or "\0" in path)
 
 
-def open_image(path: Path) -> Any:
+def open_image(path: Path | io.BytesIO) -> Any:
     """Opens a Pillow image of one of `FORMATS`; its size is checked, its pixels are not decoded.
+
+    Args:
+        path: of the file, or its content.
 
     Raises:
         OSError, ValueError, SyntaxError: what Pillow raises for a file that it cannot read.
@@ -291,7 +295,7 @@ def open_image(path: Path) -> Any:
     """
     images = require("PIL.Image", extra="images", purpose="images")
 
-    if not path.is_file():
+    if isinstance(path, Path) and not path.is_file():
         raise FileNotFoundError(2, "no such file" if not path.exists() else "not a regular file", str(path))
     # Sizes are checked below, and a warning would be a line beside the one that an error has.
     warnings.filterwarnings("ignore", module="PIL")

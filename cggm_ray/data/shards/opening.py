@@ -20,11 +20,28 @@ def open_manifest(shards: Path) -> Manifest:
     return manifest
 
 
+_printed: set[Path] = set()
+"""Sets about which `print_notes` printed, and `print_taken` not yet."""
+
+
+def print_notes(folder: Path, manifest: Manifest) -> None:
+    """Prints how the dataset interpreted its file, if its notes say so, before a set is made.
+
+    Args:
+        folder: of the set.
+        manifest: of it, without shards.
+    """
+    for line in manifest.notes.get("taken", ()):
+        print(one_line(line), flush=True)
+    _printed.add(folder)
+
+
 def print_taken(shards: Path) -> None:
-    """Prints how the dataset interpreted its file, if its notes say so: target, modalities, and unused columns.
+    """Prints what `print_notes` prints, unless that was done when the set was made: target, modalities, and unused columns.
 
     Args:
         shards: folder of the set.
     """
-    for line in open_manifest(shards).notes.get("taken", ()):
-        print(one_line(line), flush=True)
+    if shards not in _printed:
+        print_notes(shards, open_manifest(shards))
+    _printed.discard(shards)

@@ -6,6 +6,7 @@ of a seed only, so a view can be made again anywhere.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,11 +49,11 @@ class InspectedImage:
     turned: bool = False
 
 
-def inspect_image(path: Path | None, size: int, bits: int | None = None) -> InspectedImage:
+def inspect_image(path: Path | io.BytesIO | None, size: int, bits: int | None = None) -> InspectedImage:
     """Decodes a whole image file, JPEG at the smallest scale that still fills `size`.
 
     Args:
-        path: of the image, or None where there is none.
+        path: of the image, or its content; None where there is none.
         size: of the square that it will become.
         bits: of the camera, for grey images of more than 8 bits.
     """
@@ -98,11 +99,11 @@ def image_problem(path: Path, size: int) -> str | None:
     return inspect_image(path, size).problem
 
 
-def resized(path: Path, size: int, bits: int | None = None, upright: bool = False) -> np.ndarray:
+def resized(path: Path | io.BytesIO, size: int, bits: int | None = None, upright: bool = False) -> np.ndarray:
     """Reads an image file as uint8 [size, size, 3], stretched to the square as in the released code.
 
     Args:
-        path: of the image.
+        path: of the image, or its content.
         size: of the square.
         bits: of the camera, for grey images of more than 8 bits (`cggm_ray.data.formats.image_range`).
         upright: turn the image as its EXIF data say; the released code does not.

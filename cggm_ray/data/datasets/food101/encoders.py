@@ -147,6 +147,21 @@ def check_same(infos: Sequence[EncoderInfo], known: Mapping[str, str], cache: Pa
 
 
 def _find(flag: str, value: str) -> EncoderInfo:
+    found = find_encoder(flag, value)
+    _check_kind(flag, found.files[0], found.config)
+    return found
+
+
+def find_encoder(flag: str, value: str) -> EncoderInfo:
+    """Finds an encoder of any architecture in a local folder or under a hub name.
+
+    Args:
+        flag: that named it, for messages.
+        value: folder or name.
+
+    Raises:
+        DataError: there is none, it is incomplete, or its weights are damaged.
+    """
     folder = as_path(value).expanduser()
     reference = value
     if folder.is_dir():
@@ -160,7 +175,8 @@ def _find(flag: str, value: str) -> EncoderInfo:
     if not path.exists():
         raise DataError(f"{flag}: {value} has no config.json; expected a folder that transformers saved")
     config = read_json(path)
-    _check_kind(flag, path, config)
+    if not isinstance(config, dict):
+        raise DataError(f"{flag}: {path}: found a {type(config).__name__}; expected an object with model_type")
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not weights:
         raise DataError(f"{flag}: {value} has no weights; expected model.safetensors or pytorch_model.bin")
@@ -170,7 +186,7 @@ def _find(flag: str, value: str) -> EncoderInfo:
     return EncoderInfo(flag=flag, reference=reference, files=(path, *weights, *tokenizer), config=config)
 
 
-def _check_kind(flag: str, path: Path, config: Any) -> None:
+def _check_kind(flag: str, path: Path, config: dict[str, Any]) -> None:
     """Raises a DataError if the folder holds another model.
 
     Folders of 2019 lack model_type; their architectures show the model, or else the names of the weights.
@@ -178,8 +194,6 @@ def _check_kind(flag: str, path: Path, config: Any) -> None:
     Raises:
         DataError: names the field that says another model.
     """
-    if not isinstance(config, dict):
-        raise DataError(f"{flag}: {path}: found a {type(config).__name__}; expected an object with model_type {flag!r}")
     kind = config.get("model_type")
     if kind is not None:
         if kind != flag:
@@ -232,7 +246,7 @@ def load_model(info: EncoderInfo, precision: str, device: torch.device) -> nn.Mo
     try:
         # The last hidden states do not depend on the pooler.
         # A .bin file is a pickle, and a configuration may name a kernel to be fetched: both are shut out by name.
-        with _folder_of(info) as folder:
+        with folder_of(info) as folder:
             model, report = kind.from_pretrained(
                 folder,
                 add_pooling_layer=False,
@@ -332,7 +346,7 @@ class TextFeatures:
 
 
 @contextmanager
-def _folder_of(info: EncoderInfo) -> Iterator[str]:
+def folder_of(info: EncoderInfo) -> Iterator[str]:
     """Gives the block what transformers loads the encoder from."""
     if is_local(info.files[0]):
         yield info.reference
@@ -349,7 +363,7 @@ def load_tokenizer(info: EncoderInfo) -> Any:
     """
     transformers = require("transformers", extra="food101", purpose="food101")
     try:
-        with _folder_of(info) as folder:
+        with folder_of(info) as folder:
             tokenizer = transformers.BertTokenizer.from_pretrained(folder)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,1 @@
+"""The dataset `table`: files with a row for each sample, whose columns are numbers, categories, texts, images and arrays."""

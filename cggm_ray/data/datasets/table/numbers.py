@@ -1,0 +1,131 @@
+"""Columns of numbers and of categories, which form one vector together."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cggm_ray.core.errors import DataError
+from cggm_ray.data.datasets.table.cells import Cells, as_texts, is_list, is_number, is_text
+from cggm_ray.data.datasets.table.kinds import COLUMN_KINDS, MOSTLY, ColumnKind, Context, Facts, State
+
+FLOAT = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
+COMMA = r"^\s*[+-]?(\d+,?\d*|,\d+)([eE][+-]?\d+)?\s*$"
+"""Numbers in texts, with a decimal point or a decimal comma."""
+FEW_ROWS = 10
+"""In fewer cells than this all must look like a kind."""
+MOST_CATEGORIES = 100
+FEW, SHARE = 20, 0.05
+"""Texts are categories if there are at most so many different ones, or at most so many for each cell."""
+LARGEST = float(np.finfo(np.float32).max)
+
+
+def number_pattern(decimal: str) -> str:
+    """Returns the pattern of a number in a text."""
+    return COMMA if decimal == "," else FLOAT
+
+
+def as_numbers(cells: Cells, decimal: str) -> pa.Array:
+    """Returns cells as float64, with nulls for missing ones.
+
+    Raises:
+        DataError: a cell holds no number, or one that single precision cannot hold.
+    """
+    values = cells.values
+    if is_text(values.type):
+        good = pc.fill_null(pc.match_substring_regex(values, number_pattern(decimal)), True)
+        wrong = np.flatnonzero(~good.to_numpy(zero_copy_only=False))
+        if len(wrong):
+            raise cells.wrong(int(wrong[0]), f"a number (or --column {cells.name}=categorical)")
+        values = pc.utf8_trim_whitespace(values)
+        values = pc.replace_substring(values, ",", ".") if decimal == "," else values
+        values = pc.replace_substring_regex(values, r"^\+", "")
+    elif not is_number(values.type) and not pa.types.is_null(values.type):
+        raise cells.wrong(int(np.flatnonzero(cells.there)[0]), "a number")
+    numbers = (
+        values.cast(pa.int8()).cast(pa.float64()) if pa.types.is_boolean(values.type) else values.cast(pa.float64())
+    )
+    filled = pc.fill_null(numbers, 0.0).to_numpy(zero_copy_only=False)
+    large = np.flatnonzero(~(np.abs(filled) <= LARGEST))
+    if len(large):
+        raise cells.wrong(int(large[0]), "a finite number of at most 3.4e38")
+    return numbers
+
+
+class Numeric(ColumnKind):
+    """Numbers. A missing one gets the mean of training; where training lacks some, a second number marks those."""
+
+    order = 30
+    grouped = True
+
+    def recognises(self, facts: Facts) -> bool:
+        """Returns whether the cells are numbers, or texts of which most are."""
+        if not is_text(facts.type):
+            return is_number(facts.type)
+        return facts.share(number_pattern(facts.options.decimal)) >= (MOSTLY if facts.count >= FEW_ROWS else 1)
+
+    def read(self, cells: Cells, context: Context) -> pa.Array:
+        """Returns float64."""
+        return as_numbers(cells, context.options.decimal)
+
+    def fit(self, name: str, cells: pa.Array, context: Context) -> State:
+        """Returns the mean, and whether a cell is missing."""
+        if cells.null_count == len(cells):
+            raise DataError(
+                f"column {name}: has no number in the training split; leave it out with --column {name}=drop"
+            )
+        return {"mean": float(np.mean(cells.drop_null().to_numpy())), "missing": cells.null_count > 0}
+
+    def encode(self, cells: pa.Array, state: State) -> np.ndarray:
+        """Returns [N, 1], or [N, 2] with the second number 1 where the first is missing."""
+        values = pc.fill_null(cells.cast(pa.float64()), state["mean"]).to_numpy(zero_copy_only=False)
+        columns = [values, cells.is_null().to_numpy(zero_copy_only=False)][: 1 + state["missing"]]
+        return np.stack(columns, 1).astype(np.float32)
+
+    def about(self, state: State) -> str:
+        """Returns the mean."""
+        return f"mean {state['mean']:.4g}{', missing ones are marked' if state['missing'] else ''}"
+
+
+class Categorical(ColumnKind):
+    """One of several values. What is missing and what training does not know are categories of their own."""
+
+    order = 40
+    grouped = True
+
+    def recognises(self, facts: Facts) -> bool:
+        """Returns whether values repeat."""
+        if not is_text(facts.type) or not facts.count:
+            return False
+        return facts.distinct <= max(min(FEW, facts.count // 2), SHARE * facts.count)
+
+    def read(self, cells: Cells, context: Context) -> pa.Array:
+        """Returns texts."""
+        if is_list(cells.values.type) or pa.types.is_struct(cells.values.type):
+            raise cells.wrong(int(np.flatnonzero(cells.there)[0]), "a text or a number")
+        return as_texts(cells.values)
+
+    def fit(self, name: str, cells: pa.Array, context: Context) -> State:
+        """Returns the most frequent categories of training, in alphabetical order."""
+        counts = Counter(cells.drop_null().to_pylist())
+        frequent = sorted(counts, key=lambda value: (-counts[value], value))[:MOST_CATEGORIES]
+        return {"categories": sorted(frequent), "rare": len(counts) - len(frequent)}
+
+    def encode(self, cells: pa.Array, state: State) -> np.ndarray:
+        """Returns [N, C + 2]: a 1 for the category, for an unknown or rare one, or for a missing cell."""
+        number_of = {value: number for number, value in enumerate(state["categories"])}
+        unknown = len(number_of)
+        numbers = [unknown + 1 if v is None else number_of.get(v, unknown) for v in cells.to_pylist()]
+        return np.eye(unknown + 2, dtype=np.float32)[np.array(numbers, dtype=np.int64)]
+
+    def about(self, state: State) -> str:
+        """Returns the number of categories."""
+        rare = f", {state['rare']} rare ones together" if state["rare"] else ""
+        return f"{len(state['categories'])} categories{rare}"
+
+
+COLUMN_KINDS.register("numeric")(Numeric())
+COLUMN_KINDS.register("categorical")(Categorical())

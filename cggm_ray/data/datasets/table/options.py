@@ -1,0 +1,126 @@
+"""The section of the configuration for tables: which columns there are, what is predicted, and how rows are split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cggm_ray.config.fields import at_least, check, one_of, option
+from cggm_ray.core.errors import UsageError
+from cggm_ray.data.datasets.food101.encoders import EXTRACT_PRECISIONS
+from cggm_ray.data.settings import DatasetOptions
+
+AUTO = "auto"
+TASKS = (AUTO, "regression", "classification")
+MISSING = ("", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL", "None")
+NOT_IN_SHARDS = ("text_model", "image_model", "extract_batch", "skip_bad")
+"""Options that change no shard, or by what is in their files only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions(DatasetOptions):
+    """Options of the recipe for tables."""
+
+    target: str = option("label", "column that is predicted")
+    task: str = option(AUTO, "regression, classification, or auto by the values of the target")
+    classes: tuple[str, ...] | None = option(None, "all classes; default those of the train split")
+    modality: tuple[str, ...] = option(
+        (),
+        "name=column,column,...: columns that form one modality; default all numbers and categories together as tab, and every "
+        "other column by itself. May be repeated",
+        repeat=True,
+    )
+    column: tuple[str, ...] = option(
+        (),
+        "name=kind: numeric, categorical, text, image, array, id or drop, where the kind that is inferred is not the right "
+        "one. May be repeated",
+        repeat=True,
+    )
+    split_column: str | None = option(
+        None, "column that says train, valid or test; default a column 'split' that does, else rows are drawn"
+    )
+    group_column: str | None = option(
+        None, "column of groups, such as patients, that stay in one split; it is no input"
+    )
+    valid_share: float = option(0.1, "share of the rows, or of train, that is drawn for validation if none is given")
+    test_share: float = option(0.1, "share of the rows that is drawn for the test if there are no splits")
+    split_seed: int = option(0, "seed of the drawn splits")
+    delimiter: str | None = option(None, "of a CSV, one character or 'tab'; default the one that fits its first rows")
+    encoding: str | None = option(
+        None, "of a CSV or JSON file; default UTF-8 or what its byte order mark says, else Windows-1252"
+    )
+    decimal: str = option(".", "decimal point of numbers in texts, . or ,")
+    missing_values: tuple[str, ...] = option(
+        MISSING, "texts that mean that a cell is missing; an empty cell always does"
+    )
+    media_path: str | None = option(
+        None, "folder below which images lie; default the folder of the table", resume=True, path=True
+    )
+    text_features: int = option(4096, "words of a text column that count for TF-IDF, those most frequent in training")
+    text_model: str | None = option(
+        None,
+        "frozen text encoder with its tokenizer, a local folder or a hub name; default TF-IDF",
+        resume=True,
+        path=True,
+    )
+    text_length: int = option(64, "pieces of a text that text_model sees, with both ends")
+    image_size: int = option(64, "pixels along the sides of an image for a network that is trained on them")
+    image_model: str | None = option(
+        None,
+        "frozen image encoder with its processor, a local folder or a hub name; default a small network that is trained",
+        resume=True,
+        path=True,
+    )
+    skip_bad: int = option(0, "images that cannot be read and count as missing, at most", resume=True)
+    extract_precision: str = option("fp32", "precision of frozen encoders: fp32, bf16, fp16; half is stored as fp16")
+    extract_batch: int = option(32, "samples that a frozen encoder takes at once", resume=True)
+
+    def __post_init__(self) -> None:
+        one_of(self, "task", TASKS)
+        one_of(self, "extract_precision", tuple(EXTRACT_PRECISIONS))
+        one_of(self, "decimal", (".", ","))
+        for name in ("valid_share", "test_share"):
+            check(0 < getattr(self, name) < 0.5, self, name, "a number between 0 and 0.5")
+        least = {
+            "split_seed": 0,
+            "text_features": 1,
+            "text_length": 3,
+            "image_size": 8,
+            "skip_bad": 0,
+            "extract_batch": 1,
+        }
+        for name, value in least.items():
+            at_least(self, name, value)
+        if self.delimiter is not None and self.delimiter != "tab":
+            check(len(self.delimiter) == 1, self, "delimiter", "one character, or tab")
+        if self.split_column is not None and self.group_column is not None:
+            raise UsageError(
+                "group_column: given together with split_column, which says the splits; leave one of them out"
+            )
+        self.kinds()
+        self.groups()
+
+    def kinds(self) -> dict[str, str]:
+        """Returns the kinds that `column` gives, by column."""
+        found: dict[str, str] = {}
+        for item in filter(None, self.column):
+            name, equals, kind = item.rpartition("=")
+            if not equals or not name or not kind:
+                raise UsageError(f"column: found {item!r}; expected name=kind, such as price=numeric")
+            found[name] = kind
+        return found
+
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Returns the columns of every modality that `modality` gives; an item without '=' belongs to the name before it."""
+        found: dict[str, list[str]] = {}
+        owner: dict[str, str] = {}
+        name = ""
+        for item in filter(None, self.modality):
+            first, equals, rest = item.partition("=")
+            name, column = (first, rest) if equals else (name, item)
+            if not name or not column:
+                raise UsageError(f"modality: found {item!r}; expected name=column,column,..., such as tab=age,site")
+            if column in owner:
+                raise UsageError(f"modality: column {column!r} is in {owner[column]} and in {name}; expected it once")
+            owner[column] = name
+            found.setdefault(name, []).append(column)
+        return {name: tuple(columns) for name, columns in found.items()}

@@ -1,0 +1,276 @@
+"""Reads the files of tables: CSV, JSON lines, parquet, Arrow files of the library `datasets`, npz. No code in them runs.
+
+A CSV has texts alone, so its numbers are recognised later, column by column; a wrong cell is then named by its row.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from cggm_ray.core.errors import DataError, listed, short_repr
+from cggm_ray.data.datasets.feature_files import read_npz
+from cggm_ray.data.datasets.table.cells import FileRows, is_text, without_missing
+from cggm_ray.data.datasets.table.options import TableOptions
+from cggm_ray.data.formats.untrusted import check_size, parse_json, read_text, reading
+
+DELIMITERS = ",;\t|"
+FALLBACK = "windows-1252"
+_NAMES = {"\t": "tab"}
+_SAMPLE = 2**16
+"""Characters from which the delimiter is chosen."""
+_RECORDS = 100
+
+
+def read_table(path: Path, options: TableOptions) -> FileRows:
+    """Returns the rows of a file.
+
+    Raises:
+        DataError: it cannot be read; a row of a text file is named.
+    """
+    table, about = _READERS[path.suffix.lower()](path, options)
+    names = table.column_names
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"{path}: found the column {short_repr(twice[0])} twice; expected every column once")
+    if not table.num_rows:
+        raise DataError(f"{path}: found no row; expected at least one")
+    return FileRows(path=path, table=without_missing(table, options.missing_values), about=about)
+
+
+def _csv(path: Path, options: TableOptions) -> tuple[pa.Table, str]:
+    text, encoding = _decoded(path, options.encoding)
+    delimiter = _delimiter(text, path.suffix.lower(), options.delimiter)
+    csv.field_size_limit(2**31 - 1)
+    with reading(path, "CSV file"):
+        header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), None)
+    if not header:
+        raise DataError(f"{path}: the file is empty; expected a header with the names of the columns, and rows")
+    if len(set(header)) < len(header):
+        twice = next(name for name in header if header.count(name) > 1)
+        raise DataError(f"{path}: found the column {short_repr(twice)} twice in the header; expected every column once")
+    content = text.encode()
+    wrong: list[Any] = []
+
+    def refuse(row: Any) -> str:
+        wrong.append(row)
+        return "error"
+
+    try:
+        with reading(path, "CSV file"):
+            table = pyarrow.csv.read_csv(
+                pa.BufferReader(content),
+                # One block, so that no cell is cut and rows are counted.
+                pyarrow.csv.ReadOptions(use_threads=False, block_size=max(2**20, len(content) + 1)),
+                pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=refuse),
+                pyarrow.csv.ConvertOptions(
+                    column_types=dict.fromkeys(header, pa.string()), null_values=[], strings_can_be_null=False
+                ),
+            )
+    except DataError:
+        if not wrong:
+            raise
+        raise DataError(
+            f"{path}, row {wrong[0].number - 1}: found {wrong[0].actual_columns} columns; expected {len(header)} as in the "
+            f"header, {short_repr(wrong[0].text)} (a text with delimiters needs quotes)"
+        ) from None
+    names = [name.strip() or f"Unnamed: {number}" for number, name in enumerate(header)]
+    shown = _NAMES.get(delimiter, repr(delimiter))
+    return table.rename_columns(names), f"CSV in {encoding}, delimiter {shown}"
+
+
+def _delimiter(text: str, suffix: str, given: str | None) -> str:
+    """Returns the given delimiter, or the one that cuts the first rows into the same number of columns, the most of them."""
+    if given is not None:
+        return "\t" if given == "tab" else given
+    best, choice = (0.0, 0), "\t" if suffix == ".tsv" else ","
+    for delimiter in DELIMITERS if suffix != ".tsv" else "\t,;|":
+        # The last record of the sample may be cut.
+        reader = csv.reader(io.StringIO(text[:_SAMPLE], newline=""), delimiter=delimiter)
+        try:
+            records = [record for record in itertools.islice(reader, _RECORDS) if record]
+        except csv.Error:
+            continue
+        records = records[:-1] if len(text) > _SAMPLE and len(records) > 1 else records
+        if not records or len(records[0]) < 2:
+            continue
+        same = sum(len(record) == len(records[0]) for record in records) / len(records)
+        if (same, len(records[0])) > best:
+            best, choice = (same, len(records[0])), delimiter
+    return choice
+
+
+def _decoded(path: Path, encoding: str | None) -> tuple[str, str]:
+    """Returns the text of a file and the name of its encoding.
+
+    Raises:
+        DataError: it is in another encoding than the given one, or in none that is known.
+    """
+    if encoding is None:
+        try:
+            return read_text(path, "text file"), "UTF-8"
+        except DataError as error:
+            if "which is not utf-8" not in str(error):
+                raise
+    try:
+        name = codecs.lookup(encoding or FALLBACK).name
+    except LookupError:
+        raise DataError(f"encoding: unknown {encoding!r}; expected a name such as utf-8 or windows-1252") from None
+    with reading(path, "text file"):
+        content = path.read_bytes()
+    try:
+        text = content.decode(name)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path}, line {line}: found byte 0x{content[error.start]:02x}, which is not {name}; expected the encoding of the "
+            "file as --encoding"
+        ) from None
+    return text, encoding or "Windows-1252, because it is not UTF-8 (--encoding names another)"
+
+
+def _json(path: Path, options: TableOptions) -> tuple[pa.Table, str]:
+    text, encoding = _decoded(path, options.encoding)
+    if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
+        with reading(path, "JSON file"):
+            records = parse_json(text)
+        about = f"JSON in {encoding}"
+    else:
+        records, about = [], f"JSON lines in {encoding}"
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                try:
+                    with reading(path, "JSON file"):
+                        records.append(parse_json(line))
+                except DataError as error:
+                    raise DataError(str(error).replace(f"{path}:", f"{path}, line {number}:", 1)) from None
+    for number, record in enumerate(records, 1):
+        if not isinstance(record, dict):
+            raise DataError(f"{path}, row {number}: found a {type(record).__name__}; expected an object with columns")
+    names = list(dict.fromkeys(name for record in records for name in record))
+    columns = {name: _column(path, name, [record.get(name) for record in records]) for name in names}
+    return pa.table(columns), about
+
+
+def _column(path: Path, name: str, values: Sequence[Any]) -> pa.Array:
+    """Returns the values of a column; plain values of several types become texts.
+
+    Raises:
+        DataError: names the row of the first that is of another structure than the others.
+    """
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError):
+        nested = [row for row, value in enumerate(values) if isinstance(value, list | dict)]
+        if not nested:
+            return pa.array([None if value is None else str(value) for value in values], pa.string())
+    kinds = {type(value) for value in values if value is not None}
+    first = next(value for value in values if value is not None)
+    row = next((row for row, v in enumerate(values) if v is not None and type(v) is not type(first)), nested[0])
+    what = "lists of one kind of values" if kinds == {list} else f"a {type(first).__name__} as in the rows before"
+    raise DataError(f"{path}, row {row + 1}, column {name}: found {short_repr(values[row])}; expected {what}")
+
+
+def _parquet(path: Path, options: TableOptions) -> tuple[pa.Table, str]:
+    with reading(path, "parquet file"):
+        with pq.ParquetFile(path) as parquet:
+            schema, metadata = parquet.schema_arrow, parquet.metadata
+        texts = [field.name for field in schema if is_text(field.type)]
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        values = sum(group.column(n).num_values for group in groups for n in range(group.num_columns))
+        held = path.stat().st_size
+        check_size(max(4 * values, sum(group.total_byte_size for group in groups)), held, str(path))
+        with pq.ParquetFile(path, read_dictionary=texts) as parquet:
+            table = parquet.read()
+        for name in texts:
+            _check_texts(table.column(name), held, f"{path}, column {name}")
+    return _with_class_names(table, path), "parquet"
+
+
+def _check_texts(column: pa.ChunkedArray, held: int, where: str) -> None:
+    """Raises a DataError where texts, which a dictionary may repeat, are far larger than their file."""
+    total = 0
+    for chunk in column.chunks:
+        if pa.types.is_dictionary(chunk.type):
+            lengths = pc.binary_length(chunk.dictionary).to_numpy(zero_copy_only=False)
+            codes = chunk.indices.drop_null().to_numpy(zero_copy_only=False)
+            total += int(np.asarray(lengths, np.int64)[codes].sum()) if len(lengths) else 0
+    check_size(total, held, where)
+
+
+def _arrow(path: Path, options: TableOptions) -> tuple[pa.Table, str]:
+    with reading(path, "Arrow file"):
+        content = pa.memory_map(str(path)) if type(path).__name__ != "UrlPath" else pa.OSFile(str(path))
+        try:
+            table = pa.ipc.open_stream(content).read_all()
+        except pa.ArrowInvalid:
+            content.seek(0)
+            table = pa.ipc.open_file(content).read_all()
+    return _with_class_names(table, path), "Arrow"
+
+
+def _npz(path: Path, options: TableOptions) -> tuple[pa.Table, str]:
+    arrays, _ = read_npz(path, lambda name: True)
+    lengths = {name: len(values) if values.ndim else 0 for name, values in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"{path}: found {listed(f'{n} of {k}' for n, k in lengths.items())}; expected one length")
+    columns: dict[str, pa.Array] = {}
+    for name, values in arrays.items():
+        if values.ndim > 1:
+            columns[name] = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
+        else:
+            columns[name] = pa.array(values.tolist() if values.dtype.kind == "U" else values)
+    return pa.table(columns), "npz"
+
+
+def _with_class_names(table: pa.Table, path: Path) -> pa.Table:
+    """Returns the table with the names of classes in place of their numbers, where the library `datasets` wrote these names.
+
+    The number -1 stands for a label that is not known.
+    """
+    for column, names in class_labels(table.schema.metadata or {}).items():
+        if column not in table.column_names or not pa.types.is_integer(table.schema.field(column).type):
+            continue
+        numbers = table.column(column).to_pylist()
+        bad = next((row for row, v in enumerate(numbers) if v is not None and not -1 <= v < len(names)), None)
+        if bad is not None:
+            raise DataError(
+                f"{path}, row {bad + 1}, column {column}: found {numbers[bad]}; expected the number of a class"
+            )
+        texts = pa.array([None if v is None or v < 0 else names[v] for v in numbers], pa.string())
+        table = table.set_column(table.column_names.index(column), column, texts)
+    return table
+
+
+def class_labels(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """Returns the names of classes that the library `datasets` keeps in the metadata of a schema, by column."""
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return {
+            name: feature["names"]
+            for name, feature in features.items()
+            if feature.get("_type") == "ClassLabel" and all(isinstance(one, str) for one in feature["names"])
+        }
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+_READERS: Mapping[str, Callable[[Path, TableOptions], tuple[pa.Table, str]]] = {
+    **dict.fromkeys((".csv", ".tsv", ".txt"), _csv),
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), _json),
+    ".parquet": _parquet,
+    ".arrow": _arrow,
+    ".npz": _npz,
+}
