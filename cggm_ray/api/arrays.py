@@ -63,7 +63,7 @@ def _table(data: Any) -> pa.Table | None:
     """Returns a pandas table as one of Arrow, or None for something else.
 
     Raises:
-        UsageError: a column has arrays of several shapes, with more than one axis.
+        UsageError: a column has values of several kinds, or arrays of several shapes with more than one axis.
     """
     if not (hasattr(data, "columns") and hasattr(data, "dtypes")):
         return None
@@ -76,7 +76,13 @@ def _table(data: Any) -> pa.Table | None:
                 raise UsageError(f"data: column {name} has arrays of {len(shapes)} shapes; expected one shape")
             columns[str(name)] = pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack(values))
         else:
-            columns[str(name)] = pa.array(values)
+            try:
+                # pandas keeps a missing text as NaN.
+                columns[str(name)] = pa.array(values, from_pandas=values.dtype == object)
+            except pa.ArrowException as error:
+                raise UsageError(
+                    f"data: column {name} cannot be stored: {error}; expected values of one kind"
+                ) from None
     return pa.table(columns)
 
 

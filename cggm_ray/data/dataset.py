@@ -69,6 +69,11 @@ class Dataset(ABC):
             )
         self.settings = settings
 
+    @classmethod
+    def parts(cls) -> list[tuple[str, str]]:
+        """Returns kind and name of what the dataset takes from other registries, so that a run records where those are."""
+        return []
+
     def shard_options(self) -> dict[str, Any]:
         """Returns plain values of the options that change the shards; they are part of a set's fingerprint."""
         return {}

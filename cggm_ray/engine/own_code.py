@@ -17,6 +17,7 @@ from typing import Any
 from cggm_ray.core.errors import CggmError, UsageError, one_line, short_repr
 from cggm_ray.core.registry import Place, Registry
 from cggm_ray.data.dataset import DATASETS
+from cggm_ray.data.datasets.table.kinds import COLUMN_KINDS
 from cggm_ray.engine.configuration import Config
 from cggm_ray.models.composed.registry import ENCODERS, FUSIONS
 from cggm_ray.models.registry import NETWORKS
@@ -28,6 +29,7 @@ REGISTRIES: Mapping[str, Registry[Any]] = {
     "network": NETWORKS,
     "encoder": ENCODERS,
     "fusion": FUSIONS,
+    "column": COLUMN_KINDS,
 }
 
 _imported: dict[Path, ModuleType] = {}
@@ -72,11 +74,11 @@ def adopt(own: Iterable[Entry]) -> None:
 
 def places(config: Config) -> list[dict[str, Any]]:
     """Returns where what a configuration names was registered, as plain values, for what is in user files: dataset,
-    strategy, network, and parts of the network.
+    strategy, network, and parts of the network and of the dataset.
     """
     network = config.model.network or DATASETS.get(config.data.dataset).network
     names = [("dataset", config.data.dataset), ("strategy", config.modulation.modulation), ("network", network)]
-    names += config.network_options(network).parts()
+    names += [*config.network_options(network).parts(), *DATASETS.get(config.data.dataset).parts()]
     found = [(kind, name, REGISTRIES[kind].place(name)) for kind, name in names]
     return [{"kind": kind, "name": name, **asdict(place)} for kind, name, place in found if place is not None]
 

@@ -83,5 +83,5 @@ def import_classes(folder: Path, values: Mapping[str, Any]) -> None:
         network = DATASETS.get(dataset).network
     import_recorded("network", network, registered, folder)
     for one in registered:
-        if isinstance(one, dict) and one.get("kind") in ("encoder", "fusion"):
+        if isinstance(one, dict) and one.get("kind") in ("encoder", "fusion", "column"):
             import_recorded(one["kind"], one.get("name"), registered, folder)

@@ -26,7 +26,7 @@ def settings(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, dict[s
     return yaml.safe_load(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("name", ["brats", "features", "food101", "iemocap", "mosi"])
+@pytest.mark.parametrize("name", ["brats", "features", "food101", "iemocap", "mosi", "table"])
 def test_a_recipe_is_its_pipeline(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     script = ROOT / "pipelines" / f"{name}.py"
     if not script.exists():

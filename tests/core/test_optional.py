@@ -37,6 +37,7 @@ def run_without(packages: tuple[str, ...], arguments: list[str]) -> subprocess.C
         ("iemocap", "h5py", "iemocap: h5py is not installed; pip install 'cggm-ray[iemocap]'"),
         ("food101", "PIL", "food101: PIL is not installed; pip install 'cggm-ray[food101]'"),
         ("food101", "transformers", "food101: transformers is not installed; pip install 'cggm-ray[food101]'"),
+        ("table", "sklearn", "table: sklearn is not installed; pip install 'cggm-ray[table]'"),
     ],
 )
 def test_a_pipeline_names_what_it_lacks_before_any_work(pipeline: str, package: str, line: str, tmp_path: Path) -> None:

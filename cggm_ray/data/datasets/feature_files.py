@@ -27,6 +27,8 @@ from cggm_ray.data.split_names import find_splits, split_of
 
 PRESENT_SUFFIX = "_present"
 SUFFIXES = (".npz", ".pkl", ".pickle", ".parquet")
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+"""Suffixes of files that the recipe `table` reads."""
 PICKLES = (".pkl", ".pickle")
 IDENTITY = "id"
 
@@ -79,7 +81,8 @@ def find_files(path: Path) -> list[Path]:
             with reading(path, "file"):
                 kind = foreign_kind(path)
             what = f"unknown suffix {path.suffix!r}" if kind is None else kind
-            raise DataError(f"{path}: {what}; expected one of {', '.join(SUFFIXES)}")
+            other = "; cggm train table reads it" if path.suffix.lower() in TABLES else ""
+            raise DataError(f"{path}: {what}; expected one of {', '.join(SUFFIXES)}{other}")
         return [path]
     found = sorted(file for file in path.rglob("*.parquet") if not file.name.startswith((".", "_")))
     if not found:

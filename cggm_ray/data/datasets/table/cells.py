@@ -205,7 +205,8 @@ def is_number(kind: pa.DataType) -> bool:
 def as_texts(values: pa.Array) -> pa.Array:
     """Returns cells as texts, in the same way from every format: 3.0 and 3 are both '3', and lists of texts are joined."""
     if is_text(values.type):
-        return pc.utf8_trim_whitespace(values)
+        # A column of whole numbers in which some are missing is often written with decimals.
+        return pc.replace_substring_regex(pc.utf8_trim_whitespace(values), r"^([+-]?\d+)\.0+$", r"\1")
     if pa.types.is_floating(values.type):
         wide = values.cast(pa.float64())
         texts = [None if v is None else str(int(v)) if v.is_integer() else repr(v) for v in wide.to_pylist()]

@@ -56,14 +56,6 @@ class Schema:
     identity: str | None
     left_out: Mapping[str, str]
 
-    @property
-    def modalities(self) -> dict[str, list[str]]:
-        """The columns of every modality, in the order of the table."""
-        found: dict[str, list[str]] = {}
-        for column, one in self.inputs.items():
-            found.setdefault(one.modality, []).append(column)
-        return found
-
 
 def infer(rows: Rows, options: TableOptions, other: Mapping[str, str], wanted: Collection[str] | None) -> Schema:
     """Returns what the columns are.
@@ -92,12 +84,7 @@ def infer(rows: Rows, options: TableOptions, other: Mapping[str, str], wanted: C
             )
     kinds: dict[str, str] = {}
     identity, left_out = None, dict(other)
-    for name in rows.table.column_names:
-        if name in other:
-            continue
-        kind, reason = (
-            (given[name], "--column") if name in given else _kind(Facts(rows.cells(name), options), len(rows))
-        )
+    for name, (kind, reason) in kinds_of(rows, options, other).items():
         if kind == ID and identity is None:
             identity = name
             left_out[name] = f"names the samples: {reason}"
@@ -134,6 +121,16 @@ def infer(rows: Rows, options: TableOptions, other: Mapping[str, str], wanted: C
     return Schema(inputs=inputs, identity=identity, left_out=left_out)
 
 
+def kinds_of(rows: Rows, options: TableOptions, other: Collection[str]) -> dict[str, tuple[str, str]]:
+    """Returns the kind of every column that has no other meaning, or `ID` or `DROP`, and the reason for these two."""
+    given = options.kinds()
+    return {
+        name: (given[name], "--column") if name in given else _kind(Facts(rows.cells(name), options), len(rows))
+        for name in rows.table.column_names
+        if name not in other
+    }
+
+
 def _check_wanted(wanted: Collection[str], names: Collection[str]) -> None:
     for name in wanted:
         if name not in names:
@@ -148,6 +145,10 @@ def _kind(facts: Facts, rows: int) -> tuple[str, str]:
         return DROP, "has no value"
     if facts.distinct == 1 and facts.count == rows > 1:
         return DROP, "the same value in every row"
+    own = [name for name in kinds_in_order() if COLUMN_KINDS.place(name) is not None]
+    for name in own:
+        if COLUMN_KINDS.get(name).recognises(facts):
+            return name, ""
     plain = is_text(facts.type) or pa.types.is_integer(facts.type)
     every = facts.distinct == facts.count == rows and plain
     if every and IDS.fullmatch(facts.cells.name) and facts.words < 2:
@@ -155,7 +156,7 @@ def _kind(facts: Facts, rows: int) -> tuple[str, str]:
     if pa.types.is_temporal(facts.type) or facts.share(DATES) > 0.5:
         return DROP, f"dates; --column {facts.cells.name}=categorical or text makes it an input"
     for name in kinds_in_order():
-        if COLUMN_KINDS.get(name).recognises(facts):
+        if name not in own and COLUMN_KINDS.get(name).recognises(facts):
             return name, ""
     if is_text(facts.type):
         return (ID, "another text in every row") if every else (CATEGORICAL, "")

@@ -102,7 +102,7 @@ class TableOptions(DatasetOptions):
     def kinds(self) -> dict[str, str]:
         """Returns the kinds that `column` gives, by column."""
         found: dict[str, str] = {}
-        for item in filter(None, self.column):
+        for item in _items(self.column):
             name, equals, kind = item.rpartition("=")
             if not equals or not name or not kind:
                 raise UsageError(f"column: found {item!r}; expected name=kind, such as price=numeric")
@@ -114,7 +114,7 @@ class TableOptions(DatasetOptions):
         found: dict[str, list[str]] = {}
         owner: dict[str, str] = {}
         name = ""
-        for item in filter(None, self.modality):
+        for item in _items(self.modality):
             first, equals, rest = item.partition("=")
             name, column = (first, rest) if equals else (name, item)
             if not name or not column:
@@ -124,3 +124,8 @@ class TableOptions(DatasetOptions):
             owner[column] = name
             found.setdefault(name, []).append(column)
         return {name: tuple(columns) for name, columns in found.items()}
+
+
+def _items(names: tuple[str, ...]) -> list[str]:
+    """Returns the items of a list whose texts may be lists too, as those of a call from Python."""
+    return [item.strip() for text in names for item in text.split(",") if item.strip()]

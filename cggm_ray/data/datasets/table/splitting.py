@@ -119,7 +119,7 @@ def by_groups(groups: np.ndarray, shares: tuple[float, float], seed: int) -> dic
     goal = np.array([1 - sum(shares), *shares]) * len(groups)
     filled = np.zeros(3)
     chosen = np.zeros(len(names), np.int64)
-    for group in np.random.default_rng(derive_seed(seed, "groups")).permutation(len(names)):
+    for group in np.random.default_rng(derive_seed(seed, "split")).permutation(len(names)):
         chosen[group] = np.argmax(np.where(goal > 0, (goal - filled) / np.maximum(goal, 1e-9), -np.inf))
         filled[chosen[group]] += sizes[group]
     return {split: np.flatnonzero(chosen[of] == number) for number, split in enumerate(SPLITS)}

@@ -15,7 +15,7 @@ import pyarrow as pa
 from cggm_ray.core.errors import DataError, listed, one_line
 from cggm_ray.data.dataset import DATASETS, Dataset
 from cggm_ray.data.datasets.table.cells import Rows
-from cggm_ray.data.datasets.table.columns import Schema, column_lines, infer
+from cggm_ray.data.datasets.table.columns import Schema, column_lines, infer, kinds_of
 from cggm_ray.data.datasets.table.demonstration import write_demonstration
 from cggm_ray.data.datasets.table.files import TableFiles, find_tables
 from cggm_ray.data.datasets.table.kinds import COLUMN_KINDS, Context
@@ -59,6 +59,11 @@ class Table(Dataset):
         self._plan: Plan = {}
         self._specs: Mapping[str, TensorSpec] = {}
 
+    @classmethod
+    def parts(cls) -> list[tuple[str, str]]:
+        """Returns the kinds of columns that a user registered."""
+        return [("column", name) for name in COLUMN_KINDS.names() if COLUMN_KINDS.place(name) is not None]
+
     def shard_options(self) -> dict[str, Any]:
         """Returns the options that change the shards, and the modalities, because only those are read."""
         names = self.settings.data.modalities
@@ -81,9 +86,9 @@ class Table(Dataset):
         self._parts, self._lines = read_parts(self._files, self.options)
         digest, total = hashlib.sha256(), 0
         for rows in self._parts.values():
-            other = {name: "" for name in (self.options.target,) if name in rows.table.column_names}
-            for name, one in infer(rows, self.options, other, None).inputs.items():
-                for file in COLUMN_KINDS.get(one.kind).media(rows.cells(name), self._context):
+            found = kinds_of(rows, self.options, (self.options.target,))
+            for name in (name for name, (kind, _) in found.items() if kind in COLUMN_KINDS.names()):
+                for file in COLUMN_KINDS.get(found[name][0]).media(rows.cells(name), self._context):
                     try:
                         size, version = (0, "missing") if file is None else file_version(as_path(file))
                     except OSError:
@@ -106,10 +111,10 @@ class Table(Dataset):
         if options.group_column is not None:
             first.check_column("group_column", options.group_column)
             other[options.group_column] = "groups of the splits"
+        schema = infer(first, options, other, self.settings.data.modalities)
         task, reason = infer_task(first.cells(options.target), options)
         classes = find_classes(first.cells(options.target), options.classes) if task == CLASSIFICATION else None
         splits, how = divide(parts, options, column, lambda rows: self._target(rows, classes).values)
-        schema = infer(first, options, other, self.settings.data.modalities)
         cells = {split: self._cells(rows, schema) for split, rows in splits.items()}
         columns = {
             name: vars(one) | {"state": COLUMN_KINDS.get(one.kind).fit(name, cells["train"][name], context)}

@@ -74,7 +74,7 @@ def find_classes(cells: Cells, given: Sequence[str] | None) -> list[str]:
         DataError: there is only one, or nearly every sample has its own.
     """
     if given is not None:
-        return list(given)
+        return list(as_texts(pa.array(given, pa.string())).to_pylist())
     names = as_texts(cells.values).drop_null()
     found = names.unique().to_pylist()
     where = f"{cells.places.files[0]}, target {cells.name}"
