@@ -8,6 +8,7 @@ part that fails or hangs says so in one line and the next one starts. The file i
 
     waits           which strategies wait for the device within a step, on every network
     agreement       losses and gradient norms on the CPU and on the device, float64 and float32, without dropout
+    graph           recorded steps against eager ones, by bits, for every strategy and network
     steps           milliseconds of a step: plain, none, cggm, cggm-released; eager and as one CUDA graph; float32 and bf16
     profile         kernels of a step and those that take most time
     epoch           a step of the real `train_epoch` against the bare step
@@ -27,11 +28,26 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+SECONDS = {
+    "waits": 60,
+    "agreement": 60,
+    "graph": 60,
+    "steps": 60,
+    "profile": 30,
+    "epoch": 30,
+    "resume": 40,
+    "data parallel": 30,
+    "commands": 120,
+    "brats": 60,
+    "compiled": 120,
+}
+"""Most seconds of every part, in the order in which they run."""
 RESERVE = 5.0
 """Seconds that a part has beyond its own time before it is ended."""
 
@@ -49,9 +65,29 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def parts() -> dict[str, Callable[..., None]]:
+    """Returns the parts by name."""
+    import gpu_checks
+    import gpu_times
+
+    return {
+        "waits": gpu_checks.waits,
+        "agreement": gpu_checks.agreement,
+        "graph": gpu_checks.graph,
+        "steps": gpu_times.steps,
+        "profile": gpu_times.profile,
+        "epoch": gpu_times.epoch,
+        "resume": gpu_checks.resume,
+        "data parallel": gpu_checks.data_parallel_alone,
+        "commands": gpu_checks.commands,
+        "brats": gpu_times.brats,
+        "compiled": gpu_times.compiled,
+    }
+
+
 def run_part(arguments: argparse.Namespace) -> None:
     """Runs one part in this process, and writes what it found, whether it ends or fails."""
-    from gpu_parts import PARTS, Where, first_line
+    from gpu_where import Where, first_line
 
     name, seconds, file = arguments.part
     where = Where(arguments.device, arguments.tiny, arguments.data, time.perf_counter(), float(seconds))
@@ -65,7 +101,7 @@ def run_part(arguments: argparse.Namespace) -> None:
 
     results = Kept()
     try:
-        PARTS[name][0](where, results)
+        parts()[name](where, results)
     except Exception as error:
         results["error"] = first_line(error)
 
@@ -100,12 +136,10 @@ def main() -> None:
     if arguments.part:
         run_part(arguments)
         return
-    from gpu_parts import PARTS
-
-    names = arguments.parts.split(",") if arguments.parts else list(PARTS)
-    unknown = [name for name in names if name not in PARTS]
+    names = arguments.parts.split(",") if arguments.parts else list(SECONDS)
+    unknown = [name for name in names if name not in SECONDS]
     if unknown:
-        raise SystemExit(f"gpu: --parts: unknown {unknown[0]!r}; available: {', '.join(PARTS)}")
+        raise SystemExit(f"gpu: --parts: unknown {unknown[0]!r}; available: {', '.join(SECONDS)}")
     device = torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu"
     everything: dict[str, Any] = {"device": device, "torch": torch.__version__}
     print(f"{device}, torch {torch.__version__}", flush=True)
@@ -115,7 +149,7 @@ def main() -> None:
         if left < 15:
             everything[name] = {"ended": "left out: no time"}
         else:
-            everything[name] = start_part(arguments, name, min(PARTS[name][1], left - RESERVE))
+            everything[name] = start_part(arguments, name, min(SECONDS[name], left - RESERVE))
         if arguments.json:
             arguments.json.write_text(json.dumps(everything, indent=1))
         print(f"{name}", flush=True)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cggm_ray.core.batch import Batch
 from cggm_ray.engine import assembly
 from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.graph import DeviceRates, GraphStep
 from cggm_ray.engine.runtime import LocalRuntime
 from cggm_ray.engine.state import TrainState
 from cggm_ray.engine.step import TrainingStep, train_step
@@ -131,8 +132,28 @@ class Product:
 
     def __call__(self) -> Mapping[str, Tensor]:
         """Takes one optimizer step."""
+        return self.eager(self.batch, None)
+
+    def eager(self, batch: Batch, largest: int | None) -> dict[str, Tensor]:
+        """Takes one optimizer step on another batch."""
         train, clip = self.config.train, self.config.optim.clip
-        return train_step(self.state, self.step, self.batch, self.runtime, accumulate=train.accumulate, clip=clip)
+        return train_step(self.state, self.step, batch, self.runtime, accumulate=train.accumulate, clip=clip)
+
+    def taking(self, kind: str) -> Callable[[Batch], Mapping[str, Tensor]]:
+        """Returns what takes steps on any batch, as the loop takes them on a GPU.
+
+        Args:
+            kind: 'eager' or 'graph'.
+        """
+        rates = DeviceRates([self.state.optimizer, self.state.strategy.own_optimizer()], self.runtime.device)
+        if kind == "graph":
+            return GraphStep(self.eager, self.state, rates)
+
+        def take(batch: Batch) -> Mapping[str, Tensor]:
+            with rates.applied():
+                return self.eager(batch, None)
+
+        return take
 
 
 def product(
@@ -141,8 +162,9 @@ def product(
     batch: Batch | None = None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    dropout: bool = True,
 ) -> Product:
-    """Returns the package's own step, `cggm_ray.engine.step.train_step`; weights and batch depend on seed 0 alone.
+    """Returns the package's own step, `cggm_ray.engine.step.train_step`; weights and batch depend on no other call.
 
     Teachers are finished runs, of which there are none here: networks with fresh weights take their place.
     """
@@ -163,6 +185,9 @@ def product(
     if dtype == torch.float64:
         for module in (state.net, state.strategy):
             module.double()
+    for part in state.net.modules() if not dropout else ():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
     step = TrainingStep(state.net, state.strategy, config.train.precision).train()
     torch.manual_seed(1)
     data = batch or problem.data()

@@ -38,33 +38,44 @@ class DeviceWatch:
 
     def __init__(self, optimizers: Iterable[Optimizer | None], device: torch.device) -> None:
         self._bad = torch.zeros((), device=device)
+        self._steps = torch.zeros((), dtype=torch.int64, device=device)
         self._first = torch.zeros((), dtype=torch.int64, device=device)
         self._values = torch.zeros(3, dtype=torch.float64, device=device)
-        self._recent: dict[int, Tensor] = {}
+        self._recent: list[tuple[int, Tensor]] = []
         for optimizer in optimizers:
             if optimizer is not None:
                 optimizer.found_inf = self._bad  # type: ignore[attr-defined]
                 optimizer.grad_scale = None  # type: ignore[attr-defined]
 
-    def note(self, step: int, index: Tensor, task_loss: Tensor, extra: Tensor, total: Tensor) -> None:
-        """Records a step before its optimizers act.
+    def note(self, task_loss: Tensor, extra: Tensor, total: Tensor) -> None:
+        """Records a step on the device, before its optimizers act.
 
         Args:
-            step: of the run, counted from 0.
-            index: int64 on the CPU, the samples of this worker.
             task_loss, extra, total: task loss, the strategy's term and gradient norm, scalars.
         """
         values = torch.stack([value.detach().double() for value in (task_loss, extra, total)])
         is_first = (self._bad == 0) & ~torch.isfinite(values).all()
-        self._first.copy_(torch.where(is_first, step, self._first))
+        self._first.copy_(torch.where(is_first, self._steps, self._first))
         self._values.copy_(torch.where(is_first, values, self._values))
         self._bad.add_(is_first)
-        self._recent[step] = index
+        self._steps.add_(1)
+
+    def remember(self, step: int, index: Tensor) -> None:
+        """Keeps, on the host, what `poll` says about a step that was noted.
+
+        Args:
+            step: of the run, counted from 0.
+            index: int64 on the CPU, the samples of this worker.
+        """
+        self._recent.append((step, index))
 
     def poll(self) -> BadStep | None:
         """Waits for the device and returns the first bad step since the last call, or None."""
-        recent, self._recent = self._recent, {}
-        if not bool(self._bad):
+        recent, self._recent = self._recent, []
+        bad = bool(self._bad)
+        first = int(self._first) if bad else 0
+        self._steps.zero_()
+        if not bad:
             return None
-        step = int(self._first)
-        return BadStep(step, recent[step].tolist(), self._values.tolist())
+        step, index = recent[first]
+        return BadStep(step, index.tolist(), self._values.tolist())

@@ -12,10 +12,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from cggm_ray.core.errors import StoppedError
+from cggm_ray.core.batch import Batch
+from cggm_ray.core.errors import StoppedError, UsageError
 from cggm_ray.core.seeding import derive_seed, seed_all
 from cggm_ray.data.loading.sampler import slices
 from cggm_ray.engine.evaluation import Observer, evaluate
+from cggm_ray.engine.graph import DeviceRates, EagerStep, GraphStep, Values, against_graph
 from cggm_ray.engine.guards import step_or_skip, stop_if_not_finite
 from cggm_ray.engine.inputs import unequal_gradients
 from cggm_ray.engine.opening import Training
@@ -51,9 +53,10 @@ def train(training: Training) -> None:
             epochs=budget.epochs,
             parameters=config.parameters(),
         )
+    take = how_to_step(training, console)
     while state.epoch < budget.epochs and not _out_of_patience(config.train.patience, state):
         start, seen = time.perf_counter(), state.samples
-        record = train_epoch(training, console)
+        record = train_epoch(training, console, take)
         seconds = time.perf_counter() - start
         observer = Observer(state.strategy) if state.strategy.observes else None
         valid = evaluate(config.train, state.evaluated, training.task, splits["valid"], runtime, observer=observer)
@@ -91,13 +94,56 @@ def train(training: Training) -> None:
         tracker.close()
 
 
-def train_epoch(training: Training, console: Console | None) -> Record:
+def how_to_step(training: Training, console: Console | None) -> EagerStep:
+    """Returns what takes a step of a run: `train_step`, on a GPU recorded as a graph where that is possible and wanted.
+
+    On a GPU the learning rates are float32 tensors either way, so that both have the same bits.
+
+    Raises:
+        UsageError: `--step graph`, and a step of this run cannot be recorded.
+    """
+    config, state, runtime = training.config, training.state, training.runtime
+
+    def eager(batch: Batch, largest: int | None) -> Values:
+        parts, clip = config.train.accumulate, config.optim.clip
+        return train_step(state, training.step, batch, runtime, accumulate=parts, clip=clip, largest=largest)
+
+    network = config.model.network or training.dataset.network
+    options, strategy = config.network_options(network), state.strategy
+    reason = against_graph(config.train, network, options, strategy, runtime.device, runtime.world_size)
+    if config.train.step == "graph" and reason is not None:
+        raise UsageError(f"step: found graph; {reason}, so take --step eager")
+    if runtime.device.type != "cuda" or strategy.rates_by_step:
+        return eager
+    rates = DeviceRates([state.optimizer, strategy.own_optimizer()], runtime.device)
+    records = reason is None and config.train.step != "eager"
+    if console is not None and config.train.step == "auto":
+        console.say(
+            f"a step is {'recorded as one CUDA graph' if records else f'not recorded as a CUDA graph: {reason}'}"
+        )
+    if records:
+        return GraphStep(eager, state, rates)
+
+    def with_rates(batch: Batch, largest: int | None) -> Values:
+        with rates.applied():
+            return eager(batch, largest)
+
+    return with_rates
+
+
+def train_epoch(training: Training, console: Console | None, take: EagerStep | None = None) -> Record:
     """Trains for one epoch, or for the rest of an interrupted one; returns the means of the steps.
+
+    Args:
+        training: the run.
+        console: of rank 0.
+        take: see `how_to_step`; by default what it returns.
 
     Raises:
         StoppedError: the run received a request to stop; the state was saved.
     """
     settings, state, runtime, split = training.config.train, training.state, training.runtime, training.splits["train"]
+    take = how_to_step(training, console) if take is None else take
     training.step.train()
     size, seed, budget = settings.batch_size, settings.seed, training.budget
     order = budget.order(seed, state.epoch, state.step - state.position.steps)
@@ -106,17 +152,9 @@ def train_epoch(training: Training, console: Console | None) -> Record:
     for part, batch in zip(plan, split.batches(plan, state.epoch), strict=True):
         seed_all(derive_seed(seed, "step", state.step, runtime.rank))
         state.schedule.before_step(state.step)
-        take = partial(
-            train_step,
-            state,
-            training.step,
-            batch,
-            runtime,
-            accumulate=settings.accumulate,
-            largest=part.largest,
-            clip=training.config.optim.clip,
-        )
-        values = step_or_skip(settings.on_nonfinite, state, training.step, console, take)
+        values = step_or_skip(settings.on_nonfinite, state, training.step, console, partial(take, batch, part.largest))
+        if state.watch is not None:
+            state.watch.remember(state.step, batch.index)
         if values is not None:
             if console is not None and state.epoch == 0 and not state.averages.steps:
                 say_unequal_gradients(training, console, values["grad_norm"])

@@ -148,12 +148,9 @@ def clip_by_total_norm(
     in_encoder = {id(parameter) for group in groups for parameter in group}
     groups.append([parameter for parameter in parameters if id(parameter) not in in_encoder])
     # A group without any gradient has the norm 0, which would lie on the CPU.
-    norms = torch.stack(
-        [
-            nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]).to(parameters[0].device)
-            for group in groups
-        ]
-    )
+    gradients = [[parameter.grad for parameter in group if parameter.grad is not None] for group in groups]
+    zero = parameters[0].new_zeros(())
+    norms = torch.stack([nn.utils.get_total_norm(group) if group else zero for group in gradients])
     total = torch.linalg.vector_norm(norms)
     if max_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, max_norm, total)

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cggm_ray.core.batch import Batch, HeadOutput
 from cggm_ray.core.reduction import Totals, global_sums
+from cggm_ray.core.seeding import seed_torch
 from cggm_ray.engine.guards import non_finite
 from cggm_ray.engine.optim import clip_by_total_norm, rescale
 from cggm_ray.engine.runtime import Runtime
@@ -97,7 +98,7 @@ def train_step(
     total, norms_M = clip_by_total_norm(state.net.parameters(), state.net.encoders.values(), clip or None)
     # Loss and norm are those of the global batch, the same on every worker, so all of them stop or none does.
     if state.watch is not None:
-        state.watch.note(state.step, batch.index, task_loss, extra, total)
+        state.watch.note(task_loss, extra, total)
     elif not bool(torch.isfinite(task_loss + extra + total)):
         raise non_finite(state, batch, task_loss, extra, total, runtime)
     if state.strategy.rates_by_step:
@@ -134,7 +135,7 @@ def backward(step: nn.Module, batch: Batch, parts: int, largest: int | None = No
         # Every part takes the decision of the step, the same one from the same sums and the same memory.
         for tensor, before in zip(strategy.memory(), memory, strict=True):
             tensor.copy_(before)
-        torch.manual_seed(seed)
+        seed_torch(seed)
         last = number == len(pieces)
         with step.no_sync() if isinstance(step, DistributedDataParallel) and not last else nullcontext():
             task_loss, extra, memo = step(piece, totals)
@@ -148,7 +149,7 @@ def _totals(inner: TrainingStep, pieces: Sequence[Batch], seeds: Sequence[int]) 
     buffers = [(buffer, buffer.clone()) for buffer in inner.net.buffers()]
     local = []
     for piece, seed in zip(pieces, seeds, strict=True):
-        torch.manual_seed(seed)
+        seed_torch(seed)
         local.append(inner.sums(piece))
     for buffer, before in buffers:
         buffer.copy_(before)

@@ -249,4 +249,10 @@ def _build(plan: NetworkPlan[DeepLabOptions]) -> tuple[MultimodalNet, dict[str, 
     return net, guides
 
 
-NETWORKS.register("deeplab")(NetworkInfo(build=_build, options=DeepLabOptions, sized=False))
+def _against_graph(options: DeepLabOptions) -> str | None:
+    return "--recompute reads the state of the generator" if options.recompute else None
+
+
+NETWORKS.register("deeplab")(
+    NetworkInfo(build=_build, options=DeepLabOptions, sized=False, against_graph=_against_graph)
+)

@@ -59,12 +59,20 @@ class NetworkInfo(Generic[S]):
         options: class of its own section of the configuration.
         sized: whether it has the sizes of `ModelConfig`; a run that sets them for another one is refused.
         check: raises a UsageError where the options do not fit the modalities; called before any long work.
+        against_graph: its options to why a training step cannot be recorded as a CUDA graph, or to None where it can. A
+            network that can reads no value of a tensor on the host, copies nothing to the device, and has all its random
+            numbers from torch's default generator.
     """
 
     build: Callable[[NetworkPlan[S]], tuple[MultimodalNet, dict[str, nn.Module]]]
     options: type[S]
     sized: bool = True
     check: Callable[[NetworkPlan[S]], object] | None = None
+    against_graph: Callable[[S], str | None] = lambda options: "its network does not say that a step can be recorded"
+
+
+def can_be_recorded(options: NetworkOptions) -> None:
+    """`NetworkInfo.against_graph` of a network whose steps can be recorded as a CUDA graph, whatever its options."""
 
 
 NETWORKS: Registry[NetworkInfo[Any]] = Registry("network", "cggm_ray.models")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cggm_ray.core.batch import HeadOutput
 from cggm_ray.models.dropout import relu_dropout_linear
 from cggm_ray.models.net import Masks, MultimodalNet
-from cggm_ray.models.registry import NETWORKS, NetworkInfo, NetworkOptions, NetworkPlan
+from cggm_ray.models.registry import NETWORKS, NetworkInfo, NetworkOptions, NetworkPlan, can_be_recorded
 from cggm_ray.models.settings import ModelConfig
 from cggm_ray.models.transformer import TransformerConfig, TransformerEncoder
 
@@ -121,4 +121,4 @@ def _build(plan: NetworkPlan[NetworkOptions]) -> tuple[MultimodalNet, dict[str, 
     return sequence_net(plan.sizes, widths, plan.outputs), sequence_guides(plan.sizes, widths, plan.outputs)
 
 
-NETWORKS.register("sequence")(NetworkInfo(build=_build, options=NetworkOptions))
+NETWORKS.register("sequence")(NetworkInfo(build=_build, options=NetworkOptions, against_graph=can_be_recorded))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cggm_ray.core.kinds import IMAGE, SEQUENCE, VECTOR, channels_last
 from cggm_ray.models.net import MultimodalNet
-from cggm_ray.models.registry import NETWORKS, NetworkInfo, NetworkOptions, NetworkPlan
+from cggm_ray.models.registry import NETWORKS, NetworkInfo, NetworkOptions, NetworkPlan, can_be_recorded
 from cggm_ray.models.sequence import SequenceEncoder, TransformerFusion, sequence_guides, transformer_config
 from cggm_ray.models.settings import ModelConfig
 from cggm_ray.models.transformer import TransformerConfig, TransformerEncoder
@@ -110,4 +110,4 @@ def _build(plan: NetworkPlan[NetworkOptions]) -> tuple[MultimodalNet, dict[str, 
     return net, sequence_guides(plan.sizes, plan.shapes, plan.outputs)
 
 
-NETWORKS.register("shaped")(NetworkInfo(build=_build, options=NetworkOptions))
+NETWORKS.register("shaped")(NetworkInfo(build=_build, options=NetworkOptions, against_graph=can_be_recorded))

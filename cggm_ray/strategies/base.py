@@ -14,7 +14,7 @@ a person's own calls `modulate`, `loss`, `adjust` and `step` instead (`cggm_ray.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -45,6 +45,9 @@ class Strategy(OwnLoop):
             device.
         observes: whether `observe` is to be called; an evaluation costs nothing more where it is not.
         rates_by_step: whether `rates` change with every step; they are read before the optimizer moves.
+        against_graph: why a step cannot be recorded as a CUDA graph; None where it can. A recorded step repeats the work of
+            the device alone, so its memory is kept in buffers that change in place, and decisions that the host takes are
+            those that `branch` names.
 
     Raises:
         UsageError: a subclass overrides `adjust`, which the package's own loop does not call.
@@ -52,6 +55,7 @@ class Strategy(OwnLoop):
 
     observes = False
     rates_by_step = False
+    against_graph: str | None = None
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
@@ -134,6 +138,10 @@ class Strategy(OwnLoop):
     def local_sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
         """All sums of this worker's batch, those of the task and the strategy's own, float64, 1-D; see `sums`."""
         return torch.cat([self.task.sums(head.logits, batch), self.sums(head, batch, memo)])
+
+    def branch(self) -> Hashable:
+        """What the host's decisions within a step depend on; a step that is recorded as a CUDA graph serves one value."""
+        return None
 
     def memory(self) -> list[Tensor]:
         """Tensors that a forward pass (`transform`, `combine`) moves, changed in place."""

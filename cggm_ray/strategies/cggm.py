@@ -153,6 +153,7 @@ class CGGM(Guided):
         )
         self._gate_features = magnitude and bodies is None and not update
         self.rates_by_step = magnitude and update
+        self.against_graph = "the host reads the rates in every step (gate=update)" if self.rates_by_step else None
         if self.rates_by_step:
             self.register_buffer("scale_M", torch.ones(len(guides), dtype=torch.float64))
         # A hook of a parameter lasts longer than a step, so these gates do too.

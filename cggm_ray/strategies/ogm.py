@@ -107,6 +107,7 @@ class OGM(ResponseStrategy):
         self.seed = seed
         self.steps = 0
         self.adjusts = noisy is not None
+        self.against_graph = None if noisy is None else "every step has a generator of its own for the noise"
         self._noisy = None if noisy is None else [list(noisy[name].parameters()) for name in self.modalities]
 
     def answers(self, features: Mapping[str, Feature], batch: Batch) -> list[Tensor]:

@@ -18,7 +18,7 @@ reaches p; the optimizer is one and goes on over the stages; the shared head and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -99,6 +99,10 @@ class ReconBoost(Strategy):
         """The learner of the stage before; None in the first."""
         stage = self._epoch // self._stage
         return self._names[(stage - 1) % len(self._names)] if stage else None
+
+    def branch(self) -> Hashable:
+        """The learner that moves, and the one that moved before."""
+        return self.moving, self.moved_before
 
     def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
         """Of the moving learner: [boosting term, samples, squared distances, samples that have both modalities]."""

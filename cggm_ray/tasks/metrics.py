@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import torch
@@ -179,8 +181,8 @@ def region_counts(labels: Tensor, target: Tensor, regions: Regions = TUMOUR_REGI
     """
     counts = []
     for classes in regions.values():
-        wanted = torch.tensor(classes, device=labels.device)
-        a, b = torch.isin(labels, wanted).flatten(1), torch.isin(target, wanted).flatten(1)
+        # By comparison: a list of classes would have to be copied to the device.
+        a, b = (reduce(or_, [maps == label for label in classes]).flatten(1) for maps in (labels, target))
         counts.append(torch.stack([(a & b).sum(1), a.sum(1), b.sum(1)], 1))
     return torch.stack(counts, 1).double()
 

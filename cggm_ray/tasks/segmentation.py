@@ -71,13 +71,20 @@ class Segmentation(Task):
     def sums(self, logits: Tensor, batch: Batch) -> Tensor:
         """Returns [weighted CE, sum of CE weights, I, P, Y]."""
         w, target = batch.sample_weights(), batch.target
-        ce_weight = logits.new_tensor(self.class_weights)[target]
+        ce_weight = self._class_weights(target, logits.dtype)
         ce = F.cross_entropy(logits, target, reduction="none") * ce_weight
         softmax = logits.softmax(1)
         of_truth = softmax.gather(1, target[:, None])[:, 0]
         tumour = (target > 0).to(logits.dtype)
         maps = (ce, ce_weight, of_truth * tumour, 1 - softmax[:, 0], tumour)
         return torch.stack([(m.flatten(1).sum(1).double() * w).sum() for m in maps])
+
+    def _class_weights(self, target: Tensor, dtype: torch.dtype) -> Tensor:
+        """The weight of every pixel's class. By comparison: an index into a list would copy the list to the device."""
+        weights = torch.zeros(target.shape, dtype=dtype, device=target.device)
+        for label, weight in enumerate(self.class_weights):
+            weights.masked_fill_(target == label, weight)
+        return weights
 
     def combine(self, sums: Tensor) -> Tensor:
         """Returns (1 - alpha) CE + alpha (1 - Dice)."""
@@ -90,7 +97,7 @@ class Segmentation(Task):
         target = batch.target
         softmax = logits.softmax(1)
         onehot = F.one_hot(target, self.outputs).movedim(-1, 1).to(logits.dtype)
-        ce_weight = logits.new_tensor(self.class_weights)[target][:, None]
+        ce_weight = self._class_weights(target, logits.dtype)[:, None]
         of_truth = softmax.gather(1, target[:, None]) * (target > 0)[:, None]
         background = torch.zeros_like(softmax)
         background[:, 0] = 1

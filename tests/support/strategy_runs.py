@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from cggm_ray.data.settings import DataConfig
 from cggm_ray.engine.assembly import new_state
 from cggm_ray.engine.checkpoints import Checkpoints
 from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.graph import EagerStep, Values
 from cggm_ray.engine.optim import rescale
 from cggm_ray.engine.runtime import LocalRuntime, RunConfig
-from cggm_ray.engine.state import Position
+from cggm_ray.engine.state import Position, TrainState
 from cggm_ray.engine.step import TrainingStep, train_step
 from cggm_ray.engine.tracking import read_metrics
 from cggm_ray.models.sequence import sequence_guides, sequence_net
@@ -88,8 +89,17 @@ def assert_resumes(folder: Path, *flags: str) -> Path:
     return whole
 
 
-def run_steps(changes: Mapping[str, Any], runtime: LocalRuntime, accumulate: int = 1, kind: str = "classes") -> Record:
-    """Some epochs in float64, with samples that lack modalities; parameters, logged quantities and rates."""
+def run_steps(
+    changes: Mapping[str, Any],
+    runtime: LocalRuntime,
+    accumulate: int = 1,
+    kind: str = "classes",
+    how: Callable[[EagerStep, TrainState], EagerStep] = lambda eager, state: eager,
+) -> Record:
+    """Some epochs in float64, with samples that lack modalities; parameters, logged quantities and rates.
+
+    `how` makes what takes a step of what takes it eagerly.
+    """
     torch.manual_seed(11)
     config = Config().replace({**TINY, **STILL, "optim": "SGD", "lr": 0.05, **changes, "accumulate": accumulate})
     outputs = 3 if kind == "classes" else 1
@@ -116,18 +126,17 @@ def run_steps(changes: Mapping[str, Any], runtime: LocalRuntime, accumulate: int
             masks={name: rows[index][:, None] for name, rows in has.items()},
         )
 
+    def eager(batch: Batch, largest: int | None) -> Values:
+        return train_step(
+            state, step, batch, runtime, accumulate=config.train.accumulate, clip=config.optim.clip, largest=largest
+        )
+
+    take = how(eager, state)
     logged = []
     for epoch in range(EPOCHS):
         step.train()
         for part in slices(epoch_order(SAMPLES, 1, epoch), BATCH, runtime.rank, runtime.world_size):
-            values = train_step(
-                state,
-                step,
-                batch(part.index, part.weight),
-                runtime,
-                accumulate=config.train.accumulate,
-                clip=config.optim.clip,
-            )
+            values = take(batch(part.index, part.weight), None)
             logged.append({name: value.clone() for name, value in values.items()})
             state.step += 1
         seen, strategy = torch.zeros(0, dtype=torch.float64), state.strategy

@@ -22,7 +22,7 @@ from cggm_ray.models.composed.registry import (
 )
 from cggm_ray.models.composed.steps import AttentionPooling
 from cggm_ray.models.net import MultimodalNet, mask_of
-from cggm_ray.models.registry import NETWORKS, NetworkInfo, NetworkOptions, NetworkPlan
+from cggm_ray.models.registry import NETWORKS, NetworkInfo, NetworkOptions, NetworkPlan, can_be_recorded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,4 +145,8 @@ def _build(plan: NetworkPlan[ComposedOptions]) -> tuple[MultimodalNet, dict[str,
     return net, {name: ComposedGuide(options.width, plan.outputs) for name in encoders}
 
 
-NETWORKS.register("composed")(NetworkInfo(build=_build, options=ComposedOptions, sized=False, check=chosen_encoders))
+NETWORKS.register("composed")(
+    NetworkInfo(
+        build=_build, options=ComposedOptions, sized=False, check=chosen_encoders, against_graph=can_be_recorded
+    )
+)

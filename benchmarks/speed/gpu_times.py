@@ -1,0 +1,145 @@
+"""The parts of `gpu.py` that measure."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_where import (
+    PEAK_BF16,
+    Results,
+    Where,
+    first_line,
+    milliseconds,
+)
+from problems import STRATEGIES, naive_step, product
+from torch.utils.flop_counter import FlopCounterMode
+
+from cggm_ray.data.loading.split import TensorSplit
+from cggm_ray.engine.budget import budget_of
+from cggm_ray.engine.loop import train_epoch
+from cggm_ray.engine.opening import Training
+
+
+def steps(where: Where, results: Results) -> None:
+    """Times of a step: plain, none, cggm, cggm-released; eager and as one CUDA graph; float32 and bf16; all networks."""
+    for name in ("mosi", "iemocap", "food101"):
+        problem = where.problem(name)
+        results[f"{name} naive"] = milliseconds(where, naive_step(problem, where.device), rounds=3)
+        for precision in ("fp32", "bf16"):
+            for label in ("none", "cggm", "cggm-released"):
+                key = f"{name} {label} {precision}"
+                try:
+                    step = product(problem, STRATEGIES[label] | {"precision": precision}, None, where.device)
+                    for kind in where.kinds:
+                        results[f"{key} {kind}"] = milliseconds(where, partial(step.taking(kind), step.batch))
+                except Exception as error:
+                    results[f"{key} error"] = first_line(error)
+
+
+def compiled(where: Where, results: Results) -> None:
+    """Times of a compiled step of MOSI, without and with a CUDA graph around it, and the seconds until it is compiled."""
+    problem = where.problem("mosi")
+    for label in ("none", "cggm"):
+        for precision in ("fp32", "bf16"):
+            key = f"mosi {label} {precision}"
+            try:
+                settings = STRATEGIES[label] | {"precision": precision, "compile": True}
+                step = product(problem, settings, None, where.device)
+                start = time.perf_counter()
+                step()
+                where.synchronise()
+                results[f"{key} seconds to compile"] = time.perf_counter() - start
+                for kind in where.kinds:
+                    results[f"{key} compiled {kind}"] = milliseconds(where, partial(step.taking(kind), step.batch))
+            except Exception as error:
+                results[f"{key} error"] = first_line(error)
+            if where.left() < 30:
+                results["left out"] = "the rest, for want of time"
+                return
+
+
+def profile(where: Where, results: Results) -> None:
+    """Kernels of a step of MOSI, as the profiler counts them, and the ten that take most of the device's time."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if where.device == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    for label in ("none", "cggm"):
+        step = product(where.problem("mosi"), STRATEGIES[label], None, where.device)
+        for _ in range(3):
+            step()
+        where.synchronise()
+        with torch.profiler.profile(activities=activities) as profiler:
+            step()
+            where.synchronise()
+        kernels: dict[str, list[float]] = {}
+        for event in profiler.events():
+            if event.device_type == torch.autograd.DeviceType.CUDA:
+                kernels.setdefault(event.name, []).append(event.device_time_total)
+        results[f"{label} kernels"] = sum(len(times) for times in kernels.values())
+        results[f"{label} busy ms"] = sum(sum(times) for times in kernels.values()) / 1e3
+        most = sorted(kernels.items(), key=lambda item: -sum(item[1]))[:10]
+        for name, times in most:
+            results[f"{label} {name[:70]}"] = f"{len(times)} x, {sum(times) / 1e3:.3f} ms"
+
+
+def brats(where: Where, results: Results) -> None:
+    """BraTS at 160 x 160: the largest batch of 64, 32, 16, 8 that fits, bf16, channels last; its share of the card's peak."""
+    for batch in (2,) if where.tiny else (64, 32, 16, 8):
+        problem = where.problem("brats", batch=batch, channels_last=True)
+        try:
+            for label in ("cggm", "none"):
+                for precision in ("bf16", "fp32"):
+                    step = product(problem, STRATEGIES[label] | {"precision": precision}, None, where.device)
+                    take = partial(step.taking(where.kinds[-1]), step.batch)
+                    results[f"{label} {precision} ms"] = ms = milliseconds(where, take, rounds=2)
+                    if (label, precision) == ("cggm", "bf16"):
+                        with FlopCounterMode(display=False) as counter:
+                            step()
+                        results["batch"] = batch
+                        results["operations"] = count = int(counter.get_total_flops())
+                        name = torch.cuda.get_device_name() if where.device == "cuda" else ""
+                        peak = next((value for part, value in PEAK_BF16.items() if part in name), None)
+                        results["share of peak"] = None if peak is None else count / ms * 1e3 / peak
+                    if where.device == "cuda":
+                        results[f"{label} {precision} GiB"] = torch.cuda.max_memory_allocated() / 2**30
+                        torch.cuda.reset_peak_memory_stats()
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            continue
+        return
+
+
+def epoch(where: Where, results: Results) -> None:
+    """Milliseconds of a step within the real `train_epoch`, on samples that lie on the device, and of the bare step."""
+    batches = 3 if where.tiny else 20
+    problem = where.problem("mosi")
+    for label in ("none", "cggm"):
+        for kind in where.kinds:
+            step = product(problem, STRATEGIES[label] | {"batch_size": problem.batch}, None, where.device)
+            take = step.taking(kind)
+            results[f"{label} {kind} bare step"] = milliseconds(where, partial(take, step.batch))
+            inputs = {name: torch.cat([values] * batches) for name, values in step.batch.inputs.items()}
+            split = TensorSplit(inputs, torch.cat([step.batch.target] * batches))
+            known: dict[str, Any] = {"dataset": None, "class_names": None, "folder": Path("unused"), "manifest": None}
+            training = Training(
+                config=step.config,
+                runtime=step.runtime,
+                modalities=tuple(problem.shapes),
+                splits={"train": split},
+                state=step.state,
+                step=step.step,
+                task=problem.task(),
+                budget=budget_of(step.config.train, len(split)),
+                **known,
+            )
+            seconds = []
+            for _ in range(1 if where.tiny else 3):
+                start = time.perf_counter()
+                train_epoch(training, None, lambda batch, largest, take=take: dict(take(batch)))
+                step.state.end_epoch()
+                seconds.append((time.perf_counter() - start) / batches)
+            results[f"{label} {kind} step of an epoch"] = 1e3 * min(seconds)
