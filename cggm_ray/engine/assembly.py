@@ -223,6 +223,7 @@ def network_plan(config: Config, dataset: Dataset, manifest: Manifest, modalitie
         kinds=dataset.kinds(manifest, modalities),
         outputs=task.outputs,
         regression=isinstance(task, Regression),
+        samples=manifest.rows("train"),
         sizes=config.model,
         options=config.network_options(config.model.network or dataset.network),
     )

@@ -14,13 +14,14 @@ from typing import Any
 from cggm_ray.engine.configuration import Config
 from cggm_ray.models.registry import NETWORKS
 from cggm_ray.models.settings import ModelConfig
+from cggm_ray.models.standardise import AUTO
 
 RELEASED, QUICK, GOOD, BEST = "released", "quick", "good", "best"
 SEARCHED = (GOOD, BEST)
 """Presets that stand for a search."""
 QUICK_NETWORK = "composed"
 QUICK_VALUES: dict[str, object] = {
-    "standardise": "auto",
+    "standardise": AUTO,
     "clip_inputs": 5.0,
     "optim": "AdamW",
     "lr": 2e-3,
@@ -31,6 +32,7 @@ QUICK_VALUES: dict[str, object] = {
     "warmup_share": 0.1,
     "clip": 1.0,
     "label_smoothing": 0.1,
+    "linear_path": AUTO,
     "batch_size": 0,
     "num_epochs": 20,
     "min_steps": 1500,

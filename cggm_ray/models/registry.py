@@ -40,6 +40,7 @@ class NetworkPlan(Generic[S]):
         sizes: layers, widths and dropouts, for networks that have them.
         options: the network's own section of the configuration.
         regression: whether values are predicted, not classes.
+        samples: of the training split; None where it is not known.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -48,6 +49,7 @@ class NetworkPlan(Generic[S]):
     sizes: ModelConfig
     options: S
     regression: bool = False
+    samples: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from cggm_ray.engine.presets import QUICK_NETWORK
 from cggm_ray.models.composed.network import DROPOUT as DEFAULT_DROPOUT
 from cggm_ray.models.composed.network import REGRESSION_DROPOUT
 from cggm_ray.models.composed.registry import ENCODERS, FUSIONS, default_encoder, encoders_for
-from cggm_ray.models.standardise import OFF, ON
+from cggm_ray.models.standardise import AUTO, OFF, ON
 from cggm_ray.studies.parameters import plain_value
 
 WIDTHS, DEPTHS = (64, 128, 256, 512), (1, 2, 3)
@@ -59,6 +59,7 @@ def search_around(
         space["width"] = {"choice": [width for width in WIDTHS if width % vars(options)["heads"] == 0]}
         space["depth"] = {"choice": list(DEPTHS)}
         space["dropout"] = {"uniform": list(DROPOUT)}
+        space["linear_path"] = {"choice": [ON, OFF]}
         if "linear" in families:
             linear = {"encoders": families["linear"]}
             points += [linear, *({**linear, "fusion": fusion} for fusion in fusions if fusion == "late")]
@@ -67,6 +68,8 @@ def search_around(
             # A point names a value for every parameter, so it names the one that the network would take.
             own = DEFAULT_DROPOUT if classes else REGRESSION_DROPOUT
             points = [{**point, "dropout": own} for point in points]
+        if vars(options)["linear_path"] == AUTO and "linear_path" not in fixed:
+            points = [{**point, "linear_path": OFF if classes else ON} for point in points]
     space["lr"] = {"loguniform": list(RATE)}
     space["weight_decay"] = {"choice": list(DECAYS)}
     if classes:
@@ -113,7 +116,7 @@ def _with_own(base: Config, key: str, described: Content) -> Content:
     own = next(
         plain_value(getattr(sections[section], spec.name)) for section, spec in base.fields() if spec.name == key
     )
-    if own is None:
+    if own is None or own == AUTO:
         return described
     if kind == "choice":
         return {kind: values if own in values else [own, *values]}

@@ -261,6 +261,67 @@ def test_a_longer_sequence_than_an_mlp_has_seen() -> None:
         logits(net, x | {"audio": torch.zeros(SAMPLES, 6, 3)}, None)
 
 
+@pytest.mark.parametrize("encoder", ["segments", "pool", "mlp"])
+@pytest.mark.parametrize("fusion", ["concat", "late"])
+def test_a_linear_path_is_added_to_what_the_layers_give(encoder: str, fusion: str) -> None:
+    plain, _ = composed({"audio": encoder, "face": "mlp"}, fusion)
+    net, _ = composed({"audio": encoder, "face": "mlp"}, fusion, linear_path="on")
+    net.load_state_dict(plain.state_dict(), strict=False)
+    x = inputs()
+    with torch.no_grad():
+        before, after = plain.eval().encode(x), net.eval().encode(x)
+        weight = net.encoders["age"].layers.linear[0].weight.numpy()
+        added = x["age"].numpy() @ weight.T
+        np.testing.assert_allclose(
+            after["age"][:, 0].numpy(), before["age"][:, 0].numpy() + added, rtol=1e-4, atol=1e-5
+        )
+        for found in net.encoders.values():
+            # Nothing is left but the linear path, and the logits are linear in what the encoder sees.
+            found.layers.layers[0].weight.zero_()
+            found.layers.layers[0].bias.zero_()
+        seen = {name: x[name] for name in ("age", "face")}
+        logits = [
+            net.fuse(net.encode(x | {n: factor * v for n, v in seen.items()})).logits for factor in (0.0, 1.0, 2.0)
+        ]
+    torch.testing.assert_close(logits[2] - logits[1], logits[1] - logits[0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(logits[1], logits[0])
+
+
+def test_what_depends_on_the_task_and_the_size_of_the_set() -> None:
+    def built(regression: bool, samples: int | None, **options: object) -> MultimodalNet:
+        shapes, kinds = (
+            {"age": (2,), "audio": (2, 2), "face": (9, 9)},
+            {"age": VECTOR, "audio": SEQUENCE, "face": IMAGE},
+        )
+        made = ComposedOptions(**{"width": 8, "inner_width": 8, "heads": 2, **options})  # type: ignore[arg-type]
+        plan = NetworkPlan(
+            shapes=shapes,
+            kinds=kinds,
+            outputs=1,
+            sizes=ModelConfig(),
+            options=made,
+            regression=regression,
+            samples=samples,
+        )
+        net: MultimodalNet = NETWORKS.get("composed").build(plan)[0]
+        return net
+
+    def dropped(net: MultimodalNet) -> float:
+        age, audio = (net.encoders[name].layers.dropout.p for name in ("age", "audio"))
+        assert age == audio
+        return float(age)
+
+    assert dropped(built(True, 94)) == 0.06
+    assert dropped(built(True, 2)) == 0.5
+    assert dropped(built(True, None)) == 0.5
+    assert dropped(built(True, 2, dropout=0.6)) == 0.6
+    assert dropped(built(False, 94)) == 0.15
+    assert dropped(built(True, 94, input_dropout=0.2)) == 0.2
+    for chosen, on in (("auto", {True: 1, False: 0}), ("on", {True: 1, False: 1}), ("off", {True: 0, False: 0})):
+        for regression in (True, False):
+            assert len(built(regression, 94, linear_path=chosen).encoders["age"].layers.linear) == on[regression]
+
+
 def test_heads_are_as_wide_as_those_of_the_guides() -> None:
     for fusion, width in itertools.product(FUSIONS.names(), (8, 16)):
         net, guides = composed(fusion=fusion, width=width)

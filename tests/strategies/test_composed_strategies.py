@@ -57,7 +57,7 @@ def test_the_choices_have_all_encoders() -> None:
 def test_every_strategy_trains_every_encoder_under_every_fusion(tmp_path: Path, name: str) -> None:
     runtime, info = LocalRuntime(tmp_path, RunConfig(no_cuda=True)), STRATEGIES.get(name)
     for choice, fusion in itertools.product(CHOICES, FUSIONS.names()):
-        net, guides = composed(choice, fusion)
+        net, guides = composed(choice, fusion, linear_path="on" if choice is CHOICES[0] else "off")
         config = Config().replace({"modulation": name, **needed(name, net, tmp_path)})
         net = net if info.network is None else info.network(net, guides)
         state = new_state(config, net, guides, Classification(CLASSES), runtime)

@@ -36,8 +36,8 @@ def test_the_first_trial_is_the_configuration_itself(kinds: dict[str, str]) -> N
     base = quick()
     search = found(base, kinds)
     drawn = draw_trials(search, base, "preset good")
-    # The dropout that the network takes for classes by default.
-    assert base.replace(drawn[0]) == base.replace({"dropout": DROPOUT})
+    # What the network takes for classes by default.
+    assert base.replace(drawn[0]) == base.replace({"dropout": DROPOUT, "linear_path": "off"})
     # The points that follow differ from it in something, each in its own way.
     points = drawn[: len(search.points_to_evaluate)]
     assert len({tuple(point.items()) for point in points}) == len(points)
@@ -75,6 +75,12 @@ def test_what_flags_set_is_not_searched() -> None:
     assert width.holds(96)
     assert rate.values[1] == 0.05
     assert found(base, KINDS).points_to_evaluate[0]["width"] == 96
+
+
+def test_a_linear_path_by_the_task_that_a_flag_sets_stays() -> None:
+    search = found(quick(linear_path="auto"), KINDS, "linear_path")
+    assert "linear_path" not in {p.key for p in search.space}
+    assert search.points_to_evaluate
 
 
 def test_another_network_keeps_its_own_sizes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from cggm_ray.config.fields import at_least, check, one_of, option
 from cggm_ray.core.batch import HeadOutput
 from cggm_ray.core.errors import UsageError
+from cggm_ray.core.kinds import IMAGE
 from cggm_ray.core.registry import nearest
 from cggm_ray.models.composed.registry import (
     ENCODERS,
@@ -23,6 +25,7 @@ from cggm_ray.models.composed.registry import (
 from cggm_ray.models.composed.steps import AttentionPooling
 from cggm_ray.models.net import MultimodalNet, mask_of
 from cggm_ray.models.registry import NETWORKS, NetworkInfo, NetworkOptions, NetworkPlan, can_be_recorded
+from cggm_ray.models.standardise import AUTO, OFF, ON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,13 @@ class ComposedOptions(NetworkOptions):
     )
     input_dropout: float | None = option(
         None,
-        "composed: dropout of the numbers of a sample; default half of dropout for classes, dropout for a regression",
+        "composed: dropout of the numbers of a sample; default half of dropout for classes, and for a regression d / (d + n) "
+        "with d numbers of a sample and n training samples, at most dropout",
+    )
+    linear_path: str = option(
+        OFF,
+        "composed: a linear path beside the layers of the encoders mlp, pool and segments: on, off, or auto, which is on for a "
+        "regression; preset quick: auto",
     )
 
     def __post_init__(self) -> None:
@@ -56,6 +65,7 @@ class ComposedOptions(NetworkOptions):
                     f"{', '.join(ENCODERS.names())}"
                 )
         one_of(self, "fusion", tuple(FUSIONS.names()))
+        one_of(self, "linear_path", (AUTO, ON, OFF))
         for field in ("width", "depth", "inner_width", "heads"):
             at_least(self, field, 1)
         for field in ("width", "inner_width"):
@@ -127,15 +137,33 @@ def chosen_encoders(plan: NetworkPlan[ComposedOptions]) -> dict[str, str]:
     return chosen
 
 
+def input_dropout(plan: NetworkPlan[ComposedOptions], dropout: float) -> float:
+    """Returns the probability with which a number of a sample is dropped.
+
+    For a linear regression on d standardised numbers and n samples a dropout of p is the penalty n p / (1 - p) of ridge
+    regression (Wager et al. 2013), whose best value is d times the ratio of noise to signal. So where both are equal the
+    dropout is d / (d + n): next to nothing for a table of few columns, in which every number counts. Pixels of images are
+    not counted. Classes do not need the exact numbers.
+
+    Args:
+        plan: of the network.
+        dropout: of its layers.
+    """
+    if plan.options.input_dropout is not None:
+        return plan.options.input_dropout
+    if not plan.regression:
+        return dropout / 2
+    numbers = sum(math.prod(shape) for name, shape in plan.shapes.items() if plan.kinds[name] != IMAGE)
+    return dropout if plan.samples is None else min(dropout, numbers / (numbers + plan.samples))
+
+
 def _build(plan: NetworkPlan[ComposedOptions]) -> tuple[MultimodalNet, dict[str, nn.Module]]:
     options, chosen = plan.options, chosen_encoders(plan)
     sizes = {key.name: getattr(options, key.name) for key in dataclasses.fields(Sizes)}
-    dropout = options.dropout
-    if dropout is None:
-        dropout = REGRESSION_DROPOUT if plan.regression else DROPOUT
-    sizes["dropout"] = dropout
-    if options.input_dropout is None:
-        sizes["input_dropout"] = dropout if plan.regression else dropout / 2
+    if options.dropout is None:
+        sizes["dropout"] = REGRESSION_DROPOUT if plan.regression else DROPOUT
+    sizes["linear_path"] = plan.regression if options.linear_path == AUTO else options.linear_path == ON
+    sizes["input_dropout"] = input_dropout(plan, sizes["dropout"])
     encoders = {
         name: ENCODERS.get(chosen[name]).build(EncoderPlan(shape=shape, kind=plan.kinds[name], **sizes))
         for name, shape in plan.shapes.items()

@@ -25,6 +25,7 @@ class Sizes:
         heads: of attention; they divide both widths.
         dropout: probability.
         input_dropout: probability with which a number of a sample is dropped.
+        linear_path: whether a perceptron has a linear path from its numbers to its features beside its layers.
     """
 
     width: int
@@ -33,6 +34,7 @@ class Sizes:
     heads: int
     dropout: float
     input_dropout: float
+    linear_path: bool
 
 
 @dataclass(frozen=True, kw_only=True)

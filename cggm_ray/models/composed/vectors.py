@@ -19,8 +19,10 @@ class Perceptron(nn.Module):
     """`depth` linear layers with GELU and dropout, with a LayerNorm after the first.
 
     The first layer takes several groups of numbers, each with weights of its own size: a small group counts as much in the
-    beginning as a large one. Where a run standardises its inputs every number is standardised by itself, because features of a
-    sequence have one scale as a whole, but not at every step.
+    beginning as a large one. With a linear path beside the layers the features are a linear function and what the layers add
+    to it (wide and deep, Cheng et al. 2016), and so a network with a linear fusion contains the linear model of all numbers.
+    Where a run standardises its inputs every number is standardised by itself, because features of a sequence have one scale
+    as a whole, but not at every step.
 
     Args:
         inputs: numbers in each group.
@@ -37,12 +39,17 @@ class Perceptron(nn.Module):
         for _ in range(sizes.depth - 1):
             layers += [nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout)]
         self.layers = nn.Sequential(*layers)
+        linears = [nn.Linear(numbers, width, bias=False) for numbers in inputs] if sizes.linear_path else []
+        self.linear = nn.ModuleList(linears)
 
     def forward(self, *groups: Tensor) -> Tensor:
         """Groups of numbers [N, numbers] to features [N, D]."""
         scaled = [scale(numbers) for scale, numbers in zip(self.scales, groups, strict=True)]
-        first = [layer(self.dropout(numbers)) for layer, numbers in zip(self.first, scaled, strict=True)]
+        kept = [self.dropout(numbers) for numbers in scaled]
+        first = [layer(numbers) for layer, numbers in zip(self.first, kept, strict=True)]
         h_ND: Tensor = self.layers(torch.stack(first).sum(0))
+        for layer, numbers in zip(self.linear, kept, strict=False):
+            h_ND = h_ND + layer(numbers)
         return h_ND
 
 
