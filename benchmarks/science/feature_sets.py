@@ -17,6 +17,7 @@ small sets that scikit-learn brings with it; nothing is downloaded. Sets whose s
 | sensors300 | two sequences of 16 steps, one vector, scales 1000, 1 and .01 | 300 training samples |
 | sensors30 | two sequences of 14 steps, scales 50 and .02 | 30 training samples |
 | digits_halves, digits_quarters, wine, breast_cancer, diabetes, iris | groups of columns | few values, other units |
+| friedman, plane | groups of columns | made regressions: five of ten columns count, not linearly; 15 of 40, linearly |
 """
 
 from __future__ import annotations
@@ -122,6 +123,21 @@ def scikit_learn_sets(out: Path) -> dict[str, FeatureSet]:
     return found
 
 
+def made_sets(out: Path) -> dict[str, FeatureSet]:
+    """Writes regressions that scikit-learn makes, with their columns in groups; 60 % train, 20 % validation, 20 % test."""
+    tables = {
+        "friedman": (datasets.make_friedman1(1000, 10, noise=1.0, random_state=7), 2),
+        "plane": (datasets.make_regression(600, 40, n_informative=15, noise=60.0, random_state=7), 3),
+    }
+    found = {}
+    for name, ((values, target), groups) in tables.items():
+        modalities = {f"group{i}": part for i, part in enumerate(np.array_split(values, groups, axis=1))}
+        split = drawn_split(target, (0.2, 0.2), classes=False)
+        entry = grouped(out / f"{name}.npz", modalities, target, split)
+        found[name] = as_regression(entry, "label", 0.01 * float(target[split == "train"].std()))
+    return found
+
+
 def as_regression(entry: FeatureSet, target: str, tolerance: float = 0.01) -> FeatureSet:
     """Returns the entry of a set whose target is a number."""
     at = entry.flags.index("--target") if "--target" in entry.flags else len(entry.flags)
@@ -217,7 +233,7 @@ def build(data: Path, out: Path) -> dict[str, FeatureSet]:
         else:
             print(f"{data / needed} is not there; the sets that are made of it are left out (--data, or CGGM_DATA)")
     found = {name: entry for name, entry in found.items() if Path(entry.path).exists()}
-    found |= scikit_learn_sets(out)
+    found |= scikit_learn_sets(out) | made_sets(out)
     (out / INDEX).write_text(json.dumps({name: asdict(entry) for name, entry in found.items()}, indent=1))
     return found
 

@@ -223,7 +223,8 @@ def network_plan(config: Config, dataset: Dataset, manifest: Manifest, modalitie
         kinds=dataset.kinds(manifest, modalities),
         outputs=task.outputs,
         regression=isinstance(task, Regression),
-        samples=manifest.rows("train"),
+        # New data to predict have no training split.
+        samples=manifest.rows("train") if "train" in manifest.splits else None,
         sizes=config.model,
         options=config.network_options(config.model.network or dataset.network),
     )
