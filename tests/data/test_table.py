@@ -285,6 +285,14 @@ def test_what_a_csv_may_look_like(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.sort(prices), np.arange(30) + 0.25)
 
 
+def test_a_csv_without_a_header(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("".join(f"a word or {n + 5},{n},{'xy'[n % 2]}\n" for n in range(30)))
+    names = ("title", "size", "kind")
+    manifest, splits = converted(table_config(tmp_path, tmp_path / "t.csv", target="kind", column_names=names))
+    assert list(manifest.notes["columns"]) == ["title", "size"]
+    assert sum(map(len, splits.values())) == 30
+
+
 def test_options_that_change_numbers_make_other_shards(tmp_path: Path) -> None:
     path = as_csv(tmp_path, small())
     for changes in ({}, {"skip_bad": 3}, {"text_features": 7}, {"split_seed": 5}):

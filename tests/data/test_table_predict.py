@@ -137,7 +137,7 @@ def test_what_is_refused(tmp_path: Path, options: dict[str, object], expected: s
     [
         ("t.csv", b"", "the file is empty; expected a header"),
         ("t.csv", b"a,b\n", "found no row; expected at least one"),
-        ("t.csv", b"a,label\n1,x\n2,y,z\n", "t.csv, row 2: found 3 columns; expected 2 as in the header, '2,y,z'"),
+        ("t.csv", b"a,label\n1,x\n2,y,z\n", "t.csv, row 2: found 3 columns; expected 2 as in the first row, '2,y,z'"),
         ("t.csv", b"a,a,label\n1,2,x\n", "found the column 'a' twice in the header"),
         ("t.csv", b"a,label\n1,\n2,\n", "target label: has no value; expected one in every row"),
         ("t.csv", b"a,label\n" + b"1,x\n2,x\n" * 30, "found 1 class, x; expected at least two"),

@@ -8,6 +8,7 @@ Cases that other tests have by a table are taken from there; the rest are here.
 from __future__ import annotations
 
 import contextlib
+import csv
 import functools
 import io
 import json
@@ -59,6 +60,7 @@ from cggm_ray.data.datasets.brats.brats import BratsOptions
 from cggm_ray.data.datasets.features import FeatureOptions
 from cggm_ray.data.datasets.food101.food101_options import Food101Options
 from cggm_ray.data.datasets.iemocap import IemocapOptions
+from cggm_ray.data.datasets.table.options import TableOptions
 from cggm_ray.engine.configuration import Config
 from cggm_ray.models.settings import ModelConfig
 from conftest import SMALL, small_set, write_pickle
@@ -103,6 +105,7 @@ RECIPES = {
     "food101": Config(model=TINY, options=Food101Options(text_length=6)).replace({"dataset": "food101"}),
     "brats": Config(options=BratsOptions(crop=16)).replace({"dataset": "brats"}),
     "features": Config(model=TINY, options=FeatureOptions()).replace({"dataset": "features"}),
+    "table": Config(options=TableOptions()).replace({"dataset": "table"}),
 }
 
 
@@ -162,6 +165,30 @@ def features(row: tuple[Any, ...]) -> Callable[[Path], list[str]]:
         ]
         more = [] if modalities is None else ["--modalities", modalities]
         return given(as_npz(folder, content), *flags, *more)
+
+    return prepare
+
+
+def product_table(change: dict[str, object], *flags: str) -> Callable[[Path], list[str]]:
+    """A CSV of twelve products, with other cells in the third row."""
+
+    def prepare(folder: Path) -> list[str]:
+        rows = [
+            {
+                "title": f"a thing {n}",
+                "price": 10 + n,
+                "photo": "",
+                "part": ("train", "valid", "test")[n % 3],
+                "label": "ab"[n % 2],
+            }
+            for n in range(12)
+        ]
+        rows[2] |= change
+        with (folder / "t.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        return given(folder / "t.csv", *flags)
 
     return prepare
 
@@ -298,6 +325,25 @@ OWN: dict[str, dict[str, Callable[[Path], list[str]]]] = {
             *("--modalities", "age", "--modulation", "none"),
         ],
         "parquet: a broken copy": lambda folder: (cut(as_parquet(folder, arrays())), given(folder / "f.parquet"))[1],
+    },
+    "table": {
+        "a target that is missing": product_table({}, "--target", "category"),
+        "a number that is none": product_table({"price": "12,50"}),
+        "a column that is none": product_table({}, "--column", "prize=numeric"),
+        "a kind that does not exist": product_table({}, "--column", "price=nummeric"),
+        "an image that is not there": product_table({"photo": "photos/9.jpg"}),
+        "an image outside of the folder": product_table({"photo": "../secret.jpg"}),
+        "an image that is none": product_table({"photo": "t.csv"}, "--column", "photo=image"),
+        "a split that is none": product_table({"part": "rest"}, "--split_column", "part"),
+        "a class for every row": product_table({}, "--target", "title"),
+        "a delimiter outside of quotes": raw_file("t.csv", b"title,label\na shirt,shirt\na shoe, red,shoe\n"),
+        "a column that is there twice": raw_file("t.csv", b"a,a,label\n1,2,x\n"),
+        "a line that is no JSON": raw_file("t.jsonl", b'{"a": 1, "label": "x"}\n{"a": 2'),
+        "lists of several lengths": raw_file(
+            "t.jsonl",
+            b'{"a": [1, 2], "label": "x"}\n{"a": [1, 3], "label": "y"}\n' * 10 + b'{"a": [1], "label": "y"}\n',
+        ),
+        "a workbook": raw_file("t.xlsx", b"PK\x03\x04"),
     },
     "configuration": {
         "an unknown key": yaml_file("config", "bath_size: 3"),

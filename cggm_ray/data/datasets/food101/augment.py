@@ -111,19 +111,32 @@ def resized(path: Path | io.BytesIO, size: int, bits: int | None = None, upright
     Raises:
         OSError, ValueError, SyntaxError: what Pillow raises for a file that it cannot read.
     """
-    images, operations = _pillow("Image"), _pillow("ImageOps")
+    images = _pillow("Image")
 
     with open_image(path) as image, image_memory(image):
         # Pillow itself turns a TIFF while it is decoded, so its orientation is read after that.
         image.load()
         pixels = eight_bits(image, bits) if is_wide(image) else image
-        if upright and (orientation := _orientation(image)) > 1:
-            pixels = pixels.convert("RGB")
-            # Only the number is copied, because rewriting damaged EXIF data can fail.
-            pixels.getexif().clear()
-            pixels.getexif()[_ORIENTATION] = orientation
-            pixels = operations.exif_transpose(pixels)
+        if upright:
+            pixels = upright_image(pixels.convert("RGB"), image)
         return np.asarray(pixels.convert("RGB").resize((size, size), images.Resampling.BILINEAR))
+
+
+def upright_image(pixels: Image, image: Image) -> Image:
+    """Returns pixels turned as the EXIF data of their image say.
+
+    Args:
+        pixels: in RGB.
+        image: that they come from, decoded.
+    """
+    orientation = _orientation(image)
+    if orientation == 1:
+        return pixels
+    # Only the number is copied, because rewriting damaged EXIF data can fail.
+    pixels.getexif().clear()
+    pixels.getexif()[_ORIENTATION] = orientation
+    turned: Image = _pillow("ImageOps").exif_transpose(pixels)
+    return turned
 
 
 def _pillow(module: str) -> Any:

@@ -120,9 +120,11 @@ class Rows:
     def check_column(self, what: str, name: str) -> None:
         """Raises a DataError where a column that an option names does not exist; the message lists the columns."""
         if name not in self.table.column_names:
+            csv = self.places.files[0].suffix.lower() in (".csv", ".tsv", ".txt") and what == "target"
+            hint = " (--column_names names those of a file without a header)" if csv else ""
             raise DataError(
                 f"{self.where}: {what} {name!r} is missing{nearest(name, self.table.column_names)}; found the columns "
-                f"{listed(self.table.column_names)}"
+                f"{listed(self.table.column_names)}{hint}"
             )
 
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from cggm_ray.core.errors import DataError, listed
 from cggm_ray.core.kinds import IMAGE, SEQUENCE
 from cggm_ray.core.optional import check_installed
-from cggm_ray.data.datasets.food101.augment import inspect_image, resized
+from cggm_ray.data.datasets.food101.augment import image_remarks, inspect_image, resized, upright_image
 from cggm_ray.data.datasets.food101.food101_records import ImageFinder
 from cggm_ray.data.datasets.food101.lists import IMAGE_SUFFIXES
 from cggm_ray.data.datasets.table.cells import Cells, is_media, is_text
@@ -76,6 +76,8 @@ class Image(ColumnKind):
             row: image.problem for row, image in enumerate(looked) if image is not None and image.problem is not None
         }
         self._allow(cells, bad, context)
+        about = image_remarks([image for image in looked if image is not None], upright=True)
+        context.remarks.extend(line for line in about if line not in context.remarks)
         whole = [None if row in bad else one for row, one in enumerate(found)]
         return pa.array(whole, pa.binary() if any(isinstance(one, bytes) for one in whole) else pa.string())
 
@@ -95,7 +97,7 @@ class Image(ColumnKind):
         pixels = np.zeros((len(cells), size, size, 3), np.float16)
         for row, one in enumerate(cells.to_pylist()):
             if one is not None:
-                pixels[row] = _decoded(one, lambda source: resized(source, size).astype(np.float32) / 255)
+                pixels[row] = _decoded(one, lambda source: resized(source, size, upright=True).astype(np.float32) / 255)
         return pixels
 
     def about(self, state: State) -> str:
@@ -157,7 +159,8 @@ def colours(source: Path | io.BytesIO) -> np.ndarray:
     """
     with open_image(source) as image, image_memory(image):
         image.load()
-        return np.asarray((eight_bits(image) if is_wide(image) else image).convert("RGB"))
+        pixels = (eight_bits(image) if is_wide(image) else image).convert("RGB")
+        return np.asarray(upright_image(pixels, image))
 
 
 def _decoded(one: str | bytes, read: Callable[[Path | io.BytesIO], Any]) -> Any:

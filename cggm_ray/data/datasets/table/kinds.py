@@ -34,6 +34,7 @@ class Context:
         shard_root: folder of all sets, where checksums are kept.
         no_cuda: stay on the CPU.
         bad: messages about media that cannot be read and count as missing; kinds add to it.
+        remarks: lines for the user about the data; kinds add to it.
     """
 
     options: TableOptions
@@ -41,6 +42,7 @@ class Context:
     shard_root: Path
     no_cuda: bool
     bad: list[str]
+    remarks: list[str]
 
 
 class Facts:

@@ -48,6 +48,7 @@ class TableOptions(DatasetOptions):
     encoding: str | None = option(
         None, "of a CSV or JSON file; default UTF-8 or what its byte order mark says, else Windows-1252"
     )
+    column_names: tuple[str, ...] | None = option(None, "names of the columns of a CSV without a header")
     decimal: str = option(".", "decimal point of numbers in texts, . or ,")
     missing_values: tuple[str, ...] = option(
         MISSING, "texts that mean that a cell is missing; an empty cell always does"
@@ -96,6 +97,8 @@ class TableOptions(DatasetOptions):
             raise UsageError(
                 "group_column: given together with split_column, which says the splits; leave one of them out"
             )
+        if self.column_names is not None and len(set(self.column_names)) < len(self.column_names):
+            raise UsageError(f"column_names: found {', '.join(self.column_names)}; expected every name once")
         self.kinds()
         self.groups()
 

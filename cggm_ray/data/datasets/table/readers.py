@@ -58,6 +58,11 @@ def _csv(path: Path, options: TableOptions) -> tuple[pa.Table, str]:
         header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), None)
     if not header:
         raise DataError(f"{path}: the file is empty; expected a header with the names of the columns, and rows")
+    given = options.column_names
+    if given is not None and len(given) != len(header):
+        raise DataError(f"{path}: found {len(header)} columns in the first row; expected {len(given)}, {listed(given)}")
+    if given is not None:
+        header = list(given)
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)
         raise DataError(f"{path}: found the column {short_repr(twice)} twice in the header; expected every column once")
@@ -73,7 +78,11 @@ def _csv(path: Path, options: TableOptions) -> tuple[pa.Table, str]:
             table = pyarrow.csv.read_csv(
                 pa.BufferReader(content),
                 # One block, so that no cell is cut and rows are counted.
-                pyarrow.csv.ReadOptions(use_threads=False, block_size=max(2**20, len(content) + 1)),
+                pyarrow.csv.ReadOptions(
+                    use_threads=False,
+                    block_size=max(2**20, len(content) + 1),
+                    column_names=None if given is None else header,
+                ),
                 pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=refuse),
                 pyarrow.csv.ConvertOptions(
                     column_types=dict.fromkeys(header, pa.string()), null_values=[], strings_can_be_null=False
@@ -82,9 +91,10 @@ def _csv(path: Path, options: TableOptions) -> tuple[pa.Table, str]:
     except DataError:
         if not wrong:
             raise
+        row = wrong[0].number - (given is None)
         raise DataError(
-            f"{path}, row {wrong[0].number - 1}: found {wrong[0].actual_columns} columns; expected {len(header)} as in the "
-            f"header, {short_repr(wrong[0].text)} (a text with delimiters needs quotes)"
+            f"{path}, row {row}: found {wrong[0].actual_columns} columns; expected {len(header)} as "
+            f"in the first row, {short_repr(wrong[0].text)} (a text with delimiters needs quotes)"
         ) from None
     names = [name.strip() or f"Unnamed: {number}" for number, name in enumerate(header)]
     shown = _NAMES.get(delimiter, repr(delimiter))

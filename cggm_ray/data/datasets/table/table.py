@@ -135,7 +135,8 @@ class Table(Dataset):
             f"target: {target}",
             *column_lines(schema, columns, missing),
             *remarks,
-            *context.bad,
+            *(f"missing: {line}" for line in context.bad),
+            *context.remarks,
             f"rows: {', '.join(f'{split} {len(rows)}' for split, rows in splits.items())}, {how}",
         ]
         bytes_of = None
@@ -214,6 +215,7 @@ class Table(Dataset):
             shard_root=self.settings.shard_root,
             no_cuda=self.settings.no_cuda,
             bad=[],
+            remarks=[],
         )
         return self._files
 
