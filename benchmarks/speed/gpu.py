@@ -15,6 +15,7 @@ part that fails or hangs says so in one line and the next one starts. The file i
     resume          ten steps against five, a checkpoint and five more, by bits
     data parallel   DistributedDataParallel in a process group of one (NCCL) against the bare step, by bits
     commands        train, continue, verify, predict and export on the data of --data
+    recorded runs   whole runs with recorded and with eager steps, by bits; BraTS
     brats           BraTS at 160 x 160 in bf16, with its share of the card's peak and its memory
     compiled        milliseconds of a compiled step, and how long compiling takes
 """
@@ -44,6 +45,7 @@ SECONDS = {
     "resume": 40,
     "data parallel": 30,
     "commands": 120,
+    "recorded runs": 75,
     "brats": 60,
     "compiled": 120,
 }
@@ -80,6 +82,7 @@ def parts() -> dict[str, Callable[..., None]]:
         "resume": gpu_checks.resume,
         "data parallel": gpu_checks.data_parallel_alone,
         "commands": gpu_checks.commands,
+        "recorded runs": gpu_checks.recorded_runs,
         "brats": gpu_times.brats,
         "compiled": gpu_times.compiled,
     }

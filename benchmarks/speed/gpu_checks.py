@@ -59,7 +59,6 @@ def agreement(where: Where, results: Results) -> None:
 
     Values are the largest relative difference of loss and gradient norm.
     """
-    torch.backends.cudnn.allow_tf32 = False
     for name, steps in (("mosi", 4), ("brats", 2)):
         problem = where.problem(name, **(BRATS_SMALL if name == "brats" else {"batch": 8}))
         for label, settings in serving(problem):
@@ -67,59 +66,86 @@ def agreement(where: Where, results: Results) -> None:
                 continue
             options = settings | (NO_DROPOUT | {"nlevels": 3} if name == "mosi" else {})
             try:
-                results[f"{name} {label} float64"] = _difference(where, problem, options, steps, torch.float64)
+                there, here = (
+                    _rows(problem, options, steps, torch.float64, device) for device in (where.device, "cpu")
+                )
+                results[f"{name} {label} float64"] = _largest(there, here)
             except Exception as error:
                 results[f"{name} {label} float64"] = first_line(error)
     for label in ("none", "cggm"):
-        steps = 3 if where.tiny else 50
+        steps = 3 if where.tiny else 20
         settings = STRATEGIES[label] | NO_DROPOUT | {"nlevels": 3}
-        results[f"mosi {label} float32, {steps} steps"] = _difference(
-            where, where.problem("mosi"), settings, steps, torch.float32
+        exact, single, other = (
+            _rows(where.problem("mosi"), settings, steps, dtype, device)
+            for dtype, device in (
+                (torch.float64, "cpu"),
+                (torch.float32, "cpu"),
+                (torch.float32, where.device),
+            )
         )
+        results[f"mosi {label} float32, {steps} steps"] = _largest(other, single)
+        results[f"mosi {label} float32 and 64 on the CPU"] = _largest(single, exact)
 
 
-def _difference(where: Where, problem: Problem, settings: Mapping[str, Any], steps: int, dtype: torch.dtype) -> float:
-    """Returns the largest relative difference between the CPU and the device, of losses and gradient norms."""
-    seen = []
-    for device in ("cpu", where.device):
-        step = product(problem, settings, None, device, dtype, dropout=False)
-        rows = []
-        for number in range(steps):
-            torch.manual_seed(number)
-            values = step()
-            rows.append(torch.stack([values["loss"].double().cpu(), values["gradient_norm"].double().cpu()]))
-        seen.append(torch.stack(rows))
-    return float(((seen[0] - seen[1]).abs() / seen[0].abs()).max())
+def _rows(problem: Problem, settings: Mapping[str, Any], steps: int, dtype: torch.dtype, device: str) -> torch.Tensor:
+    """Returns loss and gradient norm of some steps without dropout, [steps, 2]."""
+    step = product(problem, settings, None, device, dtype, dropout=False)
+    rows = []
+    for _ in range(steps):
+        values = step()
+        rows.append(torch.stack([values["loss"].double().cpu(), values["gradient_norm"].double().cpu()]))
+    return torch.stack(rows)
+
+
+def _largest(rows: torch.Tensor, reference: torch.Tensor) -> float:
+    """Returns the largest relative difference."""
+    return float(((rows - reference).abs() / reference.abs()).max())
 
 
 def graph(where: Where, results: Results) -> None:
-    """Recorded steps against eager ones with dropout, full batches and a smaller one by turns: the bits of all weights."""
-    for name in PROBLEMS:
-        problem = where.problem(name, **(BRATS_SMALL if name == "brats" else {"batch": 8}))
+    """Recorded steps against eager ones with dropout, full batches and a smaller one by turns: the bits of all weights.
+
+    With deterministic operations, because two eager runs are not equal without them.
+    """
+    make_deterministic()
+    # Every strategy once; images have other networks and losses.
+    seen: set[str] = set()
+    for name in ("mosi", "iemocap", "brats"):
+        changes = BRATS_SMALL if name == "brats" else {"batch": 8}
+        problem = where.problem(name, **changes)
         for label, settings in serving(problem):
-            key = f"{name} {label}"
+            if label in seen and not (name == "brats" and label in ("none", "cggm", "cggm-released", "mmpareto")):
+                continue
+            seen.add(label)
+            options = settings | ({} if name == "brats" else {"nlevels": 3})
             try:
-                weights, spent = [], []
-                for kind in where.kinds:
-                    step = product(problem, settings, None, where.device)
-                    if kind == "graph" and step.state.strategy.against_graph:
-                        raise NotImplementedError(step.state.strategy.against_graph)
-                    take, small = step.taking(kind), step.batch.split(2)[0]
-                    for number in range(8):
-                        seed_all(number)
-                        take(small if number % 4 == 3 else step.batch)
-                    where.synchronise()
-                    start = time.perf_counter()
-                    for number in range(3):
-                        seed_all(number)
-                        take(step.batch)
-                    where.synchronise()
-                    spent.append((time.perf_counter() - start) / 3e-3)
-                    weights.append({**step.state.net.state_dict(), **_tensors(step.state.strategy.state_dict())})
-                equal = all(torch.equal(value, weights[-1][entry]) for entry, value in weights[0].items())
-                results[key] = f"{BOOLEAN[equal]}; {' against '.join(f'{ms:.1f}' for ms in spent)} ms"
+                results[f"{name} {label}"] = _recorded_and_eager(where, problem, options)
             except Exception as error:
-                results[key] = first_line(error)
+                results[f"{name} {label}"] = first_line(error)
+
+
+def _recorded_and_eager(where: Where, problem: Problem, settings: Mapping[str, Any]) -> str:
+    """Returns whether eight steps of both kinds have the same bits, and the milliseconds of both."""
+    weights, spent = [], []
+    for kind in where.kinds:
+        step = product(problem, settings, None, where.device)
+        if kind == "graph" and step.state.strategy.against_graph:
+            return f"not recorded: {step.state.strategy.against_graph}"
+        take, small = step.taking(kind), step.batch.split(2)[0]
+        for number in range(8):
+            seed_all(number)
+            take(small if number % 4 == 3 else step.batch)
+        where.synchronise()
+        weights.append({**step.state.net.state_dict(), **_tensors(step.state.strategy.state_dict())})
+        weights[-1] = {name: value.clone() for name, value in weights[-1].items()}
+        start = time.perf_counter()
+        for _ in range(3):
+            take(step.batch)
+        where.synchronise()
+        spent.append((time.perf_counter() - start) / 3e-3)
+    different = [name for name, value in weights[0].items() if not torch.equal(value, weights[-1][name])]
+    found = f"{len(different)} of {len(weights[0])} tensors differ, {different[0]}" if different else "equal"
+    return f"{found}; {' against '.join(f'{ms:.1f}' for ms in spent)} ms"
 
 
 def _tensors(values: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -185,58 +211,83 @@ def _steps(step: Product, kind: str, first: int, end: int) -> None:
 
 def commands(where: Where, results: Results) -> None:
     """The commands of a person on real data: train, continue, predict, verify, export; then the same run on the CPU."""
-    if where.data is None:
-        results["commands"] = "left out: no --data"
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        common = ["--local", "--storage_path", f"{folder}/runs", "--shard_path", f"{folder}/shards"]
-        mosi = ["train", "mosi", "--data_path", f"{where.data}/mosi/mosi_data_noalign.pkl", *common, "--name", "run"]
-        small = ["--nlevels", "3", "--num_heads", "2", "--proj_dim", "8", "--cls_layers", "1"] if where.tiny else []
-        cases: dict[str, list[str]] = {
-            "train mosi, 1 epoch": [*mosi, *small, "--num_epochs", "1"],
-            "train mosi, to 3 epochs": [*mosi, *small, "--num_epochs", "3", "--allow_config_change"],
-            "verify": ["verify", f"{folder}/runs/run"],
-            "predict": [
-                *("predict", f"{folder}/runs/run", "--data_path", f"{where.data}/mosi/mosi_data_noalign.pkl"),
-                *("--out", f"{folder}/predictions.parquet"),
-            ],
-            "export": ["export", f"{folder}/runs/run"],
-            "train mosi on the CPU": [*mosi[:-1], "cpu", *small, "--num_epochs", "1", "--no_cuda"],
-            "train brats": [
-                *("train", "brats", "--data_path", f"{where.data}/brats/small", *common, "--name", "brats"),
-                *(
-                    "--num_epochs",
-                    "1",
-                    "--backbone",
-                    "resnet18",
-                    "--crop",
-                    "32",
-                    "--batch_size",
-                    "4",
-                    "--warmup_epochs",
-                    "0",
-                ),
-            ],
-            "train mosi with compile": [*mosi[:-1], "compiled", *small, "--num_epochs", "2", "--compile"],
-        }
-        for label, arguments in cases.items():
-            if where.left() < 15:
-                results[label] = "left out: no time"
-                continue
-            start = time.perf_counter()
-            try:
-                done = subprocess.run(
-                    [sys.executable, "-m", "cggm_ray", *arguments],
-                    check=False,
-                    capture_output=True,
-                    text=True,
-                    cwd=folder,
-                    env={**os.environ, "PYTHONPATH": str(ROOT)},
-                    timeout=where.left(),
-                )
-            except subprocess.TimeoutExpired:
-                results[label] = "out of time"
-                continue
-            lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
-            last = f"; {lines[-1][:300]}" if lines and done.returncode else ""
-            results[label] = f"exit code {done.returncode}, {time.perf_counter() - start:.1f} s{last}"
+    with _Commands(where, results) as command:
+        data = f"{where.data}/mosi/mosi_data_noalign.pkl"
+        run = f"{command.folder}/runs/run"
+        command("train mosi, 1 epoch", *command.mosi("run"), "--num_epochs", "1")
+        command("train mosi, to 3 epochs", *command.mosi("run"), "--num_epochs", "3", "--allow_config_change")
+        command("verify", "verify", run)
+        command("predict", "predict", run, "--data_path", data, "--out", f"{command.folder}/predictions.parquet")
+        command("export", "export", run)
+        command("train mosi on the CPU", *command.mosi("cpu"), "--num_epochs", "1", "--no_cuda")
+        command("train mosi with compile", *command.mosi("compiled"), "--num_epochs", "2", "--compile")
+
+
+def recorded_runs(where: Where, results: Results) -> None:
+    """Whole runs: BraTS, and MOSI with recorded and with eager steps, whose weights and logs must have the same bits."""
+    with _Commands(where, results) as command:
+        kinds = ("eager", where.kinds[-1])
+        for number, kind in enumerate(kinds):
+            flags = ["--num_epochs", "2", "--deterministic", "--step", kind]
+            command(f"train mosi, {number}: {kind}", *command.mosi(f"run{number}"), *flags)
+        files = [Path(command.folder) / "runs" / f"run{number}" / "best" / "model.safetensors" for number in range(2)]
+        if all(file.exists() for file in files):
+            results["best weights"] = BOOLEAN[files[0].read_bytes() == files[1].read_bytes()]
+        brats = ["train", "brats", "--data_path", f"{where.data}/brats/small", *command.common, "--name", "brats"]
+        brats += ["--num_epochs", "1", "--backbone", "resnet18", "--crop", "32", "--batch_size", "4"]
+        command("train brats", *brats, "--warmup_epochs", "0", "--report", "false")
+
+
+class _Commands:
+    """Runs commands in a folder of their own, while there is time.
+
+    Args:
+        where: that they run.
+        results: get a line for each.
+    """
+
+    def __init__(self, where: Where, results: Results) -> None:
+        self._where, self._results = where, results
+        self._temporary = tempfile.TemporaryDirectory()
+
+    def __enter__(self) -> _Commands:
+        self.folder = self._temporary.__enter__()
+        self.common = ["--local", "--storage_path", f"{self.folder}/runs", "--shard_path", f"{self.folder}/shards"]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._temporary.cleanup()
+
+    def mosi(self, name: str) -> list[str]:
+        """Returns the flags of a run on MOSI."""
+        sizes = (
+            ["--nlevels", "3", "--num_heads", "2", "--proj_dim", "8", "--cls_layers", "1"] if self._where.tiny else []
+        )
+        data = f"{self._where.data}/mosi/mosi_data_noalign.pkl"
+        return ["train", "mosi", "--data_path", data, *self.common, "--name", name, *sizes]
+
+    def __call__(self, label: str, *arguments: str) -> None:
+        """Runs a command of the package, and notes exit code, seconds, and the last line of one that fails."""
+        if self._where.data is None or self._where.left() < 12:
+            self._results[label] = "left out: no --data" if self._where.data is None else "left out: no time"
+            return
+        start = time.perf_counter()
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "cggm_ray", *arguments],
+                check=False,
+                capture_output=True,
+                text=True,
+                cwd=self.folder,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                timeout=self._where.left(),
+            )
+        except subprocess.TimeoutExpired:
+            self._results[label] = "out of time"
+            return
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        last = f"; {lines[-1][:300]}" if lines and done.returncode else ""
+        said = [line for line in done.stdout.splitlines() if line.startswith("a step is ")]
+        self._results[label] = (
+            f"exit code {done.returncode}, {time.perf_counter() - start:.1f} s{last} {' '.join(said)}"
+        )

@@ -13,6 +13,7 @@ import torch
 from naive import NaiveConfig, NaiveStep
 from torch import Tensor, nn
 
+from cggm_ray.core.arithmetic import choose_arithmetic
 from cggm_ray.core.batch import Batch
 from cggm_ray.engine import assembly
 from cggm_ray.engine.configuration import Config
@@ -175,6 +176,7 @@ def product(
     net = net if change is None else change(net, guides)
     if config.train.compile:
         compile_parts(net, guides, torch.device(device))
+    choose_arithmetic(tf32=config.train.precision == "tf32", benchmark=config.train.cudnn_benchmark)
     runtime = LocalRuntime(Path("unused"), config.run)
     fresh = ({name: problem.networks(config)[0].encoders[name] for name in problem.shapes}, {})
     with (
@@ -185,7 +187,7 @@ def product(
     if dtype == torch.float64:
         for module in (state.net, state.strategy):
             module.double()
-    for part in state.net.modules() if not dropout else ():
+    for part in () if dropout else [*state.net.modules(), *state.strategy.modules()]:
         if isinstance(part, nn.Dropout):
             part.p = 0.0
     step = TrainingStep(state.net, state.strategy, config.train.precision).train()

@@ -9,6 +9,7 @@ of the strategy), a strategy says what its decisions depend on (`Strategy.branch
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cggm_ray.core.batch import Batch
+from cggm_ray.core.errors import TrainingError
 from cggm_ray.engine.settings import TrainConfig
 from cggm_ray.engine.state import TrainState
 from cggm_ray.models.registry import NETWORKS
@@ -45,8 +47,21 @@ class Recorder(Protocol):
 def record_cuda_graph(function: Callable[[], Values]) -> tuple[Values, Callable[[], None]]:
     """Records a CUDA graph of its own memory; the function runs once on the host and not yet on the device."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        values = function()
+    # An older graph that the collector of Python finds meanwhile would give its memory back, which ends the recording.
+    gc.collect()
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with torch.cuda.graph(graph):
+            values = function()
+    except RuntimeError as error:
+        # The error of the operation itself comes before that of the recording that it ended.
+        cause = error.__context__ or error
+        reason = " ".join(str(cause).split())[:300]
+        raise TrainingError(f"step: it cannot be recorded as a CUDA graph, take --step eager: {reason}") from error
+    finally:
+        if collects:
+            gc.enable()
     return values, graph.replay
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from cggm_ray.core.arithmetic import choose_arithmetic
 from cggm_ray.core.seeding import derive_seed, make_deterministic
 from cggm_ray.data.dataset import Dataset
 from cggm_ray.data.loading.split import Split
@@ -66,6 +67,7 @@ def open_training(config: Config, shards: Path, runtime: Runtime, folder: Path) 
         DataError: the shards are gone or damaged.
         TrainingError: the checkpoint cannot be used.
     """
+    choose_arithmetic(tf32=config.train.precision == "tf32", benchmark=config.train.cudnn_benchmark)
     if config.train.deterministic:
         make_deterministic()
     manifest = open_manifest(shards)

@@ -182,12 +182,21 @@ class LocalRuntime(GroupRuntime):
         device = torch.device("cpu")
         if torch.cuda.is_available() and not config.no_cuda:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            if device.index >= torch.cuda.device_count():
+                raise UsageError(
+                    f"LOCAL_RANK: found {device.index} and {torch.cuda.device_count()} GPUs on this machine; expected at most "
+                    "one process per GPU, or --no_cuda"
+                )
             torch.cuda.set_device(device)
         if config.cpus_per_worker is not None:
             torch.set_num_threads(config.cpus_per_worker)
         if world_size > 1 and not dist.is_initialized():
+            # NCCL opens its connections at once where it knows the device, and not within the first step.
+            on_gpu = device.type == "cuda"
             dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=config.collective_timeout)
+                "nccl" if on_gpu else "gloo",
+                timeout=timedelta(seconds=config.collective_timeout),
+                device_id=device if on_gpu else None,
             )
         self.stop_request = stop_request or StopRequest()
         # A single process checks its flag after every step; several processes compare theirs about once a second.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from cggm_ray.config.fields import at_least, check, one_of, option
 from cggm_ray.core.errors import UsageError
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16")
 
 
 ON_NONFINITE = ("stop", "skip")
@@ -48,7 +48,16 @@ class TrainConfig:
         False, "of several epochs with the best validation metric keep the last, not the first one"
     )
     patience: int | None = option(None, "stop after so many epochs without a better validation metric", resume=True)
-    precision: str = option("fp32", "fp32, or bf16 for autocast", resume=True)
+    precision: str = option(
+        "fp32",
+        "fp32; tf32 for single precision whose products an NVIDIA GPU rounds to 10 bits; bf16 for autocast",
+        resume=True,
+    )
+    cudnn_benchmark: bool = option(
+        False,
+        "on a GPU let cuDNN time its convolutions first; the last bits of two runs may then differ",
+        resume=True,
+    )
     accumulate: int = option(
         1,
         "parts in which a worker takes its share of a batch, to save memory; more than 1 adds a forward pass",
@@ -92,6 +101,8 @@ class TrainConfig:
         at_least(self, "seed", 0)
         one_of(self, "precision", PRECISIONS)
         one_of(self, "step", STEPS)
+        if self.deterministic and self.cudnn_benchmark:
+            raise UsageError("cudnn_benchmark: given together with deterministic; expected one of them")
 
     @property
     def in_steps(self) -> bool:
