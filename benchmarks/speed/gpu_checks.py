@@ -122,6 +122,10 @@ def graph(where: Where, results: Results) -> None:
                 results[f"{name} {label}"] = _recorded_and_eager(where, problem, options)
             except Exception as error:
                 results[f"{name} {label}"] = first_line(error)
+                if where.device == "cuda":
+                    # A recording that failed leaves the generator in its midst.
+                    fresh = torch.Generator("cuda").graphsafe_get_state()
+                    torch.cuda.default_generators[0].graphsafe_set_state(fresh)
 
 
 def _recorded_and_eager(where: Where, problem: Problem, settings: Mapping[str, Any]) -> str:
