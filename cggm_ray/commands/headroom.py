@@ -103,6 +103,9 @@ def measured(config: Config, folder: Path, finished: Sequence[Finished]) -> Head
         CggmError: the data or a run cannot be read, or the storage failed.
     """
     end = time.monotonic() + config.run.headroom_seconds
+    task = build_dataset(finished[0].config).task(open_manifest(finished[0].shards))
+    if task.values > 1:
+        raise UsageError("headroom: samples have several labels; expected one target of each")
 
     def late() -> bool:
         return time.monotonic() > end
@@ -120,8 +123,6 @@ def measured(config: Config, folder: Path, finished: Sequence[Finished]) -> Head
         if record.status != FINISHED:
             why = record.error if record.status == FAILED else "time was up (--headroom_seconds)"
             notes.append(f"{part.trial.name} is missing: {why}")
-    first = finished[0]
-    task = build_dataset(first.config).task(open_manifest(first.shards))
     metric = config.train.select or task.selection[0]
     runs, groups = Runs(task, metric), [group_of(one, planned) for one in finished]
     singles, together, said = network_rows(groups, runs, task)

@@ -19,6 +19,7 @@ from cggm_ray.engine.evaluation import Predictions, evaluate, write_predictions
 from cggm_ray.engine.runtime import Record, numbers
 from cggm_ray.runs.finished import FinishedRun, open_finished, open_new, read_run
 from cggm_ray.storage.files import whole_file, write_folder
+from cggm_ray.tasks import Classification
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,7 @@ def predict_values(run: FinishedRun, folder: Path, split: str, out: Path, worker
     """Writes the parquet file of a run whose prediction for a sample is a vector."""
     samples = run.split(split)
     if workers is None:
-        collected = Predictions.empty(len(samples), run.task.outputs)
+        collected = Predictions.empty(len(samples), run.task)
         evaluate(run.config.train, run.net, run.task, samples, run.runtime, collected)
     else:
         from cggm_ray.distributed.data.predict import predict_on_ray
@@ -102,7 +103,8 @@ def predict_values(run: FinishedRun, folder: Path, split: str, out: Path, worker
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(out) as partial:
-            write_predictions(partial, samples.names, collected, run.dataset.class_names(run.trained))
+            names = [getattr(run.dataset, which)(run.trained) for which in ("class_names", "label_names")]
+            write_predictions(partial, samples.names, collected, *names)
     except OSError as error:
         raise StorageError(f"{out} cannot be written: {error.strerror}") from None
     return Predicted(
@@ -171,8 +173,9 @@ def metrics_of(run: FinishedRun, collected: Predictions) -> dict[str, float]:
     """Returns loss and metrics of the predictions [samples, C] that have a label; the dict is empty if none has."""
     if not bool(collected.labelled.any()):
         return {}
-    target = collected.target[collected.labelled, 0]
-    target = target.long() if run.task.outputs > 1 else target.float()
+    target = collected.target[collected.labelled]
+    target = target if run.task.values > 1 else target[:, 0]
+    target = target.long() if isinstance(run.task, Classification) else target.float()
     logits = collected.logits[collected.labelled].float()
     state = run.task.metrics()
     state.update(logits, Batch.of_loop(target))

@@ -32,7 +32,7 @@ from cggm_ray.data.shards.shards import (
 from cggm_ray.data.shards.sources import describe_sources
 from cggm_ray.data.shards.specs import table_specs
 from cggm_ray.data.split_names import SPLITS as SPLITS
-from cggm_ray.tasks import Classification, Task
+from cggm_ray.tasks import Classification, MultiLabel, Task
 
 if TYPE_CHECKING:
     pass
@@ -203,6 +203,17 @@ class Dataset(ABC):
         """
         task = self.task(manifest)
         if not isinstance(task, Classification):
+            return None
+        names = manifest.notes.get("classes")
+        return tuple(map(str, range(task.outputs) if names is None else names))
+
+    def label_names(self, manifest: Manifest) -> tuple[str, ...] | None:
+        """Returns the names of labels, of which a sample may have several, or None for another task.
+
+        The default is the entry `classes` of the notes, or numbers.
+        """
+        task = self.task(manifest)
+        if not isinstance(task, MultiLabel):
             return None
         names = manifest.notes.get("classes")
         return tuple(map(str, range(task.outputs) if names is None else names))

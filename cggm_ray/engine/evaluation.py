@@ -44,11 +44,11 @@ class Predictions:
     labelled: Tensor
 
     @classmethod
-    def empty(cls, samples: int, outputs: int) -> Predictions:
-        """Zeros, to be filled; a target is one value."""
+    def empty(cls, samples: int, task: Task) -> Predictions:
+        """Zeros, to be filled with what a task predicts of so many samples."""
         return cls(
-            torch.zeros(samples, outputs, dtype=torch.float64),
-            torch.zeros(samples, 1, dtype=torch.float64),
+            torch.zeros(samples, task.outputs, dtype=torch.float64),
+            torch.zeros(samples, task.values, dtype=torch.float64),
             torch.ones(samples, dtype=torch.bool),
         )
 
@@ -143,19 +143,25 @@ def predicted(precision: str, net: MultimodalNet, batch: Batch, observer: Observ
 
 
 def write_predictions(
-    path: Path, names: Sequence[str] | None, collected: Predictions, classes: Sequence[str] | None = None
+    path: Path,
+    names: Sequence[str] | None,
+    collected: Predictions,
+    classes: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
 ) -> None:
     """Predictions as parquet.
 
     The columns are index, id if samples have names, target (null without a label) and prediction (a value, or the logits);
     for classes also probability [C] and class, the name of the most probable one. The names of all stand in the metadata of
-    the file as `classes`.
+    the file as `classes`. For several labels of a sample the target is a list of 0 and 1, and `labels` has the names of those
+    that are more probable than not.
 
     Args:
         path: of the file.
         names: of the samples, where they have any.
         collected: what was predicted.
         classes: their names, where classes were predicted.
+        labels: their names, where a sample may have several.
 
     Raises:
         OSError: the file cannot be written.
@@ -163,7 +169,11 @@ def write_predictions(
     columns = {INDEX: pa.array(np.arange(len(collected.target)))}
     if names is not None:
         columns[IDENTITY] = pa.array(names)
-    columns[TARGET] = pa.array(collected.target[:, 0].numpy(), mask=~collected.labelled.numpy())
+    target, there = collected.target.numpy(), collected.labelled.numpy()
+    if target.shape[1] > 1:
+        columns[TARGET] = pa.array([row.tolist() if known else None for row, known in zip(target, there, strict=True)])
+    else:
+        columns[TARGET] = pa.array(target[:, 0], mask=~there)
     logits = collected.logits
     columns[PREDICTION] = tensor_column((logits[:, 0] if logits.shape[1] == 1 else logits).numpy())
     metadata = None
@@ -171,4 +181,10 @@ def write_predictions(
         columns["probability"] = tensor_column(logits.softmax(1).numpy())
         columns["class"] = pa.array([classes[number] for number in logits.argmax(1).tolist()])
         metadata = {"classes": json.dumps(list(classes))}
+    if labels is not None:
+        columns["probability"] = tensor_column(logits.sigmoid().numpy())
+        columns["labels"] = pa.array(
+            [[labels[number] for number in row.nonzero()[:, 0].tolist()] for row in logits > 0], pa.list_(pa.string())
+        )
+        metadata = {"classes": json.dumps(list(labels))}
     pq.write_table(pa.table(columns, metadata=metadata), path)

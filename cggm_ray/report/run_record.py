@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cggm_ray.core.errors import CggmError, TrainingError, UsageError
@@ -192,6 +193,9 @@ def _with_predictions(run: RunRecord) -> RunRecord:
         return run
     try:
         table = pq.read_table(path, columns=[TARGET, "prediction"])
+        if pa.types.is_list(table.schema.field(TARGET).type):
+            # Several labels of a sample make no confusion matrix.
+            return run
         truth, predicted = (column_values(table.column(name)) for name in (TARGET, "prediction"))
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from None

@@ -34,7 +34,7 @@ def finish(training: Training) -> Result:
     check_checkpoint(checkpoint)
     load_weights(state.net, checkpoint)
     valid = evaluate(config.train, state.net, task, splits["valid"], runtime)
-    collected = None if task.dense else Predictions.empty(len(splits["test"]), task.outputs)
+    collected = None if task.dense else Predictions.empty(len(splits["test"]), task)
     test = evaluate(config.train, state.net, task, splits["test"], runtime, collected)
     result = Result(folder=folder, best_epoch=state.best.epoch, valid=numbers(valid), test=numbers(test))
     if runtime.rank == 0:

@@ -129,7 +129,7 @@ def assemble(folder: Path, config: Config, runs: Mapping[str, Path], shards: Pat
     run = opened_on(folder, config, nothing, shards)
     valid = evaluate(run.config.train, run.net, run.task, run.split("valid"), run.runtime)
     samples = run.split("test")
-    collected = Predictions.empty(len(samples), run.task.outputs)
+    collected = Predictions.empty(len(samples), run.task)
     test = evaluate(run.config.train, run.net, run.task, samples, run.runtime, collected)
     result = Result(folder=folder, best_epoch=NO_EPOCH, valid=numbers(valid), test=numbers(test))
     write_predictions(folder / PREDICTIONS, samples.names, collected)
@@ -158,7 +158,7 @@ def assemble(folder: Path, config: Config, runs: Mapping[str, Path], shards: Pat
 def validation_predictions(
     config: Config, runs: Mapping[str, Path], shards: Path
 ) -> tuple[Task, str, dict[str, Tensor], Tensor]:
-    """Returns task, selection metric, the logits [N, C] of every run on validation, and the targets [N].
+    """Returns task, selection metric, the logits [N, C] of every run on validation, and the targets [N] or [N, C].
 
     The loss of the task has no options, because those of the runs may differ.
 
@@ -175,11 +175,12 @@ def validation_predictions(
     for name, folder in runs.items():
         run = open_on(folder, shards)
         split = split or run.split("valid")
-        found = Predictions.empty(len(split), run.task.outputs)
+        found = Predictions.empty(len(split), run.task)
         evaluate(run.config.train, run.net, run.task, split, run.runtime, found)
         logits[name] = found.logits
     task = run.dataset.task(run.trained)
-    target = found.target[:, 0].long() if isinstance(task, Classification) else found.target[:, 0]
+    target = found.target if task.values > 1 else found.target[:, 0]
+    target = target.long() if isinstance(task, Classification) else target
     return task, config.train.select or task.selection[0], logits, target
 
 

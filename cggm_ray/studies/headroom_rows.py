@@ -84,7 +84,7 @@ class Runs:
             logits, truth = {}, {}
             for name in (VALID, TEST):
                 split = run.split(name)
-                found = Predictions.empty(len(split), self._task.outputs)
+                found = Predictions.empty(len(split), self._task)
                 evaluate(run.config.train, run.net, run.task, split, run.runtime, found)
                 logits[name] = found.logits
                 values = found.target.flatten()

@@ -42,6 +42,7 @@ class Task(ABC):
 
     Attributes:
         outputs: C, the number of outputs of the head.
+        values: numbers of the target of a sample that is no map.
         n_sums: K, the length of `sums`.
         dense: whether a prediction is a map, too large to keep for every sample.
         utilities: the named utilities of a guide's prediction; larger is better.
@@ -51,6 +52,7 @@ class Task(ABC):
     """
 
     outputs: int
+    values: int = 1
     n_sums: ClassVar[int]
     dense: ClassVar[bool] = False
     utilities: Mapping[str, Utility]

@@ -145,6 +145,35 @@ class ClassificationMetrics(Metrics):
         }
 
 
+class MultiLabelMetrics(Metrics):
+    """Micro and macro F1 of labels that apply where their logit is above 0, and the share of samples that are right as a whole.
+
+    Args:
+        labels: L.
+        device: of the sums.
+    """
+
+    def __init__(self, labels: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(2 + 3 * labels, device)
+
+    def update(self, logits: Tensor, batch: Batch) -> None:
+        """Adds a batch of logits [N, L] and targets [N, L]."""
+        predicted, truth, w = logits > 0, batch.target > 0.5, batch.sample_weights()
+        counts = [w @ part.to(w) for part in (predicted & truth, predicted, truth)]
+        exact = (w * (predicted == truth).all(1)).sum()
+        self.sums += torch.cat([w.sum()[None], exact[None], *counts])
+
+    def compute(self, sums: Tensor) -> dict[str, float]:
+        """Returns f1_micro, f1_macro and exact_match; the F1 of a label that neither truth nor prediction has is 0."""
+        hit, predicted, truth = sums[2:].reshape(3, -1)
+        f1 = 2 * hit / (predicted + truth).clamp(min=1)
+        return {
+            "f1_micro": float(2 * hit.sum() / (predicted.sum() + truth.sum()).clamp(min=1)),
+            "f1_macro": float(f1.mean()),
+            "exact_match": float(sums[1] / sums[0]),
+        }
+
+
 TUMOUR_REGIONS: dict[str, tuple[int, ...]] = {"et": (3,), "tc": (1, 3), "wt": (1, 2, 3)}
 """BraTS regions by class number: enhancing tumour, tumour core, whole tumour."""
 CAVITY_REGIONS = TUMOUR_REGIONS | {"rc": (4,)}

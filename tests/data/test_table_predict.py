@@ -231,3 +231,40 @@ def test_frozen_encoders_give_what_transformers_gives(tmp_path: Path) -> None:
     frame[:3].to_csv(new / "t.csv", index=False)
     with pytest.raises(DataError, match=r"image_model: .*vit, which the run was trained with, is gone"):
         predict(result.folder, new / "t.csv", None, tmp_path / "q.parquet")
+
+
+@pytest.mark.parametrize("separator", [None, "|"])
+def test_several_labels_of_a_sample(tmp_path: Path, separator: str | None) -> None:
+    """Colours and the class of a product; some have none, and one row has no target."""
+    frame = products(90).drop(columns="photo")
+    colours = ("blue", "green", "red")
+    tags = [
+        sorted({w for w in str(t).split() if w in colours} | {c})
+        for t, c in zip(frame["title"], frame["category"], strict=True)
+    ]
+    frame["tags"] = tags if separator is None else [separator.join(row) for row in tags]
+    frame.loc[9, "tags"] = None
+    path = tmp_path / ("t.jsonl" if separator is None else "t.csv")
+    frame = frame.drop(columns="category")
+    frame.to_json(path, orient="records", lines=True) if separator is None else frame.to_csv(path, index=False)
+    options = {"target": "tags", "label_separator": separator}
+    result = run(
+        table_config(
+            tmp_path,
+            path,
+            changes={"max_steps": 10 if separator is None else 400, "standardise": "on", "width": 64, "lr": 0.005},
+            **options,
+        )
+    )
+    assert result is not None
+    assert separator is None or result.test["f1_micro"] > 0.8
+    found = predicted(result.folder, path, tmp_path / "p.parquet")
+    assert found["target"][9] is None
+    names = ["bag", "blue", "green", "red", "shirt", "shoe"]
+    for row in (0, 1, 2):
+        assert [names[n] for n in np.flatnonzero(found["target"][row])] == tags[row]
+    for row in range(0, 90, 7):
+        assert list(found["labels"][row]) == [names[n] for n in np.flatnonzero(found["prediction"][row] > 0)]
+    np.testing.assert_allclose(found["probability"][4], 1 / (1 + np.exp(-found["prediction"][4])), rtol=1e-6)
+    assert cggm_ray.load(result.folder).verify()
+    assert cggm_ray.load(result.folder).report().exists()

@@ -71,7 +71,7 @@ class Predictor:
         labelled = torch.ones(len(batch), dtype=torch.bool) if batch.labelled is None else batch.labelled.cpu()
         return {
             INDEX: batch.index.numpy(),
-            TARGET: batch.target.double().reshape(-1).cpu().numpy(),
+            TARGET: batch.target.double().reshape(len(batch), -1).cpu().numpy(),
             LABELLED: labelled.numpy(),
             PREDICTION: logits,
         }
@@ -95,7 +95,7 @@ def predict_on_ray(run: FinishedRun, folder: Path, split: str, workers: int) -> 
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     samples = len(run.split(split))
-    collected = Predictions.empty(samples, run.task.outputs)
+    collected = Predictions.empty(samples, run.task)
     plan = Plan(
         config=run.config,
         own=entries(run.config),
@@ -121,7 +121,8 @@ def predict_on_ray(run: FinishedRun, folder: Path, split: str, workers: int) -> 
             index = torch.from_numpy(np.array(block[INDEX], dtype=np.int64))
             logits = np.stack([np.asarray(row) for row in block[PREDICTION]])
             collected.logits[index] = torch.from_numpy(np.array(logits, dtype=np.float64))
-            collected.target[index] = torch.from_numpy(np.array(block[TARGET], dtype=np.float64))[:, None]
+            target = np.stack([np.asarray(row) for row in block[TARGET]])
+            collected.target[index] = torch.from_numpy(np.array(target, dtype=np.float64))
             collected.labelled[index] = torch.from_numpy(np.array(block[LABELLED], dtype=bool))
             seen += len(index)
     except Exception as error:

@@ -10,7 +10,7 @@ from cggm_ray.data.datasets.food101.encoders import EXTRACT_PRECISIONS
 from cggm_ray.data.settings import DatasetOptions
 
 AUTO = "auto"
-TASKS = (AUTO, "regression", "classification")
+TASKS = (AUTO, "regression", "classification", "multilabel")
 MISSING = ("", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL", "None")
 NOT_IN_SHARDS = ("text_model", "image_model", "extract_batch", "skip_bad")
 """Options that change no shard, or by what is in their files only."""
@@ -21,8 +21,9 @@ class TableOptions(DatasetOptions):
     """Options of the recipe for tables."""
 
     target: str = option("label", "column that is predicted")
-    task: str = option(AUTO, "regression, classification, or auto by the values of the target")
+    task: str = option(AUTO, "regression, classification, multilabel, or auto by the values of the target")
     classes: tuple[str, ...] | None = option(None, "all classes; default those of the train split")
+    label_separator: str | None = option(None, "between several labels in a cell of the target, such as '|' or ';'")
     modality: tuple[str, ...] = option(
         (),
         "name=column,column,...: columns that form one modality; default all numbers and categories together as tab, and every "

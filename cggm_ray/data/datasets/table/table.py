@@ -32,14 +32,23 @@ from cggm_ray.data.datasets.table.parts import (
 from cggm_ray.data.datasets.table.pretrained import find_model
 from cggm_ray.data.datasets.table.splitting import divide, split_column
 from cggm_ray.data.datasets.table.stages import EncodeCells, EncodeWithModels, Plan, plan_of
-from cggm_ray.data.datasets.table.targets import CLASSIFICATION, Target, find_classes, infer_task, read_target
+from cggm_ray.data.datasets.table.targets import (
+    CLASSIFICATION,
+    MULTILABEL,
+    Target,
+    find_classes,
+    find_labels,
+    infer_task,
+    read_labels,
+    read_target,
+)
 from cggm_ray.data.formats.layouts import WHOLE
 from cggm_ray.data.settings import DatasetSettings
 from cggm_ray.data.shards.shards import PREDICT, Manifest, RawShard, Source, Stage, TensorSpec
 from cggm_ray.data.shards.sources import describe_sources, file_version
 from cggm_ray.data.shards.specs import table_specs
 from cggm_ray.storage.places import as_path
-from cggm_ray.tasks import Classification, Regression, Task
+from cggm_ray.tasks import Classification, MultiLabel, Regression, Task
 
 
 @DATASETS.register("table")
@@ -113,7 +122,12 @@ class Table(Dataset):
             other[options.group_column] = "groups of the splits"
         schema = infer(first, options, other, self.settings.data.modalities)
         task, reason = infer_task(first.cells(options.target), options)
-        classes = find_classes(first.cells(options.target), options.classes) if task == CLASSIFICATION else None
+        self._notes = {"task": task}
+        classes: list[str] | None = None
+        if task == CLASSIFICATION:
+            classes = find_classes(first.cells(options.target), options.classes)
+        elif task == MULTILABEL:
+            classes = find_labels(first.cells(options.target), options.classes, options.label_separator)
         splits, how = divide(parts, options, column, lambda rows: self._target(rows, classes).values)
         cells = {split: self._cells(rows, schema) for split, rows in splits.items()}
         columns = {
@@ -126,9 +140,9 @@ class Table(Dataset):
         for split, rows in splits.items():
             check_some(rows, present[split])
         lacking = {name for flags in present.values() for name, there in flags.items() if not there.all()}
-        target = f"{options.target}, {task} ({reason})" + (
-            "" if classes is None else f", {len(classes)} classes: {listed(classes, 10)}"
-        )
+        names = "labels" if task == MULTILABEL else "classes"
+        target = f"{options.target}, {task} ({reason})"
+        target += "" if classes is None else f", {len(classes)} {names}: {listed(classes, 10)}"
         missing = {name: sum(part[name].null_count for part in cells.values()) for name in schema.inputs}
         self._notes["taken"] = [
             *self._lines,
@@ -192,6 +206,8 @@ class Table(Dataset):
     def task(self, manifest: Manifest) -> Task:
         """Returns the task that the target means."""
         classes = manifest.notes["classes"]
+        if manifest.notes["task"] == MULTILABEL:
+            return MultiLabel(len(classes))
         return Regression(sentiment=False) if classes is None else Classification(len(classes))
 
     def takes(self, modality: str, trained: tuple[int, ...], found: tuple[int, ...]) -> bool:
@@ -235,9 +251,14 @@ class Table(Dataset):
 
     def _target(self, rows: Rows, classes: list[str] | None) -> Target:
         """Returns the target of rows, which may lack it."""
+        several = self._notes["task"] == MULTILABEL
         if self.options.target not in rows.table.column_names:
-            empty = np.zeros((len(rows), 1), np.float32) if classes is None else np.zeros(len(rows), np.int64)
+            numbers = 1 if classes is None else len(classes)
+            one = classes is not None and not several
+            empty = np.zeros(len(rows), np.int64) if one else np.zeros((len(rows), numbers), np.float32)
             return Target(values=empty, labelled=np.zeros(len(rows), bool))
+        if several and classes is not None:
+            return read_labels(rows.cells(self.options.target), classes, self.options.label_separator)
         return read_target(rows.cells(self.options.target), classes, self.options)
 
     def _probed(self, split: str, rows: Rows, cells: Columns, target: Target, present: Mapping[str, np.ndarray]) -> int:

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cggm_ray.core.errors import DataError, listed, short_repr
+from cggm_ray.core.errors import DataError, UsageError, listed, short_repr
 from cggm_ray.data.datasets.table.cells import Cells, as_texts, is_list, is_number, is_text
 from cggm_ray.data.datasets.table.kinds import MOSTLY
 from cggm_ray.data.datasets.table.numbers import as_numbers, number_pattern
 from cggm_ray.data.datasets.table.options import AUTO, TableOptions
 
-REGRESSION, CLASSIFICATION = "regression", "classification"
+REGRESSION, CLASSIFICATION, MULTILABEL = "regression", "classification", "multilabel"
 MOST_NUMBERS = 20
 """Whole numbers are classes if there are at most so many different ones, each for two samples on average."""
 
@@ -25,7 +25,7 @@ class Target:
     """The values of a target.
 
     Attributes:
-        values: int64 [N] of classes, or float32 [N, 1]; 0 where there is none.
+        values: int64 [N] of classes, float32 [N, 1], or float32 [N, labels] of 0 and 1; 0 where there is none.
         labelled: bool [N], whether there is one.
     """
 
@@ -42,6 +42,12 @@ def infer_task(cells: Cells, options: TableOptions) -> tuple[str, str]:
     values = cells.values.drop_null()
     if not len(values):
         raise DataError(f"{cells.places.files[0]}, target {cells.name}: has no value; expected one in every row")
+    if options.task == MULTILABEL or (options.task == AUTO and (options.label_separator or _is_labels(values.type))):
+        if not _is_labels(values.type) and options.label_separator is None:
+            raise UsageError(
+                "label_separator: found none; expected what stands between labels, or a column of lists of texts"
+            )
+        return MULTILABEL, f"separated by {options.label_separator!r}" if options.label_separator else "lists of texts"
     if is_list(values.type) or pa.types.is_struct(values.type) or isinstance(values.type, pa.BaseExtensionType):
         raise DataError(
             f"{cells.places.of(int(np.flatnonzero(cells.there)[0]))}, target {cells.name}: found "
@@ -65,6 +71,60 @@ def infer_task(cells: Cells, options: TableOptions) -> tuple[str, str]:
     if (numbers == np.round(numbers)).all() and different <= min(MOST_NUMBERS, len(numbers) // 2):
         return CLASSIFICATION, f"{different} different whole numbers; --task regression predicts them as numbers"
     return REGRESSION, "numbers"
+
+
+def _is_labels(kind: pa.DataType) -> bool:
+    return is_list(kind) and is_text(kind.value_type)
+
+
+def labels_of(cells: Cells, separator: str | None) -> list[list[str] | None]:
+    """Returns the labels of each row; None where there is no target. An empty list stands for a sample without any label.
+
+    Raises:
+        DataError: a cell holds something else.
+    """
+    rows = cells.values.to_pylist()
+    if not _is_labels(cells.values.type):
+        texts = as_texts(cells.values).to_pylist()
+        split = [None if text is None else text.split(separator or ",") for text in texts]
+        return [None if row is None else [part.strip() for part in row if part.strip()] for row in split]
+    wrong = next((n for n, row in enumerate(rows) if row is not None and None in row), None)
+    if wrong is not None:
+        raise cells.wrong(wrong, "a list of texts")
+    return [None if row is None else [part.strip() for part in row] for row in rows]
+
+
+def find_labels(cells: Cells, given: Sequence[str] | None, separator: str | None) -> list[str]:
+    """Returns the given labels, or all in the cells by the alphabet.
+
+    Raises:
+        DataError: there are fewer than two.
+    """
+    if given is not None:
+        return list(given)
+    found = sorted({label for row in labels_of(cells, separator) for label in row or ()})
+    if len(found) < 2:
+        raise DataError(
+            f"{cells.places.files[0]}, target {cells.name}: found {len(found)} labels, {listed(found)}; expected at least two"
+        )
+    return found
+
+
+def read_labels(cells: Cells, labels: Sequence[str], separator: str | None) -> Target:
+    """Returns 1 for every label that a row has.
+
+    Raises:
+        DataError: a label is not known.
+    """
+    place = {label: number for number, label in enumerate(labels)}
+    rows = labels_of(cells, separator)
+    values = np.zeros((len(rows), len(labels)), np.float32)
+    for number, row in enumerate(rows):
+        for label in row or ():
+            if label not in place:
+                raise cells.wrong(number, f"some of the {len(labels)} labels {listed(labels, 10)}", label)
+            values[number, place[label]] = 1
+    return Target(values=values, labelled=cells.there)
 
 
 def find_classes(cells: Cells, given: Sequence[str] | None) -> list[str]:
