@@ -248,14 +248,8 @@ def test_several_labels_of_a_sample(tmp_path: Path, separator: str | None) -> No
     frame = frame.drop(columns="category")
     frame.to_json(path, orient="records", lines=True) if separator is None else frame.to_csv(path, index=False)
     options = {"target": "tags", "label_separator": separator}
-    result = run(
-        table_config(
-            tmp_path,
-            path,
-            changes={"max_steps": 10 if separator is None else 400, "standardise": "on", "width": 64, "lr": 0.005},
-            **options,
-        )
-    )
+    changes = {"max_steps": 10 if separator is None else 400, "standardise": "on", "width": 64, "lr": 0.005}
+    result = run(table_config(tmp_path, path, changes=changes, **options))
     assert result is not None
     assert separator is None or result.test["f1_micro"] > 0.8
     found = predicted(result.folder, path, tmp_path / "p.parquet")
