@@ -30,6 +30,7 @@ from cggm_ray.studies.headroom_rows import Group, Runs, network_rows, simple_row
 from cggm_ray.studies.store import FAILED, FINISHED, WAITING, Trial, make_trial, read_record, write_record
 
 JOINT = "none"
+LEFT_OUT = "the head-room was left out; the same command goes on with it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +87,12 @@ def write_headroom(
             found = measured(config, folder, finished)
             found.save(folder / HEADROOM)
     except Interrupted:
-        print("the head-room was left out; the same command goes on with it", flush=True)
+        print(LEFT_OUT, flush=True)
         return None
     except (CggmError, OSError) as error:
-        print(f"{shown(folder)}: the head-room was not measured: {error}", flush=True)
+        # A wait of Ray makes an error of its own of the interruption.
+        text = LEFT_OUT if stop_request.signal else f"{shown(folder)}: the head-room was not measured: {error}"
+        print(text, flush=True)
         return None
     print(found.text(), flush=True)
     print(listing({"head-room": folder / HEADROOM}), flush=True)

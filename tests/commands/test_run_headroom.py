@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,11 +20,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from cggm_ray.commands.cli import main
-from cggm_ray.core.errors import UsageError
+from cggm_ray.commands.headroom import write_headroom
+from cggm_ray.core.errors import TrainingError, UsageError
 from cggm_ray.data.datasets.features import FeatureOptions
 from cggm_ray.data.settings import DataConfig
 from cggm_ray.data.shards.shards import column_values
 from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.stopping import StopRequest
 from cggm_ray.runs.result import read_summary
 from cggm_ray.studies.headroom import HEADROOM, Headroom
 from cggm_ray.studies.headroom_rows import MOST_SAMPLES
@@ -198,6 +201,26 @@ def test_a_signal_leaves_it_out(npz: Path, tmp_path: Path) -> None:
     assert "the head-room was left out; the same command goes on with it" in out
     assert "drawing the report" not in out
     assert not (tmp_path / "run" / HEADROOM).exists()
+
+
+def test_a_signal_that_a_library_turns_into_an_error_leaves_it_out_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Ray's wait does this in the middle of a trial.
+    def measured(*_: object) -> Headroom:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException as error:
+            raise TrainingError(f"the study failed: {type(error).__name__}") from error
+        raise AssertionError("no signal came")
+
+    monkeypatch.setattr("cggm_ray.commands.headroom.measured", measured)
+    request = StopRequest()
+    assert write_headroom(RECIPE, tmp_path, [], request) is None
+    assert request.signal == signal.SIGTERM
+    out = capsys.readouterr().out
+    assert "the head-room was left out; the same command goes on with it" in out
+    assert "failed" not in out
 
 
 def test_seconds_below_one(npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
