@@ -5,8 +5,8 @@ They lie in `checkpoints/` in the folder of the run, wherever the loop runs, so 
     epoch-00004                  after four epochs
     epoch-00004-step-000017      in the fifth epoch, after 17 of its steps
 
-Kept are the newest, the one before it, and the best epochs that these two know of. Files are written by rank 0 alone, on
-storage that all workers share, or put into the one whose URL was given.
+Kept are the newest ones, two unless `--keep_checkpoints` says otherwise, and the best epochs that these know of. Files are
+written by rank 0 alone, on storage that all workers share, or put into the one whose URL was given.
 """
 
 from __future__ import annotations
@@ -59,10 +59,15 @@ def check_checkpoint(folder: Path) -> None:
 
 
 class Checkpoints:
-    """The checkpoints in the folder of a run."""
+    """The checkpoints in the folder of a run.
 
-    def __init__(self, run: Path) -> None:
-        self.folder = run / CHECKPOINTS
+    Args:
+        run: the folder.
+        kept: number of newest checkpoints that `save` keeps.
+    """
+
+    def __init__(self, run: Path, kept: int = 2) -> None:
+        self.folder, self._kept = run / CHECKPOINTS, kept
         self._mirror = mirror_of(run)
 
     def all(self) -> list[tuple[Position, Path]]:
@@ -128,10 +133,10 @@ class Checkpoints:
             self._prune()
 
     def _prune(self) -> None:
-        """Keeps the newest two and the best epochs that they know of."""
+        """Keeps the newest ones and the best epochs that they know of."""
         found = self.all()
-        kept = {position for position, _ in found[-2:]}
-        for _, folder in found[-2:]:
+        kept = {position for position, _ in found[-self._kept :]}
+        for _, folder in found[-self._kept :]:
             try:
                 kept.add(Position(int(saved_values(folder)["best"]["epoch"])))
             except TrainingError:

@@ -32,11 +32,24 @@ from cggm_ray.engine.tracking import Console, Tracker, default_trackers
 def train(training: Training) -> None:
     """Trains up to the last epoch, or until early stopping; reports every epoch with a checkpoint.
 
+    All checkpoints are written when it returns. Where an error ends it, the one that is being written is waited for.
+
     Raises:
         NonFiniteError: the loss or the gradient stopped being finite.
         StorageError: a checkpoint cannot be written.
         StoppedError: the run received a request to stop; the state was saved.
     """
+    try:
+        _train(training)
+    except KeyboardInterrupt:
+        # A second Ctrl-C ends the process at once.
+        raise
+    except BaseException:
+        training.runtime.wait()
+        raise
+
+
+def _train(training: Training) -> None:
     config, state, runtime, splits = training.config, training.state, training.runtime, training.splits
     budget = training.budget
     console = Console(training.folder) if runtime.rank == 0 else None
@@ -83,13 +96,15 @@ def train(training: Training) -> None:
                 "samples_per_second": (state.samples - seen) / seconds,
             }
         )
-        # Logged first: a search may end the run inside the report. A line whose checkpoint was not written is dropped when
-        # the run goes on.
+        # The epoch before is reported before this one is logged, and this one is logged before it is reported, because a
+        # search may end the run inside a report. A line whose checkpoint was not written is dropped when the run goes on.
+        runtime.settle()
         for tracker in trackers:
             tracker.log(record)
-        runtime.report(record, state.save)
+        runtime.report(record, state.content)
         if runtime.notice(now=True) is Notice.STOP:
             raise stopped(runtime, state)
+    runtime.settle()
     for tracker in trackers:
         tracker.close()
 
@@ -189,13 +204,18 @@ def between_steps(every: int | None, state: TrainState, runtime: Runtime) -> Non
     notice = runtime.notice()
     if notice or (every is not None and state.step % every == 0):
         stop_if_not_finite(state, runtime)
-        runtime.save(state.position, state.save)
+        runtime.save(state.position, state.content)
     if notice is Notice.STOP:
         raise stopped(runtime, state)
 
 
 def stopped(runtime: Runtime, state: TrainState) -> StoppedError:
-    """Returns the line that says where a run stopped and how to continue it."""
+    """Returns the line that says where a run stopped and how to continue it, when its last checkpoint is written.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    runtime.settle()
     return StoppedError(
         f"stopped after {state.position}; saved in {runtime.checkpoints.folder / state.position.name}; the same command "
         "with the same --name goes on from there"

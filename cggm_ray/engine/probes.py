@@ -27,7 +27,7 @@ from cggm_ray.engine.loop import train_epoch
 from cggm_ray.engine.opening import Training, open_training, restarted
 from cggm_ray.engine.runtime import Record, Runtime
 from cggm_ray.engine.schedules import Schedule, set_rate
-from cggm_ray.engine.state import Position
+from cggm_ray.engine.state import Content, Position
 from cggm_ray.engine.stopping import Notice
 from cggm_ray.engine.tracking import Console
 from cggm_ray.models.net import MultimodalNet
@@ -185,10 +185,16 @@ class ProbeRuntime:
         """Returns the module with gradients that are averaged over the workers."""
         return self._inner.wrap(module)
 
-    def save(self, position: Position, write: Callable[[Path], None]) -> None:
+    def save(self, position: Position, content: Callable[[], Content]) -> None:
         """Does nothing."""
 
-    def report(self, record: Record, write: Callable[[Path], None]) -> None:
+    def report(self, record: Record, content: Callable[[], Content]) -> None:
+        """Does nothing."""
+
+    def settle(self) -> None:
+        """Does nothing."""
+
+    def wait(self) -> None:
         """Does nothing."""
 
     @property

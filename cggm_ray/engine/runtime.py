@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -20,10 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cggm_ray.config.fields import at_least, check, option
 from cggm_ray.config.parsing import check_path, whole
-from cggm_ray.core.errors import StorageError, UsageError
+from cggm_ray.core.errors import UsageError
 from cggm_ray.core.reduction import Reduction
 from cggm_ray.engine.checkpoints import Checkpoints
-from cggm_ray.engine.state import Position
+from cggm_ray.engine.saving import Saves
+from cggm_ray.engine.state import Content, Position
 from cggm_ray.engine.stopping import Agreement, Notice, StopRequest
 from cggm_ray.storage.base import is_url
 from cggm_ray.storage.work import check_folder_url, work_folder
@@ -51,21 +53,39 @@ class Runtime(Protocol):
         """Returns the module, changed so that its gradients are averaged over the workers."""
         ...
 
-    def save(self, position: Position, write: Callable[[Path], None]) -> None:
-        """Saves a checkpoint; rank 0 fills its folder by calling `write`. All workers call it.
+    def save(self, position: Position, content: Callable[[], Content]) -> None:
+        """Begins to save a checkpoint; rank 0 copies what it holds by calling `content`. All workers call it.
 
         Raises:
-            StorageError: on all workers, where rank 0 cannot write it.
+            StorageError: on all workers, where rank 0 could not write the checkpoint before.
         """
         ...
 
-    def report(self, record: Record, write: Callable[[Path], None]) -> None:
-        """Saves the checkpoint of a finished epoch and reports its metrics. All workers call it."""
+    def report(self, record: Record, content: Callable[[], Content]) -> None:
+        """Begins to save the checkpoint of a finished epoch, and reports its metrics when that is whole.
+
+        All workers call it.
+
+        Raises:
+            StorageError: on all workers, where rank 0 could not write the checkpoint before.
+        """
+        ...
+
+    def settle(self) -> None:
+        """Waits until no save is in flight, and reports what it was begun for. All workers call it.
+
+        Raises:
+            StorageError: on all workers, where rank 0 could not write the checkpoint.
+        """
+        ...
+
+    def wait(self) -> None:
+        """Waits for what this worker writes; a single worker may call it, where an error ends the run."""
         ...
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """Checkpoints of this run."""
+        """Checkpoints of this run, after waiting for what this worker writes."""
         ...
 
     def notice(self, now: bool = False) -> Notice:
@@ -73,6 +93,9 @@ class Runtime(Protocol):
 
         Args:
             now: between two epochs, where waiting costs nothing.
+
+        Raises:
+            StorageError: on all workers, where rank 0 could not write the last checkpoint.
         """
         ...
 
@@ -115,13 +138,16 @@ class GroupRuntime(ABC):
         world_size: workers.
         device: of this worker.
         folder: of the run, which all workers share.
+        config: says how many checkpoints are kept.
         period: seconds between two comparisons of the workers' notices.
     """
 
-    def __init__(self, rank: int, world_size: int, device: torch.device, folder: Path, period: float) -> None:
+    def __init__(
+        self, rank: int, world_size: int, device: torch.device, folder: Path, config: RunConfig, period: float
+    ) -> None:
         self.rank, self.world_size, self.device = rank, world_size, device
-        self.checkpoints = Checkpoints(folder)
-        self._agreement = Agreement(self.local_notice, world_size, self.reduce(), device, period)
+        self._saves = Saves(Checkpoints(folder, config.keep_checkpoints), rank, self.reduce(), device)
+        self._agreement = Agreement(self._own_notice, world_size, self.reduce(), device, period)
 
     @abstractmethod
     def local_notice(self) -> Notice:
@@ -139,28 +165,41 @@ class GroupRuntime(ABC):
         """Wraps the module in DistributedDataParallel if there are several processes."""
         return data_parallel(module, self.device) if self.world_size > 1 else module
 
-    def save(self, position: Position, write: Callable[[Path], None]) -> None:
-        """Saves a checkpoint that rank 0 writes; returns on all workers when it is there."""
-        failure: StorageError | None = None
-        if self.rank == 0:
-            try:
-                self.checkpoints.save(position, write)
-            except StorageError as error:
-                failure = error
-        failed = torch.tensor(float(failure is not None), dtype=torch.float64, device=self.device)
-        if failure is not None:
-            self.reduce()(failed)
-            raise failure
-        if self.reduce()(failed):
-            raise StorageError(f"{self.checkpoints.folder}: rank 0 cannot write the checkpoint of {position}")
+    @abstractmethod
+    def publish(self, record: Record) -> None:
+        """Passes on the metrics of an epoch whose checkpoint is whole. All workers call it, in the thread that trains."""
 
-    def report(self, record: Record, write: Callable[[Path], None]) -> None:
-        """Saves the checkpoint of a finished epoch."""
-        self.save(Position(int(record["epoch"])), write)
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """Checkpoints of this run, after waiting for what this worker writes."""
+        return self._saves.checkpoints
+
+    def save(self, position: Position, content: Callable[[], Content]) -> None:
+        """Begins to save a checkpoint, which rank 0 writes beside training."""
+        self._saves.begin(position, content)
+
+    def report(self, record: Record, content: Callable[[], Content]) -> None:
+        """Begins to save the checkpoint of a finished epoch, and calls `publish` when that is whole."""
+        self._saves.begin(Position(int(record["epoch"])), content, partial(self.publish, record))
+
+    def settle(self) -> None:
+        """Waits until no save is in flight, and reports what it was begun for."""
+        self._saves.settle()
+
+    def wait(self) -> None:
+        """Waits for what this worker writes."""
+        self._saves.wait()
 
     def notice(self, now: bool = False) -> Notice:
-        """Returns the notice on which all processes agree."""
-        return self._agreement(now)
+        """Returns the notice on which all processes agree, after settling a save that has ended."""
+        found = self._agreement(now)
+        if found is not Notice.SAVED:
+            return found
+        self.settle()
+        return Notice.NONE
+
+    def _own_notice(self) -> Notice:
+        return max(self.local_notice(), Notice.SAVED if self._saves.ended else Notice.NONE)
 
 
 class LocalRuntime(GroupRuntime):
@@ -201,11 +240,14 @@ class LocalRuntime(GroupRuntime):
         self.stop_request = stop_request or StopRequest()
         # A single process checks its flag after every step; several processes compare theirs about once a second.
         period = 1.0 if world_size > 1 else 0.0
-        super().__init__(int(os.environ.get("RANK", 0)), world_size, device, folder, period)
+        super().__init__(int(os.environ.get("RANK", 0)), world_size, device, folder, config, period)
 
     def local_notice(self) -> Notice:
         """Returns the notice of this process only."""
         return self.stop_request.notice()
+
+    def publish(self, record: Record) -> None:
+        """Does nothing: the run has its metrics in its own files."""
 
     def stop_requested(self) -> bool:
         """Returns whether this process was told to stop."""
@@ -262,6 +304,11 @@ class RunConfig:
     cpus_per_worker: int | None = option(
         None, "CPUs and torch threads of a worker; default its share, at most 4 under Ray", resume=True
     )
+    keep_checkpoints: int = option(
+        2,
+        "newest checkpoints that are kept, beside those of the best epochs; of 1 nothing is left if it is damaged",
+        resume=True,
+    )
     report: bool = option(
         True, "at the end, score every subset of modalities and draw the page report/report.html", resume=True
     )
@@ -300,6 +347,7 @@ class RunConfig:
         )
         at_least(self, "resize_interval", 1)
         at_least(self, "max_failures", 0)
+        at_least(self, "keep_checkpoints", 1)
         at_least(self, "contributions_seconds", 0)
         at_least(self, "headroom_seconds", 1)
         at_least(self, "collective_timeout", 1)

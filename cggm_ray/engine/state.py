@@ -82,6 +82,27 @@ class Best:
         return value < than if self.mode == "min" else value > than
 
 
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """What a checkpoint holds.
+
+    Attributes:
+        weights: of the network that is validated, by name.
+        tensors: all other tensors of the state, by their path in the tree of `values`.
+        values: the rest of the state, as JSON.
+    """
+
+    weights: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor]
+    values: str
+
+    def save(self, folder: Path) -> None:
+        """Writes it into an existing folder; tensors must be contiguous, on the host, and share no memory."""
+        save_file(dict(self.weights), folder / WEIGHTS)
+        save_file(dict(self.tensors), folder / TENSORS)
+        (folder / VALUES).write_text(self.values)
+
+
 @dataclass
 class TrainState:
     """The state of a training run between two steps.
@@ -126,9 +147,8 @@ class TrainState:
         """Counts a finished epoch."""
         self.epoch, self.within, self.averages = self.epoch + 1, 0, Averages()
 
-    def save(self, folder: Path) -> None:
-        """Writes the weights and the rest of the state into an existing folder."""
-        save_file(_contiguous(self.evaluated.state_dict()), folder / WEIGHTS)
+    def content(self) -> Content:
+        """Returns what a checkpoint of this moment holds; its tensors are those of the state itself."""
         tensors: dict[str, Tensor] = {}
         tree = _strip(
             {
@@ -144,11 +164,10 @@ class TrainState:
             "",
             tensors,
         )
-        save_file(_contiguous(tensors), folder / TENSORS)
-        (folder / VALUES).write_text(json.dumps(tree))
+        return Content(weights=self.evaluated.state_dict(), tensors=tensors, values=json.dumps(tree))
 
     def load(self, folder: Path) -> None:
-        """Restores what `save` wrote; learning rates and weight decays follow `config` if it has others.
+        """Restores what a checkpoint holds; learning rates and weight decays follow `config` if it has others.
 
         Raises:
             TrainingError: a file is missing, damaged, or of another model or strategy.
@@ -206,11 +225,6 @@ def load_weights(net: MultimodalNet, folder: Path) -> None:
         net.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise TrainingError(f"{folder / WEIGHTS}: these weights cannot be used: {error}") from error
-
-
-def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # safetensors refuses tensors that share memory; a clone shares none.
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
 _TENSOR, _ITEMS = "$tensor", "$items"

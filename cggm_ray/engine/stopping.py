@@ -25,8 +25,10 @@ class Notice(IntEnum):
     """An action that the loop takes between two steps. Of two notices the larger one counts."""
 
     NONE = 0
-    SAVE = 1
-    STOP = 2
+    SAVED = 1
+    """The save in flight has ended. A runtime takes this action itself and settles it."""
+    SAVE = 2
+    STOP = 3
 
 
 SAVING = b"saving after this step; the same signal once more ends at once\n"
@@ -160,6 +162,6 @@ class Agreement:
         notice = self._ask()
         if notice:
             totals[notice] = 1
-        seconds, save, stop = self._reduce(totals).tolist()
+        seconds, *flags = self._reduce(totals).tolist()
         self._interval = self._left = max(1, min(1000, int(self._period * self._world_size / max(seconds, 1e-6))))
-        return Notice.STOP if stop else Notice.SAVE if save else Notice.NONE
+        return max(Notice(number) if flag else Notice.NONE for number, flag in enumerate(flags, start=1))

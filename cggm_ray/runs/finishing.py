@@ -9,14 +9,16 @@ from cggm_ray.engine.checkpoints import check_checkpoint
 from cggm_ray.engine.evaluation import Predictions, evaluate, write_predictions
 from cggm_ray.engine.opening import Training
 from cggm_ray.engine.runtime import numbers
-from cggm_ray.engine.state import BEST, PREDICTIONS, Position, load_weights
+from cggm_ray.engine.state import BEST, PREDICTIONS, VALUES, WEIGHTS, Position, load_weights
 from cggm_ray.runs.confusion import save_confusion
 from cggm_ray.runs.result import SUMMARY, Result
-from cggm_ray.storage.files import copy_files, write_folder, write_text
+from cggm_ray.storage.files import share_files, write_folder, write_text
 
 
 def finish(training: Training) -> Result:
     """Tests the best checkpoint, and writes its weights, its predictions and a summary into the folder of the run.
+
+    The state of the optimizer is left out of `best/`: only `checkpoints/` are for going on.
 
     Raises:
         TrainingError: that checkpoint is gone or damaged.
@@ -38,7 +40,7 @@ def finish(training: Training) -> Result:
     test = evaluate(config.train, state.net, task, splits["test"], runtime, collected)
     result = Result(folder=folder, best_epoch=state.best.epoch, valid=numbers(valid), test=numbers(test))
     if runtime.rank == 0:
-        write_folder(folder / BEST, lambda partial: copy_files(checkpoint, partial))
+        write_folder(folder / BEST, lambda partial: share_files(checkpoint, partial, (WEIGHTS, VALUES)))
         if collected is not None:
             write_predictions(folder / PREDICTIONS, splits["test"].names, collected)
         if training.class_names is not None:

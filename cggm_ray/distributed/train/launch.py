@@ -183,7 +183,7 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
     config: Config = arguments["config"]
     adopt(arguments["own"])
     folder = Path(arguments["folder"])
-    runtime = RayRuntime(folder)
+    runtime = RayRuntime(folder, config.run)
     with mirror_of(folder).taking_part(runtime.rank == 0):
         _train_on_worker(arguments, config, folder, runtime)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import ray.train
 import ray.train.torch
 
-from cggm_ray.engine.runtime import GroupRuntime, Record
+from cggm_ray.engine.runtime import GroupRuntime, Record, RunConfig
 from cggm_ray.engine.stopping import Notice
 from cggm_ray.storage.mirror import mirror_of
 
@@ -26,17 +25,17 @@ class RayRuntime(GroupRuntime):
 
     Args:
         folder: of the run.
+        config: says how many checkpoints are kept.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, config: RunConfig) -> None:
         context = ray.train.get_context()
         self._mirror = mirror_of(folder)
         device = ray.train.torch.get_device()
-        super().__init__(context.get_world_rank(), context.get_world_size(), device, folder, PERIOD)
+        super().__init__(context.get_world_rank(), context.get_world_size(), device, folder, config, PERIOD)
 
-    def report(self, record: Record, write: Callable[[Path], None]) -> None:
-        """Saves the checkpoint of a finished epoch and reports its metrics to Ray Train."""
-        super().report(record, write)
+    def publish(self, record: Record) -> None:
+        """Reports the metrics of an epoch to Ray Train, from the thread that trains."""
         ray.train.report(record)
 
     def local_notice(self) -> Notice:

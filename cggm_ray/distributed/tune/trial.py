@@ -32,7 +32,7 @@ from cggm_ray.engine.opening import open_training
 from cggm_ray.engine.own_code import Entry, adopt
 from cggm_ray.engine.probes import open_decided
 from cggm_ray.engine.runtime import LocalRuntime, Record, RunConfig
-from cggm_ray.engine.state import Position, copy_as_own, saved_values
+from cggm_ray.engine.state import Content, Position, copy_as_own, saved_values
 from cggm_ray.engine.tracking import read_metrics
 from cggm_ray.runs.finishing import finish
 from cggm_ray.runs.folder import prepare_run_folder
@@ -203,9 +203,14 @@ class TrialRuntime(LocalRuntime):
         super().__init__(folder, _process(study))
         self._exchanges = study.exchanges
 
-    def report(self, record: Record, write: Callable[[Path], None]) -> None:
-        """See `Runtime`. Tune may end the process in here."""
-        super().report(record, write)
+    def report(self, record: Record, content: Callable[[], Content]) -> None:
+        """See `Runtime`. Where trials hand checkpoints to each other, Tune decides before the next step."""
+        super().report(record, content)
+        if self._exchanges:
+            self.settle()
+
+    def publish(self, record: Record) -> None:
+        """Reports the metrics of an epoch to Tune, which may end the process in here."""
         checkpoint = tune.Checkpoint(str(self.checkpoints.newest())) if self._exchanges else None
         tune.report(record, checkpoint=checkpoint)
 

@@ -1,0 +1,163 @@
+"""Saves beside training: a step waits for a copy of the state, and a thread of rank 0 writes it.
+
+At most one save is in flight, and the next one waits for it. The thread makes the folder, its checksums and the upload, as
+`Checkpoints.save` does, so a checkpoint is whole or absent wherever the process ends. All workers settle a save at the same
+step: there they learn whether it failed, and report what was saved.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cggm_ray.core.errors import StorageError
+from cggm_ray.core.reduction import Reduction
+from cggm_ray.engine.checkpoints import Checkpoints
+from cggm_ray.engine.state import Content, Position
+
+ALIGNMENT = 64
+"""Bytes; the start of every tensor in the block of a `HostCopy` is a multiple of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Save:
+    """A save that was begun and is not settled.
+
+    Attributes:
+        position: of the checkpoint.
+        report: called by all workers when the checkpoint is whole; None for nothing.
+        thread: that writes it; None on all workers but rank 0.
+    """
+
+    position: Position
+    report: Callable[[], None] | None
+    thread: threading.Thread | None
+
+
+class Saves:
+    """The saves of a run, one at a time.
+
+    Args:
+        checkpoints: of the run. Only the thread of a save in flight uses them.
+        rank: of this worker.
+        reduce: sums over the workers.
+        device: of what is reduced.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, rank: int, reduce: Reduction, device: torch.device) -> None:
+        self._checkpoints, self._rank, self._reduce, self._device = checkpoints, rank, reduce, device
+        self._copy = HostCopy()
+        self._save: Save | None = None
+        self._failure: BaseException | None = None
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints, after waiting for the save in flight."""
+        self.wait()
+        return self._checkpoints
+
+    @property
+    def ended(self) -> bool:
+        """Whether this worker knows that a save has ended, well or not, which is to be settled."""
+        thread = None if self._save is None else self._save.thread
+        return thread is not None and not thread.is_alive()
+
+    def begin(
+        self, position: Position, content: Callable[[], Content], report: Callable[[], None] | None = None
+    ) -> None:
+        """Begins to save a checkpoint after the save before is settled. All workers call it.
+
+        Args:
+            position: of the checkpoint.
+            content: what it holds; rank 0 calls it and copies the tensors.
+            report: called by `settle` when the checkpoint is whole.
+
+        Raises:
+            StorageError: on all workers, where the save before failed.
+        """
+        self.settle()
+        thread = self._started(position, content()) if self._rank == 0 else None
+        self._save = Save(position=position, report=report, thread=thread)
+
+    def settle(self) -> None:
+        """Waits for the save in flight and reports it. All workers call it.
+
+        Raises:
+            StorageError: on all workers, where it failed.
+        """
+        self.wait()
+        save, self._save = self._save, None
+        failure, self._failure = self._failure, None
+        if save is None:
+            return
+        failed = self._reduce(torch.tensor(float(failure is not None), dtype=torch.float64, device=self._device))
+        if failure is not None:
+            raise failure
+        if failed:
+            raise StorageError(f"{self._checkpoints.folder}: rank 0 cannot write the checkpoint of {save.position}")
+        if save.report is not None:
+            save.report()
+
+    def wait(self) -> None:
+        """Waits for the save that this worker writes, where an error or a question cannot wait for the others."""
+        if self._save is not None and self._save.thread is not None:
+            self._save.thread.join()
+
+    def _started(self, position: Position, content: Content) -> threading.Thread:
+        """Copies what a checkpoint holds, and returns the thread that writes it."""
+        copied, complete = self._copy(content)
+
+        def write() -> None:
+            try:
+                complete()
+                self._checkpoints.save(position, copied.save)
+            except BaseException as error:
+                self._failure = error
+
+        # A daemon, because a second Ctrl-C ends the process at once. What it leaves half written does not count.
+        thread = threading.Thread(target=write, name=f"save {position.name}", daemon=True)
+        thread.start()
+        return thread
+
+
+class HostCopy:
+    """Copies what a checkpoint holds into one block of host memory, which the next copy uses again.
+
+    The system clears new memory page by page, which takes longer than the copy itself. Copies from a GPU go into pinned memory
+    on its stream, so the next step begins without waiting for them.
+    """
+
+    def __init__(self) -> None:
+        self._block = torch.empty(0, dtype=torch.uint8)
+
+    def __call__(self, content: Content) -> tuple[Content, Callable[[], object]]:
+        """Returns the copy, and a function that waits until it is complete. The copy before is overwritten."""
+        tensors = [*content.weights.values(), *content.tensors.values()]
+        on_gpu = next((tensor.device for tensor in tensors if tensor.is_cuda), None)
+        sizes = (-(-tensor.numel() * tensor.element_size() // ALIGNMENT) * ALIGNMENT for tensor in tensors)
+        starts = list(itertools.accumulate(sizes, initial=0))
+        if len(self._block) < starts[-1]:
+            self._block = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=on_gpu is not None)
+        copies = iter([self._begun(tensor, start) for tensor, start in zip(tensors, starts, strict=False)])
+        copied = Content(
+            weights={name: next(copies) for name in content.weights},
+            tensors={name: next(copies) for name in content.tensors},
+            values=content.values,
+        )
+        if on_gpu is None:
+            return copied, lambda: None
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(on_gpu))
+        return copied, event.synchronize
+
+    def _begun(self, tensor: Tensor, start: int) -> Tensor:
+        """Begins to copy a tensor to a place in the block; returns the copy."""
+        if not tensor.numel():
+            return torch.empty(tensor.shape, dtype=tensor.dtype)
+        part = self._block[start : start + tensor.numel() * tensor.element_size()]
+        return part.view(tensor.dtype).view(tensor.shape).copy_(tensor.detach(), non_blocking=True)
