@@ -37,6 +37,8 @@ class Waiting(LocalRuntime):
 def timed(run: Product, saves: int, steps: int, *, save: bool) -> tuple[list[float], float]:
     """Returns the seconds of each call of `save`, and those of everything."""
     stops = []
+    if save:
+        run.runtime.reserve(run.state.content)
     begin = time.perf_counter()
     for number in range(saves):
         for _ in range(steps):
@@ -63,8 +65,7 @@ def main() -> None:
         folder = Path(name)
         run = product(KIND, settings)
         run()
-        content = run.state.content()
-        size = sum(tensor.nbytes for part in (content.weights, content.tensors) for tensor in part.values())
+        size = sum(tensor.nbytes for tensor in run.state.content().all())
         print(f"{size / 1e6:.0f} MB of state, a save after every {arguments.steps} steps\n")
         print("| saves | first stop (ms) | median of the others | longest of them | all steps and saves (s) |")
         print("|---|---|---|---|---|")

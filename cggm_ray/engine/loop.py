@@ -180,6 +180,9 @@ def train_epoch(training: Training, console: Console | None, take: EagerStep | N
         state.samples += part.samples
         state.within += part.samples
         number = state.position.steps
+        if number == 1:
+            # The optimizer has its state from here on, so the size of a checkpoint is known.
+            runtime.reserve(state.content)
         if number % settings.log_interval == 0 or number == steps:
             stop_if_not_finite(state, runtime)
         if values is not None and console is not None and number % settings.log_interval == 0:

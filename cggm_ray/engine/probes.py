@@ -185,6 +185,9 @@ class ProbeRuntime:
         """Returns the module with gradients that are averaged over the workers."""
         return self._inner.wrap(module)
 
+    def reserve(self, content: Callable[[], Content]) -> None:
+        """Does nothing."""
+
     def save(self, position: Position, content: Callable[[], Content]) -> None:
         """Does nothing."""
 

@@ -53,6 +53,10 @@ class Runtime(Protocol):
         """Returns the module, changed so that its gradients are averaged over the workers."""
         ...
 
+    def reserve(self, content: Callable[[], Content]) -> None:
+        """Prepares for saves of that size beside training, so that the first one takes no longer than others."""
+        ...
+
     def save(self, position: Position, content: Callable[[], Content]) -> None:
         """Begins to save a checkpoint; rank 0 copies what it holds by calling `content`. All workers call it.
 
@@ -173,6 +177,10 @@ class GroupRuntime(ABC):
     def checkpoints(self) -> Checkpoints:
         """Checkpoints of this run, after waiting for what this worker writes."""
         return self._saves.checkpoints
+
+    def reserve(self, content: Callable[[], Content]) -> None:
+        """Prepares the memory of the first copy beside training."""
+        self._saves.reserve(content)
 
     def save(self, position: Position, content: Callable[[], Content]) -> None:
         """Begins to save a checkpoint, which rank 0 writes beside training."""

@@ -52,6 +52,7 @@ class Saves:
     def __init__(self, checkpoints: Checkpoints, rank: int, reduce: Reduction, device: torch.device) -> None:
         self._checkpoints, self._rank, self._reduce, self._device = checkpoints, rank, reduce, device
         self._copy = HostCopy()
+        self._reserving: threading.Thread | None = None
         self._save: Save | None = None
         self._failure: BaseException | None = None
 
@@ -66,6 +67,12 @@ class Saves:
         """Whether this worker knows that a save has ended, well or not, which is to be settled."""
         thread = None if self._save is None else self._save.thread
         return thread is not None and not thread.is_alive()
+
+    def reserve(self, content: Callable[[], Content]) -> None:
+        """Prepares the memory of the copies beside training; later calls do nothing. All workers may call it."""
+        if self._rank == 0 and self._reserving is None and self._save is None:
+            self._reserving = threading.Thread(target=self._copy.reserve, args=(content(),), daemon=True)
+            self._reserving.start()
 
     def begin(
         self, position: Position, content: Callable[[], Content], report: Callable[[], None] | None = None
@@ -110,6 +117,8 @@ class Saves:
 
     def _started(self, position: Position, content: Content) -> threading.Thread:
         """Copies what a checkpoint holds, and returns the thread that writes it."""
+        if self._reserving is not None:
+            self._reserving.join()
         copied, complete = self._copy(content)
 
         def write() -> None:
@@ -137,13 +146,10 @@ class HostCopy:
 
     def __call__(self, content: Content) -> tuple[Content, Callable[[], object]]:
         """Returns the copy, and a function that waits until it is complete. The copy before is overwritten."""
-        tensors = [*content.weights.values(), *content.tensors.values()]
+        starts = self.reserve(content)
+        tensors = content.all()
         on_gpu = next((tensor.device for tensor in tensors if tensor.is_cuda), None)
-        sizes = (-(-tensor.numel() * tensor.element_size() // ALIGNMENT) * ALIGNMENT for tensor in tensors)
-        starts = list(itertools.accumulate(sizes, initial=0))
-        if len(self._block) < starts[-1]:
-            self._block = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=on_gpu is not None)
-        copies = iter([self._begun(tensor, start) for tensor, start in zip(tensors, starts, strict=False)])
+        copies = iter([self._begun(tensor, start) for tensor, start in zip(tensors, starts, strict=True)])
         copied = Content(
             weights={name: next(copies) for name in content.weights},
             tensors={name: next(copies) for name in content.tensors},
@@ -154,6 +160,15 @@ class HostCopy:
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(on_gpu))
         return copied, event.synchronize
+
+    def reserve(self, content: Content) -> list[int]:
+        """Makes the block large enough, with pages that are there; returns the start of each tensor in it."""
+        tensors = content.all()
+        sizes = (-(-tensor.numel() * tensor.element_size() // ALIGNMENT) * ALIGNMENT for tensor in tensors)
+        *starts, size = itertools.accumulate(sizes, initial=0)
+        if len(self._block) < size:
+            self._block = torch.zeros(size, dtype=torch.uint8, pin_memory=any(tensor.is_cuda for tensor in tensors))
+        return starts
 
     def _begun(self, tensor: Tensor, start: int) -> Tensor:
         """Begins to copy a tensor to a place in the block; returns the copy."""

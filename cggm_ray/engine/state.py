@@ -96,6 +96,10 @@ class Content:
     tensors: Mapping[str, Tensor]
     values: str
 
+    def all(self) -> list[Tensor]:
+        """Returns the weights and then the other tensors."""
+        return [*self.weights.values(), *self.tensors.values()]
+
     def save(self, folder: Path) -> None:
         """Writes it into an existing folder; tensors must be contiguous, on the host, and share no memory."""
         save_file(dict(self.weights), folder / WEIGHTS)
