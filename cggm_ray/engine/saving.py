@@ -72,7 +72,8 @@ class Saves:
         """Prepares the memory of the copies beside training; later calls do nothing. All workers may call it."""
         if self._rank == 0 and self._reserving is None and self._save is None:
             self._reserving = threading.Thread(target=self._copy.reserve, args=(content(),), daemon=True)
-            self._reserving.start()
+            # On a GPU at once: another thread may not allocate there while a step is recorded as a graph.
+            (self._reserving.run if self._device.type == "cuda" else self._reserving.start)()
 
     def begin(
         self, position: Position, content: Callable[[], Content], report: Callable[[], None] | None = None
@@ -117,13 +118,12 @@ class Saves:
 
     def _started(self, position: Position, content: Content) -> threading.Thread:
         """Copies what a checkpoint holds, and returns the thread that writes it."""
-        if self._reserving is not None:
+        if self._reserving is not None and self._reserving.is_alive():
             self._reserving.join()
-        copied, complete = self._copy(content)
+        copied = self._copy(content)
 
         def write() -> None:
             try:
-                complete()
                 self._checkpoints.save(position, copied.save)
             except BaseException as error:
                 self._failure = error
@@ -137,29 +137,27 @@ class Saves:
 class HostCopy:
     """Copies what a checkpoint holds into one block of host memory, which the next copy uses again.
 
-    The system clears new memory page by page, which takes longer than the copy itself. Copies from a GPU go into pinned memory
-    on its stream, so the next step begins without waiting for them.
+    The system clears new memory page by page, which takes longer than the copy itself. Copies from a GPU go into pinned memory,
+    one after the other, and are waited for once.
     """
 
     def __init__(self) -> None:
         self._block = torch.empty(0, dtype=torch.uint8)
 
-    def __call__(self, content: Content) -> tuple[Content, Callable[[], object]]:
-        """Returns the copy, and a function that waits until it is complete. The copy before is overwritten."""
+    def __call__(self, content: Content) -> Content:
+        """Returns the copy; the one before is overwritten."""
         starts = self.reserve(content)
         tensors = content.all()
         on_gpu = next((tensor.device for tensor in tensors if tensor.is_cuda), None)
         copies = iter([self._begun(tensor, start) for tensor, start in zip(tensors, starts, strict=True)])
-        copied = Content(
+        if on_gpu is not None:
+            # Not in the thread that writes: it may call nothing of CUDA while a step is recorded as a graph.
+            torch.cuda.current_stream(on_gpu).synchronize()
+        return Content(
             weights={name: next(copies) for name in content.weights},
             tensors={name: next(copies) for name in content.tensors},
             values=content.values,
         )
-        if on_gpu is None:
-            return copied, lambda: None
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(on_gpu))
-        return copied, event.synchronize
 
     def reserve(self, content: Content) -> list[int]:
         """Makes the block large enough, with pages that are there; returns the start of each tensor in it."""
