@@ -175,6 +175,7 @@ def epoch(problem: Problem, config: Any, runtime: Any, state: Any, step: Any, da
     from cggm_ray.engine.budget import budget_of
     from cggm_ray.engine.loop import train_epoch
     from cggm_ray.engine.opening import Training
+    from cggm_ray.engine.step import train_step
 
     def on_device(tensors: Mapping[str, Any] | None) -> dict[str, Any] | None:
         repeated = {} if tensors is None else {name: torch.cat([each] * LOOP_STEPS) for name, each in tensors.items()}
@@ -194,8 +195,14 @@ def epoch(problem: Problem, config: Any, runtime: Any, state: Any, step: Any, da
         **known,
     )
 
+    parts, clip = config.train.accumulate, config.optim.clip
+
+    def take(batch: Any, largest: int | None) -> Any:
+        # With rates as numbers: fake tensors know no fused optimizer whose rate is a tensor.
+        return train_step(state, step, batch, runtime, accumulate=parts, clip=clip, largest=largest)
+
     def run() -> None:
-        train_epoch(training, None)
+        train_epoch(training, None, take)
         state.end_epoch()
 
     return run

@@ -229,7 +229,7 @@ class LocalRuntime(GroupRuntime):
         device = torch.device("cpu")
         if torch.cuda.is_available() and not config.no_cuda:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-            if device.index >= torch.cuda.device_count():
+            if device.index > 0 and device.index >= torch.cuda.device_count():
                 raise UsageError(
                     f"LOCAL_RANK: found {device.index} and {torch.cuda.device_count()} GPUs on this machine; expected at most "
                     "one process per GPU, or --no_cuda"

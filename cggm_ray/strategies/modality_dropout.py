@@ -100,7 +100,7 @@ class ModalityDropout(Strategy):
     def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:
         """No term of the loss; notes the share of the samples that kept each modality."""
         if len(own_sums):
-            kept_M, there_M = own_sums.chunk(2)
+            kept_M, there_M = own_sums.detach().chunk(2)
             self.diagnostics = {"kept": kept_M / there_M.clamp(min=1)}
         return own_sums.new_zeros(())
 

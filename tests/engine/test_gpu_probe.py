@@ -51,3 +51,18 @@ def test_an_unknown_problem_is_one_line() -> None:
     assert done.stderr.splitlines() == [
         "gpu_probe: --datasets: unknown 'mossi'; available: mosi, iemocap, food101, brats"
     ]
+
+
+@pytest.mark.slow
+def test_the_measurements_of_a_gpu_run_on_a_cpu(tmp_path: Path) -> None:
+    """A rehearsal: every part but those that take minutes on a CPU."""
+    parts = ["epoch", "steps", "profile", "resume", "data parallel"]
+    file = tmp_path / "results.json"
+    command = [sys.executable, str(PROBE.with_name("gpu.py")), "--device", "cpu", "--tiny", "--json", str(file)]
+    subprocess.run([*command, "--parts", ",".join(parts)], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    results = json.loads(file.read_text())
+    for part in parts:
+        assert "error" not in results[part], results[part]
+        assert not [value for value in results[part].values() if isinstance(value, str) and "Error" in value]
+    assert results["resume"]["mosi cggm eager"] == "equal"
+    assert results["data parallel"]["five losses"] == "equal"
