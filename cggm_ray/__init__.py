@@ -12,7 +12,21 @@ from cggm_ray.core import workdir as workdir
 # isort: split
 from cggm_ray.core.batch import Batch, HeadOutput
 from cggm_ray.core.errors import CggmError, DataError, UsageError
-from cggm_ray.strategies import CGGM, JointTraining, Strategy
+from cggm_ray.strategies import (
+    AGM,
+    CGGM,
+    MSLR,
+    OGM,
+    PMR,
+    UME,
+    UMT,
+    GBlending,
+    JointTraining,
+    MMPareto,
+    ModalityDropout,
+    ReconBoost,
+    Strategy,
+)
 from cggm_ray.tasks import Classification, Regression, Segmentation, Task
 
 if TYPE_CHECKING:
@@ -22,13 +36,23 @@ __version__ = "0.1.0"
 _API = ("Run", "compare", "load", "train", "tune")
 
 __all__ = [
+    "AGM",
     "CGGM",
+    "MSLR",
+    "OGM",
+    "PMR",
+    "UME",
+    "UMT",
     "Batch",
     "CggmError",
     "Classification",
     "DataError",
+    "GBlending",
     "HeadOutput",
     "JointTraining",
+    "MMPareto",
+    "ModalityDropout",
+    "ReconBoost",
     "Regression",
     "Run",
     "Segmentation",

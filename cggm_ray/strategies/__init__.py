@@ -3,10 +3,29 @@
 from cggm_ray.strategies.agm import AGM
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.cggm import CGGM
+from cggm_ray.strategies.gblend import GBlending
 from cggm_ray.strategies.joint import JointTraining
 from cggm_ray.strategies.mmpareto import MMPareto
 from cggm_ray.strategies.modality_dropout import ModalityDropout
+from cggm_ray.strategies.mslr import MSLR
 from cggm_ray.strategies.ogm import OGM
+from cggm_ray.strategies.pmr import PMR
+from cggm_ray.strategies.reconboost import ReconBoost
+from cggm_ray.strategies.ume import UME
 from cggm_ray.strategies.umt import UMT
 
-__all__ = ["AGM", "CGGM", "OGM", "UMT", "JointTraining", "MMPareto", "ModalityDropout", "Strategy"]
+__all__ = [
+    "AGM",
+    "CGGM",
+    "MSLR",
+    "OGM",
+    "PMR",
+    "UME",
+    "UMT",
+    "GBlending",
+    "JointTraining",
+    "MMPareto",
+    "ModalityDropout",
+    "ReconBoost",
+    "Strategy",
+]
