@@ -27,7 +27,7 @@ from cggm_ray.strategies import (
     ReconBoost,
     Strategy,
 )
-from cggm_ray.tasks import Classification, Regression, Segmentation, Task
+from cggm_ray.tasks import Classification, MultiLabel, Regression, Segmentation, Task
 
 if TYPE_CHECKING:
     from cggm_ray.api import Run, compare, load, train, tune
@@ -52,6 +52,7 @@ __all__ = [
     "JointTraining",
     "MMPareto",
     "ModalityDropout",
+    "MultiLabel",
     "ReconBoost",
     "Regression",
     "Run",
