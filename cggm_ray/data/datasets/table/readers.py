@@ -204,6 +204,8 @@ def _parquet(path: Path, options: TableOptions) -> tuple[pa.Table, str]:
         check_size(max(4 * values, sum(group.total_byte_size for group in groups)), held, str(path))
         with pq.ParquetFile(path, read_dictionary=texts) as parquet:
             table = parquet.read()
+            # Texts of a damaged file may be none.
+            table.validate(full=True)
         for name in texts:
             _check_texts(table.column(name), held, f"{path}, column {name}")
     return _with_class_names(table, path), "parquet"
@@ -222,12 +224,15 @@ def _check_texts(column: pa.ChunkedArray, held: int, where: str) -> None:
 
 def _arrow(path: Path, options: TableOptions) -> tuple[pa.Table, str]:
     with reading(path, "Arrow file"):
-        content = pa.memory_map(str(path)) if type(path).__name__ != "UrlPath" else pa.OSFile(str(path))
+        # Not mapped into memory: a file that shrinks meanwhile would end the process.
+        content = pa.py_buffer(path.read_bytes())
         try:
             table = pa.ipc.open_stream(content).read_all()
         except pa.ArrowInvalid:
-            content.seek(0)
             table = pa.ipc.open_file(content).read_all()
+        # Offsets of a damaged file may lead anywhere.
+        table.validate(full=True)
+    check_size(table.nbytes, len(content), str(path))
     return _with_class_names(table, path), "Arrow"
 
 
