@@ -18,7 +18,20 @@ from conftest import SMALL
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-OPTIONAL = ("h5py", "nibabel", "PIL", "transformers", "tensorboard", "mlflow", "wandb", "optuna", "scipy", "sklearn")
+OPTIONAL = (
+    "h5py",
+    "nibabel",
+    "PIL",
+    "transformers",
+    "tensorboard",
+    "mlflow",
+    "wandb",
+    "optuna",
+    "scipy",
+    "sklearn",
+    "av",
+    "soundfile",
+)
 
 
 def run_without(packages: tuple[str, ...], arguments: list[str]) -> subprocess.CompletedProcess[str]:

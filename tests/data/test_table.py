@@ -293,6 +293,15 @@ def test_a_csv_without_a_header(tmp_path: Path) -> None:
     assert sum(map(len, splits.values())) == 30
 
 
+def test_rows_without_any_input_are_left_out_and_said(tmp_path: Path) -> None:
+    frame = products(60).drop(columns="photo")
+    path = as_csv(tmp_path, frame)
+    settings = table_config(tmp_path, path, changes={"modalities": "title", "modulation": "none"})
+    manifest, splits = converted(settings)
+    assert sum(map(len, splits.values())) == int(frame["title"].notna().sum())
+    assert any("rows have no value in any input and are left out, " in line for line in manifest.notes["taken"])
+
+
 def test_options_that_change_numbers_make_other_shards(tmp_path: Path) -> None:
     path = as_csv(tmp_path, small())
     for changes in ({}, {"skip_bad": 3}, {"text_features": 7}, {"split_seed": 5}):

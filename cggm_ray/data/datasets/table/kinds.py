@@ -136,8 +136,10 @@ class ColumnKind(ABC):
         """
 
     @abstractmethod
-    def encode(self, cells: pa.Array, state: State) -> np.ndarray:
-        """Returns the numbers [N, ...] of cells, in tasks; missing cells give zeros, or what `fit` decided for them.
+    def encode(self, cells: pa.Array, state: State) -> np.ndarray | Encoded:
+        """Returns the numbers [N, ...] of cells, in tasks, with steps if they are padded.
+
+        Missing cells give zeros, or what `fit` decided for them.
 
         A kind for which `pooled` is true is not called.
         """

@@ -12,7 +12,9 @@ from cggm_ray.data.settings import DatasetOptions
 AUTO = "auto"
 TASKS = (AUTO, "regression", "classification", "multilabel")
 MISSING = ("", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL", "None")
-NOT_IN_SHARDS = ("text_model", "image_model", "extract_batch", "skip_bad")
+MODELS = ("text_model", "image_model", "audio_model")
+"""Options that name frozen encoders."""
+NOT_IN_SHARDS = (*MODELS, "extract_batch", "skip_bad")
 """Options that change no shard, or by what is in their files only."""
 
 
@@ -32,8 +34,8 @@ class TableOptions(DatasetOptions):
     )
     column: tuple[str, ...] = option(
         (),
-        "name=kind: numeric, categorical, text, image, array, id or drop, where the kind that is inferred is not the right "
-        "one. May be repeated",
+        "name=kind: numeric, categorical, text, image, audio, video, array, id or drop, where the kind that is inferred is "
+        "not the right one. May be repeated",
         repeat=True,
     )
     split_column: str | None = option(
@@ -55,7 +57,7 @@ class TableOptions(DatasetOptions):
         MISSING, "texts that mean that a cell is missing; an empty cell always does"
     )
     media_path: str | None = option(
-        None, "folder below which images lie; default the folder of the table", resume=True, path=True
+        None, "folder below which images, audio and video lie; default the folder of the table", resume=True, path=True
     )
     text_features: int = option(4096, "words of a text column that count for TF-IDF, those most frequent in training")
     text_model: str | None = option(
@@ -72,7 +74,15 @@ class TableOptions(DatasetOptions):
         resume=True,
         path=True,
     )
-    skip_bad: int = option(0, "images that cannot be read and count as missing, at most", resume=True)
+    audio_seconds: float = option(10.0, "seconds of an audio file; the rest is cut")
+    audio_model: str | None = option(
+        None,
+        "frozen audio encoder with its feature extractor, a local folder or a hub name; default a spectrogram",
+        resume=True,
+        path=True,
+    )
+    video_frames: int = option(8, "frames of a video, at equal distances")
+    skip_bad: int = option(0, "images and other media that cannot be read and count as missing, at most", resume=True)
     extract_precision: str = option("fp32", "precision of frozen encoders: fp32, bf16, fp16; half is stored as fp16")
     extract_batch: int = option(32, "samples that a frozen encoder takes at once", resume=True)
 
@@ -87,11 +97,13 @@ class TableOptions(DatasetOptions):
             "text_features": 1,
             "text_length": 3,
             "image_size": 8,
+            "video_frames": 1,
             "skip_bad": 0,
             "extract_batch": 1,
         }
         for name, value in least.items():
             at_least(self, name, value)
+        check(0 < self.audio_seconds <= 600, self, "audio_seconds", "a number above 0, of at most 600")
         if self.delimiter is not None and self.delimiter != "tab":
             check(len(self.delimiter) == 1, self, "delimiter", "one character, or tab")
         if self.split_column is not None and self.group_column is not None:

@@ -107,6 +107,20 @@ def check_some(rows: Rows, present: Mapping[str, np.ndarray]) -> None:
         )
 
 
+def without_empty(rows: Rows, cells: Columns) -> tuple[Rows, Columns, str | None]:
+    """Returns the rows that have a cell in any input, and a line about the others; all rows where none has one."""
+    there = np.any([values.is_valid().to_numpy(zero_copy_only=False) for values in cells.values()], axis=0)
+    if there.all() or not there.any():
+        return rows, cells, None
+    first = rows.places.of(int(np.flatnonzero(~there)[0]))
+    line = f"{int((~there).sum())} of {len(rows)} rows have no value in any input and are left out, {first} first"
+    return (
+        rows.take(np.flatnonzero(there)),
+        {name: values.filter(pa.array(there)) for name, values in cells.items()},
+        line,
+    )
+
+
 def raw_shards(
     split: str,
     rows: Rows,

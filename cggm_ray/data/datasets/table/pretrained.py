@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -149,7 +150,7 @@ class ImageEncoder:
     def __call__(self, cells: pa.Array) -> Encoded:
         """Maps pixels [N, C, H, W] to features [N, T, D]."""
         pixels = torch.from_numpy(column_values(pa.chunked_array([cells])))
-        features = []
+        features: list[torch.Tensor] = []
         for part in pixels.split(self._batch):
             values = part.to(self._device, EXTRACT_PRECISIONS[self._state["precision"]])
             states = _states(self._info, self._model, pixel_values=values)
@@ -157,13 +158,11 @@ class ImageEncoder:
         return Encoded(values=stored(torch.cat(features), self._info, self._state["precision"]))
 
 
-def pixel_values(
-    images: Sequence[str | bytes | None], state: State, decoded: Callable[[str | bytes], np.ndarray]
-) -> pa.Array:
+def pixel_values(images: Sequence[Any], state: State, decoded: Callable[[Any], np.ndarray]) -> pa.Array:
     """Returns images as the processor of an encoder prepares them, [N, C, H, W]; zeros for those that are missing.
 
     Args:
-        images: paths, or contents of files.
+        images: what `decoded` takes; None for those that are missing.
         state: of the column.
         decoded: returns the pixels of one, uint8 [H, W, 3].
 
@@ -242,3 +241,64 @@ def _states(info: EncoderInfo, model: nn.Module, **inputs: torch.Tensor) -> torc
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"{info.flag}: {info.reference} does not take these samples: {one_line(reason)}") from error
+
+
+class AudioEncoder:
+    """Last hidden states of an audio encoder.
+
+    Args:
+        state: of the column.
+        context: settings.
+        rate: samples in a second of the waveforms.
+
+    Raises:
+        DataError: feature extractor or model cannot be loaded, or takes waveforms of another rate.
+    """
+
+    def __init__(self, state: State, context: Context, rate: int) -> None:
+        self._state, self._rate, self._batch = state, rate, context.options.extract_batch
+        self._info = find_model("audio_model", state["model"])
+        transformers = require("transformers", extra="table", purpose="table")
+        self._extractor = _loaded(self._info, transformers.AutoFeatureExtractor.from_pretrained, "feature extractor")
+        if self._extractor.sampling_rate != rate:
+            raise DataError(
+                f"audio_model: {self._info.reference} takes {self._extractor.sampling_rate} samples a second; expected {rate}"
+            )
+        self._device = extraction_device(context.no_cuda)
+        self._model = load_model(self._info, "audio_model", state["precision"], self._device)
+
+    @torch.no_grad()
+    def __call__(self, cells: pa.Array) -> Encoded:
+        """Maps waveforms to features [N, T, D] with the steps of each."""
+        waves = [
+            np.zeros(self._rate, np.float32) if one is None else np.array(one, np.float32) for one in cells.to_pylist()
+        ]
+        longest = math.ceil(self._state["seconds"] * self._rate)
+        features, steps = [], []
+        for start in range(0, len(waves), self._batch):
+            part = waves[start : start + self._batch]
+            made = self._extractor(
+                part,
+                sampling_rate=self._rate,
+                padding="max_length",
+                max_length=longest,
+                truncation=True,
+                return_tensors="pt",
+            )
+            # Some models take a mask of the padding, and others were trained without one.
+            inputs = {name: made[name].to(self._device) for name in self._extractor.model_input_names if name in made}
+            precision = EXTRACT_PRECISIONS[self._state["precision"]]
+            inputs = {name: v.to(precision) if v.is_floating_point() else v for name, v in inputs.items()}
+            states = _states(self._info, self._model, **inputs)
+            count = self._steps([len(wave) for wave in part], longest, states.shape[1])
+            there = (
+                torch.arange(states.shape[1], device=states.device) < torch.tensor(count, device=states.device)[:, None]
+            )
+            features.append(states * there[..., None].to(states.dtype))
+            steps += count
+        values = stored(torch.cat(features), self._info, self._state["precision"])
+        return Encoded(values=values, steps=np.array(steps, np.int64))
+
+    def _steps(self, lengths: list[int], longest: int, steps: int) -> list[int]:
+        """Returns the steps of waveforms of these lengths, in proportion to the longest one."""
+        return [max(1, min(steps, math.ceil(steps * min(length, longest) / longest))) for length in lengths]

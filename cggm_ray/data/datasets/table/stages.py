@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from cggm_ray.core.errors import UsageError
 from cggm_ray.data.datasets.table.cells import combined
-from cggm_ray.data.datasets.table.kinds import COLUMN_KINDS, ColumnKind, Context, State
+from cggm_ray.data.datasets.table.kinds import COLUMN_KINDS, ColumnKind, Context, Encoded, State
 from cggm_ray.data.shards.shards import PRESENT, STEPS, is_modality, tensor_column
 
 CELL = "cell/"
@@ -72,7 +72,11 @@ class EncodeCells:
                 continue
             parts = []
             for column in columns:
-                values = column.kind.encode(combined(table.column(CELL + column.name)), column.state)
+                cells = combined(table.column(CELL + column.name))
+                made = column.kind.encode(cells, column.state)
+                if isinstance(made, Encoded) and made.steps is not None and len(columns) == 1:
+                    table = with_steps(table, modality, made.steps, cells)
+                values = made.values if isinstance(made, Encoded) else made
                 if len(columns) > 1 and (values.ndim != 2 or column.pooled):
                     raise UsageError(
                         f"modality {modality}: column {column.name!r} gives samples of shape {list(values.shape[1:])}; "
@@ -109,13 +113,17 @@ class EncodeWithModels:
             table = table.drop_columns([CELL + column])
             values = _blank(encoded.values, table, modality)
             if encoded.steps is not None:
-                # The steps say which samples lack the modality.
                 values = values * there.reshape(-1, *[1] * (values.ndim - 1)).astype(values.dtype)
-                table = table.append_column(STEPS + modality, pa.array(encoded.steps * there))
-                if PRESENT + modality in table.column_names:
-                    table = table.drop_columns([PRESENT + modality])
+                table = with_steps(table, modality, encoded.steps, cells)
             table = table.append_column(modality, tensor_column(values))
         return _ordered(table, self._everything)
+
+
+def with_steps(table: pa.Table, modality: str, steps: np.ndarray, cells: pa.Array) -> pa.Table:
+    """Returns a table with the steps of padded sequences, which say also which samples lack the modality."""
+    there = cells.is_valid().to_numpy(zero_copy_only=False)
+    table = table.append_column(STEPS + modality, pa.array(steps * there))
+    return table.drop_columns([PRESENT + modality]) if PRESENT + modality in table.column_names else table
 
 
 def _blank(values: np.ndarray, table: pa.Table, modality: str) -> np.ndarray:

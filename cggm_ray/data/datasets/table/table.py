@@ -19,7 +19,7 @@ from cggm_ray.data.datasets.table.columns import Schema, column_lines, infer, ki
 from cggm_ray.data.datasets.table.demonstration import write_demonstration
 from cggm_ray.data.datasets.table.files import TableFiles, find_tables
 from cggm_ray.data.datasets.table.kinds import COLUMN_KINDS, Context
-from cggm_ray.data.datasets.table.options import NOT_IN_SHARDS, TableOptions
+from cggm_ray.data.datasets.table.options import MODELS, NOT_IN_SHARDS, TableOptions
 from cggm_ray.data.datasets.table.parts import (
     Columns,
     check_some,
@@ -28,6 +28,7 @@ from cggm_ray.data.datasets.table.parts import (
     read_parts,
     rows_to_predict,
     with_target,
+    without_empty,
 )
 from cggm_ray.data.datasets.table.pretrained import find_model
 from cggm_ray.data.datasets.table.splitting import divide, split_column
@@ -78,7 +79,7 @@ class Table(Dataset):
         names = self.settings.data.modalities
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self.options).items()}
         plain = {key: value for key, value in plain.items() if key not in (*NOT_IN_SHARDS, "media_path")}
-        models = {name: getattr(self.options, name) is not None for name in ("text_model", "image_model")}
+        models = {name: getattr(self.options, name) is not None for name in MODELS}
         return plain | models | {"modalities": None if names is None else sorted(names)}
 
     def locate(self, path: Path) -> list[Path]:
@@ -129,7 +130,10 @@ class Table(Dataset):
         elif task == MULTILABEL:
             classes = find_labels(first.cells(options.target), options.classes, options.label_separator)
         splits, how = divide(parts, options, column, lambda rows: self._target(rows, classes).values)
-        cells = {split: self._cells(rows, schema) for split, rows in splits.items()}
+        cells: dict[str, Columns] = {}
+        for split, rows in splits.items():
+            splits[split], cells[split], line = without_empty(rows, self._cells(rows, schema))
+            remarks += [] if line is None else [f"{split}: {line}"]
         columns = {
             name: vars(one) | {"state": COLUMN_KINDS.get(one.kind).fit(name, cells["train"][name], context)}
             for name, one in schema.inputs.items()
@@ -237,7 +241,7 @@ class Table(Dataset):
 
     def _model_files(self) -> list[Path]:
         """Returns the files of the encoders that the options name."""
-        flags = {"text_model": self.options.text_model, "image_model": self.options.image_model}
+        flags = {flag: getattr(self.options, flag) for flag in MODELS}
         return [file for flag, value in flags.items() if value is not None for file in find_model(flag, value).files]
 
     def _cells(self, rows: Rows, schema: Schema) -> dict[str, pa.Array]:
