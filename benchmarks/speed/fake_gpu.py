@@ -81,6 +81,7 @@ def pretend() -> None:
     """Makes torch take fake tensors on 'cuda:0' the way it takes real ones."""
     cuda: Any = torch.cuda
     cuda.is_available = lambda: True
+    cuda.device_count = lambda: 1
     cuda.set_device = lambda device: None
     cuda.amp.common.amp_definitely_not_available = lambda: False
     cuda.is_bf16_supported = lambda *args, **kwargs: True
