@@ -208,3 +208,10 @@ def test_a_shell_completes(line: str, expected: set[str], tmp_path: Path) -> Non
         [sys.executable, "-m", "cggm_ray"], env=os.environ | environment, check=True, capture_output=True, cwd=ROOT
     )
     assert {word.strip() for word in (tmp_path / "found").read_text().split()} == expected
+
+
+def test_a_flag_of_lists_that_may_be_repeated_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--modality", "tab=age,site", "--modality=lab=crp", "--column", "age=numeric"]
+    options = settings(capsys, "train", "table", *flags)["options"]
+    assert options["modality"] == ["tab=age", "site", "lab=crp"]
+    assert options["column"] == ["age=numeric"]

@@ -100,6 +100,37 @@ def test_every_format_gives_what_pandas_and_scikit_learn_give(
         assert split.inputs["photo"].float().mean((1, 2)).argmax(1).tolist() == split.target.tolist()
 
 
+def test_splits_as_datasets_saves_and_publishes_them(tmp_path: Path) -> None:
+    """A dictionary of splits that was saved to disk, and parquet as on the hub; images are bytes, classes numbers."""
+    frame = products(60)
+    with_photos(tmp_path, frame)
+    names = sorted(set(frame["category"]))
+    about = {"label": {"names": names, "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+    table = pa.table(
+        {
+            "image": pa.array([{"bytes": (tmp_path / path).read_bytes(), "path": path} for path in frame["photo"]]),
+            "text": pa.array(frame["title"], from_pandas=True),
+            "label": pa.array([names.index(name) for name in frame["category"]]),
+        }
+    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": about}})})
+    parts = {"train": table.slice(0, 40), "validation": table.slice(40, 10), "test": table.slice(50)}
+    saved, hub = tmp_path / "saved", tmp_path / "hub" / "data"
+    hub.mkdir(parents=True)
+    for name, part in parts.items():
+        (saved / name).mkdir(parents=True)
+        with pa.OSFile(str(saved / name / "data.arrow"), "wb") as sink, pa.ipc.new_stream(sink, part.schema) as writer:
+            writer.write_table(part)
+        (saved / name / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+        pq.write_table(part, hub / f"{name}-00000-of-00001.parquet")
+    (saved / "dataset_dict.json").write_text(json.dumps({"splits": list(parts)}))
+    for path in (saved, hub.parent):
+        manifest, splits = converted(table_config(tmp_path, path, target="label", image_size=8))
+        assert manifest.notes["classes"] == names
+        assert manifest.notes["kinds"] == {"image": "image", "text": "vector"}
+        assert {name: len(split) for name, split in splits.items()} == {"train": 40, "valid": 10, "test": 10}
+        assert [names[number] for number in splits["test"].target] == frame["category"][50:].tolist()
+
+
 def small(rows: int = 40) -> pd.DataFrame:
     """Columns of many types, and none that a photo is needed for."""
     random = np.random.default_rng(1)

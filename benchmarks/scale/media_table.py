@@ -1,0 +1,108 @@
+"""A table of audio and video files from raw files to a tested checkpoint, decoded in Ray Data tasks: time and memory.
+
+    python benchmarks/scale/media_table.py --clips 400 --out media
+
+Tones and films are generated: the pitch of a tone tells one bit of the class, the direction of a fade in a film the other. The
+memory is the largest proportional set size of any process of the run, sampled twice a second, by what the process does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import soundfile
+
+RATE, SECONDS, SIDE, FRAMES = 16_000, 4.0, 128, 50
+
+
+def tone(path: Path, hertz: float) -> None:
+    """Writes a tone under noise, as WAV."""
+    time_ = np.arange(int(RATE * SECONDS)) / RATE
+    noise = np.random.default_rng(int(hertz)).normal(0, 0.05, len(time_))
+    soundfile.write(path, 0.3 * np.sin(2 * np.pi * hertz * time_) + noise, RATE)
+
+
+def film(path: Path, ends: tuple[int, int], seed: int) -> None:
+    """Writes a fade under noise, as MP4."""
+    random = np.random.default_rng(seed)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width = stream.height = SIDE
+        stream.pix_fmt = "yuv420p"
+        for level in np.linspace(*ends, FRAMES):
+            picture = np.clip(random.normal(level, 20, (SIDE, SIDE, 3)), 0, 255).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def write_clips(folder: Path, clips: int) -> int:
+    """Writes the table and its files; returns the bytes of the files."""
+    (folder / "media").mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    with (folder / "clips.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("sound", "film", "label"))
+        for number in range(clips):
+            bits = number % 4
+            names = f"media/{number:05d}.wav", f"media/{number:05d}.mp4"
+            tone(folder / names[0], (400, 900)[bits // 2] * random.uniform(0.8, 1.2))
+            film(folder / names[1], ((60, 180), (180, 60))[bits % 2], number)
+            writer.writerow((*names, "abcd"[bits]))
+    return sum(path.stat().st_size for path in (folder / "media").iterdir())
+
+
+def memory() -> dict[str, int]:
+    """Returns the largest proportional set size in bytes by the kind of process, of this user's Ray and driver processes."""
+    found: dict[str, int] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            name = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace").strip()
+            pss = next(line for line in (process / "smaps_rollup").read_text().splitlines() if line.startswith("Pss:"))
+        except (OSError, StopIteration):
+            continue
+        kind = "driver" if "cggm_ray train table" in name else name.split()[0] if name.startswith("ray::") else ""
+        if kind:
+            found[kind] = max(found.get(kind, 0), int(pss.split()[1]) * 1024)
+    return found
+
+
+def main() -> None:
+    """Generates the clips, runs the recipe on Ray, and prints time and memory."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=400)
+    parser.add_argument("--out", type=Path, default=Path("media"))
+    given = parser.parse_args()
+    size = write_clips(given.out, given.clips)
+    print(f"{given.clips} clips of {SECONDS:g} s, {size / 2**20:.1f} MiB of files")
+    flags = [
+        "--data_path",
+        str(given.out / "clips.csv"),
+        "--storage_path",
+        str(given.out / "runs"),
+        "--name",
+        "clips",
+        "--fresh",
+    ]
+    command = [sys.executable, "-m", "cggm_ray", "train", "table", *flags, "--max_steps", "300", "--report", "false"]
+    start, most = time.monotonic(), dict[str, int]()
+    with (given.out / "log.txt").open("w") as log:
+        run = subprocess.Popen([*command, "--headroom", "false"], stdout=log, stderr=subprocess.STDOUT)
+        while run.poll() is None:
+            for kind, value in memory().items():
+                most[kind] = max(most.get(kind, 0), value)
+            time.sleep(0.5)
+    print("".join(line for line in (given.out / "log.txt").open() if "accuracy  " in line).rstrip())
+    print(f"exit code {run.returncode}, {time.monotonic() - start:.0f} s")
+    for kind, value in sorted(most.items(), key=lambda item: -item[1]):
+        print(f"{kind:<40} {value / 2**20:8.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()
