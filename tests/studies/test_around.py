@@ -41,7 +41,8 @@ def test_the_first_trial_is_the_configuration_itself(kinds: dict[str, str]) -> N
     # The points that follow differ from it in something, each in its own way.
     points = drawn[: len(search.points_to_evaluate)]
     assert len({tuple(point.items()) for point in points}) == len(points)
-    assert {"standardise": "off"}.items() <= points[1].items()
+    assert set(points[1]["encoders"].replace(",", ":").split(":")[1::2]) == {"linear"}
+    assert {"standardise": "off"}.items() <= points[3 if len(kinds) > 1 else 2].items()
     assert ("fusion" in drawn[0]) == (len(kinds) > 1)
 
 
