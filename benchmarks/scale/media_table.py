@@ -77,6 +77,7 @@ def main() -> None:
     """Generates the clips, runs the recipe on Ray, and prints time and memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300, help="optimizer steps at most")
     parser.add_argument("--out", type=Path, default=Path("media"))
     given = parser.parse_args()
     size = write_clips(given.out, given.clips)
@@ -90,7 +91,18 @@ def main() -> None:
         "clips",
         "--fresh",
     ]
-    command = [sys.executable, "-m", "cggm_ray", "train", "table", *flags, "--max_steps", "300", "--report", "false"]
+    command = [
+        sys.executable,
+        "-m",
+        "cggm_ray",
+        "train",
+        "table",
+        *flags,
+        "--max_steps",
+        str(given.steps),
+        "--report",
+        "false",
+    ]
     start, most = time.monotonic(), dict[str, int]()
     with (given.out / "log.txt").open("w") as log:
         run = subprocess.Popen([*command, "--headroom", "false"], stdout=log, stderr=subprocess.STDOUT)
