@@ -3,7 +3,8 @@
     python benchmarks/scale/media_table.py --clips 400 --out media
 
 Tones and films are generated: the pitch of a tone tells one bit of the class, the direction of a fade in a film the other. The
-memory is the largest proportional set size of any process of the run, sampled twice a second, by what the process does.
+memory is the largest proportional set size of a process that decodes, trains or drives the run, sampled twice a second. Other
+programs on Ray must not run beside it, because their processes have the same names.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import av
 import numpy as np
 import soundfile
 
+KINDS = {"driver": "cggm_ray train table", "decoding task": "ray::MapBatches", "worker": "ray::RayTrainWorker"}
+"""What processes do, and what stands in their command line."""
 RATE, SECONDS, SIDE, FRAMES = 16_000, 4.0, 128, 50
 
 
@@ -67,8 +70,8 @@ def memory() -> dict[str, int]:
             pss = next(line for line in (process / "smaps_rollup").read_text().splitlines() if line.startswith("Pss:"))
         except (OSError, StopIteration):
             continue
-        kind = "driver" if "cggm_ray train table" in name else name.split()[0] if name.startswith("ray::") else ""
-        if kind:
+        kind = next((kind for kind, mark in KINDS.items() if mark in name), None)
+        if kind is not None:
             found[kind] = max(found.get(kind, 0), int(pss.split()[1]) * 1024)
     return found
 
