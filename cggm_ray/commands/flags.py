@@ -41,6 +41,7 @@ SYNONYMS = {
     "ema_decay": "ema",
     "label_smoothing_factor": "label_smoothing",
     "strategy": "modulation",
+    "net": "network",
     "data": "data_path",
     "data_dir": "data_path",
     "output_dir": "storage_path",

@@ -53,6 +53,7 @@ class Registry(Generic[T]):
         self._package = package
         self._entries: dict[str, T] = {}
         self._places: dict[str, Place] = {}
+        self._replaceable: set[str] = set()
         self._filled = False
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -79,6 +80,20 @@ class Registry(Generic[T]):
         if name not in self._entries and place is not None:
             self._places[name] = place
         self._entries.setdefault(name, entry)
+
+    def replace(self, name: str, entry: T, place: Place | None) -> None:
+        """Enters an entry in place of another of that name, which is not one of this package.
+
+        Raises:
+            UsageError: the name is taken by this package.
+        """
+        self._fill()
+        if name in self._entries and name not in self._replaceable:
+            raise UsageError(f"{self.kind}: {name!r} is taken; give yours another name")
+        self._replaceable.add(name)
+        self._entries[name] = entry
+        if place is not None:
+            self._places[name] = place
 
     def place(self, name: str) -> Place | None:
         """Returns the place where an entry was registered, or None for an entry of this package."""

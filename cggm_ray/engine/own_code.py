@@ -5,21 +5,26 @@ Importing a file runs it. Only files that the user names with `--import`, or tha
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from torch import nn
+
 from cggm_ray.core.errors import CggmError, UsageError, one_line, short_repr
-from cggm_ray.core.registry import Place, Registry
+from cggm_ray.core.registry import Place, Registry, nearest
 from cggm_ray.data.dataset import DATASETS
 from cggm_ray.data.datasets.table.kinds import COLUMN_KINDS
 from cggm_ray.engine.configuration import Config
 from cggm_ray.models.composed.registry import ENCODERS, FUSIONS
+from cggm_ray.models.own import own_network
 from cggm_ray.models.registry import NETWORKS
 from cggm_ray.strategies.registry import STRATEGIES
 
@@ -112,9 +117,57 @@ def import_recorded(kind: str, name: object, recorded: Iterable[Any], where: Pat
     if not Path(file).is_file():
         raise UsageError(f"{what} was registered in {file}, which is not there; {hint}")
     print(f"imports {file}, which registered the {kind} {name}", file=sys.stderr)
+    if kind == "network" and ".py:" in name:
+        adopt_network(name, Path(file))
     import_file(Path(file), module if isinstance(module, str) else None)
     if name not in registry.names():
         raise UsageError(f"{what} was registered in {file}, which does not register it now; {hint}")
+
+
+def adopt_network(network: object, kept: Path | None = None) -> str | None:
+    """Registers a network that is named by a file and a function (`my_file.py:build`) or given as a function or module.
+
+    Args:
+        network: name, function or module; see `cggm_ray.models.own`.
+        kept: the file, where it is recorded and the name says its last part alone.
+
+    Returns:
+        Name of the network; None for the dataset's own.
+
+    Raises:
+        UsageError: there is no such file or function.
+    """
+    if network is None or (isinstance(network, str) and ".py:" not in network):
+        return network
+    if not isinstance(network, str):
+        build = partial(_copied, network) if isinstance(network, nn.Module) else network
+        if not callable(build):
+            raise UsageError(f"network: found {short_repr(network)}; expected a name, a function or a torch.nn.Module")
+        name = getattr(network, "__name__", type(network).__name__)
+        # Called again with another function of the same name, the new one counts.
+        NETWORKS.replace(name, own_network(name, build), None)
+        return name
+    text, _, function = network.rpartition(":")
+    path = Path(text).expanduser().absolute() if kept is None else kept
+    name = f"{path.name}:{function}"
+    place = Place(module=None, file=str(path))
+    if name in NETWORKS.names():
+        if NETWORKS.place(name) != place:
+            raise UsageError(
+                f"network: {path} and {NETWORKS.place(name)} are both called {name}; rename one of the files"
+            )
+        return name
+    import_file(path)
+    build = getattr(_imported[path], function, None)
+    if not callable(build):
+        names = [key for key, value in vars(_imported[path]).items() if callable(value) and not key.startswith("_")]
+        raise UsageError(f"network: {path} has no function {function!r}{nearest(function, names)}")
+    NETWORKS.adopt(name, own_network(name, build), place)
+    return name
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module)
 
 
 def import_file(path: Path, module: str | None = None) -> None:

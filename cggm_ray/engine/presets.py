@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.own_code import adopt_network
 from cggm_ray.models.registry import NETWORKS
 from cggm_ray.models.settings import ModelConfig
 from cggm_ray.models.standardise import AUTO
@@ -81,6 +82,10 @@ def configured(recipe: Config, *layers: tuple[Mapping[str, Any], str]) -> Config
     Raises:
         UsageError: an unknown key, or a value that cannot be.
     """
+    layers = tuple(
+        ({**values, "network": adopt_network(values["network"])} if values.get("network") else values, source)
+        for values, source in layers
+    )
     name = recipe.train.preset
     for values, _ in layers:
         name = values.get("preset", name)

@@ -66,7 +66,7 @@ class MultimodalNet(nn.Module):
             if mask is None:
                 features[name] = encoder(x)
             else:
-                features[name] = _zeroed_feature(encoder(_zeroed(x, mask), mask), mask)
+                features[name] = zeroed_feature(encoder(zeroed(x, mask), mask), mask)
         return features
 
     def fuse(self, features: Mapping[str, Feature], masks: Masks | None = None) -> HeadOutput:
@@ -125,15 +125,15 @@ def mask_of(feature: Tensor, mask: Tensor | None) -> Tensor | None:
     return mask.any(1, keepdim=True)
 
 
-def _zeroed_feature(feature: Feature, mask: Tensor) -> Feature:
+def zeroed_feature(feature: Feature, mask: Tensor) -> Feature:
     """Every tensor of the feature, zeroed where its mask is False."""
     if isinstance(feature, Tensor):
         found = mask_of(feature, mask)
-        return feature if found is None else _zeroed(feature, found)
-    return tuple(_zeroed(part, mask.any(1, keepdim=True)) for part in feature)
+        return feature if found is None else zeroed(feature, found)
+    return tuple(zeroed(part, mask.any(1, keepdim=True)) for part in feature)
 
 
-def _zeroed(x: Tensor, mask: Tensor) -> Tensor:
+def zeroed(x: Tensor, mask: Tensor) -> Tensor:
     """x [N, T, ...], or [N, ...] under a mask [N, 1], with zeros and no gradient where the mask is False.
 
     What stood there may be anything, NaN included: it reaches neither values nor gradients.

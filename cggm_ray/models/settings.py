@@ -13,7 +13,9 @@ class ModelConfig:
     """Size and dropouts of the network."""
 
     network: str | None = option(
-        None, "network instead of the dataset's own: composed, sequence, shaped, deeplab, or one of yours"
+        None,
+        "network instead of the dataset's own: composed, sequence, shaped, deeplab, or one of yours; my_file.py:build "
+        "takes what that function returns, a module with encode and fuse",
     )
     nlevels: int = option(5, "layers of each encoder; the fusion has two fewer")
     cls_layers: int = option(2, "layers of each guide classifier")

@@ -17,9 +17,19 @@ FLAGS = ["--import", "gru.py", "--network", "gru", "--gru_width", "12"]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with the files of the page."""
-    for name, code in zip(("gru.py", "parts.py"), blocks("own-network.md"), strict=True):
+    for name, code in zip(("late.py", "gru.py", "parts.py"), blocks("own-network.md"), strict=True):
         (tmp_path / name).write_text(code)
     return tmp_path
+
+
+def test_a_module_as_it_is(folder: Path) -> None:
+    run = train(folder, "--local", "--net", "late.py:build")
+    assert "network: late.py:build" in (run / "config.yaml").read_text()
+    with safe_open(run / "best" / "model.safetensors", "pt") as weights:
+        assert weights.get_slice("module.encoders.text.weight_hh_l0").get_shape() == [64, 16]
+    assert "equal to the last bit" in command(folder, "verify", str(run)).stdout
+    with pytest.raises(AssertionError, match="this strategy calls encoders without their network, and LSTM alone"):
+        train(folder, "--local", "--net", "late.py:build", "--modulation", "ume", "--fresh")
 
 
 def test_it_trains_and_is_known_in_later_processes(folder: Path, tmp_path: Path) -> None:
