@@ -84,6 +84,22 @@ def test_new_rows_that_are_refused(
     assert expected in str(error.value)
 
 
+def test_media_of_new_rows_lie_beside_them_where_the_old_folder_is_gone(tmp_path: Path) -> None:
+    frame = products(30)
+    (tmp_path / "old").mkdir()
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    with_photos(tmp_path / "old", frame)
+    changes = {"max_steps": 4, "standardise": "off"}
+    settings = table_config(
+        tmp_path, tmp_path / "t.csv", changes=changes, image_size=8, media_path=str(tmp_path / "old")
+    )
+    result = run(settings)
+    assert result is not None
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    frame.to_csv(tmp_path / "new" / "t.csv", index=False)
+    assert len(predicted(result.folder, tmp_path / "new" / "t.csv", tmp_path / "p.parquet")) == 30
+
+
 def test_a_table_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A frame of pandas, and a dict of columns; the numbers are those of the command line."""
     monkeypatch.chdir(tmp_path)

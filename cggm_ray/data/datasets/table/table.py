@@ -87,8 +87,11 @@ class Table(Dataset):
         return [*self._found(path).all, *self._model_files()]
 
     def locate_new(self, path: Path) -> list[Path]:
-        """Returns the files of the table; the encoders are those of the run."""
-        return self._found(path).all
+        """Returns the files of the table; the encoders are those of the run.
+
+        Media lie in its own folder where the folder of the training data's media is gone.
+        """
+        return self._found(path, new=True).all
 
     def describe(self, sources: list[Path]) -> tuple[Source, ...]:
         """Returns checksums of the files; media that they name are described by name, size and time or version."""
@@ -222,11 +225,13 @@ class Table(Dataset):
         """Returns the kinds that the columns have."""
         return {name: manifest.notes["kinds"][name] for name in modalities}
 
-    def _found(self, path: Path) -> TableFiles:
+    def _found(self, path: Path, new: bool = False) -> TableFiles:
         """Finds the files, and makes what the kinds of columns receive."""
         self._files = find_tables(path)
         given = self.options.media_path
         media = self._files.root if given is None else as_path(given).expanduser().absolute()
+        if new and not media.is_dir():
+            media = self._files.root
         if not media.is_dir():
             raise DataError(f"media_path: {media} is no folder; expected the folder below which images lie")
         self._context = Context(
