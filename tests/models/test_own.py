@@ -97,7 +97,7 @@ class Plain(nn.Module):
 def test_a_file_and_a_function_train_and_predict_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(flags(tmp_path, "--net", f"{tmp_path}/two.py:build", "--name", "run")) == 0
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for command in (["verify"], ["predict", "--split", "test"], ["export"]):
+    for command in (["verify"], ["predict", "--split", "test"]):
         done = subprocess.run(
             [sys.executable, "-m", "cggm_ray", command[0], str(tmp_path / "run"), *command[1:]],
             check=False,
