@@ -45,6 +45,8 @@ def test_commands_parse(page: Path) -> None:
         # What imports a program of its page runs in a process of its own, below.
         if target == "-m":
             assert flags[0] == "cggm_ray", command
+            if "--net" in flags:
+                continue
             if flags[1] in ARGUMENTS:
                 assert console([*flags[1:], "--dry_run"]) == 0, command
             else:
@@ -66,6 +68,13 @@ def test_commands_parse(page: Path) -> None:
 def test_commands_with_programs_of_the_page_parse(page: Path, tmp_path: Path) -> None:
     for command in commands(page):
         _, target, *flags = shlex.split(command)
+        if "--net" in flags:
+            file, _, function = flags[flags.index("--net") + 1].partition(":")
+            (program,) = [
+                block for block in blocks(page.name) if f"def {function}(" in block and ".register(" not in block
+            ]
+            (tmp_path / file).write_text(program)
+            assert "dataset: mosi" in python(tmp_path, target, *flags, "--dry_run").stdout, command
         if target.startswith("pipelines/") and "--import" in flags:
             # The program stands on the page before the command that imports it.
             before = page.read_text().partition(flags[flags.index("--name") + 1] if "--name" in flags else command)[0]
