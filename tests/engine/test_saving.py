@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -91,7 +90,7 @@ def test_training_goes_on_while_a_slow_disk_writes_what_was(tmp_path: Path) -> N
     assert json.loads((folder / VALUES).read_text())["value"] == 1.0
 
 
-def test_one_save_is_in_flight_and_the_next_one_waits(tmp_path: Path) -> None:
+def test_one_save_is_in_flight_and_the_next_one_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk, said = SlowDisk(tmp_path), []
     run = saves(disk)
     run.begin(Position(1), lambda: content(1.0), lambda: said.append("first is whole"))
@@ -100,9 +99,16 @@ def test_one_save_is_in_flight_and_the_next_one_waits(tmp_path: Path) -> None:
         said.append("second is copied")
         return content(2.0)
 
+    waits, wait = threading.Event(), run.wait
+
+    def noted() -> None:
+        waits.set()
+        wait()
+
+    monkeypatch.setattr(run, "wait", noted)
     training = threading.Thread(target=run.begin, args=(Position(2), second))
     training.start()
-    training.join(0.2)
+    waits.wait()
     assert said == []
     disk.ready.set()
     training.join()
@@ -276,14 +282,16 @@ def test_an_error_waits_for_the_save_in_flight(
     small_pickle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The step after a save fails while the disk still writes; the run ends with its whole checkpoint."""
-    save, take = Checkpoints.save, loop.train_step
+    save, take, failed = Checkpoints.save, loop.train_step, threading.Event()
 
     def slowly(checkpoints: Checkpoints, position: Position, write: Callable[[Path], None]) -> None:
-        time.sleep(0.3)
+        if position == Position(1, 2):
+            failed.wait()
         save(checkpoints, position, write)
 
     def failing(state: object, *rest: object, **named: object) -> object:
         if state.step == 7:  # type: ignore[attr-defined]
+            failed.set()
             raise NonFiniteError("not finite")
         return take(state, *rest, **named)  # type: ignore[arg-type]
 

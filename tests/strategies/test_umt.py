@@ -17,8 +17,9 @@ from torch import nn
 import cggm_ray.strategies.umt
 from cggm_ray import Classification, UsageError
 from cggm_ray.commands.cli import main
+from cggm_ray.engine.checkpoints import Checkpoints
 from cggm_ray.engine.configuration import Config
-from cggm_ray.engine.state import WEIGHTS
+from cggm_ray.engine.state import TENSORS, WEIGHTS
 from cggm_ray.engine.teachers import find_teachers
 from cggm_ray.strategies.umt import UMT
 from conftest import SMALL, small_set, write_pickle
@@ -135,7 +136,9 @@ def test_features_come_nearer_and_the_state_holds_the_teachers(taught: tuple[Pat
     records = lines(whole)
     for name in ("text", "audio", "vision"):
         assert float(str(records[-1][f"distance/{name}"])) < float(str(records[0][f"distance/{name}"])), name
-    weights = load_file(folder / "taught" / "best" / "training.safetensors")
+    checkpoint = Checkpoints(folder / "taught").newest()
+    assert checkpoint is not None
+    weights = load_file(checkpoint / TENSORS)
     teacher = load_file(folder / "teacher-text" / "best" / WEIGHTS)
     kept = "/strategy/teachers.encoders.text.proj.weight"
     assert torch.equal(weights[kept], teacher["encoders.text.proj.weight"])
