@@ -201,19 +201,18 @@ class Dataset(ABC):
 
         The default is the entry `classes` of the notes, or numbers.
         """
-        task = self.task(manifest)
-        if not isinstance(task, Classification):
-            return None
-        names = manifest.notes.get("classes")
-        return tuple(map(str, range(task.outputs) if names is None else names))
+        return self._output_names(manifest, Classification)
 
     def label_names(self, manifest: Manifest) -> tuple[str, ...] | None:
         """Returns the names of labels, of which a sample may have several, or None for another task.
 
         The default is the entry `classes` of the notes, or numbers.
         """
+        return self._output_names(manifest, MultiLabel)
+
+    def _output_names(self, manifest: Manifest, kind: type[Task]) -> tuple[str, ...] | None:
         task = self.task(manifest)
-        if not isinstance(task, MultiLabel):
+        if not isinstance(task, kind):
             return None
         names = manifest.notes.get("classes")
         return tuple(map(str, range(task.outputs) if names is None else names))

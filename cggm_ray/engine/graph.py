@@ -33,7 +33,7 @@ MOST = 4
 """Graphs that are kept. Each keeps the memory of a step; most runs have two, of a full batch and of the last one."""
 
 Values = dict[str, Tensor]
-EagerStep = Callable[[Batch, int | None], Values]
+TakeStep = Callable[[Batch, int | None], Values]
 
 
 class Recorder(Protocol):
@@ -135,7 +135,7 @@ class RecordedStep:
         record: see `Recorder`.
     """
 
-    def __init__(self, eager: EagerStep, batch: Batch, largest: int | None, record: Recorder) -> None:
+    def __init__(self, eager: TakeStep, batch: Batch, largest: int | None, record: Recorder) -> None:
         self._inputs = [tensor.clone() for tensor in device_tensors(batch)]
         own = with_tensors(batch, self._inputs)
         self._values, self._again = record(lambda: eager(own, largest))
@@ -158,7 +158,7 @@ class GraphStep:
     """
 
     def __init__(
-        self, eager: EagerStep, state: TrainState, rates: DeviceRates, record: Recorder = record_cuda_graph
+        self, eager: TakeStep, state: TrainState, rates: DeviceRates, record: Recorder = record_cuda_graph
     ) -> None:
         self._eager, self._state, self._rates, self._record = eager, state, rates, record
         self._seen: Counter[Hashable] = Counter()
@@ -166,7 +166,15 @@ class GraphStep:
         self._branch: Hashable = None
 
     def __call__(self, batch: Batch, largest: int | None = None) -> Values:
-        """Takes a step on a batch that lies on the device; see `train_step`."""
+        """Takes a step on a batch that lies on the device.
+
+        Args:
+            batch: of this worker.
+            largest: samples of the worker with the largest share; None for a single worker.
+
+        Returns:
+            Name of the log to a scalar or [M]; the next step may overwrite them.
+        """
         branch = self._state.strategy.branch()
         if branch != self._branch:
             # The optimizers may meet parameters that had no gradient before.

@@ -17,7 +17,7 @@ from cggm_ray.core.errors import StoppedError, UsageError
 from cggm_ray.core.seeding import derive_seed, seed_all
 from cggm_ray.data.loading.sampler import slices
 from cggm_ray.engine.evaluation import Observer, evaluate
-from cggm_ray.engine.graph import DeviceRates, EagerStep, GraphStep, Values, against_graph
+from cggm_ray.engine.graph import DeviceRates, GraphStep, TakeStep, Values, against_graph
 from cggm_ray.engine.guards import step_or_skip, stop_if_not_finite
 from cggm_ray.engine.inputs import unequal_gradients
 from cggm_ray.engine.opening import Training
@@ -109,7 +109,7 @@ def _train(training: Training) -> None:
         tracker.close()
 
 
-def how_to_step(training: Training, console: Console | None) -> EagerStep:
+def how_to_step(training: Training, console: Console | None) -> TakeStep:
     """Returns what takes a step of a run: `train_step`, on a GPU recorded as a graph where that is possible and wanted.
 
     On a GPU the learning rates are float32 tensors either way, so that both have the same bits.
@@ -146,7 +146,7 @@ def how_to_step(training: Training, console: Console | None) -> EagerStep:
     return with_rates
 
 
-def train_epoch(training: Training, console: Console | None, take: EagerStep | None = None) -> Record:
+def train_epoch(training: Training, console: Console | None, take: TakeStep | None = None) -> Record:
     """Trains for one epoch, or for the rest of an interrupted one; returns the means of the steps.
 
     Args:

@@ -134,7 +134,12 @@ class OwnNet(MultimodalNet):
         return self.module.get_submodule(self._head)
 
     def encode(self, batch: Batch | Mapping[str, Tensor], masks: Masks | None = None) -> dict[str, Feature]:
-        """See `MultimodalNet.encode`."""
+        """Features of every modality, zero where a mask is False.
+
+        Args:
+            batch: with its masks; or the inputs alone by modality.
+            masks: of inputs that are given alone.
+        """
         inputs, masks = (batch.inputs, batch.masks) if isinstance(batch, Batch) else (batch, masks)
         ready = {}
         for name in self._names:
@@ -147,7 +152,11 @@ class OwnNet(MultimodalNet):
         return {name: zeroed_feature(one, masks[name]) if name in masks else one for name, one in features.items()}
 
     def fuse(self, features: Mapping[str, Feature], masks: Masks | None = None) -> HeadOutput:
-        """See `MultimodalNet.fuse`."""
+        """Prediction from the features, with the head's input.
+
+        Raises:
+            UsageError: the module's `fuse` does not give both.
+        """
         fuse: Callable[..., Any] = self.module.fuse  # type: ignore[assignment]
         found = fuse(features, masks) if self._masks[1] else fuse(features)
         if not isinstance(found, tuple):

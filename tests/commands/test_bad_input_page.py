@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from bad_inputs import CASES, PAGE, SECTIONS, Case, cell, rows
+from bad_input_page import PAGE, cell, rows
+from bad_inputs import CASES, SECTIONS, Case
 
 from conftest import sets
 

@@ -18,7 +18,7 @@ from test_guards import run
 from torch import Tensor
 
 from cggm_ray.core.batch import Batch
-from cggm_ray.engine.graph import DeviceRates, EagerStep, GraphStep, Values, against_graph
+from cggm_ray.engine.graph import DeviceRates, GraphStep, TakeStep, Values, against_graph
 from cggm_ray.engine.runtime import LocalRuntime, RunConfig
 from cggm_ray.engine.settings import TrainConfig
 from cggm_ray.engine.state import TrainState
@@ -45,7 +45,7 @@ def rates_of(state: TrainState) -> DeviceRates:
     return DeviceRates([state.optimizer, state.strategy.own_optimizer()], CPU)
 
 
-def eager_with_rates(eager: EagerStep, state: TrainState) -> EagerStep:
+def eager_with_rates(eager: TakeStep, state: TrainState) -> TakeStep:
     """Eager steps whose learning rates are tensors, as on a GPU."""
     rates = rates_of(state)
 
@@ -64,7 +64,7 @@ class Counted:
         self.recorded = 0
         self.reason: str | None = None
 
-    def __call__(self, eager: EagerStep, state: TrainState) -> EagerStep:
+    def __call__(self, eager: TakeStep, state: TrainState) -> TakeStep:
         def counted(batch: Batch, largest: int | None) -> Values:
             self.eager += 1
             return eager(batch, largest)

@@ -125,7 +125,6 @@ def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_module_is_copied_for_every_run(tmp_path: Path) -> None:
     flags(tmp_path)
     torch.manual_seed(0)
-    net = nn.Module()
     namespace: dict[str, Any] = {}
     exec(FILE, namespace)
     shapes = {"words": arrays()["words"].shape[1:], "age": arrays()["age"].shape[1:]}

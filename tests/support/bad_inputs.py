@@ -1,17 +1,13 @@
 """Bad inputs of every kind, each with the command that meets it: the rows of docs/bad-input.md.
 
-Cases that other tests have by a table are taken from there; the rest are here.
-
-    PYTHONPATH=tests python tests/support/bad_inputs.py      writes the tables of the page anew
+Cases that other tests have by a table are taken from there; the rest are here. `bad_input_page` writes the page.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import functools
 import io
-import json
 import os
 import pickle
 import re
@@ -54,6 +50,7 @@ from hostile_files import (
     text,
 )
 from iemocap_layout import small_layout
+from tables import write_products
 
 from cggm_ray.commands.cli import main
 from cggm_ray.data.datasets.brats.brats import BratsOptions
@@ -65,7 +62,6 @@ from cggm_ray.engine.configuration import Config
 from cggm_ray.models.settings import ModelConfig
 from conftest import SMALL, small_set, write_pickle
 
-PAGE = Path(__file__).parents[2] / "docs" / "bad-input.md"
 PLACE = "DIR"
 """Stands for the folder of a case."""
 TINY = ModelConfig(nlevels=3, cls_layers=1, num_heads=2, proj_dim=8)
@@ -173,21 +169,7 @@ def product_table(change: dict[str, object], *flags: str) -> Callable[[Path], li
     """A CSV of twelve products, with other cells in the third row."""
 
     def prepare(folder: Path) -> list[str]:
-        rows = [
-            {
-                "title": f"a thing {n}",
-                "price": 10 + n,
-                "photo": "",
-                "part": ("train", "valid", "test")[n % 3],
-                "label": "ab"[n % 2],
-            }
-            for n in range(12)
-        ]
-        rows[2] |= change
-        with (folder / "t.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_products(folder / "t.csv", change)
         return given(folder / "t.csv", *flags)
 
     return prepare
@@ -413,31 +395,3 @@ CASES = [
     for title, (prepare, code) in CHECKPOINTS.items()
 ]
 SECTIONS = list(dict.fromkeys(case.section for case in CASES))
-
-
-def cell(message: str) -> str:
-    """A message as a table in Markdown holds it."""
-    return "`" + message.rstrip("\n").replace("|", "\\|") + "`"
-
-
-def rows(section: str, messages: dict[tuple[str, str], str]) -> str:
-    """The table of a section."""
-    lines = ["| what is wrong | message |", "|---|---|"]
-    lines += [f"| {case.title} | {cell(messages[section, case.title])} |" for case in CASES if case.section == section]
-    return "\n".join(lines)
-
-
-def write_page() -> None:
-    """Puts the messages into the page, between the heading of each section and the next one."""
-    messages = {}
-    for case in CASES:
-        with tempfile.TemporaryDirectory() as folder:
-            _, messages[case.section, case.title] = case.message(Path(folder))
-    before, _, _ = PAGE.read_text().partition("<!-- tables -->")
-    tables = "\n\n".join(f"### {section}\n\n{rows(section, messages)}" for section in SECTIONS)
-    PAGE.write_text(f"{before}<!-- tables -->\n\n{tables}\n")
-
-
-if __name__ == "__main__":
-    print(json.dumps({section: sum(case.section == section for case in CASES) for section in SECTIONS}))
-    write_page()

@@ -23,7 +23,7 @@ from cggm_ray.data.settings import DataConfig
 from cggm_ray.engine.assembly import new_state
 from cggm_ray.engine.checkpoints import Checkpoints
 from cggm_ray.engine.configuration import Config
-from cggm_ray.engine.graph import EagerStep, Values
+from cggm_ray.engine.graph import TakeStep, Values
 from cggm_ray.engine.optim import rescale
 from cggm_ray.engine.runtime import LocalRuntime, RunConfig
 from cggm_ray.engine.state import Position, TrainState
@@ -94,7 +94,7 @@ def run_steps(
     runtime: LocalRuntime,
     accumulate: int = 1,
     kind: str = "classes",
-    how: Callable[[EagerStep, TrainState], EagerStep] = lambda eager, state: eager,
+    how: Callable[[TakeStep, TrainState], TakeStep] = lambda eager, state: eager,
 ) -> Record:
     """Some epochs in float64, with samples that lack modalities; parameters, logged quantities and rates.
 

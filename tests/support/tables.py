@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,22 @@ def converted(settings: Config) -> tuple[Manifest, dict[str, TensorSplit]]:
         assert isinstance(split, TensorSplit)
         splits[name] = split
     return manifest, splits
+
+
+def write_products(path: Path, change: dict[str, object]) -> None:
+    """Writes a CSV of twelve products, with other cells in the third row."""
+    rows: list[dict[str, object]] = [
+        {
+            "title": f"a thing {n}",
+            "price": 10 + n,
+            "photo": "",
+            "part": ("train", "valid", "test")[n % 3],
+            "label": "ab"[n % 2],
+        }
+        for n in range(12)
+    ]
+    rows[2] |= change
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)

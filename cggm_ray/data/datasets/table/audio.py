@@ -66,10 +66,6 @@ class Audio(MediaKind):
             return f"frozen {state['architecture']} of {state['model']}, up to {state['seconds']:g} s"
         return f"log-mel spectrogram of up to {state['seconds']:g} s, no pretrained encoder (--audio_model)"
 
-    def pooled(self, state: State) -> bool:
-        """Returns whether there is an encoder."""
-        return "model" in state
-
     def prepare(self, cells: pa.Array, state: State) -> pa.Array:
         """Returns waveforms, lists of several lengths."""
         return pa.array(self._waves(cells, state), pa.list_(pa.float32()))

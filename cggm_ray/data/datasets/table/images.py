@@ -68,10 +68,6 @@ class Image(MediaKind):
         size = state["size"]
         return f"{size} x {size} pixels for a network that is trained, no pretrained encoder (--image_model)"
 
-    def pooled(self, state: State) -> bool:
-        """Returns whether there is an encoder."""
-        return "model" in state
-
     def prepare(self, cells: pa.Array, state: State) -> pa.Array:
         """Returns the pixels as the encoder's own processor makes them."""
         return pixel_values(cells.to_pylist(), state, lambda one: decoded(one, self.what, colours))

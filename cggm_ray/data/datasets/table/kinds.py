@@ -157,8 +157,11 @@ class ColumnKind(ABC):
         return []
 
     def pooled(self, state: State) -> bool:
-        """Returns whether cells are encoded by a model, in few long-lived processes, by `load`."""
-        return False
+        """Returns whether cells are encoded by a model, in few long-lived processes, by `load`.
+
+        The default is whether the state has an entry `model`.
+        """
+        return "model" in state
 
     def prepare(self, cells: pa.Array, state: State) -> pa.Array:
         """Returns cells as `load` receives them, in tasks before it; by default unchanged."""

@@ -68,10 +68,6 @@ class Text(ColumnKind):
             return f"frozen {state['architecture']} of {state['model']}, {state['length']} pieces"
         return f"TF-IDF of {len(state['words']):,} words, no pretrained encoder (--text_model)"
 
-    def pooled(self, state: State) -> bool:
-        """Returns whether there is an encoder."""
-        return "model" in state
-
     def load(self, state: State, context: Context) -> Callable[[pa.Array], Encoded]:
         """Loads tokenizer and model."""
         return TextEncoder(state, context)

@@ -69,10 +69,6 @@ class Video(MediaKind):
             return f"{state['frames']} frames, each the mean state of the frozen {state['architecture']} of {state['model']}"
         return f"{state['frames']} frames of {SIZE} x {SIZE} pixels, no pretrained encoder (--image_model)"
 
-    def pooled(self, state: State) -> bool:
-        """Returns whether there is an encoder."""
-        return "model" in state
-
     def prepare(self, cells: pa.Array, state: State) -> pa.Array:
         """Returns the frames as the encoder's own processor makes them, [N, frames, C, H, W]."""
         number = state["frames"]
