@@ -16,6 +16,8 @@ part that fails or hangs says so in one line and the next one starts. The file i
     data parallel   DistributedDataParallel in a process group of one (NCCL) against the bare step, by bits
     commands        train, continue, verify, predict and export on the data of --data
     recorded runs   whole runs with recorded and with eager steps, by bits; BraTS
+    streamed        a run whose samples come from shards while it trains, against one whose samples lie on the device
+    saves           how long a save of 200 MB stops training
     brats           BraTS at 160 x 160 in bf16, with its share of the card's peak and its memory
     compiled        milliseconds of a compiled step, and how long compiling takes
 """
@@ -46,6 +48,8 @@ SECONDS = {
     "data parallel": 30,
     "commands": 120,
     "recorded runs": 75,
+    "streamed": 60,
+    "saves": 60,
     "brats": 60,
     "compiled": 120,
 }
@@ -83,6 +87,8 @@ def parts() -> dict[str, Callable[..., None]]:
         "data parallel": gpu_checks.data_parallel_alone,
         "commands": gpu_checks.commands,
         "recorded runs": gpu_checks.recorded_runs,
+        "streamed": gpu_checks.streamed,
+        "saves": gpu_times.saves,
         "brats": gpu_times.brats,
         "compiled": gpu_times.compiled,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -243,6 +244,25 @@ def recorded_runs(where: Where, results: Results) -> None:
         brats = ["train", "brats", "--data_path", f"{where.data}/brats/small", *command.common, "--name", "brats"]
         brats += ["--num_epochs", "1", "--backbone", "resnet18", "--crop", "32", "--batch_size", "4"]
         command("train brats", *brats, "--warmup_epochs", "0", "--report", "false")
+
+
+def streamed(where: Where, results: Results) -> None:
+    """Samples per second of the last of four epochs, with MOSI on the device and with MOSI streamed.
+
+    The order of samples is the same, so the losses must have the same bits.
+    """
+    with _Commands(where, results) as command:
+        losses = []
+        for name, budget in (("device", "4096"), ("streamed", "60")):
+            flags = ["--num_epochs", "4", "--deterministic", "--memory_budget", budget, "--report", "false"]
+            command(f"train mosi, {name}", *command.mosi(name), *flags)
+            file = Path(command.folder) / "runs" / name / "metrics.jsonl"
+            if file.exists():
+                records = [json.loads(line) for line in file.read_text().splitlines()]
+                results[f"{name} samples per second"] = records[-1].get("samples_per_second")
+                losses.append([record["train/loss"] for record in records])
+        if len(losses) == 2:
+            results["losses"] = BOOLEAN[losses[0] == losses[1]]
 
 
 class _Commands:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import statistics
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -16,12 +19,14 @@ from gpu_where import (
     milliseconds,
 )
 from problems import STRATEGIES, naive_step, product
+from saves import KIND, Waiting, timed
 from torch.utils.flop_counter import FlopCounterMode
 
 from cggm_ray.data.loading.split import TensorSplit
 from cggm_ray.engine.budget import budget_of
 from cggm_ray.engine.loop import train_epoch
 from cggm_ray.engine.opening import Training
+from cggm_ray.engine.runtime import LocalRuntime
 
 
 def steps(where: Where, results: Results) -> None:
@@ -111,6 +116,26 @@ def brats(where: Where, results: Results) -> None:
             torch.cuda.empty_cache()
             continue
         return
+
+
+def saves(where: Where, results: Results) -> None:
+    """Milliseconds that a save of some 200 MB keeps the loop from its next step, recorded and eager steps alike.
+
+    `benchmarks/speed/saves.py` does the same on a CPU.
+    """
+    width = 10 if where.tiny else 320
+    for what, kind in (("training waits", Waiting), ("beside training", LocalRuntime)):
+        with tempfile.TemporaryDirectory() as folder:
+            settings = {"proj_dim": width, "modulation": "cggm", "optim": {"optim": "Adam"}}
+            run = product(KIND, settings, None, where.device)
+            run()
+            where.synchronise()
+            results["MB"] = sum(tensor.nbytes for tensor in run.state.content().all()) / 1e6
+            mine = dataclasses.replace(run, runtime=kind(Path(folder), run.config.run))
+            stops, seconds = timed(mine, 2 if where.tiny else 5, 5, save=True)
+            results[f"{what}, first stop (ms)"] = 1e3 * stops[0]
+            results[f"{what}, median of the others (ms)"] = 1e3 * statistics.median(stops[1:])
+            results[f"{what}, everything (s)"] = seconds
 
 
 def epoch(where: Where, results: Results) -> None:

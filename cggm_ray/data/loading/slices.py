@@ -22,7 +22,7 @@ from cggm_ray.core.errors import DataError
 from cggm_ray.core.seeding import derive_seed
 from cggm_ray.data.loading.sampler import Slice
 from cggm_ray.data.loading.split import unreadable
-from cggm_ray.data.loading.stream import ahead
+from cggm_ray.data.loading.stream import device_batches
 from cggm_ray.data.shards.packed import unpack
 from cggm_ray.data.shards.reading import open_shard
 from cggm_ray.data.shards.shards import IDENTITY, INDEX, TARGET, UNREADABLE, Manifest, column_values, tensor_column
@@ -190,9 +190,8 @@ class TumourSlices:
         return len(self.names or ())
 
     def batches(self, plan: Iterable[Slice], epoch: int) -> Iterator[Batch]:
-        """Yields a batch for every slice of the plan, on the device."""
-        for batch in ahead(lambda part: self._batch(part, epoch), plan, AHEAD):
-            yield batch.to(self._device)
+        """Returns a batch for every slice of the plan, on the device."""
+        return _widened(device_batches(lambda part: self._batch(part, epoch), plan, AHEAD, self._device))
 
     def draw(self, sample: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the image float32 [modalities, S, S] and the classes uint8 [S, S] of a sample in an epoch."""
@@ -238,9 +237,8 @@ class VolumeSlices:
         return len(self._row)
 
     def batches(self, plan: Iterable[Slice], epoch: int) -> Iterator[Batch]:
-        """Yields a batch for every slice of the plan, on the device."""
-        for batch in ahead(self._batch, plan, AHEAD):
-            yield batch.to(self._device)
+        """Returns a batch for every slice of the plan, on the device."""
+        return _widened(device_batches(self._batch, plan, AHEAD, self._device))
 
     def facts(self, volume: int) -> Facts:
         """Returns the facts about a volume."""
@@ -311,10 +309,18 @@ def _open(path: Path) -> pq.ParquetFile:
 def _batch(
     names: Sequence[str], image: np.ndarray, label: np.ndarray, part: Slice, group: Tensor | None = None
 ) -> Batch:
-    pixels = torch.from_numpy(image).float()
+    """Returns a batch in the types of the arrays, which are narrow where they come from shards."""
+    pixels = torch.from_numpy(image)
     inputs = {name: pixels[:, number : number + 1].contiguous() for number, name in enumerate(names)}
-    target = torch.from_numpy(label).long()
+    target = torch.from_numpy(label)
     return Batch(inputs=inputs, target=target, index=part.index, group=group, weight=part.weight)
+
+
+def _widened(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yields the batches with float32 images and int64 classes: the device widens what was copied to it."""
+    for batch in batches:
+        inputs = {name: values.float() for name, values in batch.inputs.items()}
+        yield replace(batch, inputs=inputs, target=batch.target.long())
 
 
 def _padded(pixels: int) -> int:

@@ -288,7 +288,10 @@ class ImageFeatures:
         """Maps pixels uint8 [N, H, W, 3] to features [N, T, D] on the device, in the type of the computation."""
         parts = []
         for part in pixels_NHWC.split(self._batch):
-            images = part.to(self.device).permute(0, 3, 1, 2).to(EXTRACT_PRECISIONS[self._precision]) / 255
+            images = (
+                part.to(self.device, non_blocking=True).permute(0, 3, 1, 2).to(EXTRACT_PRECISIONS[self._precision])
+                / 255
+            )
             parts.append(self._model(pixel_values=images).last_hidden_state)
         return torch.cat(parts)
 

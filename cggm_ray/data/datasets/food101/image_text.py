@@ -146,7 +146,8 @@ class OnlineSplit:
         def augment(batch: Batch) -> Batch:
             images = batch.inputs[IMAGE].numpy()
             new = [augmented(i, self._seed, s, epoch) for i, s in zip(images, batch.index.tolist(), strict=True)]
-            return dataclasses.replace(batch, inputs={**batch.inputs, IMAGE: torch.from_numpy(np.stack(new))})
+            made = dataclasses.replace(batch, inputs={**batch.inputs, IMAGE: torch.from_numpy(np.stack(new))})
+            return made.pinned() if self._encoder.device.type == "cuda" else made
 
         batches = self._pixels.batches(plan, epoch)
         for batch in ahead(augment, batches, BATCHES_AHEAD) if self._augment else batches:
