@@ -24,6 +24,7 @@ from cggm_ray.strategies import (
     JointTraining,
     MMPareto,
     ModalityDropout,
+    MultiLoss,
     ReconBoost,
     Strategy,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "MMPareto",
     "ModalityDropout",
     "MultiLabel",
+    "MultiLoss",
     "ReconBoost",
     "Regression",
     "Run",

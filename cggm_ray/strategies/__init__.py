@@ -8,6 +8,7 @@ from cggm_ray.strategies.joint import JointTraining
 from cggm_ray.strategies.mmpareto import MMPareto
 from cggm_ray.strategies.modality_dropout import ModalityDropout
 from cggm_ray.strategies.mslr import MSLR
+from cggm_ray.strategies.multiloss import MultiLoss
 from cggm_ray.strategies.ogm import OGM
 from cggm_ray.strategies.pmr import PMR
 from cggm_ray.strategies.reconboost import ReconBoost
@@ -26,6 +27,7 @@ __all__ = [
     "JointTraining",
     "MMPareto",
     "ModalityDropout",
+    "MultiLoss",
     "ReconBoost",
     "Strategy",
 ]

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from cggm_ray.config.fields import at_least, one_of, option
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce
-from cggm_ray.core.registry import nearest
 from cggm_ray.strategies.base import Memo, Strategy
+from cggm_ray.strategies.by_modality import numbers_by_modality
 from cggm_ray.strategies.guided import Guided, MakeOptimizer
 from cggm_ray.strategies.registry import STRATEGIES, Materials, Setting, StrategyInfo, StrategyOptions
 from cggm_ray.tasks.base import Task
@@ -135,30 +135,7 @@ def learning_rates(options: MSLROptions, modalities: Sequence[str], lr: float) -
             f"mslr_lrs: the strategy {options.mslr_strategy!r} needs the learning rate of every modality; expected "
             f"{','.join(f'{name}={lr:g}' for name in modalities)} or the like"
         )
-    pairs = [entry.partition("=") for entry in given]
-    if not any(sign for _, sign, _ in pairs) and len(pairs) == len(modalities):
-        texts = dict(zip(modalities, given, strict=True))
-    else:
-        texts = {name.strip(): text for name, _, text in pairs}
-    for name in texts:
-        if name not in modalities:
-            raise UsageError(
-                f"mslr_lrs: no modality {name!r}{nearest(name, modalities)}; available: {', '.join(modalities)}"
-            )
-    missing = [name for name in modalities if name not in texts]
-    if missing:
-        raise UsageError(f"mslr_lrs: found none for {', '.join(missing)}; expected one for every modality")
-    return {name: _positive(name, texts[name]) for name in modalities}
-
-
-def _positive(name: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise UsageError(f"mslr_lrs: found {text!r} for {name}; expected a positive number")
-    return value
+    return numbers_by_modality("mslr_lrs", given, modalities)
 
 
 def _learning_rates(given: Setting[MSLROptions]) -> dict[str, float]:

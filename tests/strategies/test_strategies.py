@@ -91,7 +91,15 @@ def kinds(name: str) -> list[str]:
     return [kind for kind, task in tasks.items() if STRATEGIES.get(name).serves(task)]
 
 
-CASES = [(kind, {"modulation": name}) for name in NAMES if name not in DRAWS for kind in kinds(name)]
+VARIANTS: list[dict[str, Any]] = [
+    {"modulation": "multiloss", "multiloss_project": True, "multiloss_weights": ["1", "3", "0.5"]}
+]
+"""Options by which a strategy takes another way through a step."""
+CASES = [
+    (kind, values)
+    for values in [*({"modulation": name} for name in NAMES if name not in DRAWS), *VARIANTS]
+    for kind in kinds(values["modulation"])
+]
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +110,7 @@ def by_workers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[list[
     return {workers: in_processes(folder, cases, workers) for workers in (1, 2)}
 
 
-@pytest.mark.parametrize("case", range(len(CASES)), ids=[f"{c['modulation']}-{kind}" for kind, c in CASES])
+@pytest.mark.parametrize("case", range(len(CASES)), ids=["-".join([kind, *map(str, c.values())]) for kind, c in CASES])
 def test_two_workers_follow_one(by_workers: dict[int, list[list[dict[str, Any]]]], case: int) -> None:
     one, (first, second) = by_workers[1][0][case], (rank[case] for rank in by_workers[2])
     assert_same(one, first)
