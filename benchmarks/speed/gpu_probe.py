@@ -150,8 +150,7 @@ def package_step(problem: Problem, settings: Mapping[str, Any], arguments: argpa
             return problem.networks(config)
 
     net, guides = networks()
-    change = assembly.STRATEGIES.get(config.modulation.modulation).network
-    net = net if change is None else change(net, guides)
+    net = assembly.STRATEGIES.get(config.modulation.modulation).network_of(net, guides, config.strategy)
     # Teachers are finished runs, of which there are none here: networks with fresh weights take their place.
     assembly.find_teachers = lambda *args: {}
     assembly.load_teachers = lambda encoders, found: ({name: networks()[0].encoders[name] for name in encoders}, {})

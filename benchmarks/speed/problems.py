@@ -172,8 +172,7 @@ def product(
     torch.manual_seed(0)
     config = Config.from_dict({"no_cuda": device == "cpu", **problem.settings, **settings})
     net, guides = problem.networks(config)
-    change = STRATEGY_TYPES.get(config.modulation.modulation).network
-    net = net if change is None else change(net, guides)
+    net = STRATEGY_TYPES.get(config.modulation.modulation).network_of(net, guides, config.strategy)
     if config.train.compile:
         compile_parts(net, guides, torch.device(device))
     choose_arithmetic(tf32=config.train.precision == "tf32", benchmark=config.train.cudnn_benchmark)

@@ -250,8 +250,7 @@ def build_network(
     task = dataset.task(manifest) if task is None else task
     plan = network_plan(config, dataset, manifest, modalities)
     net, guides = NETWORKS.get(config.model.network or dataset.network).build(plan)
-    change = STRATEGIES.get(config.modulation.modulation).network
-    net = net if change is None else change(net, guides)
+    net = STRATEGIES.get(config.modulation.modulation).network_of(net, guides, config.strategy)
     if config.inputs.standardises:
         net.inputs.update(standardise_modules(plan.shapes, plan.kinds))
         if isinstance(task, Regression):

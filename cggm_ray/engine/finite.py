@@ -47,18 +47,20 @@ class DeviceWatch:
                 optimizer.found_inf = self._bad  # type: ignore[attr-defined]
                 optimizer.grad_scale = None  # type: ignore[attr-defined]
 
-    def note(self, task_loss: Tensor, extra: Tensor, total: Tensor) -> None:
+    def note(self, task_loss: Tensor, extra: Tensor, total: Tensor, *, ends_step: bool = True) -> None:
         """Records a step on the device, before its optimizers act.
 
         Args:
             task_loss, extra, total: task loss, the strategy's term and gradient norm, scalars.
+            ends_step: whether it is the last turn of a step.
         """
         values = torch.stack([value.detach().double() for value in (task_loss, extra, total)])
         is_first = (self._bad == 0) & ~torch.isfinite(values).all()
         self._first.copy_(torch.where(is_first, self._steps, self._first))
         self._values.copy_(torch.where(is_first, values, self._values))
         self._bad.add_(is_first)
-        self._steps.add_(1)
+        if ends_step:
+            self._steps.add_(1)
 
     def remember(self, step: int, index: Tensor) -> None:
         """Keeps, on the host, what `poll` says about a step that was noted.

@@ -77,6 +77,8 @@ def train_step(
 ) -> dict[str, Tensor]:
     """One optimizer step on a global batch: forward, one backward for everything, clip, move.
 
+    A strategy that takes turns gets several on the same batch, one after the other.
+
     Args:
         state: of the run.
         step: a `TrainingStep`, as the runtime wrapped it.
@@ -90,15 +92,32 @@ def train_step(
         Name of the log to a scalar or [M], detached.
 
     Raises:
-        NonFiniteError: on all workers alike, before any parameter moved.
+        NonFiniteError: on all workers alike, before any parameter moved in this turn.
     """
+    values: dict[str, Tensor] = {}
+    for turn in range(state.strategy.turns):
+        state.strategy.turn = turn
+        values = _take_turn(state, step, batch, runtime, accumulate, clip, largest)
+    state.strategy.turn = 0
+    return values
+
+
+def _take_turn(
+    state: TrainState,
+    step: nn.Module,
+    batch: Batch,
+    runtime: Runtime,
+    accumulate: int,
+    clip: float,
+    largest: int | None,
+) -> dict[str, Tensor]:
     state.optimizer.zero_grad(set_to_none=True)
     task_loss, extra, memo = backward(step, batch, accumulate, largest)
     state.strategy.adjust_gradients(memo)
     total, norms_M = clip_by_total_norm(state.net.parameters(), state.net.encoders.values(), clip or None)
     # Loss and norm are those of the global batch, the same on every worker, so all of them stop or none does.
     if state.watch is not None:
-        state.watch.note(task_loss, extra, total)
+        state.watch.note(task_loss, extra, total, ends_step=state.strategy.turn + 1 == state.strategy.turns)
     elif not bool(torch.isfinite(task_loss + extra + total)):
         raise non_finite(state, batch, task_loss, extra, total, runtime)
     if state.strategy.rates_by_step:

@@ -43,6 +43,9 @@ class Strategy(OwnLoop):
     Attributes:
         diagnostics: quantities of the last step for the log, name to [M] (by modality) or a scalar; detached, on the
             device.
+        turns: optimizer steps that are taken with every batch, one after the other; each has its own forward and backward
+            pass.
+        turn: which of them is taken now, counted from 0; the host's decisions in a step may depend on it.
         observes: whether `observe` is to be called; an evaluation costs nothing more where it is not.
         rates_by_step: whether `rates` change with every step; they are read before the optimizer moves.
         against_graph: why a step cannot be recorded as a CUDA graph; None where it can. A recorded step repeats the work of
@@ -53,6 +56,7 @@ class Strategy(OwnLoop):
         UsageError: a subclass overrides `adjust`, which the package's own loop does not call.
     """
 
+    turns = 1
     observes = False
     rates_by_step = False
     against_graph: str | None = None
@@ -69,6 +73,7 @@ class Strategy(OwnLoop):
         self.task = task
         self.reduce = as_reduction(reduce)
         self.diagnostics: dict[str, Tensor] = {}
+        self.turn = 0
 
     def transform(
         self, features: dict[str, Feature], batch: Batch, totals: Totals | None = None

@@ -73,10 +73,14 @@ class OwnLoop(nn.Module):
 
     Attributes:
         adjusts: whether the strategy changes gradients, so that the loop has to call `adjust`.
+        turns: steps that the loop takes with every batch, each from `modulate` to `step`.
+        turn: which of them is taken now, counted from 0.
     """
 
     reduce: Reduction
     adjusts = False
+    turns = 1
+    turn = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -219,6 +223,7 @@ class OwnLoop(nn.Module):
             self.move()
             self._open_step.note_moves(self)
         self._open_step.close(self)
+        self.turn = (self.turn + 1) % self.turns
 
     def skip(self) -> None:
         """Ends a step in place of `step`, for a loop that skips it for a reason of its own.
@@ -229,6 +234,7 @@ class OwnLoop(nn.Module):
         """
         self._unadjusted = None
         self._open_step.take_back(self)
+        self.turn = (self.turn + 1) % self.turns
 
     def _may_be_skipped(self) -> bool:
         """Whether this pass belongs to a step that the loop may skip without a word to the strategy."""

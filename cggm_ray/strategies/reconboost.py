@@ -175,6 +175,6 @@ STRATEGIES.register("reconboost")(
         build=_build,
         options=ReconBoostOptions,
         tasks=(Classification,),
-        network=lambda net, guides: ensemble_net(net, guides, mean=False),
+        network=lambda net, guides, options: ensemble_net(net, guides, mean=False),
     )
 )

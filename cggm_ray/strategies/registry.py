@@ -99,8 +99,10 @@ class StrategyInfo(Generic[S]):
         whole_batch: needs the gradients of a worker's whole share at once, so `--accumulate` must be 1.
         shares: the strategy whose section of the configuration it reads, where that is not its own.
         check: raises a UsageError for what the options alone cannot tell; called before any long work.
-        network: (net, guides) to the network that is trained, validated, saved and tested; None for the run's own. It is a
-            function of its arguments alone, so that a checkpoint finds the same network again.
+        network: (net, guides, options) to the network that is trained, validated, saved and tested; None for the run's own.
+            It is a function of its arguments alone, so that a checkpoint finds the same network again. What a strategy
+            changes in the way from inputs to a prediction (another fusion or head, layers between the encoders) is a part
+            of this network, which the strategy finds in `Materials.net`.
     """
 
     build: Callable[[Materials[S]], Strategy]
@@ -111,12 +113,16 @@ class StrategyInfo(Generic[S]):
     whole_batch: bool = False
     shares: str | None = None
     check: Callable[[Setting[S]], object] | None = None
-    network: Callable[[MultimodalNet, Mapping[str, nn.Module]], MultimodalNet] | None = None
+    network: Callable[[MultimodalNet, Mapping[str, nn.Module], S], MultimodalNet] | None = None
 
     @property
     def has_options(self) -> bool:
         """Whether there is anything to set that is the strategy's alone."""
         return bool(dataclasses.fields(self.options))
+
+    def network_of(self, net: MultimodalNet, guides: Mapping[str, nn.Module], options: S) -> MultimodalNet:
+        """The network that is trained: the run's own, or what `network` makes of it."""
+        return net if self.network is None else self.network(net, guides, options)
 
     def serves(self, task: Task) -> bool:
         """Whether the strategy is defined for this task."""

@@ -38,6 +38,6 @@ def _build(given: Materials[StrategyOptions]) -> Strategy:
 
 STRATEGIES.register("ume")(
     StrategyInfo(
-        build=_build, options=StrategyOptions, network=lambda net, guides: ensemble_net(net, guides, mean=True)
+        build=_build, options=StrategyOptions, network=lambda net, guides, options: ensemble_net(net, guides, mean=True)
     )
 )

@@ -200,8 +200,7 @@ def test_every_strategy_balances_a_plain_module(name: str, tmp_path: Path, monke
     config = Config().replace({"modulation": name, **extra})
     torch.manual_seed(3)
     net, guides = own_network("plain", Plain).build(plan({"a": (7, 4), "b": (2,)}))
-    change = STRATEGIES.get(name).network
-    net = net if change is None else change(net, guides)
+    net = STRATEGIES.get(name).network_of(net, guides, config.strategy)
     runtime = LocalRuntime(tmp_path, RunConfig(no_cuda=True))
     state = new_state(config, net, guides, Classification(3), runtime)
     step = TrainingStep(net, state.strategy, "fp32").train()

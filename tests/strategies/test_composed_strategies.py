@@ -59,7 +59,7 @@ def test_every_strategy_trains_every_encoder_under_every_fusion(tmp_path: Path, 
     for choice, fusion in itertools.product(CHOICES, FUSIONS.names()):
         net, guides = composed(choice, fusion, linear_path="on" if choice is CHOICES[0] else "off")
         config = Config().replace({"modulation": name, **needed(name, net, tmp_path)})
-        net = net if info.network is None else info.network(net, guides)
+        net = info.network_of(net, guides, config.strategy)
         state = new_state(config, net, guides, Classification(CLASSES), runtime)
         step = TrainingStep(net, state.strategy, "fp32").train()
         moved = set()

@@ -124,7 +124,7 @@ def make(name: str, *, scale: float | None = None, sgd: bool = False, norm: bool
         # The guides are the network: its running statistics are the loop's, which may let a bad batch into them.
         for guide in guides.values():
             guide.norm = nn.Identity()
-        net = info.network(net, guides)
+        net = info.network(net, guides, config.strategy)
     if name == "umt":
         balance: Strategy = UMT(copy.deepcopy(encoders), task=task)
     else:

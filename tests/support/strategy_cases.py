@@ -94,8 +94,7 @@ def steps(kind: str, values: dict[str, Any], runtime: LocalRuntime, number: int 
     present = {name: torch.ones(SAMPLES, dtype=torch.bool) for name in WIDTHS}
     present["text"][::5] = present["audio"][1::7] = False
     masks = {name: present[name][:, None].expand(-1, 4).clone() for name in WIDTHS}
-    change = STRATEGIES.get(config.modulation.modulation).network
-    net = net if change is None else change(net, guides)
+    net = STRATEGIES.get(config.modulation.modulation).network_of(net, guides, config.strategy)
     state = new_state(config, net, guides, task, runtime)
     step = runtime.wrap(TrainingStep(net, state.strategy, "fp32"))
     seen = []

@@ -108,8 +108,7 @@ def run_steps(
     task = Classification(3) if kind == "classes" else Regression()
     target = torch.randint(3, (SAMPLES,)) if kind == "classes" else torch.randn(SAMPLES, 1).double()
     has = {name: torch.arange(SAMPLES) % 5 != number for number, name in enumerate(MODALITIES)}
-    change = STRATEGIES.get(config.modulation.modulation).network
-    net = net if change is None else change(net, guides)
+    net = STRATEGIES.get(config.modulation.modulation).network_of(net, guides, config.strategy)
     modules: list[nn.Module] = [net, *guides.values()]
     for module in modules:
         module.double()
