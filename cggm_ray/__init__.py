@@ -17,6 +17,7 @@ from cggm_ray.strategies import (
     CGGM,
     MSLR,
     OGM,
+    OPM,
     PMR,
     UME,
     UMT,
@@ -26,6 +27,7 @@ from cggm_ray.strategies import (
     ModalityDropout,
     MultiLoss,
     ReconBoost,
+    ReLearning,
     Strategy,
 )
 from cggm_ray.tasks import Classification, MultiLabel, Regression, Segmentation, Task
@@ -41,6 +43,7 @@ __all__ = [
     "CGGM",
     "MSLR",
     "OGM",
+    "OPM",
     "PMR",
     "UME",
     "UMT",
@@ -55,6 +58,7 @@ __all__ = [
     "ModalityDropout",
     "MultiLabel",
     "MultiLoss",
+    "ReLearning",
     "ReconBoost",
     "Regression",
     "Run",

@@ -34,6 +34,7 @@ class Batch:
         labelled: bool [N], False for a sample without a label, whose target is 0 and means nothing; None when all have one.
         masks: modality name to bool [N, T], False at steps that are padding, or [N, 1] where there are no steps to tell
             apart; a sample that lacks the modality has a row of False. None when nothing is missing or padded.
+        given: name to [N, ...], what the strategy gave every sample in the plan of an epoch; None where it gave nothing.
     """
 
     inputs: dict[str, Tensor]
@@ -44,6 +45,7 @@ class Batch:
     weight: Tensor | None = None
     masks: dict[str, Tensor] | None = None
     labelled: Tensor | None = None
+    given: dict[str, Tensor] | None = None
 
     @classmethod
     def of_loop(
@@ -129,6 +131,7 @@ class Batch:
                 weight=None if self.weight is None else self.weight[rows],
                 masks=take(self.masks, rows),
                 labelled=None if self.labelled is None else self.labelled[rows],
+                given=take(self.given, rows),
             )
             result.append(replace(part, weight=torch.zeros(1, device=self.target.device)) if is_filler else part)
         return result
@@ -154,7 +157,20 @@ class Batch:
             weight=None if self.weight is None else change(self.weight),
             masks=changed(self.masks),
             labelled=None if self.labelled is None else change(self.labelled),
+            given=changed(self.given),
         )
+
+
+class EpochPlan(NamedTuple):
+    """The samples of an epoch.
+
+    Attributes:
+        order: rows of the training split in their order, int64 [samples of the epoch]; a row may stand there several times.
+        given: name to [samples of the epoch, ...], what a batch brings beside the inputs of its samples (`Batch.given`).
+    """
+
+    order: Tensor
+    given: Mapping[str, Tensor]
 
 
 def check_takes_batch(owner: str, functions: Mapping[str, Callable[..., object]]) -> None:

@@ -15,7 +15,7 @@ import torch
 # The place of a purpose is part of its stream: add new ones at the end.
 _PURPOSES = (
     *("weights", "order", "step", "demonstration", "augment", "split", "view", "exchanges", "noise"),
-    *("shards", "window"),
+    *("shards", "window", "given"),
 )
 
 

@@ -169,8 +169,7 @@ def check_configuration(config: Config, dataset: Dataset, manifest: Manifest) ->
         )
     if info.whole_batch and config.train.accumulate > 1:
         raise UsageError(
-            f"accumulate: found {config.train.accumulate}; the strategy {name!r} compares gradients of the whole batch, "
-            "expected 1"
+            f"accumulate: found {config.train.accumulate}; the strategy {name!r} needs the whole batch at once, expected 1"
         )
     if info.check is not None:
         info.check(Setting(**setting(config, modalities)))

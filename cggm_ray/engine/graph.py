@@ -197,7 +197,7 @@ class GraphStep:
 
 def device_tensors(batch: Batch) -> list[Tensor]:
     """Returns the tensors of a batch that lie on the device, in one order; `index` stays on the host."""
-    groups = (batch.inputs, batch.present, batch.masks)
+    groups = (batch.inputs, batch.present, batch.masks, batch.given)
     found = [tensor for group in groups if group is not None for tensor in group.values()]
     single = (batch.target, batch.group, batch.weight, batch.labelled)
     return found + [tensor for tensor in single if tensor is not None]
@@ -211,17 +211,17 @@ def with_tensors(batch: Batch, tensors: Iterable[Tensor]) -> Batch:
         return None if of is None else {name: next(taken) for name in of}
 
     inputs = {name: next(taken) for name in batch.inputs}
-    present, masks = group(batch.present), group(batch.masks)
+    present, masks, given = group(batch.present), group(batch.masks), group(batch.given)
     single = {
         name: next(taken) for name in ("target", "group", "weight", "labelled") if getattr(batch, name) is not None
     }
-    return replace(batch, inputs=inputs, present=present, masks=masks, **single)
+    return replace(batch, inputs=inputs, present=present, masks=masks, given=given, **single)
 
 
 def form_of(batch: Batch) -> Hashable:
     """Returns what must be equal for two batches to be taken by one recorded step."""
     names = tuple(
         tuple(group) if isinstance(group, dict) else group is None
-        for group in (batch.inputs, batch.present, batch.masks, batch.group, batch.weight, batch.labelled)
+        for group in (batch.inputs, batch.present, batch.masks, batch.given, batch.group, batch.weight, batch.labelled)
     )
     return names, tuple((tensor.shape, tensor.dtype, tensor.stride()) for tensor in device_tensors(batch))

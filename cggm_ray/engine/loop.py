@@ -15,13 +15,14 @@ from torch import Tensor
 from cggm_ray.core.batch import Batch
 from cggm_ray.core.errors import StoppedError, UsageError
 from cggm_ray.core.seeding import derive_seed, seed_all
-from cggm_ray.data.loading.sampler import slices
+from cggm_ray.data.loading.sampler import with_given
 from cggm_ray.engine.evaluation import Observer, evaluate
 from cggm_ray.engine.graph import DeviceRates, GraphStep, TakeStep, Values, against_graph
 from cggm_ray.engine.guards import step_or_skip, stop_if_not_finite
 from cggm_ray.engine.inputs import unequal_gradients
 from cggm_ray.engine.opening import Training
 from cggm_ray.engine.optim import rescale
+from cggm_ray.engine.phases import begin_epoch, rest_of
 from cggm_ray.engine.runtime import Record, Runtime, numbers
 from cggm_ray.engine.state import TrainState
 from cggm_ray.engine.step import train_step
@@ -159,12 +160,14 @@ def train_epoch(training: Training, console: Console | None, take: TakeStep | No
     """
     settings, state, runtime, split = training.config.train, training.state, training.runtime, training.splits["train"]
     take = how_to_step(training, console) if take is None else take
+    seed, samples = settings.seed, begin_epoch(training)
     training.step.train()
-    size, seed, budget = settings.batch_size, settings.seed, training.budget
-    order = budget.order(seed, state.epoch, state.step - state.position.steps)
-    plan = list(slices(order[state.within :], size, runtime.rank, runtime.world_size))
-    steps = -(-len(order) // size)
-    for part, batch in zip(plan, split.batches(plan, state.epoch), strict=True):
+    plan, steps = (
+        rest_of(samples, state.within, settings.batch_size, runtime),
+        -(-len(samples.order) // settings.batch_size),
+    )
+    for part, plain in zip(plan, split.batches(plan, state.epoch), strict=True):
+        batch = with_given(plain, part)
         seed_all(derive_seed(seed, "step", state.step, runtime.rank))
         state.schedule.before_step(state.step)
         values = step_or_skip(settings.on_nonfinite, state, training.step, console, partial(take, batch, part.largest))

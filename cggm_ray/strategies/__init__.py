@@ -10,8 +10,10 @@ from cggm_ray.strategies.modality_dropout import ModalityDropout
 from cggm_ray.strategies.mslr import MSLR
 from cggm_ray.strategies.multiloss import MultiLoss
 from cggm_ray.strategies.ogm import OGM
+from cggm_ray.strategies.opm import OPM
 from cggm_ray.strategies.pmr import PMR
 from cggm_ray.strategies.reconboost import ReconBoost
+from cggm_ray.strategies.relearning import ReLearning
 from cggm_ray.strategies.ume import UME
 from cggm_ray.strategies.umt import UMT
 
@@ -20,6 +22,7 @@ __all__ = [
     "CGGM",
     "MSLR",
     "OGM",
+    "OPM",
     "PMR",
     "UME",
     "UMT",
@@ -28,6 +31,7 @@ __all__ = [
     "MMPareto",
     "ModalityDropout",
     "MultiLoss",
+    "ReLearning",
     "ReconBoost",
     "Strategy",
 ]

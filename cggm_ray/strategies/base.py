@@ -1,6 +1,7 @@
 """The protocol of a balancing strategy, and joint training, the strategy that does nothing.
 
-A strategy acts in three places of a training step, and between epochs if it wants to (`observe`, `end_epoch`, `rates`):
+A strategy acts in three places of a training step, between epochs if it wants to (`observe`, `end_epoch`, `rates`), and
+before an epoch (`measures`, `measure`, `begin_epoch`, `plan`):
 
 1. `transform` sees the features of all modalities before fusion, may wrap them, and returns a memo of the batch;
 2. `terms` sees the prediction and the memo, and returns the task loss and the strategy's own term: `sums` says what the batch
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cggm_ray.core.batch import Batch, Feature, HeadOutput
+from cggm_ray.core.batch import Batch, EpochPlan, Feature, HeadOutput
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals, all_reduce_with_local_gradient, as_reduction
 from cggm_ray.strategies.own_loop import Memo as Memo
@@ -212,6 +213,51 @@ class Strategy(OwnLoop):
             valid: validation loss and metrics.
             observed: the sums of `observe` over the validation split and all workers; empty where it does not observe.
         """
+
+    def measures(self, epoch: int) -> Mapping[str, int | None]:
+        """The splits ('train', 'valid') that `measure` is to see before an epoch, and how many samples of each at most.
+
+        None stands for all samples. A smaller number of samples is drawn once for a run.
+
+        Args:
+            epoch: that begins, counted from 0.
+        """
+        return {}
+
+    def measure(self, features: dict[str, Feature], batch: Batch) -> Tensor:
+        """What `begin_epoch` needs to know of every sample, [N, K]. In evaluation mode and without gradient.
+
+        Args:
+            features: modality name to the output of its encoder.
+            batch: that they were computed from.
+        """
+        return torch.zeros(len(batch), 0, dtype=torch.float64, device=batch.target.device)
+
+    def begin_epoch(self, epoch: int, measured: Mapping[str, Tensor]) -> None:
+        """Begins an epoch, before its first step, and with it a phase of the training.
+
+        It may change parameters of the network in place, and whatever the strategy remembers. All workers see the same. A run
+        that goes on after an epoch calls it as an uninterrupted run does. A run that goes on within an epoch does not call it.
+
+        Args:
+            epoch: that begins, counted from 0.
+            measured: split to the results of `measure`, float64 [samples, K] on the host, for the splits that `measures`
+                names.
+        """
+
+    def plan(self, order: Tensor, *, epoch: int, seed: int, batch_size: int) -> EpochPlan:
+        """The samples of an epoch, which may be others than those of its order, and what they bring to their batches.
+
+        It is a function of its arguments and of what the strategy remembers since `begin_epoch`, so any number of workers and a
+        run that goes on have the same. An epoch keeps its length, on which the schedule and the end of a run depend.
+
+        Args:
+            order: rows of the training split, int64 [samples of the epoch].
+            epoch: counted from 0.
+            seed: of the run.
+            batch_size: samples of a global batch.
+        """
+        return EpochPlan(order, {})
 
     def rates(self) -> Mapping[str, float]:
         """Modality to the factor, above 0, by which its encoder's learning rate differs from the model's.

@@ -41,6 +41,24 @@ def in_precision(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype.itemsize < 4 else logits
 
 
+def pooled(feature: Feature, mask: Tensor | None = None) -> Tensor:
+    """A feature [N, D], [N, T, D] or [N, C, H, W], or several of them, as means over all but samples and channels [N, D].
+
+    Steps that a mask [N, T] says are padding do not count.
+    """
+    if isinstance(feature, tuple):
+        return torch.cat([pooled(part) for part in feature], 1)
+    x = in_precision(feature)
+    if x.ndim == 2:
+        return x
+    if x.ndim == 3:
+        if mask is None or mask.shape[1] != x.shape[1]:
+            return x.mean(1)
+        there_NT1 = mask[..., None].to(x.dtype)
+        return (x * there_NT1).sum(1) / there_NT1.sum(1).clamp(min=1)
+    return x.flatten(2).mean(2)
+
+
 @torch.no_grad()
 def logits_of(predict: Predict, features: Mapping[str, Feature], masks: Mapping[str, Tensor] | None) -> Tensor:
     """Logits of the fused head for these features, without gradient."""

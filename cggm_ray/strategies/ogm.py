@@ -54,7 +54,39 @@ class OGMOptions(StrategyOptions):
         check(self.ogm_alpha > 0, self, "ogm_alpha", "a positive number")
 
 
-class OGM(ResponseStrategy):
+class Confidence(ResponseStrategy):
+    """The base of OGM and OPM, which compare how much of the truth each modality alone predicts.
+
+    Its arguments are those of `ResponseStrategy`.
+    """
+
+    def answers(self, features: Mapping[str, Feature], batch: Batch) -> list[Tensor]:
+        """The fused prediction from each modality alone."""
+        return [logits_of(self.predict, keep_only(features, (name,)), batch.masks) for name in self.modalities]
+
+    def score_sums(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Probabilities of the true classes and samples, eq. 8; for another task the sums of its loss."""
+        if not isinstance(self.task, Classification):
+            return self.task.sums(logits, batch)
+        w = batch.sample_weights()
+        probability = logits.softmax(1).gather(1, batch.target[:, None])[:, 0].double()
+        return torch.stack([(w * probability).sum(), w.sum()])
+
+    def compare(self, sums_MK: Tensor, seen_M: Tensor) -> Tensor:
+        """Ratios [M] of equation 9; 1 for a modality that no sample has, or whose rivals none has."""
+        if isinstance(self.task, Classification):
+            score_M = sums_MK[:, 0] / sums_MK[:, 1]
+        else:
+            score_M = torch.stack([torch.exp(-self.task.combine(sums)) for sums in sums_MK])
+        score_M = torch.where(seen_M, score_M, 0.0)
+        others_M = (score_M.sum() - score_M) / (seen_M.sum() - 1).clamp(min=1)
+        compared_M = seen_M & (seen_M.sum() > 1)
+        ratio_M = torch.where(compared_M, score_M / others_M.clamp(min=1e-300), 1.0)
+        self.diagnostics = {"score": score_M, "ratio": ratio_M}
+        return ratio_M
+
+
+class OGM(Confidence):
     """OGM-GE for a model and a loop of any kind.
 
     Args:
@@ -110,31 +142,10 @@ class OGM(ResponseStrategy):
         self.against_graph = None if noisy is None else "every step has a generator of its own for the noise"
         self._noisy = None if noisy is None else [list(noisy[name].parameters()) for name in self.modalities]
 
-    def answers(self, features: Mapping[str, Feature], batch: Batch) -> list[Tensor]:
-        """The fused prediction from each modality alone."""
-        return [logits_of(self.predict, keep_only(features, (name,)), batch.masks) for name in self.modalities]
-
-    def score_sums(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Probabilities of the true classes and samples, eq. 8; for another task the sums of its loss."""
-        if not isinstance(self.task, Classification):
-            return self.task.sums(logits, batch)
-        w = batch.sample_weights()
-        probability = logits.softmax(1).gather(1, batch.target[:, None])[:, 0].double()
-        return torch.stack([(w * probability).sum(), w.sum()])
-
     def decide(self, sums_MK: Tensor, seen_M: Tensor) -> Tensor:
         """Equations 9 and 10. A modality that no sample has, or whose rivals none has, keeps its gradient."""
-        if isinstance(self.task, Classification):
-            score_M = sums_MK[:, 0] / sums_MK[:, 1]
-        else:
-            score_M = torch.stack([torch.exp(-self.task.combine(sums)) for sums in sums_MK])
-        score_M = torch.where(seen_M, score_M, 0.0)
-        others_M = (score_M.sum() - score_M) / (seen_M.sum() - 1).clamp(min=1)
-        compared_M = seen_M & (seen_M.sum() > 1)
-        ratio_M = torch.where(compared_M, score_M / others_M.clamp(min=1e-300), 1.0)
-        coefficient_M = torch.where(ratio_M > 1, 1 - torch.tanh(self.alpha * ratio_M), 1.0)
-        self.diagnostics = {"score": score_M, "ratio": ratio_M}
-        return coefficient_M
+        ratio_M = self.compare(sums_MK, seen_M)
+        return torch.where(ratio_M > 1, 1 - torch.tanh(self.alpha * ratio_M), 1.0)
 
     @torch.no_grad()
     def adjust_gradients(self, memo: Memo) -> None:

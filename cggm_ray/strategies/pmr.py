@@ -35,7 +35,7 @@ from cggm_ray.config.fields import at_least, check, option
 from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
 from cggm_ray.strategies.base import Memo, Strategy
-from cggm_ray.strategies.features import in_precision
+from cggm_ray.strategies.features import pooled
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks import Classification
 
@@ -223,24 +223,6 @@ def coefficients(score_M: Tensor, seen_M: Tensor) -> tuple[Tensor, Tensor]:
     # With one score there is nothing to compare.
     several = (seen_M.sum() > 1) & seen_M
     return torch.where(several, faster_M, 0.0), torch.where(several, held_M, 0.0)
-
-
-def pooled(feature: Feature, mask: Tensor | None = None) -> Tensor:
-    """A feature [N, D], [N, T, D] or [N, C, H, W], or several of them, as means over all but samples and channels [N, D].
-
-    Steps that a mask [N, T] says are padding do not count.
-    """
-    if isinstance(feature, tuple):
-        return torch.cat([pooled(part) for part in feature], 1)
-    x = in_precision(feature)
-    if x.ndim == 2:
-        return x
-    if x.ndim == 3:
-        if mask is None or mask.shape[1] != x.shape[1]:
-            return x.mean(1)
-        there_NT1 = mask[..., None].to(x.dtype)
-        return (x * there_NT1).sum(1) / there_NT1.sum(1).clamp(min=1)
-    return x.flatten(2).mean(2)
 
 
 def _build(given: Materials[PMROptions]) -> Strategy:

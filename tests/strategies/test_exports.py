@@ -6,7 +6,7 @@ import cggm_ray
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.registry import STRATEGIES
 
-BASES = ("Guided", "ResponseStrategy")
+BASES = ("Confidence", "Guided", "ResponseStrategy")
 
 
 def subclasses(kind: type[Strategy]) -> list[type[Strategy]]:

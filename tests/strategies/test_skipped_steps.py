@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from strategy_cases import Concatenation
+from strategy_cases import ACTIVE, Concatenation
 from torch import Tensor, nn
 
 from cggm_ray import CGGM, Classification, HeadOutput, Strategy, UsageError
@@ -25,13 +25,14 @@ from cggm_ray.strategies.registry import STRATEGIES
 NAMES = STRATEGIES.names()
 WIDTH, CLASSES, BATCH, STEPS = 4, 3, 8, 10
 OPTIONS: dict[str, dict[str, Any]] = {
+    **ACTIVE,
     "mslr": {"mslr_strategy": "dynamic"},
     "umt": {"umt_teachers": ["a"]},
 }
 PER_PASS = {
     "modality-dropout": "draws for every pass",
     "mmpareto": "compares the gradients of a pass",
-    **dict.fromkeys(("ogm", "ogm-ge", "agm", "pmr"), "scores the modalities in a pass"),
+    **dict.fromkeys(("ogm", "ogm-ge", "opm", "agm", "pmr"), "scores the modalities in a pass"),
     **dict.fromkeys([name for name in NAMES if name.startswith("cggm")], "scores the guides in a pass"),
 }
 """Strategies of which two halves of a batch are not the whole in a loop of one's own, and why."""

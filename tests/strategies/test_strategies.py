@@ -10,6 +10,7 @@ import pytest
 import torch
 from feature_sets import arrays, as_npz, config
 from strategy_cases import (
+    ACTIVE,
     assert_same,
     drawn_teachers,
     in_processes,
@@ -41,7 +42,8 @@ def serving(task: type[Any], names: list[str] = NAMES) -> list[str]:
 
 
 def flags(name: str, *more: Any) -> list[str]:
-    return ["--modulation", name, *(NEEDED[name](*more) if name in NEEDED else [])]
+    active = [text for field, value in ACTIVE.get(name, {}).items() for text in (f"--{field}", str(value))]
+    return ["--modulation", name, *active, *(NEEDED[name](*more) if name in NEEDED else [])]
 
 
 @pytest.mark.parametrize("name", serving(Regression))
@@ -82,7 +84,7 @@ def test_who_needs_the_whole_batch_says_so(tmp_path: Path, name: str, capsys: py
     pickle = write_pickle(tmp_path / "small.pkl", small_set())
     places = ["--local", "--data_path", str(pickle), "--storage_path", str(tmp_path)]
     assert main(Config(), [*places, "--modulation", name, "--accumulate", "2"]) == 2
-    assert f"accumulate: found 2; the strategy '{name}' compares gradients" in capsys.readouterr().err
+    assert f"accumulate: found 2; the strategy '{name}' needs the whole batch" in capsys.readouterr().err
     assert not (tmp_path / "shards").exists() or not any(p.is_dir() for p in (tmp_path / "shards").iterdir())
 
 

@@ -16,18 +16,26 @@ from torch import Tensor, nn
 from cggm_ray.commands.cli import main
 from cggm_ray.core.batch import Batch, HeadOutput
 from cggm_ray.data.loading.sampler import epoch_order, slices
+from cggm_ray.data.loading.split import TensorSplit
 from cggm_ray.engine.assembly import new_state
 from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.phases import measured_split, planned
 from cggm_ray.engine.runtime import LocalRuntime, RunConfig
 from cggm_ray.engine.state import VALUES, WEIGHTS
 from cggm_ray.engine.step import TrainingStep, train_step
 from cggm_ray.engine.tracking import read_metrics
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.sequence import sequence_guides, sequence_net
+from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.registry import STRATEGIES
 from cggm_ray.tasks import Classification, Regression, Task
 from conftest import SMALL
 
+ACTIVE: dict[str, dict[str, Any]] = {
+    "opm": {"opm_warmup": 0, "opm_execute": 1.0},
+    "relearning": {"relearning_every": 1, "relearning_samples": 16},
+}
+"""Settings with which a strategy acts within a few steps."""
 WIDTHS = {"text": 6, "audio": 4, "vision": 3}
 SAMPLES = 22
 DROPOUTS = {f"{name}_dropout": 0 for name in ("attn", "relu", "embed", "res", "out")}
@@ -87,9 +95,21 @@ def problem(kind: str, config: Config) -> tuple[Task, MultimodalNet, dict[str, n
     return Regression(), net, guides, inputs, torch.randn(SAMPLES, 1).double()
 
 
+def begin(
+    strategy: Strategy, net: MultimodalNet, split: TensorSplit, config: Config, runtime: LocalRuntime, epoch: int
+) -> None:
+    """Begins an epoch as the package's own loop does; the split is also the one for validation."""
+    measures = strategy.measures(epoch).items()
+    measured = {
+        name: measured_split(config.train, net, strategy, split, runtime, most and most // (1 + (name == "valid")))
+        for name, most in measures
+    }
+    strategy.begin_epoch(epoch, measured)
+
+
 def steps(kind: str, values: dict[str, Any], runtime: LocalRuntime, number: int = 8) -> dict[str, Any]:
     """Steps of the package's own loop; some samples lack a modality. The parameters at the end, and all quantities."""
-    config = Config().replace({**DROPOUTS, **SIZE, **values})
+    config = Config().replace({**DROPOUTS, **SIZE, **ACTIVE.get(values["modulation"], {}), **values})
     task, net, guides, inputs, target = problem(kind, config)
     present = {name: torch.ones(SAMPLES, dtype=torch.bool) for name in WIDTHS}
     present["text"][::5] = present["audio"][1::7] = False
@@ -98,9 +118,12 @@ def steps(kind: str, values: dict[str, Any], runtime: LocalRuntime, number: int 
     state = new_state(config, net, guides, task, runtime)
     step = runtime.wrap(TrainingStep(net, state.strategy, "fp32"))
     seen = []
+    split, size = TensorSplit(inputs, target, masks=masks), config.train.batch_size
     while state.step < number:
-        order = epoch_order(SAMPLES, 1, state.epoch)
-        for part in slices(order, config.train.batch_size, runtime.rank, runtime.world_size):
+        begin(state.strategy, net, split, config, runtime, state.epoch)
+        step.train()
+        order, given = planned(state.strategy, epoch_order(SAMPLES, 1, state.epoch), state.epoch, 1, size)
+        for part in slices(order, size, runtime.rank, runtime.world_size, given):
             batch = Batch(
                 inputs={name: x[part.index] for name, x in inputs.items()},
                 target=target[part.index],
@@ -108,6 +131,7 @@ def steps(kind: str, values: dict[str, Any], runtime: LocalRuntime, number: int 
                 present={name: there[part.index] for name, there in present.items()},
                 weight=part.weight,
                 masks={name: mask[part.index] for name, mask in masks.items()},
+                given=part.given,
             )
             seen.append(
                 {

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from feature_sets import arrays, as_npz
 from groups import in_group
+from strategy_cases import ACTIVE, begin
 from test_resume import TIMES, same_state
 from torch import Tensor, nn
 
@@ -18,13 +19,15 @@ from cggm_ray.commands.cli import main
 from cggm_ray.commands.verify import verify
 from cggm_ray.core.batch import Batch
 from cggm_ray.data.datasets.features import FeatureOptions
-from cggm_ray.data.loading.sampler import epoch_order, slices
+from cggm_ray.data.loading.sampler import epoch_order, slices, with_given
+from cggm_ray.data.loading.split import TensorSplit
 from cggm_ray.data.settings import DataConfig
 from cggm_ray.engine.assembly import new_state
 from cggm_ray.engine.checkpoints import Checkpoints
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.graph import TakeStep, Values
 from cggm_ray.engine.optim import rescale
+from cggm_ray.engine.phases import planned
 from cggm_ray.engine.runtime import LocalRuntime, RunConfig
 from cggm_ray.engine.state import Position, TrainState
 from cggm_ray.engine.step import TrainingStep, train_step
@@ -101,7 +104,8 @@ def run_steps(
     `how` makes what takes a step of what takes it eagerly.
     """
     torch.manual_seed(11)
-    config = Config().replace({**TINY, **STILL, "optim": "SGD", "lr": 0.05, **changes, "accumulate": accumulate})
+    chosen = {**ACTIVE.get(changes["modulation"], {}), **changes, "accumulate": accumulate}
+    config = Config().replace({**TINY, **STILL, "optim": "SGD", "lr": 0.05, **chosen})
     outputs = 3 if kind == "classes" else 1
     net, guides = sequence_net(config.model, MODALITIES, outputs), sequence_guides(config.model, MODALITIES, outputs)
     inputs = {name: torch.randn(SAMPLES, 4, width).double() for name, width in MODALITIES.items()}
@@ -132,10 +136,13 @@ def run_steps(
 
     take = how(eager, state)
     logged = []
+    split = TensorSplit(inputs, target, masks={name: rows[:, None] for name, rows in has.items()})
     for epoch in range(EPOCHS):
+        begin(state.strategy, net, split, config, runtime, epoch)
         step.train()
-        for part in slices(epoch_order(SAMPLES, 1, epoch), BATCH, runtime.rank, runtime.world_size):
-            values = take(batch(part.index, part.weight), None)
+        order, given = planned(state.strategy, epoch_order(SAMPLES, 1, epoch), epoch, 1, BATCH)
+        for part in slices(order, BATCH, runtime.rank, runtime.world_size, given):
+            values = take(with_given(batch(part.index, part.weight), part), None)
             logged.append({name: value.clone() for name, value in values.items()})
             state.step += 1
         seen, strategy = torch.zeros(0, dtype=torch.float64), state.strategy

@@ -6,12 +6,13 @@ or four workers, and a run that was resumed, process the same global batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from cggm_ray.core.batch import Batch
 from cggm_ray.core.seeding import generator
 
 
@@ -24,12 +25,14 @@ class Slice:
         weight: zeros [1] where the worker has no part in the batch and `index` only fills the place; None otherwise.
         samples: size of the global batch.
         largest: samples of the worker that has most of it; the others have at most one less.
+        given: see `Batch.given`; on the host.
     """
 
     index: Tensor
     weight: Tensor | None
     samples: int
     largest: int
+    given: Mapping[str, Tensor] | None = None
 
     @classmethod
     def whole(cls, index: Tensor) -> Slice:
@@ -83,14 +86,38 @@ class WindowOrder:
         return samples[torch.randperm(len(samples), generator=generator(self._seed, "window", self._epoch, number))]
 
 
-def slices(order: Tensor, batch_size: int, rank: int, world_size: int) -> Iterator[Slice]:
+def slices(
+    order: Tensor, batch_size: int, rank: int, world_size: int, given: Mapping[str, Tensor] | None = None
+) -> Iterator[Slice]:
     """Yields a worker's part of every global batch.
 
     Parts differ by at most one sample. Where the last batch has fewer samples than there are workers, those left over get
     a filler, one sample of weight 0 (`Batch.is_filler`), so that every worker takes the same number of steps.
+
+    Args:
+        order: rows of the split, int64 [samples].
+        batch_size: of the global batch.
+        rank: of the worker.
+        world_size: number of workers.
+        given: name to [samples, ...], what the samples bring beside their inputs; see `EpochPlan`.
     """
+    places = torch.arange(len(order))
     # Nothing is left of an epoch that was interrupted after its last step; `split` would make an empty batch of it.
-    for batch in order.split(batch_size) if len(order) else ():
+    for batch in places.split(batch_size) if len(order) else ():
         parts = batch.tensor_split(world_size)
-        index, weight = (parts[rank], None) if len(parts[rank]) else (batch[:1], torch.zeros(1))
-        yield Slice(index=index, weight=weight, samples=len(batch), largest=len(parts[0]))
+        mine, weight = (parts[rank], None) if len(parts[rank]) else (batch[:1], torch.zeros(1))
+        yield Slice(
+            index=order[mine],
+            weight=weight,
+            samples=len(batch),
+            largest=len(parts[0]),
+            given={name: values[mine] for name, values in given.items()} if given else None,
+        )
+
+
+def with_given(batch: Batch, part: Slice) -> Batch:
+    """Returns the batch of a slice with what its samples were given, on the device of the batch."""
+    if part.given is None:
+        return batch
+    given = {name: values.to(batch.target.device, non_blocking=True) for name, values in part.given.items()}
+    return replace(batch, given=given)
