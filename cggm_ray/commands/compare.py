@@ -26,12 +26,12 @@ import pyarrow.csv
 
 from cggm_ray.commands.headroom import Finished, check_headroom, write_headroom
 from cggm_ray.commands.trials import run_trials
-from cggm_ray.core.errors import TrainingError
+from cggm_ray.core.errors import TrainingError, UsageError, listed
 from cggm_ray.core.optional import check_installed
 from cggm_ray.core.tables import listing, text_table
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.shards.shards import write_shards_here
-from cggm_ray.engine.assembly import build_dataset, check, fold_runs, prepare_data
+from cggm_ray.engine.assembly import build_dataset, check, fold_runs, prepare_data, selected_modalities
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.stopping import StopRequest
 from cggm_ray.runs.folder import named, open_folder, run_folder, sole_owner
@@ -39,6 +39,7 @@ from cggm_ray.runs.provenance import note_start, versions
 from cggm_ray.runs.result import read_summary
 from cggm_ray.storage.files import write_text
 from cggm_ray.storage.work import shown as shown_place
+from cggm_ray.strategies.settings import JOINT
 from cggm_ray.studies.headroom import Headroom
 from cggm_ray.studies.statistics import FEWEST_PAIRS, LEVEL, RESAMPLES, Difference, holm, paired_difference
 from cggm_ray.studies.store import (
@@ -50,7 +51,7 @@ from cggm_ray.studies.store import (
     read_record,
 )
 
-BASELINE = "none"
+BASELINE = JOINT
 MARKDOWN, RUNS, TABLE = "comparison.md", "runs.csv", "comparison.csv"
 
 
@@ -185,8 +186,17 @@ def plan_runs(config: Config, folder: Path, strategies: Sequence[str], seeds: Se
             name = f"{values['modulation']}-seed-{values['seed']}" + (f"-{fold}" if fold else "")
             trial = make_trial(part, folder, len(trials), name, values, shards)
             check(trial.config, shards)
+            if len(strategies) > 1:
+                check_several_modalities(trial.config, shards)
             trials.append(trial)
     return trials
+
+
+def check_several_modalities(config: Config, shards: Path) -> None:
+    """Raises a UsageError where the data has a single modality, with which strategies are the same."""
+    names = selected_modalities(config, open_manifest(shards))
+    if len(names) < 2:
+        raise UsageError(f"compare: strategies balance at least two modalities, found {len(names)}: {listed(names)}")
 
 
 def collect(found: Sequence[Outcome], strategies: Sequence[str], metric: str, better: str) -> Results:

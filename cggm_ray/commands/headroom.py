@@ -24,12 +24,12 @@ from cggm_ray.engine.stopping import Interrupted, StopRequest, interrupting
 from cggm_ray.runs.finished import read_config
 from cggm_ray.runs.folder import sole_owner
 from cggm_ray.storage.work import shown
+from cggm_ray.strategies.settings import JOINT
 from cggm_ray.studies.baseline_inputs import EXTRA, PURPOSE
 from cggm_ray.studies.headroom import FOLDER, HEADROOM, Candidate, Headroom, Measure, headroom
 from cggm_ray.studies.headroom_rows import Group, Runs, network_rows, simple_rows
 from cggm_ray.studies.store import FAILED, FINISHED, WAITING, Trial, make_trial, read_record, write_record
 
-JOINT = "none"
 LEFT_OUT = "the head-room was left out; the same command goes on with it"
 
 

@@ -14,9 +14,9 @@ import torch
 from cggm_ray.commands.headroom import Finished, check_headroom, write_headroom
 from cggm_ray.core.errors import CggmError, NonFiniteError, StoppedError, TrainingError, UsageError, one_line
 from cggm_ray.core.tables import listing
-from cggm_ray.data.shards.opening import print_taken
+from cggm_ray.data.shards.opening import open_manifest, print_taken
 from cggm_ray.data.shards.shards import write_shards_here
-from cggm_ray.engine.assembly import fold_runs, prepare_data
+from cggm_ray.engine.assembly import fold_runs, prepare_data, selected_modalities, with_strategy
 from cggm_ray.engine.checkpoints import storage_errors
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.guards import reporting_missing_ranks
@@ -133,7 +133,8 @@ def headroom_of_run(config: Config, folder: Path, stop_request: StopRequest) -> 
         from cggm_ray.distributed.train.launch import prepare_on_ray
 
         shards = prepare_on_ray(config)
-    runs = {config.modulation.modulation: folder}
+    balanced = with_strategy(config, selected_modalities(config, open_manifest(shards)))
+    runs = {balanced.modulation.modulation: folder}
     write_headroom(config, folder, [Finished(name="", config=config, shards=shards, runs=runs)], stop_request)
 
 

@@ -6,7 +6,7 @@ Only this module knows the whole configuration. Every part that it builds receiv
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from cggm_ray.models.settings import ModelConfig
 from cggm_ray.models.standardise import standardise_modules
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.registry import STRATEGIES, Materials, Setting
+from cggm_ray.strategies.settings import JOINT, ModulationConfig
 from cggm_ray.tasks import Classification, Regression, Task
 from cggm_ray.tasks.base import Targets
 from cggm_ray.tasks.settings import BALANCED
@@ -114,6 +115,17 @@ def with_batch_size(config: Config, manifest: Manifest, workers: int = 1) -> Con
     return dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=size))
 
 
+def with_strategy(config: Config, modalities: Sequence[str]) -> Config:
+    """Returns the configuration with joint training, where the default strategy has a single modality, which needs no balance.
+
+    A strategy that is not the default was chosen, so it is not replaced.
+    """
+    default = ModulationConfig()
+    if len(modalities) > 1 or config.modulation.modulation != default.modulation:
+        return config
+    return dataclasses.replace(config, modulation=dataclasses.replace(default, modulation=JOINT))
+
+
 def build_task(config: Config, dataset: Dataset, manifest: Manifest, shards: Path | None = None) -> Task:
     """Builds what a run predicts, with the options of its loss.
 
@@ -154,6 +166,7 @@ def check_configuration(config: Config, dataset: Dataset, manifest: Manifest) ->
         UsageError: modalities, network, inputs, strategy, utility or selection metric do not fit the dataset.
     """
     task, modalities = dataset.task(manifest), selected_modalities(config, manifest)
+    config = with_strategy(config, modalities)
     check_network(config, dataset, manifest, modalities)
     check_inputs(config.inputs, dataset, manifest, modalities)
     name, info = config.modulation.modulation, STRATEGIES.get(config.modulation.modulation)

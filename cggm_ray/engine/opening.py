@@ -22,6 +22,7 @@ from cggm_ray.engine.assembly import (
     new_state,
     selected_modalities,
     with_batch_size,
+    with_strategy,
 )
 from cggm_ray.engine.budget import Budget, budget_of, with_window
 from cggm_ray.engine.checkpoints import agree
@@ -74,6 +75,7 @@ def open_training(config: Config, shards: Path, runtime: Runtime, folder: Path) 
     config = with_batch_size(config, manifest, runtime.world_size)
     dataset = build_dataset(config, manifest.dataset)
     modalities = selected_modalities(config, manifest)
+    given, config = config, with_strategy(config, modalities)
     splits = {name: dataset.open_split(shards, manifest, name, modalities, runtime.device) for name in manifest.splits}
     task = build_task(config, dataset, manifest, shards)
     budget = _budget(config, manifest, splits["train"])
@@ -90,6 +92,11 @@ def open_training(config: Config, shards: Path, runtime: Runtime, folder: Path) 
         calibrate(config.inputs, state.net, splits["train"], config.train)
     if runtime.rank == 0:
         say = Console(folder).say
+        if config is not given:
+            say(
+                f"modulation: {given.modulation.modulation} balances at least two modalities, and there is one, "
+                f"{modalities[0]}: it is trained without balancing (--modulation {config.modulation.modulation})"
+            )
         for line in damaged:
             say(line)
         if checkpoint is not None or damaged:

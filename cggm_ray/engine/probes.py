@@ -33,9 +33,8 @@ from cggm_ray.engine.tracking import Console
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.standardise import AUTO, standardisers
 from cggm_ray.storage.files import write_text
-from cggm_ray.strategies.settings import ModulationConfig
+from cggm_ray.strategies.settings import JOINT, ModulationConfig
 
-JOINT = "none"
 DECISIONS = "decisions.json"
 """File in the folder of a run: what was decided, and the validation metrics that decided it."""
 SHARE, FEWEST, MOST = 0.1, 100, 400

@@ -5,7 +5,7 @@ CGGM as in "Classifier-guided Gradient Modulation" (NeurIPS 2024), with an encod
     cggm train features                      # a generated demonstration set
     cggm train features --data_path digits.npz --modalities image,audio --target label --split split
     cggm train features --data_path mosi_data_noalign.pkl --task regression --target labels
-    cggm train features --data_path shards/ --modalities text --modulation none
+    cggm train features --data_path shards/ --modalities text
 
 Data: a pickle as MOSI's, an .npz, or parquet (a file, or a folder) with tensor columns. Sequences [T, D], vectors [D] and
 images [H, W], [C, H, W] or [H, W, C] find their encoder by shape; two equal axes are an image unless --kinds says otherwise.

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from cggm_ray.core.errors import CggmError, TrainingError, UsageError
 from cggm_ray.data.dataset import DATASETS
 from cggm_ray.data.shards.shards import TARGET, column_values
+from cggm_ray.engine.assembly import with_strategy
 from cggm_ray.engine.checkpoints import Checkpoints
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.state import BEST, PREDICTIONS, saved_values
@@ -84,8 +85,7 @@ class RunRecord:
     @property
     def modalities(self) -> tuple[str, ...]:
         """Names in the order of the dataset, as the metrics have them."""
-        names = [name.removeprefix("grad_norm/") for line in self.lines[:1] for name in line]
-        return tuple(name for name in names if f"grad_norm/{name}" in self.lines[0])
+        return modalities_in(self.lines)
 
     def series(self, name: str) -> np.ndarray:
         """A quantity by epoch, NaN where it was not recorded or not finite."""
@@ -99,6 +99,12 @@ class RunRecord:
     def defaults(self) -> dict[str, Any]:
         """What the configuration is without any flag, by 'section.field'."""
         return flat(Config(options=DATASETS.get(self.config.data.dataset).Options()))
+
+
+def modalities_in(lines: Sequence[Line]) -> tuple[str, ...]:
+    """The modalities that the first line of metrics has."""
+    prefix = "grad_norm/"
+    return tuple(name.removeprefix(prefix) for line in lines[:1] for name in line if name.startswith(prefix))
 
 
 def flat(config: Config) -> dict[str, Any]:
@@ -124,6 +130,7 @@ def read_run_record(folder: Path, label: str | None = None) -> RunRecord:
             raise UsageError(f"{folder / METRICS}, line {number}: expected an object with the number 'epoch'")
         if not all(value is None or isinstance(value, int | float) for value in line.values()):
             raise UsageError(f"{folder / METRICS}, line {number}: expected numbers or null as values")
+    config = with_strategy(config, modalities_in(lines)) if lines else config
     ensemble = read_ensemble(folder)
     metric, better = _selecting(folder) if ensemble is None else (ensemble.metric, ensemble.mode)
     run = RunRecord(

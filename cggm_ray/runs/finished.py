@@ -22,6 +22,7 @@ from cggm_ray.engine.assembly import (
     prepare_data,
     selected_modalities,
     with_batch_size,
+    with_strategy,
 )
 from cggm_ray.engine.checkpoints import check_checkpoint
 from cggm_ray.engine.configuration import Config
@@ -198,6 +199,7 @@ def _opened(
     config = with_batch_size(config, trained)
     runtime = LocalRuntime(folder, section)
     modalities = selected_modalities(config, trained)
+    config = with_strategy(config, modalities)
     net = tested_network(folder, config, dataset, trained, modalities).to(runtime.device)
     task = build_task(config, dataset, trained)
     head = scaled_head(net)
@@ -239,7 +241,7 @@ def tested_network(
     """
     ensemble = read_ensemble(folder)
     if ensemble is None:
-        net, _ = build_network(config, dataset, trained, modalities)
+        net, _ = build_network(with_strategy(config, modalities), dataset, trained, modalities)
         load_weights(net, folder / BEST)
         return net
     members = ensemble.folders(folder)

@@ -16,6 +16,9 @@ GATES = ("feature", "body", "update", "off")
 PARTS = {"coefficients": tuple(COEFFICIENT_RULES), "direction": tuple(DIRECTION_RULES), "gate": GATES}
 """Parts of a strategy that can be replaced, and what they can be."""
 
+JOINT = "none"
+"""The strategy that balances nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModulationConfig:

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cggm_ray.__main__ import main as program
 from cggm_ray.commands.cli import main
 from cggm_ray.engine.configuration import Config
+from cggm_ray.report.run_record import read_run_record
+from cggm_ray.runs.result import read_summary
 from conftest import SMALL, sets, small_set, write_pickle
 
 Content = dict[str, dict[str, Any]]
@@ -217,7 +220,7 @@ def test_flags(failing: Callable[..., str], small_pickle: Path, flags: str, expe
             "--modalities text,smell --modulation none",
             "modalities: mosi has no 'smell'; available: text, audio, vision",
         ),
-        ("--modalities text", "modulation: 'cggm' balances at least two modalities, found 1: text"),
+        ("--modalities text --modulation ogm", "modulation: 'ogm' balances at least two modalities, found 1: text"),
     ],
 )
 def test_what_only_the_data_can_tell(
@@ -231,6 +234,27 @@ def test_what_only_the_data_can_tell(
     assert not (tmp_path / "run").exists()
 
 
-def test_one_modality_alone_trains(tmp_path: Path, small_pickle: Path) -> None:
-    argv = [*SMALL, "--local", "--data_path", str(small_pickle), "--storage_path", str(tmp_path), "--name", "run"]
-    assert main(Config(), [*argv, "--modalities", "audio", "--modulation", "none"]) == 0
+def test_one_modality_alone_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str], small_pickle: Path) -> None:
+    argv = [
+        *SMALL,
+        "--local",
+        "--data_path",
+        str(small_pickle),
+        "--storage_path",
+        str(tmp_path),
+        "--modalities",
+        "audio",
+    ]
+    assert main(Config(), [*argv, "--name", "none", "--modulation", "none"]) == 0
+    capsys.readouterr()
+    assert main(Config(), [*argv, "--name", "default"]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("modulation: ")]
+    assert said == [
+        "modulation: cggm balances at least two modalities, and there is one, audio: it is trained without balancing "
+        "(--modulation none)"
+    ]
+    assert read_summary(tmp_path / "default").test == read_summary(tmp_path / "none").test
+    assert program(["verify", str(tmp_path / "default")]) == 0
+    assert read_run_record(tmp_path / "default").config.modulation.modulation == "none"
+    assert main(Config(), [*argv, "--name", "both", "--compare", "none,cggm"]) == 2
+    assert "compare: strategies balance at least two modalities, found 1: audio" in capsys.readouterr().err

@@ -38,7 +38,7 @@ FLAGS = {
     "--select acuracy": "select: no validation metric 'acuracy'",
     "--utility dise": "utility: {task} has no utility 'dise'",
     "--modalities {first},smel": "modalities: {name} has no 'smel'",
-    "--modalities {first}": "modulation: 'cggm' balances at least two modalities, found 1: {first}; use --modulation none",
+    "--modulation ogm --modalities {first}": "modulation: 'ogm' balances at least two modalities, found 1: {first}",
 }
 TASKS = {"mosi": "Regression", "brats": "Segmentation"}
 FIRST = {"food101": "image", "brats": "flair", "features": "words"}
