@@ -78,7 +78,7 @@ def _run(recipe: Config, argv: Sequence[str] | None, description: str | None, pr
     if command.dry_run:
         print(yaml.safe_dump(command.config.to_dict(), sort_keys=False), end="")
         return
-    for remark in command.remarks:
+    for remark in () if command.config.run.quiet else command.remarks:
         print(remark, flush=True)
     if command.tune is not None:
         # Pictures and statistics are imported where they are wanted: they take longer than the rest.

@@ -26,6 +26,7 @@ import pyarrow.csv
 
 from cggm_ray.commands.headroom import Finished, check_headroom, write_headroom
 from cggm_ray.commands.trials import run_trials
+from cggm_ray.core.console import print_result, quiet
 from cggm_ray.core.errors import TrainingError, UsageError, listed
 from cggm_ray.core.optional import check_installed
 from cggm_ray.core.tables import listing, text_table
@@ -120,7 +121,7 @@ def compare(config: Config, strategies: Sequence[str], seeds: Sequence[int]) -> 
     folder = run_folder(config)
     shown = tuple(strategies) or (config.modulation.modulation,)
     trials = plan_runs(config, folder, shown, tuple(seeds) or (config.train.seed,))
-    with sole_owner(folder):
+    with quiet(config.run.quiet), sole_owner(folder):
         open_folder(config, folder)
         note_start(folder, config, trials[0].shards)
         run_all(config, folder, trials, shown)
@@ -140,8 +141,10 @@ def run_all(config: Config, folder: Path, trials: Sequence[Trial], strategies: S
         text = markdown(results, config, failed)
         write_text(folder / MARKDOWN, text)
         write_tables(folder, results)
-        print(text)
-        print(listing({"for a paper": folder / MARKDOWN, "every run": folder / RUNS, "every metric": folder / TABLE}))
+        print_result(text)
+        print_result(
+            listing({"for a paper": folder / MARKDOWN, "every run": folder / RUNS, "every metric": folder / TABLE})
+        )
         measured = config.run.headroom or (config.run.headroom is None and len(strategies) > 1)
         room = headroom_of(config, folder, trials, found) if measured else None
         if room is not None:

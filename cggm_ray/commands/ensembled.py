@@ -12,10 +12,12 @@ from pathlib import Path
 from cggm_ray.commands.search_folder import Plan
 from cggm_ray.commands.train import check_losses, headroom_of_run, write_report
 from cggm_ray.commands.trials import run_on_ray
+from cggm_ray.core.console import print_result
 from cggm_ray.core.errors import TrainingError, UsageError
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.stopping import StopRequest
+from cggm_ray.runs.ending import table
 from cggm_ray.runs.folder import open_folder, sole_owner
 from cggm_ray.runs.provenance import note_start
 from cggm_ray.runs.recorded import record_data
@@ -55,6 +57,8 @@ def train_ensemble(config: Config, plan: Plan, candidates: Sequence[Candidate]) 
         cpus = config.run.cpus_per_worker or 1
         open_ensemble_folder(config, folder, plan.shards, cpus)
         result = assemble_on_ray(config, folder, runs, plan.shards, cpus)
+    if config.run.quiet:
+        print_result(table(result))
     if config.run.headroom:
         headroom_of_run(config, folder, stop_request)
     if config.run.report:

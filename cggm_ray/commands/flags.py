@@ -7,7 +7,9 @@ program (`SYNONYMS`), where no flag has that name.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,9 @@ from cggm_ray.data.dataset import DATASETS
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.presets import with_preset
 from cggm_ray.models.registry import NETWORKS
+from cggm_ray.models.settings import ModelConfig
 from cggm_ray.strategies.registry import STRATEGIES
+from cggm_ray.strategies.settings import PART_FIELDS
 
 SYNONYMS = {
     "epochs": "num_epochs",
@@ -63,7 +67,7 @@ REFUSED = {
 }
 """Flags that people type and that are none here, with what to do."""
 
-HELP_ALL = "--help_all"
+HELP_ALL = ("--help-all", "--help_all")
 _REGISTRIES: Mapping[str, Registry[Any]] = {"modulation": STRATEGIES, "network": NETWORKS, "dataset": DATASETS}
 """Fields whose values are names of a registry."""
 
@@ -118,10 +122,12 @@ def build_parser(
     Args:
         recipe: whose fields and values these are.
         description: begins the help text.
-        hidden: sections that the help text leaves out; their flags are read all the same.
+        hidden: sections and fields that the help text leaves out; their flags are read all the same.
         program: its name in the help text; default that of the process.
     """
-    more = f"{HELP_ALL} adds the flags of {', '.join(hidden)}." if hidden else None
+    sections = recipe.sections()
+    owners = [name if name in sections else f"--{name}" for name in hidden]
+    more = textwrap.fill(f"{HELP_ALL[0]} adds the flags of {', '.join(owners)}.", 79) if hidden else None
     parser = Parser(
         prog=program,
         usage="%(prog)s [flags]",
@@ -131,7 +137,7 @@ def build_parser(
         argument_default=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(HELP_ALL, action="help", help="show the flags of all strategies and networks, and exit")
+    parser.add_argument(*HELP_ALL, action="help", help="show the flags of all strategies and networks, and exit")
     parser.add_argument("--config", metavar="FILE", help="yaml with sections or plain keys; flags go before it")
     add_import(parser)
     parser.add_argument("--dry_run", action="store_true", help="print the resolved configuration and stop")
@@ -145,7 +151,6 @@ def build_parser(
         "--compare", metavar="a,b,...", help="strategies, each with every seed; prints their differences to the first"
     )
     groups: dict[str, Any] = {}
-    sections = recipe.sections()
     for section, key in recipe.fields():
         if section not in groups:
             groups[section] = parser.add_argument_group(section)
@@ -160,10 +165,11 @@ def build_parser(
         if key.metadata["repeat"]:
             switch["action"] = Added
         names = f"; one of {', '.join(_REGISTRIES[key.name].names())}" if key.name in _REGISTRIES else ""
+        about = (key.metadata["help"] + names + shown).replace("%", "%%")
         groups[section].add_argument(
             *(f"--{name}" for name in (key.name, *key.metadata["aliases"])),
             dest=key.name,
-            help=argparse.SUPPRESS if section in hidden else (key.metadata["help"] + names + shown).replace("%", "%%"),
+            help=argparse.SUPPRESS if {section, key.name} & {*hidden} else about,
             **switch,
         )
     return parser
@@ -173,8 +179,8 @@ def shown_recipe(recipe: Config, argv: Sequence[str]) -> tuple[Config, list[str]
     """Returns what the help text is about, as far as the arguments choose preset, strategies and network.
 
     Returns:
-        The recipe with the values of the preset, and the sections that only --help_all shows: those of strategies and networks
-        that are not chosen.
+        The recipe with the values of the preset, and the sections and fields that only --help-all shows: those of strategies
+        and networks that are not chosen.
 
     Raises:
         UsageError: there is no such preset.
@@ -190,7 +196,11 @@ def shown_recipe(recipe: Config, argv: Sequence[str]) -> tuple[Config, list[str]
     network = found.network or recipe.model.network or DATASETS.get(recipe.data.dataset).network
     kept = {STRATEGIES.get(name).shares or name for name in known} | {network}
     hidden = [name for name in (*recipe.strategies, *recipe.networks) if name not in kept]
-    return recipe, [] if HELP_ALL in argv else hidden
+    parts = {part for name in known for part in STRATEGIES.get(name).parts}
+    hidden += [name for part, names in PART_FIELDS.items() if known and part not in parts for name in names]
+    if network in NETWORKS.names() and not NETWORKS.get(network).sized:
+        hidden += [field.name for field in dataclasses.fields(ModelConfig) if field.name != "network"]
+    return recipe, [] if {*HELP_ALL} & {*argv} else hidden
 
 
 def with_flags_of_this_program(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:

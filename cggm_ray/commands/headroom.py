@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cggm_ray.commands.trials import run_trials
+from cggm_ray.core.console import print_result
 from cggm_ray.core.errors import CggmError, UsageError
 from cggm_ray.core.optional import check_installed, is_installed
 from cggm_ray.core.tables import listing
@@ -94,7 +95,7 @@ def write_headroom(
         text = LEFT_OUT if stop_request.signal else f"{shown(folder)}: the head-room was not measured: {error}"
         print(text, flush=True)
         return None
-    print(found.text(), flush=True)
+    print_result(found.text())
     print(listing({"head-room": folder / HEADROOM}), flush=True)
     return found
 

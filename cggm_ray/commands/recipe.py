@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from cggm_ray.commands.cli import exit_code, main
-from cggm_ray.commands.flags import imports_among
+from cggm_ray.commands.flags import HELP_ALL, imports_among
 from cggm_ray.core.errors import UsageError
 from cggm_ray.engine.own_code import import_file
 from cggm_ray.recipes.base import RECIPES
@@ -41,7 +41,7 @@ def run_recipe(command: str, argv: Sequence[str]) -> int:
             import_file(file)
         given = [argument for argument in argv[: len(wanted)] if not argument.startswith("-")]
         recipe = RECIPES.get(given[0]) if given else None
-        if recipe is not None and {"-h", "--help", "--help_all"} & set(argv):
+        if recipe is not None and {"-h", "--help", *HELP_ALL} & set(argv):
             given = given[:1]
         elif recipe is None or len(given) < len(wanted):
             raise UsageError(

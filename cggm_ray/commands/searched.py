@@ -26,6 +26,7 @@ from cggm_ray.commands.search_folder import SEARCH as SEARCH_FILE
 from cggm_ray.commands.search_folder import Plan, conclude, leaders
 from cggm_ray.commands.train import run
 from cggm_ray.commands.tune import plan_search, search_trials, trials_of
+from cggm_ray.core.console import quiet
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.tables import listing
 from cggm_ray.data.shards.opening import open_manifest
@@ -68,6 +69,11 @@ def train_searched(
         UsageError: the search cannot be run; nothing was started.
         TrainingError: no trial came to an end.
     """
+    with quiet(config.run.quiet):
+        _train_searched(config, fixed, strategies, seeds)
+
+
+def _train_searched(config: Config, fixed: Collection[str], strategies: Sequence[str], seeds: Sequence[int]) -> None:
     several = bool(strategies or seeds)
     if config.train.preset == BEST and several:
         raise UsageError(

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from cggm_ray.commands.headroom import Finished, check_headroom, write_headroom
+from cggm_ray.core.console import print_result, quiet
 from cggm_ray.core.errors import CggmError, NonFiniteError, StoppedError, TrainingError, UsageError, one_line
 from cggm_ray.core.tables import listing
 from cggm_ray.data.shards.opening import open_manifest, print_taken
@@ -26,7 +27,7 @@ from cggm_ray.engine.probes import open_decided
 from cggm_ray.engine.runtime import LocalRuntime
 from cggm_ray.engine.stopping import LEAVING_OUT, Interrupted, StopRequest, interrupting, stopping_on_signals
 from cggm_ray.engine.tracking import check_trackers, read_metrics
-from cggm_ray.runs.ending import after_test
+from cggm_ray.runs.ending import after_test, table
 from cggm_ray.runs.finishing import finish
 from cggm_ray.runs.folder import named, prepare_run_folder, run_folder, sole_owner
 from cggm_ray.runs.folds import fold_table, save_folds
@@ -57,9 +58,17 @@ def run(config: Config) -> Result | None:
     check_trackers(config.run.trackers)
     check_headroom(config)
     config = named(config)
+    with quiet(config.run.quiet):
+        return _run_named(config)
+
+
+def _run_named(config: Config) -> Result | None:
     folds = fold_runs(config)
     if not folds:
-        return run_one(config, StopRequest())
+        result = run_one(config, StopRequest())
+        if config.run.quiet and result is not None:
+            print_result(table(result))
+        return result
     results, stop_request = {}, StopRequest()
     for fold, part in folds.items():
         print(f"fold {fold}")
@@ -73,7 +82,7 @@ def run(config: Config) -> Result | None:
             )
     if results:
         folder = config.run.storage / str(config.run.name)
-        print(fold_table(results, save_folds(folder, results)))
+        print_result(fold_table(results, save_folds(folder, results)))
         mirror_of(folder).push()
     return None
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from cggm_ray.commands.search_folder import BEST_CONFIG, SEARCH, TABLE, Plan, Searched, conclude, leaders, write_table
+from cggm_ray.core.console import print_result, quiet
 from cggm_ray.core.errors import TrainingError, UsageError
 from cggm_ray.core.optional import check_installed
 from cggm_ray.core.tables import listing
@@ -56,9 +57,10 @@ def sweep(config: Config, path: Path) -> None:
     """
     if config.run.local:
         raise UsageError("tune: a search runs on Ray; leave out --local")
-    plan = plan_search(config, read_search(path, config), str(path))
-    with sole_owner(plan.folder):
-        run_search(dataclasses.replace(plan, base=start_over(plan.base, plan.folder)))
+    with quiet(config.run.quiet):
+        plan = plan_search(config, read_search(path, config), str(path))
+        with sole_owner(plan.folder):
+            run_search(dataclasses.replace(plan, base=start_over(plan.base, plan.folder)))
 
 
 def run_search(plan: Plan) -> None:
@@ -70,12 +72,12 @@ def run_search(plan: Plan) -> None:
     result = test_trial(done.study, done.trials[best.record.number], best.epochs)
     write_folder(plan.folder / BEST, lambda partial: copy_files(best.folder / BEST, partial))
     conclude(plan, done, result)
-    print(leaders(plan, done.order))
-    print(table(dataclasses.replace(result, folder=plan.folder)))
+    print_result(leaders(plan, done.order))
+    print_result(table(dataclasses.replace(result, folder=plan.folder)))
     trained, full = sum(outcome.epochs for outcome in found), plan.epochs * len(found)
-    print(f"{trained} of {full} epochs trained, {1 - trained / full:.0%} saved")
+    print_result(f"{trained} of {full} epochs trained, {1 - trained / full:.0%} saved")
     places = {"all trials": f"{TABLE}.csv", "best configuration": BEST_CONFIG, "pictures": PICTURES}
-    print(listing({what: plan.folder / name for what, name in places.items()}))
+    print_result(listing({what: plan.folder / name for what, name in places.items()}))
 
 
 def search_trials(plan: Plan) -> Searched:

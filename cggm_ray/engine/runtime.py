@@ -317,6 +317,7 @@ class RunConfig:
         "newest checkpoints that are kept, beside those of the best epochs; of 1 nothing is left if it is damaged",
         resume=True,
     )
+    quiet: bool = option(False, "print the result and errors only; train.log has the lines of progress", resume=True)
     report: bool = option(
         True, "at the end, score every subset of modalities and draw the page report/report.html", resume=True
     )

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from cggm_ray.core.console import show
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.mirrored import in_urls
 from cggm_ray.core.optional import check_installed, is_installed
@@ -93,7 +94,7 @@ class Console:
     def say(self, line: str) -> None:
         """Prints and keeps one line."""
         line = in_urls(line)
-        print(line, flush=True)
+        show(line)
         with self._path.open("a") as file:
             file.write(line + "\n")
 
@@ -122,8 +123,9 @@ def following(folder: Path, period: float = 0.3) -> Iterator[None]:
             if path.exists():
                 with path.open() as file:
                     file.seek(position)
-                    print(file.read(), end="", flush=True)
-                    position = file.tell()
+                    while (line := file.readline()).endswith("\n"):
+                        show(line[:-1])
+                        position = file.tell()
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()

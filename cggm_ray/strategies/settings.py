@@ -16,6 +16,12 @@ GATES = ("feature", "body", "update", "off")
 PARTS = {"coefficients": tuple(COEFFICIENT_RULES), "direction": tuple(DIRECTION_RULES), "gate": GATES}
 """Parts of a strategy that can be replaced, and what they can be."""
 
+PART_FIELDS = {
+    "coefficients": ("coefficients", "rho", "utility", "smoothing", "floor"),
+    "direction": ("direction", "lam"),
+    "gate": ("gate",),
+}
+"""Fields of the section that mean something where the strategy has a part."""
 JOINT = "none"
 """The strategy that balances nothing."""
 

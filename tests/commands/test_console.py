@@ -98,7 +98,12 @@ def test_the_help_has_the_flags_of_what_is_chosen(capsys: pytest.CaptureFixture[
     assert "--agm_alpha" in shown("--modulation", "agm", "--help")
     assert "--fusion" not in shown("--help")
     assert "--fusion" in shown("--network", "composed", "--help")
-    assert all(name in shown("--help_all") for name in ("--agm_alpha", "--fusion"))
+    assert all(name in shown("--help-all") for name in ("--agm_alpha", "--fusion"))
+    assert "--rho float" in shown("--help")
+    joint, composed = shown("--modulation", "none", "--help"), shown("--network", "composed", "--help")
+    assert not any(f"\n  {name} " in joint for name in ("--rho", "--lam", "--coefficients", "--direction", "--gate"))
+    assert "\n  --nlevels " in joint
+    assert "\n  --nlevels " not in composed
     assert "one of agm, cggm" in " ".join(shown("--help").split())
 
 
