@@ -21,13 +21,13 @@ from cggm_ray.engine.graph import DeviceRates, GraphStep, TakeStep, Values, agai
 from cggm_ray.engine.guards import step_or_skip, stop_if_not_finite
 from cggm_ray.engine.inputs import unequal_gradients
 from cggm_ray.engine.opening import Training
-from cggm_ray.engine.optim import rescale
 from cggm_ray.engine.phases import begin_epoch, rest_of
 from cggm_ray.engine.runtime import Record, Runtime, numbers
 from cggm_ray.engine.state import TrainState
 from cggm_ray.engine.step import train_step
 from cggm_ray.engine.stopping import Notice
 from cggm_ray.engine.tracking import Console, Tracker, default_trackers
+from cggm_ray.strategies.rates import rescale
 
 
 def train(training: Training) -> None:

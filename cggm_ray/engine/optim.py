@@ -12,12 +12,10 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from cggm_ray.config.fields import at_least, check, one_of, option
 from cggm_ray.engine.budget import Budget
-from cggm_ray.engine.schedules import FACTOR, SCHEDULES, CosineSchedule, PlateauSchedule, Schedule
+from cggm_ray.engine.schedules import SCHEDULES, CosineSchedule, PlateauSchedule, Schedule
+from cggm_ray.strategies.rates import parameter_groups
 
 OPTIMIZERS = ("Adam", "AdamW", "SGD")
-MODALITY = "modality"
-"""Key of a parameter group that holds the encoder of one modality, with a learning rate of its own."""
-
 
 Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 
@@ -65,28 +63,8 @@ def model_optimizer(
     """
     groups: Any = parameters
     if encoders is not None and rates:
-        own = {name: list(encoders[name].parameters()) for name in rates}
-        apart = {id(parameter) for group in own.values() for parameter in group}
-        groups = [{"params": [parameter for parameter in parameters if id(parameter) not in apart]}]
-        groups += [
-            {"params": own[name], "lr": settings.lr * factor, MODALITY: name, FACTOR: factor}
-            for name, factor in rates.items()
-        ]
+        groups = parameter_groups(parameters, encoders, rates, settings.lr)
     return build_optimizer(settings.optim, groups, lr=settings.lr, weight_decay=settings.weight_decay)
-
-
-def rescale(optimizer: Optimizer, rates: Mapping[str, float]) -> None:
-    """Gives the encoders other learning-rate factors; the effect of the schedule stays.
-
-    Args:
-        optimizer: of the model.
-        rates: modality to factor, with the names that the optimizer was made with.
-    """
-    for group in optimizer.param_groups:
-        new = rates.get(group.get(MODALITY, ""))
-        if new is not None and new != group[FACTOR]:
-            group["lr"] *= new / group[FACTOR]
-            group[FACTOR] = new
 
 
 def guide_optimizer(settings: OptimConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:

@@ -8,8 +8,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-FACTOR = "factor"
-"""Key of a parameter group: the ratio of its learning rate to that of the model."""
+from cggm_ray.strategies.rates import FACTOR
 
 
 def set_rate(optimizer: Optimizer, lr: float) -> None:

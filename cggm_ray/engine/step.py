@@ -19,12 +19,13 @@ from cggm_ray.core.batch import Batch, HeadOutput
 from cggm_ray.core.reduction import Totals, global_sums
 from cggm_ray.core.seeding import seed_torch
 from cggm_ray.engine.guards import non_finite
-from cggm_ray.engine.optim import clip_by_total_norm, rescale
+from cggm_ray.engine.optim import clip_by_total_norm
 from cggm_ray.engine.runtime import Runtime
 from cggm_ray.engine.state import TrainState
 from cggm_ray.models.batchnorm import share_global_batch
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.strategies.base import Memo, Strategy
+from cggm_ray.strategies.rates import rescale
 
 
 class TrainingStep(nn.Module):

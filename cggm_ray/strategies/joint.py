@@ -9,6 +9,8 @@ from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, St
 class JointTraining(Strategy):
     """No balancing: all modalities are trained by the task loss alone."""
 
+    needs_reduce = False
+
 
 def _build(given: Materials[StrategyOptions]) -> Strategy:
     return JointTraining(task=given.task, reduce=given.reduce)

@@ -66,6 +66,8 @@ class ModalityDropout(Strategy):
         True
     """
 
+    needs_reduce = False
+
     def __init__(self, *, task: Task, p: float = 0.2, reduce: Reduce = SINGLE_WORKER) -> None:
         super().__init__(task=task, reduce=reduce)
         if not 0 <= p < 1:

@@ -15,8 +15,9 @@ skips (see `cggm_ray.strategies.steps`), which the package's own loop does itsel
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,8 +26,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cggm_ray.core.batch import Batch, Feature, HeadOutput
+from cggm_ray.core.errors import UsageError
 from cggm_ray.core.reduction import Reduction, Totals
+from cggm_ray.strategies.features import inference
+from cggm_ray.strategies.rates import follow, missing_groups, parameter_groups
 from cggm_ray.strategies.steps import OpenStep
+from cggm_ray.tasks.base import Task
 
 Memo = Any
 """What a strategy hands from `transform` to `sums` and `combine` of the same batch; each strategy has a type of its own."""
@@ -75,12 +80,15 @@ class OwnLoop(nn.Module):
         adjusts: whether the strategy changes gradients, so that the loop has to call `adjust`.
         turns: steps that the loop takes with every batch, each from `modulate` to `step`.
         turn: which of them is taken now, counted from 0.
+        needs_reduce: whether it decides by sums over the batch, which several workers must add up.
     """
 
+    task: Task
     reduce: Reduction
     adjusts = False
     turns = 1
     turn = 0
+    needs_reduce = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,6 +96,7 @@ class OwnLoop(nn.Module):
         self._shown: _Shown = _Shown()
         self._running: _Running | None = None
         self._unadjusted: _Unadjusted | None = None
+        self._is_checked = self._gives_rates = False
 
     @abstractmethod
     def transform(
@@ -110,6 +119,22 @@ class OwnLoop(nn.Module):
     @abstractmethod
     def move(self) -> None:
         """Moves what the strategy trains by itself."""
+
+    @abstractmethod
+    def observe(self, features: dict[str, Feature], batch: Batch) -> Tensor:
+        """Additive sums of a validation batch."""
+
+    @abstractmethod
+    def end_epoch(self, train: Mapping[str, float], valid: Mapping[str, float], observed: Tensor) -> None:
+        """Sees how an epoch went."""
+
+    @abstractmethod
+    def rates(self) -> Mapping[str, float]:
+        """Modality to the factor of its encoder's learning rate."""
+
+    @abstractmethod
+    def without_own(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+        """The parameters that `step` does not move."""
 
     @abstractmethod
     def own_optimizer(self) -> Optimizer | None:
@@ -195,11 +220,37 @@ class OwnLoop(nn.Module):
         """
         return self.losses(HeadOutput(logits, hidden, raw, members), target, weight)[1]
 
-    def adjust(self) -> None:
-        """Changes the gradients where the strategy does that (OGM-GE, ReconBoost).
+    def groups(
+        self, parameters: Iterable[nn.Parameter], encoders: Mapping[str, nn.Module], lr: float
+    ) -> list[dict[str, Any]]:
+        """Returns parameter groups for the model's optimizer: without what `step` moves, with the rates of the encoders.
+
+        Args:
+            parameters: of the model, `model.parameters()`.
+            encoders: by modality.
+            lr: learning rate of the model.
+        """
+        return parameter_groups(self.without_own(parameters), encoders, self.rates(), lr)
+
+    def adjust(self, optimizer: Optimizer | None = None) -> None:
+        """Changes gradients (OGM-GE, ReconBoost) or learning rates (MSLR, CGGM with `update`) where the strategy does that.
 
         Call it between the backward pass and `optimizer.step()`; for other strategies it does nothing.
+
+        Args:
+            optimizer: of the model, made from `groups`; only learning rates need it.
+
+        Raises:
+            UsageError: the strategy has learning rates, and the optimizer has no groups for them.
         """
+        if optimizer is not None and (rates := self.rates()):
+            if missing := missing_groups(optimizer, rates):
+                raise UsageError(
+                    f"optimizer: found no parameter group for the encoders of {', '.join(missing)}; expected an optimizer made "
+                    "from balance.groups(model.parameters(), encoders, lr)"
+                )
+            follow(optimizer, rates)
+            self._gives_rates = True
         if self._unadjusted is not None:
             self.adjust_gradients(self._unadjusted.memo)
             self._unadjusted = None
@@ -218,6 +269,8 @@ class OwnLoop(nn.Module):
             raise RuntimeError(
                 "call balance.adjust() between the backward pass and optimizer.step(), or balance.skip() where you skip a step"
             )
+        if not self._is_checked:
+            self._check()
         if self._open_step.end(self) and self.own_optimizer() is not None:
             self._open_step.look_for_moves(self)
             self.move()
@@ -235,6 +288,56 @@ class OwnLoop(nn.Module):
         self._unadjusted = None
         self._open_step.take_back(self)
         self.turn = (self.turn + 1) % self.turns
+
+    @torch.no_grad()
+    def finish_epoch(self, net: Any, batches: Iterable[tuple[Mapping[str, Tensor], Tensor]]) -> float:
+        """Ends an epoch: validates the network, and gives the strategy what it decides by between epochs.
+
+        MSLR, G-Blending, PMR and ReconBoost need it; for the others it only computes the validation loss.
+
+        Args:
+            net: with `encode` and `fuse`; it is left in the mode that it was in.
+            batches: inputs by modality and targets of the validation split, of this worker's part where there are several.
+
+        Returns:
+            The validation loss over all workers.
+
+        Raises:
+            UsageError: there is no batch.
+        """
+        sums: Tensor | None = None
+        with inference((net, self)):
+            for inputs, target in batches:
+                batch = Batch.of_loop(target, inputs=inputs)
+                features = net.encode(inputs)
+                seen = torch.cat([self.task.sums(net.fuse(features)[0], batch), self.observe(features, batch)])
+                sums = seen if sums is None else sums + seen
+        if sums is None:
+            raise UsageError("batches: found none; expected the batches of a validation split")
+        sums = self.reduce(sums)
+        loss = float(self.task.combine(sums[: self.task.n_sums]))
+        self.end_epoch({}, {"loss": loss}, sums[self.task.n_sums :])
+        return loss
+
+    def _check(self) -> None:
+        """Warns at the first step about what is wrong with the loop as a whole."""
+        self._is_checked = True
+        name = type(self).__name__
+        if not self._gives_rates and self.rates():
+            warnings.warn(
+                f"{name}: the model's optimizer does not get the learning rates of the encoders, so the strategy does not "
+                "balance; make it from balance.groups(model.parameters(), encoders, lr), and call balance.adjust(optimizer) "
+                "before optimizer.step()",
+                stacklevel=3,
+            )
+        group = torch.distributed
+        workers = group.get_world_size() if group.is_available() and group.is_initialized() else 1
+        if self.needs_reduce and self.reduce.is_single and workers > 1:
+            warnings.warn(
+                f"{name}: there are {workers} workers and the strategy has no reduce, so each of them decides by its own share "
+                "of the batch; give the strategy reduce=..., which sums a vector over the workers",
+                stacklevel=3,
+            )
 
     def _may_be_skipped(self) -> bool:
         """Whether this pass belongs to a step that the loop may skip without a word to the strategy."""

@@ -14,8 +14,9 @@ from cggm_ray import Classification, Regression
 from cggm_ray.core.errors import UsageError
 from cggm_ray.engine.budget import budget_of
 from cggm_ray.engine.configuration import Config
-from cggm_ray.engine.optim import build_schedule, model_optimizer, rescale, retune
+from cggm_ray.engine.optim import build_schedule, model_optimizer, retune
 from cggm_ray.strategies.mslr import MSLR, MSLROptions, learning_rates
+from cggm_ray.strategies.rates import rescale
 
 RATES = ("--modulation", "mslr", "--mslr_lrs", "words=1e-3,age=4e-3,face=1e-2", "--lr", "2e-3")
 

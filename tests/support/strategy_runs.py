@@ -26,13 +26,13 @@ from cggm_ray.engine.assembly import new_state
 from cggm_ray.engine.checkpoints import Checkpoints
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.graph import TakeStep, Values
-from cggm_ray.engine.optim import rescale
 from cggm_ray.engine.phases import planned
 from cggm_ray.engine.runtime import LocalRuntime, RunConfig
 from cggm_ray.engine.state import Position, TrainState
 from cggm_ray.engine.step import TrainingStep, train_step
 from cggm_ray.engine.tracking import read_metrics
 from cggm_ray.models.sequence import sequence_guides, sequence_net
+from cggm_ray.strategies.rates import rescale
 from cggm_ray.strategies.registry import STRATEGIES
 from cggm_ray.tasks import Classification, Regression
 from conftest import SMALL
