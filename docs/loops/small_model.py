@@ -23,6 +23,7 @@ from cggm_ray import (
     JointTraining,
     MMPareto,
     ModalityDropout,
+    MultiLoss,
     ReconBoost,
 )
 from cggm_ray.models.ensemble import Ensemble
@@ -123,6 +124,10 @@ STRATEGIES = {
             optimizer=adam,
             **more,
         ),
+    ),
+    "multiloss": (
+        Net,
+        lambda net, **more: MultiLoss(guides(), weights={"picture": 1.0, "sound": 0.5}, optimizer=adam, **more),
     ),
     # Teachers are trained before, each with a head of its own.
     "umt": (Net, lambda net, **more: UMT(copy.deepcopy(dict(net.encoders.items())), **more)),
