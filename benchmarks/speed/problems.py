@@ -22,7 +22,7 @@ from cggm_ray.engine.runtime import LocalRuntime
 from cggm_ray.engine.state import TrainState
 from cggm_ray.engine.step import TrainingStep, train_step
 from cggm_ray.models.deeplab import DeepLab, DeepLabConfig, deeplab_guides
-from cggm_ray.models.net import MultimodalNet, compile_parts
+from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.resnet import BACKBONES, ResNetConfig
 from cggm_ray.models.sequence import sequence_guides, sequence_net
 from cggm_ray.strategies.registry import STRATEGIES as STRATEGY_TYPES
@@ -173,8 +173,6 @@ def product(
     config = Config.from_dict({"no_cuda": device == "cpu", **problem.settings, **settings})
     net, guides = problem.networks(config)
     net = STRATEGY_TYPES.get(config.modulation.modulation).network_of(net, guides, config.strategy)
-    if config.train.compile:
-        compile_parts(net, guides, torch.device(device))
     choose_arithmetic(tf32=config.train.precision == "tf32", benchmark=config.train.cudnn_benchmark)
     runtime = LocalRuntime(Path("unused"), config.run)
     fresh = ({name: problem.networks(config)[0].encoders[name] for name in problem.shapes}, {})
@@ -190,6 +188,8 @@ def product(
         if isinstance(part, nn.Dropout):
             part.p = 0.0
     step = TrainingStep(state.net, state.strategy, config.train.precision).train()
+    if config.train.compile:
+        step.compile_whole(problem.batch, print)
     torch.manual_seed(1)
     data = batch or problem.data()
     data = dataclasses.replace(

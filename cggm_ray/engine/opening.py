@@ -32,7 +32,7 @@ from cggm_ray.engine.runtime import Runtime
 from cggm_ray.engine.state import TrainState, saved_values
 from cggm_ray.engine.step import TrainingStep
 from cggm_ray.engine.tracking import Console
-from cggm_ray.models.net import compile_parts
+from cggm_ray.models.net import check_compiler, compile_parts
 from cggm_ray.models.standardise import standardisers
 from cggm_ray.tasks import Task
 
@@ -84,7 +84,7 @@ def open_training(config: Config, shards: Path, runtime: Runtime, folder: Path) 
     if checkpoint is not None and config.train.find_lr:
         found = saved_values(checkpoint)["config"]["optim"]["lr"]
         config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=found))
-    state, step = first_state(config, dataset, manifest, task, runtime, budget)
+    state, step = first_state(config, dataset, manifest, task, runtime, budget, folder)
     if checkpoint is not None:
         state.load(checkpoint)
     else:
@@ -126,7 +126,9 @@ def restarted(training: Training, config: Config, runtime: Runtime) -> Training:
         runtime: where its loop runs.
     """
     budget = _budget(config, training.manifest, training.splits["train"])
-    state, step = first_state(config, training.dataset, training.manifest, training.task, runtime, budget)
+    state, step = first_state(
+        config, training.dataset, training.manifest, training.task, runtime, budget, training.folder
+    )
     before = standardisers(training.state.net)
     for name, module in standardisers(state.net).items():
         module.load_state_dict(before[name].state_dict())
@@ -139,12 +141,17 @@ def _budget(config: Config, manifest: Manifest, split: Split) -> Budget:
 
 
 def first_state(
-    config: Config, dataset: Dataset, manifest: Manifest, task: Task, runtime: Runtime, budget: Budget
+    config: Config, dataset: Dataset, manifest: Manifest, task: Task, runtime: Runtime, budget: Budget, folder: Path
 ) -> tuple[TrainState, nn.Module]:
     """Builds network, strategy and optimizer with the weights of the seed; returns the state and what a step calls."""
     torch.manual_seed(derive_seed(config.train.seed, "weights"))
     net, guides = build_network(config, dataset, manifest, selected_modalities(config, manifest), task)
     state = new_state(config, net, guides, task, runtime, budget)
+    step = TrainingStep(net, state.strategy, config.train.precision)
     if config.train.compile:
-        compile_parts(net, guides, runtime.device)
-    return state, runtime.wrap(TrainingStep(net, state.strategy, config.train.precision))
+        check_compiler(runtime.device)
+        if runtime.world_size == 1 and config.train.accumulate == 1:
+            step.compile_whole(min(budget.batch_size, budget.samples), Console(folder).say)
+        else:
+            compile_parts(net, guides)
+    return state, runtime.wrap(step)

@@ -65,7 +65,8 @@ class TrainConfig:
     )
     compile: bool = option(
         False,
-        "torch.compile encoders, fusion and guides; minutes at the start, meant for long runs on a GPU",
+        "torch.compile the forward and backward pass of a step as one graph, with several workers or --accumulate encoders, "
+        "fusion and guides one by one; minutes at the start, meant for long runs on a GPU",
         resume=True,
     )
     step: str = option(

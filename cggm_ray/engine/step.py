@@ -8,7 +8,7 @@ batch norm, whose statistics are those of a part.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cggm_ray.core.batch import Batch, HeadOutput
 from cggm_ray.core.reduction import Totals, global_sums
 from cggm_ray.core.seeding import seed_torch
+from cggm_ray.engine.compiled import CompiledLosses
 from cggm_ray.engine.guards import non_finite
 from cggm_ray.engine.optim import clip_by_total_norm
 from cggm_ray.engine.runtime import Runtime
@@ -26,6 +27,8 @@ from cggm_ray.models.batchnorm import share_global_batch
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.strategies.base import Memo, Strategy
 from cggm_ray.strategies.rates import rescale
+
+Losses = tuple[Tensor, Tensor, Memo]
 
 
 class TrainingStep(nn.Module):
@@ -40,14 +43,32 @@ class TrainingStep(nn.Module):
         self.strategy = strategy
         self._half = precision == "bf16"
         self._global_batch = share_global_batch(strategy.reduce, net, strategy)
+        self._compiled: CompiledLosses | None = None
 
-    def forward(self, batch: Batch, totals: Totals | None = None) -> tuple[Tensor, Tensor, Memo]:
+    def compile_whole(self, samples: int, say: Callable[[str], None], backend: str = "inductor") -> None:
+        """Has forward and backward pass of a batch compiled at the first one, as one graph without a break.
+
+        The network alone, as evaluation calls it, stays as it is.
+
+        Args:
+            samples: of a batch that is compiled; one of another size, such as the last of an epoch, runs eagerly.
+            say: gets a line where a graph cannot be made, and steps run eagerly.
+            backend: of torch.compile.
+        """
+        self._compiled = CompiledLosses(self._losses, samples, say, backend)
+
+    def forward(self, batch: Batch, totals: Totals | None = None) -> Losses:
         """Task loss and the strategy's term, both of the global batch, and the strategy's memo of this one.
 
         Args:
             batch: of this worker.
             totals: the sums of the global batch where they are known, for a batch that is a part of it.
         """
+        if self._compiled is not None and totals is None:
+            return self._compiled(batch)
+        return self._losses(batch, totals)
+
+    def _losses(self, batch: Batch, totals: Totals | None = None) -> Losses:
         head, memo = self._head(batch, totals)
         terms = self.strategy.terms(head, batch, memo, totals)
         return terms.task_loss, terms.extra, memo

@@ -103,14 +103,18 @@ def _taking_batch(encode: Callable[..., dict[str, Feature]]) -> Callable[..., di
     return adapted
 
 
-def compile_parts(net: MultimodalNet, guides: Mapping[str, nn.Module], device: torch.device) -> None:
-    """Has encoders, fusion and guides compiled at their first call; what lies between them is Python.
+def check_compiler(device: torch.device) -> None:
+    """Checks that torch.compile finds what it needs.
 
     Raises:
         UsageError: the device is a CPU, and there is no compiler for it.
     """
     if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
         raise UsageError("compile: found no C++ compiler; expected g++, clang++ or the one that CXX names")
+
+
+def compile_parts(net: MultimodalNet, guides: Mapping[str, nn.Module]) -> None:
+    """Has encoders, fusion and guides compiled at their first call; what lies between them is Python."""
     for part in (*net.encoders.values(), net.fusion, *guides.values()):
         part.compile()
 

@@ -45,9 +45,12 @@ class SinusoidalPositions(nn.Module):
     def forward(self, x_NTD: Tensor) -> Tensor:
         """Position vectors [N, T, D] for the unscaled input."""
         steps = x_NTD.shape[1]
-        if len(self.table_TD) <= steps:
-            self.table_TD = position_table(steps + 1, self.width).to(x_NTD)
-        positions_TD = self.table_TD[1 : steps + 1].to(x_NTD.dtype)
+        if torch.compiler.is_compiling():
+            positions_TD = _constant_positions(steps, self.width, x_NTD.device, x_NTD.dtype)
+        else:
+            if len(self.table_TD) <= steps:
+                self.table_TD = position_table(steps + 1, self.width).to(x_NTD)
+            positions_TD = self.table_TD[1 : steps + 1].to(x_NTD.dtype)
         return positions_TD * (x_NTD[..., :1] != 0)
 
 
@@ -59,6 +62,12 @@ def position_table(rows: int, width: int) -> Tensor:
     table = torch.cat([angles.sin(), angles.cos(), torch.zeros(rows, width % 2, dtype=torch.float64)], 1)
     table[0] = 0
     return table
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constant_positions(steps: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Rows 1 to `steps` of the table; a graph of torch.compile holds them, because it can change no table of a module."""
+    return position_table(steps + 1, width)[1:].to(device, dtype)
 
 
 class SelfAttention(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ WIDTHS = {"text": 6, "audio": 4, "vision": 3}
 SAMPLES = 22
 DROPOUTS = {f"{name}_dropout": 0 for name in ("attn", "relu", "embed", "res", "out")}
 SIZE = {"nlevels": 3, "cls_layers": 1, "num_heads": 2, "proj_dim": 8, "batch_size": 5}
+Prepare = Callable[[TrainingStep], None]
 TIMES = {"seconds", "samples_per_second"}
 
 
@@ -107,8 +108,13 @@ def begin(
     strategy.begin_epoch(epoch, measured)
 
 
-def steps(kind: str, values: dict[str, Any], runtime: LocalRuntime, number: int = 8) -> dict[str, Any]:
-    """Steps of the package's own loop; some samples lack a modality. The parameters at the end, and all quantities."""
+def steps(
+    kind: str, values: dict[str, Any], runtime: LocalRuntime, number: int = 8, prepare: Prepare | None = None
+) -> dict[str, Any]:
+    """Steps of the package's own loop; some samples lack a modality. The parameters at the end, and all quantities.
+
+    `prepare` gets the module of a step before the first one.
+    """
     config = Config().replace({**DROPOUTS, **SIZE, **ACTIVE.get(values["modulation"], {}), **values})
     task, net, guides, inputs, target = problem(kind, config)
     present = {name: torch.ones(SAMPLES, dtype=torch.bool) for name in WIDTHS}
@@ -116,7 +122,10 @@ def steps(kind: str, values: dict[str, Any], runtime: LocalRuntime, number: int 
     masks = {name: present[name][:, None].expand(-1, 4).clone() for name in WIDTHS}
     net = STRATEGIES.get(config.modulation.modulation).network_of(net, guides, config.strategy)
     state = new_state(config, net, guides, task, runtime)
-    step = runtime.wrap(TrainingStep(net, state.strategy, "fp32"))
+    bare = TrainingStep(net, state.strategy, "fp32")
+    if prepare is not None:
+        prepare(bare)
+    step = runtime.wrap(bare)
     seen = []
     split, size = TensorSplit(inputs, target, masks=masks), config.train.batch_size
     while state.step < number:
