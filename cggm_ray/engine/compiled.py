@@ -51,4 +51,4 @@ def _reason(error: TorchDynamoException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     places = [line for line in lines if line.startswith("File ") and "cggm_ray" in line]
     where = f" ({places[-1].removeprefix('File ')})" if places else ""
-    return f"{lines[0] if lines else type(error).__name__}{where}"
+    return f"{' '.join(lines[:2])[:300] or type(error).__name__}{where}"

@@ -46,28 +46,24 @@ class SinusoidalPositions(nn.Module):
         """Position vectors [N, T, D] for the unscaled input."""
         steps = x_NTD.shape[1]
         if torch.compiler.is_compiling():
-            positions_TD = _constant_positions(steps, self.width, x_NTD.device, x_NTD.dtype)
+            # A graph that is traced as a whole can change no buffer of a module that it has read.
+            table_TD = position_table(steps + 1, self.width, x_NTD.device)
         else:
             if len(self.table_TD) <= steps:
                 self.table_TD = position_table(steps + 1, self.width).to(x_NTD)
-            positions_TD = self.table_TD[1 : steps + 1].to(x_NTD.dtype)
+            table_TD = self.table_TD
+        positions_TD = table_TD[1 : steps + 1].to(x_NTD.dtype)
         return positions_TD * (x_NTD[..., :1] != 0)
 
 
-def position_table(rows: int, width: int) -> Tensor:
+def position_table(rows: int, width: int, device: torch.device | None = None) -> Tensor:
     """Rows 0 to rows - 1 of the sinusoidal table [rows, width]; row 0 is zero, an odd width ends in a zero column."""
     half = width // 2
-    rates = torch.exp(torch.arange(half, dtype=torch.float64) * -(math.log(10000) / (half - 1)))
-    angles = torch.arange(rows, dtype=torch.float64)[:, None] * rates
-    table = torch.cat([angles.sin(), angles.cos(), torch.zeros(rows, width % 2, dtype=torch.float64)], 1)
+    rates = torch.exp(torch.arange(half, dtype=torch.float64, device=device) * -(math.log(10000) / (half - 1)))
+    angles = torch.arange(rows, dtype=torch.float64, device=device)[:, None] * rates
+    table = torch.cat([angles.sin(), angles.cos(), angles.new_zeros(rows, width % 2)], 1)
     table[0] = 0
     return table
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _constant_positions(steps: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Rows 1 to `steps` of the table; a graph of torch.compile holds them, because it can change no table of a module."""
-    return position_table(steps + 1, width)[1:].to(device, dtype)
 
 
 class SelfAttention(nn.Module):

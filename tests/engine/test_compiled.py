@@ -42,13 +42,11 @@ def _runs(label: str, folder: Path, said: list[str]) -> tuple[dict[str, object],
 
 
 @pytest.mark.parametrize("label", ["cggm", *(pytest.param(name, marks=pytest.mark.slow) for name in WHOLE)])
-def test_one_graph_gives_the_numbers_of_eager_steps_and_is_traced_once(
-    label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
+def test_one_graph_gives_the_numbers_of_eager_steps_and_is_traced_once(label: str, tmp_path: Path) -> None:
     torch._dynamo.reset()
     said: list[str] = []
-    eager, compiled = _runs(label, tmp_path, said)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        eager, compiled = _runs(label, tmp_path, said)
     assert said == []
     assert_same(eager, compiled, rtol=1e-10)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
