@@ -51,7 +51,7 @@ SECONDS = {
     "streamed": 60,
     "saves": 60,
     "brats": 60,
-    "compiled": 120,
+    "compiled": 400,
 }
 """Most seconds of every part, in the order in which they run."""
 RESERVE = 5.0
