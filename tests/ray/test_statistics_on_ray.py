@@ -1,4 +1,4 @@
-"""Statistics of the training split with Ray Data, against those that one process finds."""
+"""Statistics and conversions with Ray Data, against those of one process."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from feature_sets import as_npz
+from feature_sets import as_npz, config
 from safetensors.torch import load_file
 from stored_sets import stored
 from strategy_runs import with_gaps
@@ -16,9 +18,14 @@ from strategy_runs import with_gaps
 from cggm_ray.commands.cli import main
 from cggm_ray.core.errors import DataError
 from cggm_ray.data.datasets.features import FeatureOptions
+from cggm_ray.data.formats import columns
 from cggm_ray.data.settings import DataConfig
+from cggm_ray.data.shards import chunks
+from cggm_ray.data.shards.shards import open_set, tensor_column, write_shards_here
 from cggm_ray.data.statistics import training_statistics
+from cggm_ray.distributed.data.ingest import write_shards_with_ray
 from cggm_ray.distributed.data.statistics import map_shards_with_ray
+from cggm_ray.engine.assembly import prepare_data
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.inputs import SHARED, STATISTICS
 from cggm_ray.engine.state import WEIGHTS
@@ -53,6 +60,18 @@ def test_many_tasks_give_the_bits_of_one_process(tmp_path: Path) -> None:
     for name, moments in here.items():
         for part, values in vars(moments).items():
             assert np.array_equal(values, getattr(found[name], part)), (name, part)
+
+
+def test_a_conversion_by_rows_gives_the_bits_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "SHARD_BYTES", 2**12)
+    values = content()
+    table = pa.table(
+        {"words": tensor_column(values["words"]), "age": tensor_column(values["age"]), "label": np.arange(90) % 3}
+    )
+    pq.write_table(table, tmp_path / "f.parquet", row_group_size=40)
+    whole = open_set(prepare_data(config(tmp_path / "whole", tmp_path / "f.parquet"), write_shards_here))
+    monkeypatch.setattr(columns, "LEAST_BYTES", 0)
+    assert open_set(prepare_data(config(tmp_path / "rows", tmp_path / "f.parquet"), write_shards_with_ray)) == whole
 
 
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:

@@ -5,24 +5,22 @@ The result is the same for all of them: `FeatureTable`s by split, or a single on
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.lib import format as npy
 
 from cggm_ray.core.errors import DataError, listed
+from cggm_ray.data.datasets.feature_parquet import read_columns
+from cggm_ray.data.formats.columns import Column, Rows, mapped
 from cggm_ray.data.formats.foreign import foreign_kind
 from cggm_ray.data.formats.layouts import WHOLE, columns_by_split
-from cggm_ray.data.formats.parquet import read_parquet, tensor_shape
-from cggm_ray.data.formats.safe_pickle import check_npy, load_pickle, npy_header
-from cggm_ray.data.formats.stacked import column_of, names_of, stack_rows
-from cggm_ray.data.formats.untrusted import check_size, decoded, reading
+from cggm_ray.data.formats.npz import read_npz
+from cggm_ray.data.formats.safe_pickle import load_pickle
+from cggm_ray.data.formats.stacked import column_of, names_of
+from cggm_ray.data.formats.untrusted import reading
 from cggm_ray.data.split_names import find_splits, split_of
 
 PRESENT_SUFFIX = "_present"
@@ -39,7 +37,7 @@ class FeatureTable:
 
     Attributes:
         where: file and split, for messages.
-        columns: name to [N, ...]; rows that are missing are zero.
+        columns: name to [N, ...], some of which are read by rows; rows that are missing are zero.
         present: name to bool [N], for columns in which rows are missing.
         steps: name to int64 [N], for sequences that were padded with zeros to the longest.
         available: names of all columns of the file, also of those that were not read.
@@ -47,13 +45,13 @@ class FeatureTable:
     """
 
     where: str
-    columns: dict[str, np.ndarray]
+    columns: dict[str, np.ndarray | Column]
     available: tuple[str, ...]
     present: dict[str, np.ndarray] = field(default_factory=dict)
     steps: dict[str, np.ndarray] = field(default_factory=dict)
     unread: dict[str, str] = field(default_factory=dict)
 
-    def column(self, name: str, what: str) -> np.ndarray:
+    def column(self, name: str, what: str) -> np.ndarray | Column:
         """Returns a column by name; `what` is the option that named it.
 
         Raises:
@@ -94,22 +92,27 @@ def find_files(path: Path) -> list[Path]:
     return found
 
 
-def read_tables(files: Sequence[Path], root: Path, wanted: Callable[[str], bool]) -> dict[str, FeatureTable]:
+def read_tables(
+    files: Sequence[Path], root: Path, wanted: Callable[[str], bool], about: Collection[str]
+) -> dict[str, FeatureTable]:
     """Returns the tables in the files, by split, or under `WHOLE`.
+
+    Large columns of npz and parquet are not read here, but when their rows are. A pickle is read whole.
 
     Args:
         files: from `find_files(root)`.
         root: the path that the user gave.
         wanted: whether a column is of use; others are not read where the format allows it.
+        about: columns that say something about every sample, such as the target; if they hold texts they are read here.
 
     Raises:
         DataError: names file and column.
     """
     if files[0].suffix == ".parquet":
-        return _read_parquet(files, root, wanted)
+        return _read_parquet(files, root, wanted, about)
     if files[0].suffix == ".npz":
         (path,) = files
-        return {WHOLE: column_table(*read_npz(path, wanted), str(path), wanted)}
+        return {WHOLE: column_table(*read_npz(path, wanted, by_rows=True), str(path), wanted)}
     where = str(files[0] if len(files) == 1 else root)
     return pickle_tables({file: load_pickle(file) for file in files}, where, wanted)
 
@@ -136,34 +139,6 @@ def split_pickles(files: Sequence[Path], folder: Path) -> bool:
     return pickles and len(find_splits([file.stem for file in files], str(folder))) == len(files)
 
 
-def read_npz(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Returns the wanted arrays, and the names of all."""
-    with reading(path, ".npz file"):
-        kind = foreign_kind(path)
-        if kind is not None and not kind.endswith("name it .npz") and path.stat().st_size:
-            raise DataError(f"{path}: no .npz file but {kind}")
-    with reading(path, ".npz file"), zipfile.ZipFile(path) as archive:
-        members = {m.filename.removesuffix(".npy"): m for m in archive.infolist() if m.filename.endswith(".npy")}
-        chosen = {name: member for name, member in members.items() if wanted(name)}
-        declared = sum(member.file_size for member in chosen.values())
-        check_size(
-            declared, path.stat().st_size, f"{path}: arrays {listed(chosen)}", "np.savez keeps them uncompressed"
-        )
-        columns = {}
-        for name, member in chosen.items():
-            where = f"{path}, field {name}"
-            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise DataError(f"{where}: compressed by method {member.compress_type}; expected what np.savez writes")
-            with archive.open(member) as file:
-                shape, _, dtype = npy_header(file)
-                if dtype.hasobject:
-                    raise DataError(f"{where}: found an array of objects; expected numbers or texts")
-                check_npy(shape, dtype, member.file_size - file.tell(), where)
-            with archive.open(member) as file:
-                columns[name] = npy.read_array(file, allow_pickle=False)
-        return columns, list(members)
-
-
 def column_table(
     fields: Mapping[str, Any], available: Iterable[str], where: str, wanted: Callable[[str], bool]
 ) -> FeatureTable:
@@ -180,11 +155,15 @@ def column_table(
     Raises:
         DataError: a column about presence is none.
     """
-    columns, missing, steps, unread = {}, {}, {}, {}
+    columns: dict[str, np.ndarray | Column] = {}
+    missing, steps, unread = {}, {}, {}
     for name, value in fields.items():
         if not wanted(name):
             continue
         try:
+            if isinstance(value, Column):
+                columns[name] = value
+                continue
             if name == IDENTITY:
                 columns[name] = names_of(value, f"{where}, field {name}")
                 continue
@@ -203,27 +182,39 @@ def column_table(
         flags = columns.pop(name + PRESENT_SUFFIX, None) if name in columns else None
         if flags is None:
             continue
+        flags = np.asarray(flags)
         if flags.shape != columns[name].shape[:1] or not np.isin(flags, (0, 1)).all():
             raise DataError(
                 f"{where}, field {name + PRESENT_SUFFIX}: shape {flags.shape} of {flags.dtype}; expected a bool for each of "
                 f"the {len(columns[name])} samples"
             )
         present[name] = flags.astype(bool) & present.get(name, True)
-        columns[name] = _blank(columns[name], present[name])
+        if not present[name].all() and columns[name].dtype.kind in "biuf":
+            columns[name] = mapped(columns[name], Blank(present[name]))
     names = tuple(name for name in available if name not in single and not name.endswith(PRESENT_SUFFIX))
     return FeatureTable(where=where, columns=columns, present=present, steps=steps, available=names, unread=unread)
 
 
-def _blank(values: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Returns the values with zeros in the rows that are missing."""
-    if present.all() or values.dtype.kind not in "biuf":
+@dataclass(frozen=True)
+class Blank:
+    """Writes zeros into the rows of a column that are missing.
+
+    Attributes:
+        present: bool [N], which are not.
+    """
+
+    present: np.ndarray
+
+    def __call__(self, values: np.ndarray, rows: Rows) -> np.ndarray:
+        """Returns a copy of some rows."""
+        values = values.copy()
+        values[~self.present[rows]] = 0
         return values
-    values = values.copy()
-    values[~present] = 0
-    return values
 
 
-def _read_parquet(files: Sequence[Path], root: Path, wanted: Callable[[str], bool]) -> dict[str, FeatureTable]:
+def _read_parquet(
+    files: Sequence[Path], root: Path, wanted: Callable[[str], bool], about: Collection[str]
+) -> dict[str, FeatureTable]:
     grouped: dict[str, list[Path]] = {}
     for file in files:
         grouped.setdefault(_split_of(file, root), []).append(file)
@@ -231,7 +222,7 @@ def _read_parquet(files: Sequence[Path], root: Path, wanted: Callable[[str], boo
         raise DataError(
             f"{grouped[WHOLE][0]}: belongs to no split, while others do; expected folders or names train, valid, test, or none"
         )
-    return {split: _read_table(paths, split, root, wanted) for split, paths in grouped.items()}
+    return {split: _read_table(paths, split, root, wanted, about) for split, paths in grouped.items()}
 
 
 def _split_of(file: Path, root: Path) -> str:
@@ -244,67 +235,19 @@ def _split_of(file: Path, root: Path) -> str:
     return WHOLE
 
 
-def _read_table(files: Sequence[Path], split: str, root: Path, wanted: Callable[[str], bool]) -> FeatureTable:
-    parts = [read_parquet(file, wanted) for file in files]
-    for file, part in zip(files, parts, strict=True):
-        if part.column_names != parts[0].column_names:
-            raise DataError(
-                f"{file}: found the columns {listed(part.column_names)}; expected those of {files[0]}, "
-                f"{listed(parts[0].column_names)}"
-            )
+def _read_table(
+    files: Sequence[Path],
+    split: str,
+    root: Path,
+    wanted: Callable[[str], bool],
+    about: Collection[str],
+) -> FeatureTable:
     where = f"{root}: split {split}" if split else str(files[0] if len(files) == 1 else root)
-    columns, present, steps = {}, {}, {}
-    for name in parts[0].column_names:
-        place = f"{where}, column {name}"
-        found = []
-        for file, part in zip(files, parts, strict=True):
-            with reading(file, "parquet file"):
-                found.append(_column(part.column(name), part.schema.field(name), file, place))
-        valid = np.concatenate([flags for _, flags in found])
-        rows = [row for values, _ in found for row in values]
-        columns[name], lengths = stack_rows(rows, valid, place)
-        if not valid.all():
-            present[name] = valid
-        if lengths is not None:
-            steps[name] = lengths
+    found, available = read_columns(files, where, wanted, lambda name: name in about)
     return FeatureTable(
-        where=where, columns=columns, present=present, steps=steps, available=tuple(pq.read_schema(files[0]).names)
+        where=where,
+        columns={name: values for name, (values, _, _) in found.items()},
+        present={name: valid for name, (_, valid, _) in found.items() if valid is not None},
+        steps={name: steps for name, (_, _, steps) in found.items() if steps is not None},
+        available=available,
     )
-
-
-def _column(column: pa.ChunkedArray, schema: pa.Field, file: Path, where: str) -> tuple[list[Any], np.ndarray]:
-    """Returns the rows of a column that are not null, each an array or a scalar, and their positions."""
-    valid = np.concatenate(
-        [chunk.is_valid().to_numpy(zero_copy_only=False) for chunk in column.chunks] or [np.empty(0, bool)]
-    )
-    kept = column.drop_null()
-    shape = tensor_shape(schema)
-    if shape is not None:
-        chunks = [chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk for chunk in kept.chunks]
-        flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks]
-        return [row for values in flat for row in values.reshape(-1, *shape)], valid
-    if pa.types.is_dictionary(schema.type):
-        return _texts(kept, file, where), valid
-    values = [value for chunk in kept.chunks for value in chunk.to_numpy(zero_copy_only=False)]
-    if not pa.types.is_nested(schema.type):
-        return values, valid
-    try:
-        return [_nested(value) for value in values], valid
-    except ValueError as error:
-        raise DataError(f"{where}: lists that do not make an array: {error}") from None
-
-
-def _texts(column: pa.ChunkedArray, file: Path, where: str) -> list[str]:
-    """Returns the texts of a column that was read as a dictionary, so that repeated texts share memory."""
-    texts: list[str] = []
-    for chunk in column.chunks:
-        entries = [decoded(entry) for entry in chunk.dictionary.to_pylist()]
-        longest = max(map(len, entries), default=0)
-        check_size(4 * len(column) * longest, file.stat().st_size, where, "one text is much longer than others")
-        texts += [entries[code] for code in chunk.indices.to_pylist()]
-    return texts
-
-
-def _nested(value: Any) -> np.ndarray:
-    array = np.asarray(value)
-    return np.stack([_nested(item) for item in array]) if array.dtype.kind == "O" and len(array) else array

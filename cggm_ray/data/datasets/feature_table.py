@@ -11,9 +11,11 @@ from cggm_ray.core.kinds import KINDS, SEQUENCE, fits, kind_of
 from cggm_ray.core.registry import nearest
 from cggm_ray.core.seeding import derive_seed
 from cggm_ray.data.datasets.feature_files import FeatureTable
+from cggm_ray.data.datasets.feature_rows import CheckFinite, as_names, padded, row_in_words, silence_as_zero
 from cggm_ray.data.datasets.samples import Samples
-from cggm_ray.data.datasets.sentiment import choose_target, is_audio, numbers_of, unlimited
+from cggm_ray.data.datasets.sentiment import choose_target, is_audio, numbers_of
 from cggm_ray.data.datasets.taken import in_words, no_modality, whole_steps
+from cggm_ray.data.formats.columns import Column, Mapped, mapped
 from cggm_ray.data.formats.layouts import WHOLE
 from cggm_ray.data.formats.untrusted import finite
 from cggm_ray.data.split_names import SPLITS, split_of
@@ -124,8 +126,7 @@ def gather(
             there = table.present.get(name, np.ones(samples, bool))
             if name in longest:
                 steps[name] = table.steps.get(name, np.full(samples, values.shape[1])) * there
-                gap = longest[name] - values.shape[1]
-                values = np.pad(values, ((0, 0), (0, gap), *[(0, 0)] * (values.ndim - 2)))
+                values = padded(values, longest[name])
             if name in lengths:
                 steps[name] = _lengths(table, lengths[name], values.shape[1], samples) * there
                 there = there & (steps[name] > 0)
@@ -137,19 +138,24 @@ def gather(
                     )
             if is_audio(name):
                 # Features of silence are -inf (`is_audio`); `block` counts them.
-                silent = unlimited(values)
-                values = np.where(silent, values.dtype.type(0), values) if silent.any() else values
-            bad = np.flatnonzero(there & ~finite(values).all(tuple(range(1, values.ndim))))
-            if len(bad):
-                raise DataError(f"{where}, row {_row(bad[0], names)}: a value that is not finite; expected numbers")
-            inputs[name], present[name] = values, there
+                values = mapped(values, silence_as_zero)
+            inputs[name] = mapped(values, CheckFinite(there, where, names))
+            present[name] = there
         nothing = np.flatnonzero(~np.any(list(present.values()), axis=0))
         if len(nothing):
             raise DataError(
-                f"{table.where}, row {_row(nothing[0], names)}: has none of the modalities {', '.join(modalities)}; "
+                f"{table.where}, row {row_in_words(nothing[0], names)}: has none of the modalities {', '.join(modalities)}; "
                 "expected at least one"
             )
-        gathered[split] = Samples(inputs=inputs, present=present, steps=steps, target=target[split], names=names)
+        gathered[split] = Samples(
+            inputs=inputs,
+            present=present,
+            steps=steps,
+            target=target[split],
+            names=names,
+            rows=np.arange(samples),
+            source=split,
+        )
     return gathered
 
 
@@ -258,7 +264,7 @@ def rows_by_split(tables: Mapping[str, FeatureTable], column: str, target: str) 
         where = next(iter(tables.values())).where
         raise DataError(f"{where}: the file has splits of its own; leave out --split")
     table = tables[WHOLE]
-    values = table.column(column, "split")
+    values = np.asarray(table.column(column, "split"))
     samples = len(table.column(target, "target"))
     if values.shape != (samples,):
         raise DataError(
@@ -292,12 +298,12 @@ def drawn(target: np.ndarray, shares: tuple[float, float], seed: int) -> dict[st
     return {split: np.sort(order[mask]) for split, mask in masks.items()}
 
 
-def _modality(table: FeatureTable, name: str) -> np.ndarray:
+def _modality(table: FeatureTable, name: str) -> np.ndarray | Column:
     """Returns the values [N, ...] with at least one axis per sample."""
     values = table.column(name, "modality")
     if values.dtype.kind not in "biuf" or 0 in values.shape[1:]:
         raise DataError(f"{table.where}, modality {name}: shape {values.shape} of {values.dtype}; expected numbers")
-    return values[:, None] if values.ndim == 1 else values
+    return values[:, None] if isinstance(values, np.ndarray) and values.ndim == 1 else values
 
 
 def _lengths(table: FeatureTable, column: str, longest: int, samples: int) -> np.ndarray:
@@ -312,7 +318,7 @@ def _lengths(table: FeatureTable, column: str, longest: int, samples: int) -> np
 
 
 def _target(table: FeatureTable, column: str) -> np.ndarray:
-    values = table.column(column, "target")
+    values = np.asarray(table.column(column, "target"))
     missing = np.flatnonzero(~table.present.get(column, np.ones(len(values), bool)))
     if len(missing):
         raise DataError(
@@ -341,14 +347,12 @@ def _labels(table: FeatureTable, column: str, index: int | None) -> np.ndarray:
     return values.astype(np.int64) if values.dtype.kind == "b" else values
 
 
-def _names(table: FeatureTable, samples: int) -> list[str] | None:
+def _names(table: FeatureTable, samples: int) -> Sequence[str] | Column | None:
     values = table.columns.get("id")
     if values is None:
         return None
     if len(values) != samples:
         raise DataError(f"{table.where}, id: {len(values)} names; the target has {samples}")
-    return [" ".join(map(str, np.atleast_1d(value).ravel().tolist())) for value in values]
-
-
-def _row(row: int, names: Sequence[str] | None) -> str:
-    return f"{row} ({names[row]})" if names else str(row)
+    if isinstance(values, Column):
+        return Mapped(values, as_names, (samples,), np.dtype(object))
+    return as_names(values, slice(0, samples)).tolist()

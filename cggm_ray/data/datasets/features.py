@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from cggm_ray.data.datasets.feature_table import (
     shape_kinds,
 )
 from cggm_ray.data.datasets.new_samples import Labels, masked_steps, new_shards, part_of
-from cggm_ray.data.datasets.samples import Samples
+from cggm_ray.data.datasets.samples import SOURCE, ReadRows, Samples
 from cggm_ray.data.datasets.sentiment import is_sentiment, range_of
 from cggm_ray.data.datasets.taken import LENGTH_SUFFIXES, block, count_infinite, find_lengths, left_out
 from cggm_ray.data.formats.layouts import WHOLE
@@ -39,6 +40,8 @@ from cggm_ray.data.shards.shards import (
     IDENTITY,
     Manifest,
     RawShard,
+    Stage,
+    Transform,
     column_values,
     is_modality,
     tensor_column,
@@ -113,6 +116,7 @@ class Features(Dataset):
         self.options = settings.options
         self._root = Path()
         self._notes: dict[str, Any] = {}
+        self._reader = ReadRows({}, {})
 
     def shard_options(self) -> dict[str, Any]:
         """Returns all options, and the modalities, because only those are read."""
@@ -128,6 +132,7 @@ class Features(Dataset):
     def read(self, sources: list[Path]) -> Iterator[RawShard]:
         """Yields slices of every split, after checking it as a whole."""
         splits = self._splits(sources)
+        self._reader = ReadRows.of(splits.values())
         incomplete = {name for part in splits.values() for name, flags in part.present.items() if not flags.all()}
         for split, part in splits.items():
             yield from part.shards(split, incomplete)
@@ -142,17 +147,23 @@ class Features(Dataset):
         column = options.split or SPLIT
         about = {options.target, column, IDENTITY, *lengths.values()}
         about |= {name + suffix for name in names for suffix in (PRESENT_SUFFIX, *LENGTH_SUFFIXES)}
-        tables = read_tables(sources, self._root, lambda name: name in names or name in about)
+        tables = read_tables(sources, self._root, lambda name: name in names or name in about, about - {IDENTITY})
         whole = tables.get(WHOLE)
         parts = part_of(tables, split, column if whole is not None and column in whole.available else None)
         labels = Labels(column=options.target, classes=notes["classes"], index=options.target_index)
-        return new_shards(parts, names, masked_steps(trained), lengths, labels)
+        samples, shards = new_shards(parts, names, masked_steps(trained), lengths, labels)
+        self._reader = ReadRows.of([samples])
+        return shards
 
     def takes(self, modality: str, trained: tuple[int, ...], found: tuple[int, ...]) -> bool:
         """Returns whether a sample has the shape of the training data; sequences may have any length."""
         if self._notes["kinds"][modality] == SEQUENCE:
             return super().takes(modality, trained, found)
         return trained == found
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Returns the reading of rows that `read` did not read, if there are any, and `transform`."""
+        return Stage(make=partial(_reading, self._reader)), *super().stages()
 
     def transform(self, table: pa.Table) -> pa.Table:
         """Converts features to float32; bytes (uint8) are scaled to [0, 1]."""
@@ -198,7 +209,7 @@ class Features(Dataset):
             named = modalities is None or column.removesuffix(PRESENT_SUFFIX) in modalities
             return named or column in about or column in beside
 
-        tables = read_tables(sources, self._root, wanted)
+        tables = read_tables(sources, self._root, wanted, about - {IDENTITY})
         split = options.split
         if split is None and WHOLE in tables and SPLIT in tables[WHOLE].available:
             split = SPLIT
@@ -238,3 +249,8 @@ class Features(Dataset):
             return f"{column}, {len(classes)} classes: {listed(classes, 10)}"
         values = np.concatenate([part.target for part in splits.values()])
         return f"{column}, {range_of(values, sentiment)}{', metrics of sentiment' if sentiment else ''}"
+
+
+def _reading(reader: ReadRows) -> Transform:
+    """Returns what reads rows, or leaves shards as they are that have their inputs."""
+    return lambda table: reader(table) if SOURCE in table.column_names else table

@@ -108,7 +108,8 @@ class Mosi(Dataset):
         where = str(sources[0] if len(sources) == 1 else sources[0].parent)
         parts = part_of(tables_of(columns_by_split(contents, where), where), split, None)
         labels = Labels(column=self.options.target or target_in(parts), index=self.options.target_index)
-        return new_shards(parts, tuple(trained.modalities), masked_steps(trained), {}, labels)
+        _, shards = new_shards(parts, tuple(trained.modalities), masked_steps(trained), {}, labels)
+        return shards
 
     def _shards(self, found: Sentiments) -> Iterator[RawShard]:
         for split in SPLITS:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from cggm_ray.core.errors import DataError
 from cggm_ray.data.datasets.feature_files import FeatureTable
+from cggm_ray.data.datasets.feature_rows import padded
 from cggm_ray.data.datasets.feature_table import gather, read_classes, read_values, rows_by_split
 from cggm_ray.data.datasets.samples import Samples
 from cggm_ray.data.datasets.taken import find_lengths
+from cggm_ray.data.formats.columns import Column, Joined, Taken
 from cggm_ray.data.formats.layouts import WHOLE
 from cggm_ray.data.shards.shards import (
     PREDICT,
@@ -58,8 +61,8 @@ def part_of(tables: Mapping[str, FeatureTable], split: str | None, column: str |
     table = tables[WHOLE]
     rows = rows_by_split(tables, column, column)[split]
 
-    def picked(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {name: values[rows] for name, values in arrays.items()}
+    def picked(arrays: Mapping[str, Any]) -> dict[str, Any]:
+        return {n: Taken(values, rows) if isinstance(values, Column) else values[rows] for n, values in arrays.items()}
 
     return {
         split: replace(table, columns=picked(table.columns), present=picked(table.present), steps=picked(table.steps))
@@ -77,8 +80,8 @@ def new_shards(
     masked: Mapping[str, int],
     lengths: Mapping[str, str],
     labels: Labels,
-) -> Iterator[RawShard]:
-    """Yields the raw shards of all samples of these tables, one after the other.
+) -> tuple[Samples, Iterator[RawShard]]:
+    """Returns all samples of these tables, one after the other, and yields their raw shards.
 
     Args:
         tables: by split, or one under `WHOLE`.
@@ -99,7 +102,7 @@ def new_shards(
     labelled = np.concatenate([there for _, there in found.values()])
     whole = _padded(_joined(list(parts.values())), masked)
     incomplete = {name for name, flags in whole.present.items() if not flags.all()}
-    return whole.shards(PREDICT, incomplete, labelled)
+    return whole, whole.shards(PREDICT, incomplete, labelled)
 
 
 def _labels_of(table: FeatureTable, labels: Labels, samples: int) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +111,7 @@ def _labels_of(table: FeatureTable, labels: Labels, samples: int) -> tuple[np.nd
     target = np.zeros(samples, np.int64) if classes else np.zeros((samples, 1), np.float32)
     if labels.column is None or labels.column not in table.available:
         return target, np.zeros(samples, bool)
-    values = table.column(labels.column, "target")
+    values = np.asarray(table.column(labels.column, "target"))
     if len(values) != samples:
         raise DataError(f"{table.where}, target {labels.column}: {len(values)} labels for {samples} samples")
     there = table.present.get(labels.column, np.ones(samples, bool)).copy()
@@ -132,24 +135,39 @@ def _padded(samples: Samples, least: Mapping[str, int]) -> Samples:
     for name, length in least.items():
         values = inputs[name]
         steps.setdefault(name, np.full(len(values), values.shape[1]) * samples.present[name])
-        gap = max(0, length - values.shape[1])
-        inputs[name] = np.pad(values, ((0, 0), (0, gap), *[(0, 0)] * (values.ndim - 2)))
+        inputs[name] = padded(values, max(length, values.shape[1]))
     return replace(samples, inputs=inputs, steps=steps)
 
 
 def _joined(parts: Sequence[Samples]) -> Samples:
-    first = parts[0]
+    first, *others = parts
+    if not others:
+        return first
 
     def joined(arrays: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
         return {name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]}
 
     names = [part.names for part in parts if part.names is not None]
+    by_rows = any(part.by_rows for part in parts)
+    # Every table counts its rows from 0.
+    starts = np.cumsum([0, *(len(part.target) for part in parts)])
+    rows = [start + part.rows for start, part in zip(starts, parts, strict=False) if part.rows is not None]
+    inputs: dict[str, Any] = {}
+    for name in first.inputs:
+        columns = [part.inputs[name] for part in parts]
+        inputs[name] = Joined(columns) if any(isinstance(c, Column) for c in columns) else np.concatenate(columns)
     return Samples(
-        inputs=joined([part.inputs for part in parts]),
+        inputs=inputs,
+        rows=np.concatenate(rows) if by_rows else None,
+        source=first.source,
         present=joined([part.present for part in parts]),
         steps=joined([part.steps for part in parts]),
         target=np.concatenate([part.target for part in parts]),
-        names=[name for part in names for name in part]
-        if len(names) == len(parts) and first.names is not None
-        else None,
+        names=_joined_names(names) if len(names) == len(parts) else None,
     )
+
+
+def _joined_names(parts: Sequence[Sequence[str] | Column]) -> Sequence[str] | Column:
+    if any(isinstance(part, Column) for part in parts):
+        return Joined([part if isinstance(part, Column) else np.array(part, dtype=object) for part in parts])
+    return [name for part in parts for name in np.asarray(part, dtype=object).tolist()]

@@ -14,6 +14,7 @@ from cggm_ray.data.datasets.feature_files import IDENTITY, FeatureTable, column_
 from cggm_ray.data.datasets.samples import Samples
 from cggm_ray.data.datasets.sentiment import OTHER_NAMES, find_target, is_audio, numbers_of, range_of, unlimited
 from cggm_ray.data.datasets.taken import LENGTH_SUFFIXES, block, count_infinite, find_lengths, left_out, whole_steps
+from cggm_ray.data.formats.columns import Column
 from cggm_ray.data.formats.layouts import columns_of
 from cggm_ray.data.formats.untrusted import finite
 from cggm_ray.data.split_names import SPLITS, find_splits
@@ -63,12 +64,13 @@ def read_sentiments(
     longest = {name: _longest(tables, name) for name in names if any(name in table.steps for table in tables.values())}
     splits: dict[str, Samples] = {}
     for split, table in tables.items():
-        labels = numbers_of(table, field, table.columns[field], index)
+        labels = numbers_of(table, field, np.asarray(table.columns[field]), index)
         if not len(labels):
             raise DataError(f"{table.where}: the split is empty; expected at least one sample")
-        inputs, steps = {}, {}
+        inputs: dict[str, np.ndarray | Column] = {}
+        steps = {}
         for name in names:
-            values = table.columns[name]
+            values = np.asarray(table.columns[name])
             _check_modality(values, name, len(labels), table.where, field)
             if name in longest:
                 steps[name] = table.steps.get(name, np.full(len(values), values.shape[1]))
@@ -213,7 +215,7 @@ def _check_modality(values: np.ndarray, name: str, samples: int, where: str, fie
 def _names(table: FeatureTable, samples: int) -> list[str] | None:
     if IDENTITY not in table.available:
         return None
-    names = table.column(IDENTITY, "field")
+    names = np.asarray(table.column(IDENTITY, "field"))
     if len(names) != samples:
         raise DataError(f"{table.where}, field id: {len(names)} names; the labels have {samples} samples")
     return [str(name) for name in names]

@@ -11,6 +11,7 @@ from cggm_ray.core.errors import listed
 from cggm_ray.data.datasets.feature_files import PRESENT_SUFFIX, FeatureTable
 from cggm_ray.data.datasets.samples import Samples
 from cggm_ray.data.datasets.sentiment import is_audio, unlimited
+from cggm_ray.data.formats.columns import Column, blocks, every
 
 LENGTH_SUFFIXES = ("_lengths", "_length", "_lens", "_len")
 MOST_LISTED = 12
@@ -25,12 +26,12 @@ _WORDS = {
 }
 
 
-def no_modality(name: str, values: np.ndarray) -> str | None:
+def no_modality(name: str, values: np.ndarray | Column) -> str | None:
     """Returns why a column is no modality unless the user names it, or None if it is one.
 
     Args:
         name: of the column.
-        values: [N, ...].
+        values: [N, ...]; of those that are read by rows, all rows are read where they could be whole numbers.
     """
     if values.dtype.kind not in "biuf":
         return "texts" if values.dtype.kind in "UO" else f"values of {values.dtype}"
@@ -47,7 +48,7 @@ def no_modality(name: str, values: np.ndarray) -> str | None:
             return said
         if values.ndim == 2 and values.dtype.kind in "iu" and values.dtype.itemsize > 1 and _vocabulary(values):
             return "token ids"
-        if values.ndim == 2 and ((values == 0) | (values == 1)).all() and (values.sum(1) == 1).all():
+        if values.ndim == 2 and every(values, lambda block: _flags(block) and (block.sum(1) == 1).all()):
             return "a label, one of several classes"
     if set(name) & set("./"):
         return "a name with dots or slashes"
@@ -60,20 +61,38 @@ def _said(name: str, meanings: Sequence[str]) -> str | None:
     return next((meaning for meaning in meanings if set(words) & set(_WORDS[meaning])), None)
 
 
-def _whole(values: np.ndarray) -> bool:
-    return values.dtype.kind in "biu" or bool(np.isfinite(values).all() and (values == np.floor(values)).all())
+def _whole(values: np.ndarray | Column) -> bool:
+    def whole(block: np.ndarray) -> bool:
+        return bool(np.isfinite(block).all() and (block == np.floor(block)).all())
+
+    return values.dtype.kind in "biu" or every(values, whole)
 
 
-def _vocabulary(values: np.ndarray) -> bool:
-    return bool(values.size and values.min() >= 0 and values.max() >= LEAST_VOCABULARY)
+def _flags(values: np.ndarray) -> bool:
+    return bool(((values == 0) | (values == 1)).all())
 
 
-def _bert_input(values: np.ndarray) -> bool:
+def _vocabulary(values: np.ndarray | Column) -> bool:
+    if not values.size:
+        return False
+    most = 0
+    for _, block in blocks(values):
+        if block.min() < 0:
+            return False
+        most = max(most, block.max())
+    return most >= LEAST_VOCABULARY
+
+
+def _bert_input(values: np.ndarray | Column) -> bool:
     """Returns whether rows are [3, T]: token ids, mask, segments, as MMSA stores the input of BERT."""
     if values.ndim != 3 or values.shape[1] != 3 or not values.size or not _whole(values[:1]):
         return False
-    ids, *flags = values.swapaxes(0, 1)
-    return bool(_whole(ids) and ids.min() >= 0 and all(((flag == 0) | (flag == 1)).all() for flag in flags))
+
+    def ids_and_flags(block: np.ndarray) -> bool:
+        ids = block[:, 0]
+        return bool(_whole(ids) and ids.min() >= 0 and _flags(block[:, 1:]))
+
+    return every(values, ids_and_flags)
 
 
 def find_lengths(
@@ -116,23 +135,29 @@ def _unusable(table: FeatureTable, modality: str, column: str) -> str | None:
     return None
 
 
-def whole_steps(values: np.ndarray, samples: int) -> np.ndarray | None:
+def whole_steps(values: np.ndarray | Column, samples: int) -> np.ndarray | None:
     """Returns the numbers of steps, int64 [N], from [N] or [N, 1] of whole numbers, or None for other values."""
+    if values.size == samples:
+        values = np.asarray(values)
     if values.dtype.kind not in "iuf" or values.shape[:1] != (samples,) or values.size != samples or not _whole(values):
         return None
-    return values.reshape(-1).astype(np.int64)
+    return np.asarray(values).reshape(-1).astype(np.int64)
 
 
-def padded_in_front(values: np.ndarray, steps: np.ndarray) -> bool:
+def padded_in_front(values: np.ndarray | Column, steps: np.ndarray) -> bool:
     """Returns whether all padded samples [N, T, D] begin with zeros and end with other values."""
     length = values.shape[1]
-    rows = np.flatnonzero((steps > 0) & (steps < length))
-    if not len(rows):
-        return False
-    nothing = np.all(values[rows] == 0, axis=2)
     place = np.arange(length)
-    front = place < (length - steps[rows])[:, None]
-    return bool((nothing | ~front).all() and not nothing[:, -1].any())
+    padded = (steps > 0) & (steps < length)
+    if not padded.any():
+        return False
+    for rows, block in blocks(values):
+        some = padded[rows]
+        nothing = np.all(block[some] == 0, axis=2)
+        front = place < (length - steps[rows][some])[:, None]
+        if not (nothing | ~front).all() or nothing[:, -1].any():
+            return False
+    return True
 
 
 def left_out(table: FeatureTable, used: set[str], named: bool, reasons: Mapping[str, str]) -> dict[str, str]:
@@ -163,7 +188,7 @@ def left_out(table: FeatureTable, used: set[str], named: bool, reasons: Mapping[
 def count_infinite(tables: Mapping[str, FeatureTable], modalities: Sequence[str]) -> dict[str, int]:
     """Returns the number of infinite values of each audio modality."""
     return {
-        name: sum(int(unlimited(table.columns[name]).sum()) for table in tables.values())
+        name: sum(int(unlimited(block).sum()) for table in tables.values() for _, block in blocks(table.columns[name]))
         for name in modalities
         if is_audio(name)
     }

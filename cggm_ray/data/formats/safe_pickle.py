@@ -22,6 +22,9 @@ from cggm_ray.data.formats.foreign import foreign_kind, remedy
 from cggm_ray.data.formats.pickle_names import ALLOWED, TypeStandIn, checked_keys, fill_array
 from cggm_ray.data.formats.untrusted import reading
 
+SAID_BYTES = 2**28
+"""A pickle of more bytes is said to need memory for all of it."""
+
 
 class _Bounded:
     """Limits every read to the rest of the file, so that a length in the file cannot make the reader allocate memory."""
@@ -153,6 +156,12 @@ def load_pickle(path: Path) -> Any:
         kind = foreign_kind(path)
         if kind is not None:
             raise DataError(f"{path}: no pickle but {kind}")
+        size = path.stat().st_size
+        if size > SAID_BYTES:
+            print(
+                f"{path}: a pickle of {size / 2**20:.0f} MiB is read whole; npz and parquet are read by rows",
+                flush=True,
+            )
         with path.open("rb") as file:
             return _SafeUnpickler(file, path).load()
 

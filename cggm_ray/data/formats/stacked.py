@@ -84,37 +84,123 @@ def stack_rows(rows: Sequence[Any], valid: np.ndarray, where: str) -> tuple[np.n
     Raises:
         DataError: rows of several shapes that are not sequences of the same width, or padding beyond all measure.
     """
-    arrays = [np.asarray(row) for row in rows]
-    numbers = np.flatnonzero(valid)
-    # A sequence without steps may have lost its width.
-    known = [array for array in arrays if array.size] or arrays
-    first = known[0] if known else np.zeros(())
-    for row, array in zip(numbers, arrays, strict=True):
-        empty = not array.size and first.ndim > 1 and array.shape[:1] == (0,)
-        if not empty and (
-            array.ndim != first.ndim
-            or array.shape[1:] != first.shape[1:]
-            or (array.ndim == 1 and array.shape != first.shape)
-        ):
-            raise DataError(f"{where}, row {row}: shape {array.shape}; row {numbers[0]} has {first.shape}")
-    if first.ndim == 0:
+    found = RowShapes(where)
+    found.add(rows, valid)
+    if not found.inner_shape:
         scalars = np.array(rows) if rows else np.zeros(0)
         whole = np.zeros(len(valid), scalars.dtype)
         whole[valid] = scalars
         return whole, None
-    lengths = np.zeros(len(valid), np.int64)
-    lengths[valid] = [len(array) for array in arrays]
-    kind = np.result_type(*{array.dtype for array in known})
-    shape = (len(valid), int(lengths.max(initial=0)), *first.shape[1:])
-    held = sum({id(row): array.nbytes for row, array in zip(rows, arrays, strict=True)}.values())
-    check_size(
-        int(np.prod(shape, dtype=object)) * kind.itemsize, held, where, "one sequence is much longer than others"
-    )
-    stacked = np.zeros(shape, kind)
-    for row, array in zip(numbers, arrays, strict=True):
+    stacked = np.zeros(found.shape(), found.dtype)
+    fill(stacked, rows, valid)
+    return stacked, found.steps()
+
+
+def fill(stacked: np.ndarray, rows: Sequence[Any], valid: np.ndarray) -> None:
+    """Writes rows into an array [N, T, ...] of zeros, each from its beginning; `valid` says which of the N they are."""
+    for row, array in zip(np.flatnonzero(valid), map(np.asarray, rows), strict=True):
         if array.size:
             stacked[row, : len(array)] = array
-    return stacked, None if len(set(lengths[valid].tolist())) <= 1 else lengths
+
+
+class RowShapes:
+    """The shape that the rows of a column have together; rows come some at a time.
+
+    Args:
+        where: file and column, for messages.
+    """
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._first: tuple[int, np.ndarray] | None = None
+        self._known: tuple[int, ...] | None = None
+        self._empty: list[tuple[int, tuple[int, ...]]] = []
+        self._kinds: set[np.dtype[Any]] = set()
+        self._empty_kinds: set[np.dtype[Any]] = set()
+        self._valid: list[np.ndarray] = []
+        self._lengths: list[np.ndarray] = []
+        self._rows = self._held = 0
+
+    def add(self, rows: Sequence[Any], valid: np.ndarray) -> None:
+        """Takes the next rows; see `stack_rows`.
+
+        Raises:
+            DataError: a row has another shape than those before it.
+        """
+        arrays = [np.asarray(row) for row in rows]
+        numbers = np.flatnonzero(valid) + self._rows
+        lengths = np.zeros(len(valid), np.int64)
+        for row, array in zip(numbers.tolist(), arrays, strict=True):
+            self._first = self._first or (row, array)
+            # A sequence without steps may have lost its width.
+            if array.size:
+                if self._known is None:
+                    self._known = array.shape
+                    for earlier, shape in self._empty:
+                        self._check(earlier, shape, False)
+                self._kinds.add(array.dtype)
+            elif self._known is None:
+                self._empty.append((row, array.shape))
+                self._empty_kinds.add(array.dtype)
+                continue
+            self._check(row, array.shape, bool(array.size))
+        if arrays and any(array.ndim for array in arrays):
+            lengths[valid] = [len(array) if array.ndim else 0 for array in arrays]
+        self._valid.append(valid)
+        self._lengths.append(lengths)
+        self._rows += len(valid)
+        self._held += sum({id(row): array.nbytes for row, array in zip(rows, arrays, strict=True)}.values())
+
+    @property
+    def inner_shape(self) -> tuple[int, ...]:
+        """Shape of the first row; () for numbers."""
+        if self._known is not None:
+            return self._known
+        if self._first is None:
+            return ()
+        for row, shape in self._empty:
+            self._check(row, shape, False, self._first[1].shape)
+        return self._first[1].shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of all rows."""
+        return np.result_type(*(self._kinds or self._empty_kinds))
+
+    def valid(self) -> np.ndarray:
+        """Returns bool [N], which rows are there."""
+        return np.concatenate(self._valid) if self._valid else np.zeros(0, bool)
+
+    def shape(self) -> tuple[int, ...]:
+        """Returns the shape of all rows together.
+
+        Raises:
+            DataError: it needs padding beyond all measure.
+        """
+        shape = (self._rows, int(self._all_lengths().max(initial=0)), *self.inner_shape[1:])
+        check_size(
+            int(np.prod(shape, dtype=object)) * self.dtype.itemsize,
+            self._held,
+            self._where,
+            "one sequence is much longer than others",
+        )
+        return shape
+
+    def steps(self) -> np.ndarray | None:
+        """Returns int64 [N], the lengths of the rows, or None if all have one length."""
+        lengths = self._all_lengths()
+        return None if len(set(lengths[self.valid()].tolist())) <= 1 else lengths
+
+    def _all_lengths(self) -> np.ndarray:
+        return np.concatenate(self._lengths) if self._lengths else np.zeros(0, np.int64)
+
+    def _check(self, row: int, shape: tuple[int, ...], some: bool, first: tuple[int, ...] | None = None) -> None:
+        first = first or self._known or ()
+        if not some and len(first) > 1 and shape[:1] == (0,):
+            return
+        if len(shape) != len(first) or shape[1:] != first[1:] or (len(shape) == 1 and shape != first):
+            assert self._first is not None
+            raise DataError(f"{self._where}, row {row}: shape {shape}; row {self._first[0]} has {first}")
 
 
 def names_of(value: Any, where: str) -> np.ndarray:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from cggm_ray.core.errors import DataError, listed, reason, short_repr
 from cggm_ray.data.shards.packed import pack, tensor_type
+from cggm_ray.data.shards.progress import Progress
 from cggm_ray.storage.files import file_digest
 from cggm_ray.storage.places import is_local, new_file
 from cggm_ray.storage.urls import UrlPath
@@ -140,11 +141,19 @@ class Manifest:
 
 @dataclass(frozen=True, kw_only=True)
 class RawShard:
-    """A table that becomes one shard, before the dataset's `transform`."""
+    """A table that becomes one shard, before the dataset's `transform`.
+
+    Attributes:
+        split, number: of the shard.
+        table: its rows, or what says where they are.
+        together: shards of one such text that follow each other are made by one task, in their order, because each reads on
+            where the one before has stopped.
+    """
 
     split: str
     number: int
     table: pa.Table
+    together: str = ""
 
     @property
     def file(self) -> str:
@@ -244,7 +253,8 @@ def write_shards_here(stages: Sequence[Stage], raw: Sequence[RawShard], folder: 
             table = one(table)
         return table
 
-    return [write_shard(transform, shard, folder) for shard in raw]
+    progress = Progress(len(raw))
+    return [progress.after(write_shard(transform, shard, folder)) for shard in raw]
 
 
 def open_set(folder: Path) -> Manifest | None:

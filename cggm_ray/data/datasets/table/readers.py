@@ -21,9 +21,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from cggm_ray.core.errors import DataError, listed, short_repr
-from cggm_ray.data.datasets.feature_files import read_npz
 from cggm_ray.data.datasets.table.cells import FileRows, is_text, without_missing
 from cggm_ray.data.datasets.table.options import TableOptions
+from cggm_ray.data.formats.npz import read_npz
 from cggm_ray.data.formats.untrusted import check_size, parse_json, read_text, reading
 
 DELIMITERS = ",;\t|"
@@ -242,7 +242,7 @@ def _npz(path: Path, options: TableOptions) -> tuple[pa.Table, str]:
     if len(set(lengths.values())) > 1:
         raise DataError(f"{path}: found {listed(f'{n} of {k}' for n, k in lengths.items())}; expected one length")
     columns: dict[str, pa.Array] = {}
-    for name, values in arrays.items():
+    for name, values in ((name, np.asarray(values)) for name, values in arrays.items()):
         if values.ndim > 1:
             columns[name] = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
         else:
