@@ -36,10 +36,9 @@ from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.presets import BEST, GOOD, QUICK
 from cggm_ray.engine.tracking import METRICS
 from cggm_ray.models.standardise import AUTO, ON
-from cggm_ray.runs.ending import CONFIG
 from cggm_ray.runs.ensembles import ENSEMBLE
 from cggm_ray.runs.folder import look, named, sole_owner, start_over
-from cggm_ray.runs.result import SUMMARY
+from cggm_ray.runs.result import CONFIG, SUMMARY
 from cggm_ray.runs.search_record import SEARCH
 from cggm_ray.storage.work import shown
 from cggm_ray.studies.around import search_around

@@ -21,6 +21,7 @@ from cggm_ray.engine.checkpoints import Checkpoints
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.state import BEST, PREDICTIONS, saved_values
 from cggm_ray.engine.tracking import METRICS, read_metrics
+from cggm_ray.runs.card import try_card
 from cggm_ray.runs.contributions import BALANCE, Contributions, contributions
 from cggm_ray.runs.ensembles import Ensemble, read_ensemble
 from cggm_ray.runs.finished import open_finished, read_config, read_run
@@ -185,6 +186,7 @@ def with_contributions(run: RunRecord) -> RunRecord:
     # A folder that can only be read can still be shown.
     with suppress(OSError):
         found.save(run.folder / BALANCE)
+        try_card(run.folder)
     return replace(run, contributions=found)
 
 

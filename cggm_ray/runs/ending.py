@@ -1,4 +1,4 @@
-"""Steps after the test of a run: the table, then pictures and the contributions of modalities.
+"""Steps after the test of a run: the table, then pictures, the contributions of modalities, and the model card with them.
 
 The run is finished before these steps: `summary.json` is written, and the table is printed. A signal skips the steps that
 are left.
@@ -12,16 +12,15 @@ from cggm_ray.core.errors import one_line
 from cggm_ray.core.tables import listing, text_table
 from cggm_ray.engine.state import BEST, PREDICTIONS
 from cggm_ray.engine.tracking import METRICS, Console
+from cggm_ray.runs.card import CARD, try_card
 from cggm_ray.runs.contributions import write_contributions
 from cggm_ray.runs.ensembles import ENSEMBLE
 from cggm_ray.runs.pictures import FOLDER, PICTURES
-from cggm_ray.runs.result import NO_EPOCH
+from cggm_ray.runs.result import CONFIG, NO_EPOCH
 
 if TYPE_CHECKING:
     from cggm_ray.engine.opening import Training
     from cggm_ray.runs.result import Result
-
-CONFIG = "config.yaml"
 
 
 def after_test(training: Training, result: Result) -> None:
@@ -53,6 +52,8 @@ def after_test(training: Training, result: Result) -> None:
             seconds=config.run.contributions_seconds,
             say=say,
         )
+        if runtime.rank == 0 and (failed := try_card(folder)):
+            say(failed)
 
 
 def draw_pictures(training: Training) -> None:
@@ -86,6 +87,7 @@ def table(result: Result) -> str:
         "best checkpoint": BEST,
         "ensemble": ENSEMBLE,
         "test predictions": PREDICTIONS,
+        "model card": CARD,
     }
     found = {what: result.folder / where for what, where in places.items() if (result.folder / where).exists()}
     of = "ensemble" if result.best_epoch == NO_EPOCH else f"best epoch {result.best_epoch}"

@@ -31,10 +31,9 @@ from cggm_ray.engine.state import BEST, load_weights
 from cggm_ray.models.averaged import AveragedNet
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.outputs import scaled_head
-from cggm_ray.runs.ending import CONFIG
 from cggm_ray.runs.ensembles import read_ensemble, tested_checkpoints
 from cggm_ray.runs.recorded import import_classes, recorded_manifest
-from cggm_ray.runs.result import SUMMARY, Result, read_summary
+from cggm_ray.runs.result import CONFIG, SUMMARY, Result, read_summary
 from cggm_ray.tasks import Classification, Regression, Task
 
 

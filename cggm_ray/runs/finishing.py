@@ -10,6 +10,8 @@ from cggm_ray.engine.evaluation import Predictions, evaluate, write_predictions
 from cggm_ray.engine.opening import Training
 from cggm_ray.engine.runtime import numbers
 from cggm_ray.engine.state import BEST, PREDICTIONS, VALUES, WEIGHTS, Position, load_weights
+from cggm_ray.engine.tracking import Console
+from cggm_ray.runs.card import try_card
 from cggm_ray.runs.confusion import save_confusion
 from cggm_ray.runs.result import SUMMARY, Result
 from cggm_ray.storage.files import share_files, write_folder, write_text
@@ -47,4 +49,6 @@ def finish(training: Training) -> Result:
             save_confusion(folder, training.class_names)
         summary = {"best_epoch": result.best_epoch, "epochs": state.epoch, "valid": result.valid, "test": result.test}
         write_text(folder / SUMMARY, json.dumps(summary, indent=1))
+        if failed := try_card(folder):
+            Console(folder).say(failed)
     return result

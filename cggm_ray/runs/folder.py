@@ -19,8 +19,8 @@ from cggm_ray.data.statistics import MapShards, map_shards_here
 from cggm_ray.engine.assembly import check, input_kinds
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.inputs import write_statistics
-from cggm_ray.runs.ending import CONFIG
 from cggm_ray.runs.recorded import record_data
+from cggm_ray.runs.result import CONFIG
 from cggm_ray.storage.files import clear_partials, write_text
 from cggm_ray.storage.mirror import mirror_of
 from cggm_ray.storage.work import shown

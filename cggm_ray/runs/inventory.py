@@ -13,10 +13,9 @@ from cggm_ray.core.errors import CggmError, UsageError
 from cggm_ray.data.shards.shards import MANIFEST
 from cggm_ray.engine.checkpoints import CHECKPOINTS
 from cggm_ray.engine.tracking import METRICS, read_metrics
-from cggm_ray.runs.ending import CONFIG
 from cggm_ray.runs.provenance import read_provenance
 from cggm_ray.runs.recorded import recorded_epochs
-from cggm_ray.runs.result import SUMMARY, read_summary
+from cggm_ray.runs.result import CONFIG, SUMMARY, read_summary
 from cggm_ray.runs.search_record import SEARCH
 from cggm_ray.storage.locks import holding
 

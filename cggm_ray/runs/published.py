@@ -6,9 +6,8 @@ from pathlib import Path
 
 from cggm_ray.core.errors import StorageError, UsageError
 from cggm_ray.engine.checkpoints import check_checkpoint
-from cggm_ray.runs.ending import CONFIG
 from cggm_ray.runs.ensembles import tested_checkpoints
-from cggm_ray.runs.result import SUMMARY
+from cggm_ray.runs.result import CONFIG, SUMMARY
 from cggm_ray.storage.base import INDEX, check_key, open_storage
 
 LEFT_OUT = ("checkpoints", "headroom", "tensorboard")

@@ -1,7 +1,7 @@
 """Records a run's data in `data.json` when it starts, so that it can predict other data when its own data is gone.
 
-The file also has the number of epochs, which may depend on the size of the set, and for a dataset, a strategy or a network of
-a person's own where that was registered.
+The file also has the number of samples by split, the number of epochs, which may depend on it, and for a dataset, a strategy or
+a network of a person's own where that was registered.
 """
 
 from __future__ import annotations
@@ -36,7 +36,12 @@ def record_data(folder: Path, manifest: Manifest, config: Config) -> None:
     """
     kept = dataclasses.replace(manifest, sources=(), splits={})
     epochs = planned_epochs(config.train, manifest.rows("train"), config.run.max_workers)
-    content = {"registered": places(config), "epochs": epochs, "manifest": json.loads(kept.to_json())}
+    content = {
+        "registered": places(config),
+        "epochs": epochs,
+        "samples": {split: manifest.rows(split) for split in manifest.splits},
+        "manifest": json.loads(kept.to_json()),
+    }
     write_text(folder / DATA, json.dumps(content, indent=1) + "\n")
 
 
@@ -57,6 +62,24 @@ def recorded_epochs(folder: Path) -> int | None:
     return epochs if isinstance(epochs, int) else None
 
 
+def recorded_samples(folder: Path) -> dict[str, int]:
+    """Returns the number of samples by split; empty for a run of an earlier version."""
+    try:
+        samples = json.loads((folder / DATA).read_text())["samples"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return dict(samples) if isinstance(samples, dict) else {}
+
+
+def recorded_registrations(folder: Path) -> list[Any]:
+    """Returns where datasets, strategies and networks of a person's own were registered."""
+    try:
+        registered = json.loads((folder / DATA).read_text())["registered"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+    return registered if isinstance(registered, list) else []
+
+
 def import_classes(folder: Path, values: Mapping[str, Any]) -> None:
     """Imports the files that register dataset, strategy, network and its parts of a run, where they are unknown here.
 
@@ -67,12 +90,7 @@ def import_classes(folder: Path, values: Mapping[str, Any]) -> None:
     Raises:
         UsageError: nothing was recorded, or the file is gone or does not register the name.
     """
-    try:
-        registered = json.loads((folder / DATA).read_text())["registered"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        registered = []
-    if not isinstance(registered, list):
-        registered = []
+    registered = recorded_registrations(folder)
     parts = {section: part for section, part in values.items() if isinstance(part, dict)}
     dataset = parts.get("data", {}).get("dataset")
     import_recorded("dataset", dataset, registered, folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cggm_ray.engine.runtime import Record
 
+CONFIG = "config.yaml"
 SUMMARY = "summary.json"
 NO_EPOCH = 0
 """Best epoch of an ensemble, whose members have each their own."""

@@ -245,6 +245,11 @@ class Strategy(OwnLoop):
                 names.
         """
 
+    @property
+    def begins_epochs(self) -> bool:
+        """Whether `begin_epoch` does anything."""
+        return type(self).begin_epoch is not Strategy.begin_epoch
+
     def plan(self, order: Tensor, *, epoch: int, seed: int, batch_size: int) -> EpochPlan:
         """The samples of an epoch, which may be others than those of its order, and what they bring to their batches.
 

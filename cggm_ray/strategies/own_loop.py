@@ -98,6 +98,11 @@ class OwnLoop(nn.Module):
         self._unadjusted: _Unadjusted | None = None
         self._is_checked = self._gives_rates = False
 
+    @property
+    @abstractmethod
+    def begins_epochs(self) -> bool:
+        """Whether `begin_epoch` does anything."""
+
     @abstractmethod
     def transform(
         self, features: dict[str, Feature], batch: Batch, totals: Totals | None = None
@@ -328,6 +333,12 @@ class OwnLoop(nn.Module):
                 f"{name}: the model's optimizer does not get the learning rates of the encoders, so the strategy does not "
                 "balance; make it from balance.groups(model.parameters(), encoders, lr), and call balance.adjust(optimizer) "
                 "before optimizer.step()",
+                stacklevel=3,
+            )
+        if self.begins_epochs:
+            warnings.warn(
+                f"{name}: it measures the training and validation splits before some epochs, which calls of `modulate` do not; in a "
+                "loop of your own call balance.begin_epoch(epoch, measured) there, or train in a run of the package",
                 stacklevel=3,
             )
         group = torch.distributed

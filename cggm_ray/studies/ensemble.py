@@ -24,6 +24,7 @@ from cggm_ray.engine.runtime import numbers
 from cggm_ray.engine.state import PREDICTIONS
 from cggm_ray.engine.tracking import Console
 from cggm_ray.models.averaged import mean_prediction
+from cggm_ray.runs.card import try_card
 from cggm_ray.runs.confusion import save_confusion
 from cggm_ray.runs.contributions import write_contributions
 from cggm_ray.runs.ending import table
@@ -138,6 +139,8 @@ def assemble(folder: Path, config: Config, runs: Mapping[str, Path], shards: Pat
         save_confusion(folder, names)
     content = {"best_epoch": NO_EPOCH, "epochs": NO_EPOCH, "valid": result.valid, "test": result.test}
     write_text(folder / SUMMARY, json.dumps(content, indent=1))
+    if failed := try_card(folder):
+        say(failed)
     say(table(result))
     if config.run.report and config.run.contributions_seconds:
         write_contributions(
@@ -152,6 +155,8 @@ def assemble(folder: Path, config: Config, runs: Mapping[str, Path], shards: Pat
             seconds=config.run.contributions_seconds,
             say=say,
         )
+        if failed := try_card(folder):
+            say(failed)
     return result
 
 
