@@ -337,8 +337,8 @@ class OwnLoop(nn.Module):
             )
         if self.begins_epochs:
             warnings.warn(
-                f"{name}: it measures the training and validation splits before some epochs, which calls of `modulate` do not; in a "
-                "loop of your own call balance.begin_epoch(epoch, measured) there, or train in a run of the package",
+                f"{name}: it measures the training and validation splits before some epochs, which calls of `modulate` do not; "
+                "in a loop of your own call balance.begin_epoch(epoch, measured) there, or train in a run of the package",
                 stacklevel=3,
             )
         group = torch.distributed
