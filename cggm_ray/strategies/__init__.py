@@ -3,8 +3,14 @@
 from cggm_ray.strategies.agm import AGM
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.cggm import CGGM
+from cggm_ray.strategies.cml import CML
 from cggm_ray.strategies.gblend import GBlending
 from cggm_ray.strategies.joint import JointTraining
+from cggm_ray.strategies.lfm import LFM
+from cggm_ray.strategies.mbsd import MBSD
+from cggm_ray.strategies.mla import MLA
+from cggm_ray.strategies.mlb import MLB
+from cggm_ray.strategies.mmcosine import MMCosine
 from cggm_ray.strategies.mmpareto import MMPareto
 from cggm_ray.strategies.modality_dropout import ModalityDropout
 from cggm_ray.strategies.mslr import MSLR
@@ -20,6 +26,11 @@ from cggm_ray.strategies.umt import UMT
 __all__ = [
     "AGM",
     "CGGM",
+    "CML",
+    "LFM",
+    "MBSD",
+    "MLA",
+    "MLB",
     "MSLR",
     "OGM",
     "OPM",
@@ -28,6 +39,7 @@ __all__ = [
     "UMT",
     "GBlending",
     "JointTraining",
+    "MMCosine",
     "MMPareto",
     "ModalityDropout",
     "MultiLoss",

@@ -71,8 +71,9 @@ def test_every_strategy_trains_every_encoder_under_every_fusion(tmp_path: Path, 
                 gradients = [parameter.grad for parameter in encoder.parameters()]
                 if all(grad is not None and torch.isfinite(grad).all() for grad in gradients):
                     moved |= {modality} if any(bool(grad.any()) for grad in gradients if grad is not None) else set()
-        # In the first epoch of ReconBoost only one learner moves.
-        assert moved == ({"audio"} if name == "reconboost" else set(SHAPES)), (choice, fusion)
+        # In the first epoch of ReconBoost only one learner moves; the last turn of a step of MLA leaves gradients of one.
+        alone = {"reconboost": {"audio"}, "mla": {list(SHAPES)[-1]}}
+        assert moved == alone.get(name, set(SHAPES)), (choice, fusion)
         # Without clipping the limit of a standardised value is infinite.
         weights = {key: values for key, values in net.state_dict().items() if not key.endswith(".limit")}
         assert all(torch.isfinite(values).all() for values in weights.values()), (choice, fusion)

@@ -1,0 +1,162 @@
+"""MLB, multi-loss balanced: Kontras et al., "Improving Multimodal Learning with Multi-Loss Gradient Modulation" (BMVC 2024,
+arXiv 2405.07930).
+
+Every modality has a loss of its own beside that of the fused head,
+
+    L = L_fused + sum_m L_m,
+
+and all gradients of encoder m and of its guide are multiplied by a coefficient that speeds up what is behind and slows down
+what is ahead,
+
+    r_m = mean of the scores of the other modalities / score of modality m,
+    k_m = 1 + tanh(alpha (r_m - 1))                    where r_m <= 1,
+    k_m = 1 + (beta - 1) tanh(alpha (r_m - 1))         where r_m > 1,
+
+so that k_m lies between 0 and beta, and balancing ends by itself when all predict equally well. The score of a modality is the
+mean probability that its guide gives to the true class. For other tasks r_m is the loss of guide m over the mean of the
+others', as the released code has it for regression.
+
+The released code is checked by recorded numbers (`tests/parity`). It scales gradients after the backward pass; here the same
+coefficients are the weights of the guides' losses and gates on the way from the fusion to the encoders. There the guides are
+parts of the fused head, a linear layer on concatenated features, whose weights are scaled with the encoder; here a guide is a
+network of its own, and the fused head is not scaled. beta is 2 in all released settings, which is the formula of the paper
+without a case distinction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cggm_ray.config.fields import check, option
+from cggm_ray.core.batch import Batch, Feature, HeadOutput
+from cggm_ray.core.errors import UsageError
+from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
+from cggm_ray.strategies.base import Memo, Strategy
+from cggm_ray.strategies.features import in_precision
+from cggm_ray.strategies.gate import Gates
+from cggm_ray.strategies.guided import Guided, GuideOutputs, MakeOptimizer
+from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
+from cggm_ray.tasks.base import Task
+from cggm_ray.tasks.classification import Classification
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLBOptions(StrategyOptions):
+    """Flags of MLB."""
+
+    mlb_alpha: float = option(0.8, "mlb: how steeply a coefficient follows the ratio of scores")
+    mlb_beta: float = option(2.0, "mlb: largest coefficient, that of a modality that is far behind")
+
+    def __post_init__(self) -> None:
+        check(0 <= self.mlb_alpha < float("inf"), self, "mlb_alpha", "zero or a positive number")
+        check(1 <= self.mlb_beta < float("inf"), self, "mlb_beta", "a number of 1 or more")
+
+
+class _Memo(NamedTuple):
+    """Of a pass."""
+
+    outputs: GuideOutputs
+    gates: Gates
+
+
+class MLB(Guided):
+    """See the module.
+
+    Args:
+        guides: by modality.
+        task: what is predicted.
+        alpha: steepness.
+        beta: largest coefficient.
+        optimizer: makes the guides' optimizer from their parameters.
+        reduce: sums a vector over workers.
+
+    Raises:
+        UsageError: fewer than two guides.
+    """
+
+    def __init__(
+        self,
+        guides: Mapping[str, nn.Module],
+        *,
+        task: Task,
+        alpha: float = 0.8,
+        beta: float = 2.0,
+        optimizer: MakeOptimizer,
+        reduce: Reduce = SINGLE_WORKER,
+    ) -> None:
+        if len(guides) < 2:
+            raise UsageError(f"modulation: at least two modalities can be balanced, found {len(guides)} guides")
+        super().__init__(guides, task=task, optimizer=optimizer, detach=False, reduce=reduce)
+        self.alpha, self.beta = alpha, beta
+        self._by_probability = isinstance(task, Classification)
+
+    def transform(
+        self, features: dict[str, Feature], batch: Batch, totals: Totals | None = None
+    ) -> tuple[dict[str, Feature], Memo]:
+        """Runs the guides, and places gates on the way from the fusion to the encoders, which `combine` opens."""
+        gates = Gates()
+        gated = {name: gates.place(features[name], index) for index, name in enumerate(self.guides)}
+        return gated, _Memo(self.run_guides(features, batch), gates)
+
+    def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
+        """[guide losses M K | probabilities of the true classes M | samples that have the modality M]."""
+        weights = [counted.sample_weights() for _, counted in memo.outputs]
+        if self._by_probability:
+            with torch.no_grad():
+                rows = [in_precision(guide.logits).softmax(1) for guide, _ in memo.outputs]
+                scores = [
+                    p.gather(1, batch.target[:, None])[:, 0].double() @ w for p, w in zip(rows, weights, strict=True)
+                ]
+        else:
+            scores = [w.new_zeros(()) for w in weights]
+        return torch.cat([self.guide_sums(memo.outputs), torch.stack(scores + [w.sum() for w in weights])])
+
+    def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:
+        """sum_m k_m L_m; opens the gates by k_m."""
+        m = len(self.guides)
+        losses_M = self.guide_losses(own_sums[: -2 * m].reshape(m, -1))
+        score_M, count_M = own_sums[-2 * m :].detach().chunk(2)
+        seen_M = count_M > 0
+        if self._by_probability:
+            score_M = score_M / count_M.clamp(min=1)
+            ratio_M = mean_of_others(score_M, seen_M) / score_M
+        else:
+            ratio_M = losses_M.detach() / mean_of_others(losses_M.detach(), seen_M)
+        # A ratio is unknown where a modality or all others were not seen, or where everything is fitted perfectly.
+        ratio_M = torch.where(seen_M & ~ratio_M.isnan(), ratio_M, 1.0)
+        coefficient_M = coefficients(ratio_M, self.alpha, self.beta)
+        memo.gates.open(coefficient_M)
+        self.diagnostics = {"coefficient": coefficient_M, "ratio": ratio_M, "guide_loss": losses_M.detach()}
+        return (coefficient_M * losses_M).sum()
+
+
+def mean_of_others(value_M: Tensor, seen_M: Tensor) -> Tensor:
+    """Of every modality the mean [M] of the others that were seen; NaN where none was."""
+    seen_value_M = torch.where(seen_M, value_M, 0.0)
+    others_M = seen_M.sum() - seen_M.to(value_M.dtype)
+    return (seen_value_M.sum() - seen_value_M) / others_M
+
+
+def coefficients(ratio_M: Tensor, alpha: float, beta: float) -> Tensor:
+    """k_m [M] from r_m."""
+    bent_M = torch.tanh(alpha * (ratio_M - 1))
+    return 1 + torch.where(ratio_M > 1, (beta - 1) * bent_M, bent_M)
+
+
+def _build(given: Materials[MLBOptions]) -> Strategy:
+    return MLB(
+        given.guides,
+        task=given.task,
+        alpha=given.options.mlb_alpha,
+        beta=given.options.mlb_beta,
+        optimizer=given.guide_optimizer,
+        reduce=given.reduce,
+    )
+
+
+STRATEGIES.register("mlb")(StrategyInfo(build=_build, options=MLBOptions))
