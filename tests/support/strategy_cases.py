@@ -56,7 +56,7 @@ class LinearGuide(nn.Module):
         super().__init__()
         self.head = nn.Linear(width, outputs)
 
-    def forward(self, feature: Tensor) -> HeadOutput:
+    def forward(self, feature: Tensor, mask: Tensor | None = None) -> HeadOutput:
         return HeadOutput(self.head(feature), feature)
 
 
