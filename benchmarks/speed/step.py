@@ -3,6 +3,7 @@
     python benchmarks/speed/step.py                                       # CMU-MOSI shapes, 2 threads
     python benchmarks/speed/step.py --problems mosi,iemocap,food101,brats --rounds 5
     python benchmarks/speed/step.py --breakdown                           # where the time of a CGGM step goes
+    python benchmarks/speed/step.py --problems iemocap --strategies all   # every strategy that serves the task
 
 The variants take turns, one step each, so that whatever else the machine does meets all of them; printed are medians over
 the rounds with the quartiles, and ratios of medians. Peak memory is that of a process of its own which takes three steps,
@@ -22,21 +23,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from problems import NAIVE, PROBLEMS, STRATEGIES, Problem, naive_step, product_step
+from problems import NAIVE, PROBLEMS, STRATEGIES, STRATEGY_TYPES, Problem, naive_step, product_step
 
 from cggm_ray.core.reduction import SINGLE_WORKER
 from cggm_ray.engine.assembly import build_strategy
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.optim import clip_by_total_norm, model_optimizer
 
+NEEDED: dict[str, dict[str, Any]] = {"mslr": {"mslr_strategy": "dynamic"}}
+"""Settings that a strategy cannot do without."""
+
 
 def make(problem: Problem, variant: str) -> Callable[[], Any]:
     """Returns the step of a variant."""
-    return naive_step(problem) if variant == NAIVE else product_step(problem, STRATEGIES[variant])
+    if variant == NAIVE:
+        return naive_step(problem)
+    return product_step(problem, STRATEGIES.get(variant, {"modulation": variant, **NEEDED.get(variant, {})}))
 
 
-def variants_of(problem: Problem) -> list[str]:
-    """Returns all variants; the naive step exists for sequences only."""
+def variants_of(problem: Problem, chosen: str | None) -> list[str]:
+    """Returns all variants, or the chosen strategies after joint training; the naive step exists for sequences only."""
+    if chosen is not None:
+        serving = [name for name in STRATEGY_TYPES.names() if STRATEGY_TYPES.get(name).serves(problem.task())]
+        names = serving if chosen == "all" else chosen.split(",")
+        return ["none", *(name for name in names if name != "none")]
     return ([] if problem.backbone else [NAIVE]) + list(STRATEGIES)
 
 
@@ -79,10 +89,10 @@ def resident(line: str) -> float:
     return float(status.partition(f"{line}:")[2].split()[0]) / 1024
 
 
-def compare(name: str, threads: int, rounds: int) -> list[dict[str, Any]]:
+def compare(name: str, threads: int, rounds: int, chosen: str | None) -> list[dict[str, Any]]:
     """Returns the rows of the table of one problem."""
     problem = PROBLEMS[name]
-    seconds = take_turns({variant: make(problem, variant) for variant in variants_of(problem)}, rounds)
+    seconds = take_turns({variant: make(problem, variant) for variant in variants_of(problem, chosen)}, rounds)
     medians = {variant: statistics.median(values) for variant, values in seconds.items()}
     rows = []
     for variant, values in seconds.items():
@@ -148,6 +158,7 @@ def main() -> None:
     parser.add_argument("--problems", default="mosi", help=f"comma-separated, of {', '.join(PROBLEMS)}")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--strategies", help="comma-separated names of strategies, or all")
     parser.add_argument("--breakdown", action="store_true")
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -163,7 +174,7 @@ def main() -> None:
             for part, ms in parts.items():
                 print(f"{name:<10}{part:<42}{ms:>9.1f} ms{ms / sum(parts.values()):>7.1%}")
         return
-    rows = [row for name in names for row in compare(name, arguments.threads, arguments.rounds)]
+    rows = [row for name in names for row in compare(name, arguments.threads, arguments.rounds, arguments.strategies)]
     for row in rows:
         print(json.dumps(row | {"threads": arguments.threads}))
     print(f"{'':<10}{'':<24}{'ms':>9}{'quartiles':>16}{'naive / this':>14}{'this / joint':>14}{'peak MiB':>10}")

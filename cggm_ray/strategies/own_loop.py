@@ -280,8 +280,10 @@ class OwnLoop(nn.Module):
             self._open_step.look_for_moves(self)
             self.move()
             self._open_step.note_moves(self)
+        # A turn whose sums were not finite is skipped, and taken with the next batch.
+        if self.turns > 1 and self._open_step.is_finite():
+            self.turn = (self.turn + 1) % self.turns
         self._open_step.close(self)
-        self.turn = (self.turn + 1) % self.turns
 
     def skip(self) -> None:
         """Ends a step in place of `step`, for a loop that skips it for a reason of its own.
@@ -292,7 +294,6 @@ class OwnLoop(nn.Module):
         """
         self._unadjusted = None
         self._open_step.take_back(self)
-        self.turn = (self.turn + 1) % self.turns
 
     @torch.no_grad()
     def finish_epoch(self, net: Any, batches: Iterable[tuple[Mapping[str, Tensor], Tensor]]) -> float:

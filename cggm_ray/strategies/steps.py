@@ -154,6 +154,10 @@ class OpenStep:
             _put_back(self._before, ~finite)
         return bool(gradients) and bool(finite)
 
+    def is_finite(self) -> bool:
+        """Whether the sums of the step are finite; waits for the device."""
+        return self._finite is None or bool(self._finite)
+
     def close(self, strategy: Strategy) -> None:
         """Forgets the step: what it did is final. The guides' gradients are dropped."""
         self._calls, self._has_ended_one = 0, True

@@ -32,6 +32,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 PER_PASS = {
     "modality-dropout": "draws for every pass",
     "mmpareto": "compares the gradients of a pass",
+    "mlb": "scores the guides in a pass",
+    "mla": "learns from the features of a pass",
     **dict.fromkeys(("ogm", "ogm-ge", "opm", "agm", "pmr"), "scores the modalities in a pass"),
     **dict.fromkeys([name for name in NAMES if name.startswith("cggm")], "scores the guides in a pass"),
 }
