@@ -96,6 +96,8 @@ class MLA(Strategy):
     """
 
     adjusts = True
+    # One for every modality, of which there are two at least.
+    turns = 2
 
     def __init__(
         self, net: AlternatingNet, *, task: Task, gradient: str = "projection", reduce: Reduce = SINGLE_WORKER

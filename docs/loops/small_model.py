@@ -12,6 +12,10 @@ from torch.utils.data import DataLoader
 from cggm_ray import (
     AGM,
     CGGM,
+    CML,
+    LFM,
+    MBSD,
+    MLB,
     MSLR,
     OGM,
     OPM,
@@ -22,12 +26,14 @@ from cggm_ray import (
     GBlending,
     HeadOutput,
     JointTraining,
+    MMCosine,
     MMPareto,
     ModalityDropout,
     MultiLoss,
     ReconBoost,
 )
 from cggm_ray.models.ensemble import Ensemble
+from cggm_ray.strategies.mmcosine import CosineMember
 
 NAMES, CLASSES, WIDTH, BATCH, EPOCHS, LR = ("picture", "sound"), 3, 8, 16, 3, 1e-2
 
@@ -91,9 +97,10 @@ def adam(parameters):
 class Votes(nn.Module):
     """The encoders with a classifier each and no fusion: what UME and ReconBoost train."""
 
-    def __init__(self, mean):
+    def __init__(self, mean, member=lambda guide: guide):
         super().__init__()
-        self.encoders, self.ensemble = Net().encoders, Ensemble(guides(), mean=mean)
+        members = {name: member(guide) for name, guide in guides().items()}
+        self.encoders, self.ensemble = Net().encoders, Ensemble(members, mean=mean)
 
     def encode(self, inputs):
         return {name: encoder(inputs[name]) for name, encoder in self.encoders.items()}
@@ -130,6 +137,14 @@ STRATEGIES = {
     "multiloss": (
         Net,
         lambda net, **more: MultiLoss(guides(), weights={"picture": 1.0, "sound": 0.5}, optimizer=adam, **more),
+    ),
+    "mlb": (Net, lambda net, **more: MLB(guides(), optimizer=adam, **more)),
+    "mbsd": (Net, lambda net, **more: MBSD(guides(), optimizer=adam, **more)),
+    "cml": (Net, lambda net, **more: CML(NAMES, net.fuse, **more)),
+    "lfm": (lambda: Votes(mean=True), lambda net, **more: LFM(**more)),
+    "mmcosine": (
+        lambda: Votes(mean=False, member=lambda guide: CosineMember(guide, 10.0)),
+        lambda net, **more: MMCosine(**more),
     ),
     # Teachers are trained before, each with a head of its own.
     "umt": (Net, lambda net, **more: UMT(copy.deepcopy(dict(net.encoders.items())), **more)),

@@ -95,9 +95,11 @@ def test_the_same_numbers_as_the_plain_loop(name: str, loop: str, half: bool) ->
     wanted = plain(name, precision if half else None)
     found = numbers(*train(name, precision if half else None))
     assert wanted.keys() == found.keys()
+    # Lightning keeps no half copy of a weight, so gradients of a layer that is used twice add up in another precision.
+    rtol, atol = (1e-2, 1e-3) if half and name == "cml" else (1e-6, 1e-7)
     for key, tensor in wanted.items():
         torch.testing.assert_close(
-            found[key], tensor, rtol=1e-6, atol=1e-7, equal_nan=True, msg=lambda m, k=key: f"{k}: {m}"
+            found[key], tensor, rtol=rtol, atol=atol, equal_nan=True, msg=lambda m, k=key: f"{k}: {m}"
         )
 
 
