@@ -37,6 +37,8 @@ def begin_epoch(training: Training) -> EpochPlan:
             for name, most in strategy.measures(state.epoch).items()
         }
         strategy.begin_epoch(state.epoch, measured)
+        if strategy.fresh_optimizer(state.epoch):
+            state.optimizer.state.clear()
     order = training.budget.order(settings.seed, state.epoch, state.step - state.position.steps)
     return planned(strategy, order, state.epoch, settings.seed, settings.batch_size)
 

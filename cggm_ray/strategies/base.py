@@ -250,6 +250,13 @@ class Strategy(OwnLoop):
         """Whether `begin_epoch` does anything."""
         return type(self).begin_epoch is not Strategy.begin_epoch
 
+    def fresh_optimizer(self, epoch: int) -> bool:
+        """Whether the optimizer of the network forgets what it remembers of every parameter before an epoch.
+
+        A step that is recorded as a CUDA graph remembers where that was, so `branch` changes there too.
+        """
+        return False
+
     def plan(self, order: Tensor, *, epoch: int, seed: int, batch_size: int) -> EpochPlan:
         """The samples of an epoch, which may be others than those of its order, and what they bring to their batches.
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from cggm_ray.core.batch import Feature, HeadOutput
-
-if TYPE_CHECKING:
-    from cggm_ray.models.net import MultimodalNet
+from cggm_ray.core.batch import Batch, Feature, HeadOutput
+from cggm_ray.models.net import MultimodalNet, zeroed_feature
 
 Predict = Callable[..., HeadOutput | tuple[Tensor, ...]]
 """(features by modality), or (features, masks) where there are masks, to the fused head's output; logits come first."""
@@ -59,6 +57,43 @@ def pooled(feature: Feature, mask: Tensor | None = None) -> Tensor:
     return x.flatten(2).mean(2)
 
 
+class PooledFeatures(NamedTuple):
+    """Pooled features of samples, and what goes with them, as `Strategy.measure` returns it and `begin_epoch` gets it.
+
+    Attributes:
+        target: classes, int64 [N].
+        has: by modality, whether a sample has it, bool [N].
+        features: by modality, [N, D].
+    """
+
+    target: Tensor
+    has: Sequence[Tensor]
+    features: Sequence[Tensor]
+
+    @classmethod
+    def of(cls, names: Sequence[str], features: Mapping[str, Feature], batch: Batch) -> PooledFeatures:
+        """Those of a batch, for the modalities with these names."""
+        found = [pooled(features[name], None if batch.masks is None else batch.masks.get(name)) for name in names]
+        return cls(batch.target, [batch.having(name).sample_weights() > 0 for name in names], found)
+
+    def joined(self) -> Tensor:
+        """[class | whether a sample has the modality M | features D_1 + ... + D_M], float64."""
+        columns = [part[:, None] for part in (self.target, *self.has)]
+        return torch.cat([part.double() for part in (*columns, *self.features)], 1)
+
+    @classmethod
+    def split(cls, values: Tensor, widths: Sequence[int]) -> PooledFeatures:
+        """Undoes `joined`.
+
+        Args:
+            values: what it returned.
+            widths: of the features of every modality.
+        """
+        first = 1 + len(widths)
+        has = (values[:, 1:first] > 0).unbind(1)
+        return cls(values[:, 0].long(), has, values[:, first:].split(list(widths), 1))
+
+
 @torch.no_grad()
 def logits_of(predict: Predict, features: Mapping[str, Feature], masks: Mapping[str, Tensor] | None) -> Tensor:
     """Logits of the fused head for these features, without gradient."""
@@ -74,6 +109,20 @@ def as_in_inference(net: MultimodalNet) -> Predict:
             return net.fuse(features, masks)
 
     return predict
+
+
+def blank_features(net: MultimodalNet, batch: Batch) -> dict[str, Feature]:
+    """The features of inputs that are zero, with their graph and in evaluation mode.
+
+    The zeros are what an encoder gets, so standardised inputs are at their mean. A sample without a modality has a zero
+    feature here too.
+    """
+    features = {}
+    with inference(net.encoders.values()):
+        for name, encoder in net.encoders.items():
+            x, mask = torch.zeros_like(batch.inputs[name]), None if batch.masks is None else batch.masks.get(name)
+            features[name] = encoder(x) if mask is None else zeroed_feature(encoder(x, mask), mask)
+    return features
 
 
 @contextmanager

@@ -13,7 +13,9 @@ Neither loss grows along -h: h.g >= 0 and h.u >= 0. Fusion, head and guides keep
 The rule is linear in g and u, so it is two coefficients for each encoder: one gate on the way to the fusion, one on the way
 to the guide. What they must be is known from |g|, |u| and g.u of the global batch: before the backward pass of the step two
 more run through the encoders, and one all-reduce adds up their results. The ratio |g + u| / |h| is that of a whole
-encoder, which keeps the direction of h; the released code takes it for every parameter by itself, which bends it.
+encoder, which keeps the direction of h. The released code (github.com/GeWu-Lab/MMPareto_ICML2024) takes it for every parameter
+by itself, which bends it: `mmpareto_norm parameter`. There the guides share the optimizer of the network, SGD .002 without
+clipping; `--optim SGD --lr 0.002 --cls_lr 0.002 --clip 0` gives them the same here.
 Where g and u cancel to one part in a million, their sum has no direction to speak of and is not enhanced.
 """
 
@@ -27,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from cggm_ray.config.fields import check, option
+from cggm_ray.config.fields import check, one_of, option
 from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
@@ -43,17 +45,20 @@ class MMParetoOptions(StrategyOptions):
     """Options of `mmpareto`."""
 
     mmpareto_gamma: float = option(1.5, "mmpareto: factor on the gradient of every encoder")
+    mmpareto_norm: str = option("encoder", "mmpareto: what is enhanced as a whole: encoder, parameter (released code)")
 
     def __post_init__(self) -> None:
         check(self.mmpareto_gamma > 0, self, "mmpareto_gamma", "a positive number")
+        one_of(self, "mmpareto_norm", ("encoder", "parameter"))
 
 
 class _Memo(NamedTuple):
-    """Of a pass: what the guides said, and the gates on both ways of a feature."""
+    """Of a pass: what the guides said, the gates on both ways of a feature, and factors of single parameters' gradients."""
 
     outputs: GuideOutputs
     to_fusion: Gates
     to_guide: Gates
+    scales: list[Tensor]
 
 
 class Products(NamedTuple):
@@ -69,6 +74,21 @@ class Weights(NamedTuple):
 
     fused_M: Tensor
     guided_M: Tensor
+
+
+class Gradients(NamedTuple):
+    """g and u of the parameters of all encoders, flat, in float64."""
+
+    g: Tensor
+    u: Tensor
+
+
+def pareto_shares(products: Products) -> Weights:
+    """2 a and 2 b: the rule at the top of this file before magnitudes are enhanced."""
+    gg, uu, gu = products
+    apart = (gg + uu - 2 * gu).clamp(min=1e-300)
+    a = torch.where(gu < 0, (uu - gu) / apart, 0.5)
+    return Weights(2 * a, 2 * (1 - a))
 
 
 def pareto_weights(products: Products, gamma: float) -> Weights:
@@ -92,6 +112,7 @@ class MMPareto(Guided):
         encoders: by modality; their parameters are those whose gradients are compared.
         task: what is predicted.
         gamma: factor on the gradient of every encoder.
+        by_parameter: whether magnitudes are enhanced parameter by parameter, in `adjust`.
         lr: learning rate of the guides, if no `optimizer` is given.
         optimizer: makes the guides' optimizer from their parameters; default Adam.
         reduce: sums a vector over workers.
@@ -128,6 +149,7 @@ class MMPareto(Guided):
         *,
         task: Task,
         gamma: float = 1.5,
+        by_parameter: bool = False,
         lr: float = 5e-4,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         reduce: Reduce = SINGLE_WORKER,
@@ -139,6 +161,7 @@ class MMPareto(Guided):
         make = optimizer or (lambda parameters: Adam(parameters, lr=lr))
         super().__init__(guides, task=task, optimizer=make, detach=False, reduce=reduce)
         self.gamma = gamma
+        self.adjusts = by_parameter
         # Lists of parameters that belong to others: nn.Module does not register what is in a list.
         self._parameters_by_encoder = [
             [parameter for parameter in encoders[name].parameters() if parameter.requires_grad] for name in guides
@@ -150,7 +173,7 @@ class MMPareto(Guided):
         """Runs the guides and places two gates on every feature, which `combine` opens."""
         to_fusion, to_guide = Gates(), Gates()
         for_guides = {name: to_guide.place(features[name], index) for index, name in enumerate(self.guides)}
-        memo = _Memo(self.run_guides(for_guides, batch), to_fusion, to_guide)
+        memo = _Memo(self.run_guides(for_guides, batch), to_fusion, to_guide, [])
         return {name: to_fusion.place(features[name], index) for index, name in enumerate(self.guides)}, memo
 
     def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
@@ -168,8 +191,12 @@ class MMPareto(Guided):
         ones_M = torch.ones(m, dtype=torch.float64, device=task_sums.device)
         memo.to_fusion.open(ones_M)
         memo.to_guide.open(ones_M)
-        products = self._products(self.task.combine(task_sums), losses_M.sum())
+        gradients = self._gradients(self.task.combine(task_sums), losses_M.sum())
+        products = self._products(gradients)
         weights = pareto_weights(products, self.gamma)
+        if self.adjusts:
+            weights = pareto_shares(products)
+            memo.scales[:] = self._scales(gradients, weights)
         memo.to_fusion.open(weights.fused_M)
         memo.to_guide.open(weights.guided_M)
         self.diagnostics = {
@@ -180,8 +207,30 @@ class MMPareto(Guided):
         }
         return losses_M.sum()
 
-    def _products(self, task_loss: Tensor, guide_loss: Tensor) -> Products:
-        """Of the gradients of the global batch, from one backward pass of each loss through the encoders."""
+    @torch.no_grad()
+    def adjust_gradients(self, memo: Memo) -> None:
+        """Enhances the magnitudes of single parameters' gradients."""
+        parameters = [parameter for group in self._parameters_by_encoder for parameter in group]
+        for parameter, scale in zip(parameters, memo.scales, strict=bool(memo.scales)):
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale.to(parameter.grad.dtype))
+
+    def _scales(self, gradients: Gradients, weights: Weights) -> list[Tensor]:
+        """Of every parameter gamma max(1, |g + u| / |h|), for h without any factor."""
+        sizes = [[parameter.numel() for parameter in group] for group in self._parameters_by_encoder]
+        flat = [size for group in sizes for size in group]
+        owners = [number for number, group in enumerate(sizes) for _ in group]
+        parts = zip(gradients.g.split(flat), gradients.u.split(flat), owners, strict=True)
+        found = []
+        for g, u, number in parts:
+            h = weights.fused_M[number] * g + weights.guided_M[number] * u
+            # A parameter whose gradients cancel has no direction, and one that has none needs no factor.
+            ratio = torch.where(h.norm() > 0, (g + u).norm() / h.norm().clamp(min=1e-300), 1.0)
+            found.append(self.gamma * ratio.clamp(min=1))
+        return found
+
+    def _gradients(self, task_loss: Tensor, guide_loss: Tensor) -> Gradients:
+        """Of the global batch, from one backward pass of each loss through the encoders."""
         parameters = [parameter for group in self._parameters_by_encoder for parameter in group]
         flat = []
         for loss in (task_loss, guide_loss):
@@ -192,7 +241,10 @@ class MMPareto(Guided):
             ]
         # The losses are global and carry the gradient of this worker's share, times the number of workers.
         total = self.reduce(torch.cat([*flat, torch.ones_like(flat[0][:1])]))
-        g, u = (total[:-1] / total[-1]).double().chunk(2)
+        return Gradients(*(total[:-1] / total[-1]).double().chunk(2))
+
+    def _products(self, gradients: Gradients) -> Products:
+        g, u = gradients
         sizes = [sum(parameter.numel() for parameter in group) for group in self._parameters_by_encoder]
         pairs = list(zip(g.split(sizes), u.split(sizes), strict=True))
         return Products(
@@ -208,6 +260,7 @@ def _build(given: Materials[MMParetoOptions]) -> Strategy:
         dict(given.net.encoders.items()),
         task=given.task,
         gamma=given.options.mmpareto_gamma,
+        by_parameter=given.options.mmpareto_norm == "parameter",
         optimizer=given.guide_optimizer,
         reduce=given.reduce,
     )

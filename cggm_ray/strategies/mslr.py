@@ -10,8 +10,10 @@ learning rate, and it asks which of them the encoders get in the common training
 
 Fusion and head have the global learning rate `--lr`. Schedules act on all of them alike, the ratios stay.
 
-The paper's text was not at hand: `smooth` follows a summary of it, the rule of `dynamic` a public reimplementation. The
-paper's models predict by the sum of uni-modal predictions, which give v_m; here a guide gives it.
+The paper's text was not at hand: `smooth` follows a summary of it, the rule of `dynamic` a public reimplementation. Another
+one (github.com/lihong2303/AGM_ICCV2023) multiplies the initial rate, after every epoch from the sixth on, by v_m over its mean
+in the five epochs before; that is `mslr_rule initial`, for `mslr_window` epochs. The paper's models predict by the sum of
+uni-modal predictions, which give v_m; here a guide gives it.
 """
 
 from __future__ import annotations
@@ -42,10 +44,14 @@ class MSLROptions(StrategyOptions):
     mslr_lrs: tuple[str, ...] | None = option(
         None, "mslr: learning rates of the encoders: text=1e-3,audio=5e-4, or one a modality in their order"
     )
+    mslr_rule: str = option(
+        "compound", "mslr: what strategy dynamic multiplies: compound (the rate), initial (the first one)"
+    )
     mslr_window: int = option(5, "mslr: epochs between two changes of strategy dynamic, over which it takes the mean")
 
     def __post_init__(self) -> None:
         one_of(self, "mslr_strategy", KINDS)
+        one_of(self, "mslr_rule", ("compound", "initial"))
         at_least(self, "mslr_window", 1)
 
 
@@ -58,6 +64,8 @@ class MSLR(Guided):
         factors: modality to the learning rate of its encoder at the beginning, in units of the global one.
         strategy: 'keep', 'smooth' or 'dynamic'.
         window: epochs between two changes.
+        compounds: whether a change multiplies the rate of before, every `window` epochs; else it multiplies the initial rate,
+            after every epoch that has `window` others before it.
         optimizer: makes the guides' optimizer from their parameters.
         reduce: sums a vector over workers.
     """
@@ -71,6 +79,7 @@ class MSLR(Guided):
         strategy: str,
         optimizer: MakeOptimizer,
         window: int = 5,
+        compounds: bool = True,
         reduce: Reduce = SINGLE_WORKER,
     ) -> None:
         dynamic = strategy == "dynamic"
@@ -79,6 +88,7 @@ class MSLR(Guided):
         self._names = tuple(factors)
         at_first = [(factor + 1) / 2 if strategy == "smooth" else factor for factor in factors.values()]
         self.register_buffer("factor_M", torch.tensor(at_first, dtype=torch.float64))
+        self._compounds, self._at_first = compounds, tuple(at_first)
         # Performances of the last epochs; NaN where there are none yet.
         self.register_buffer("history_WM", torch.full((window, len(factors)), torch.nan, dtype=torch.float64))
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
@@ -102,9 +112,11 @@ class MSLR(Guided):
             return
         window = len(self.history_WM)
         now_M = self.observed_utilities(observed)
+        if not self._compounds and int(self.epochs) >= window:
+            self.factor_M.copy_(self.factor_M.new_tensor(self._at_first) * relative(now_M, self.history_WM.mean(0)))
         self.history_WM[int(self.epochs) % window] = now_M
         self.epochs += 1
-        if int(self.epochs) % window == 0:
+        if self._compounds and int(self.epochs) % window == 0:
             self.factor_M.mul_(relative(now_M, self.history_WM.mean(0)))
 
     def rates(self) -> Mapping[str, float]:
@@ -149,6 +161,7 @@ def _build(given: Materials[MSLROptions]) -> Strategy:
         factors={name: rate / given.lr for name, rate in _learning_rates(given).items()},
         strategy=given.options.mslr_strategy,
         window=given.options.mslr_window,
+        compounds=given.options.mslr_rule == "compound",
         optimizer=given.guide_optimizer,
         reduce=given.reduce,
     )

@@ -18,8 +18,19 @@ Where this goes beyond the paper, which has two modalities, late fusion and clas
 - *Other tasks.* The score is exp(-loss of the answer); for cross-entropy that would be the geometric mean of the
   probabilities whose arithmetic mean eq. 8 is, and eq. 8 itself is used there.
 - *Noise.* The paper's covariance is that of the stochastic gradient; as in the released code it is estimated by the standard
-  deviation over the entries of a parameter's gradient before scaling. Every parameter of an encoder gets it; the released
-  code adds it to convolutions only. A parameter of a single entry has no such deviation and gets none.
+  deviation over the entries of a parameter's gradient before scaling. A parameter of a single entry has no such deviation and
+  gets none.
+
+The released code (github.com/GeWu-Lab/OGM-GE_CVPR2022) is read by options, which together are its arithmetic for two
+modalities, a concatenation and a linear head:
+
+- `ogm_parameters convolutions`: only gradients with four dimensions are scaled and get noise, those of 2-d convolutions, so an
+  encoder without any is left as it is.
+- `ogm_epochs 51`: gradients are modulated in the first epochs only.
+- `ogm_bias shared`: every answer has its share of what the fused network answers without any modality. For a linear head over
+  a concatenation that is the bias over the number of modalities, as in the released code.
+- `ogm_rivals minimum` is BalanceBenchmark's reading of three and more modalities: the ratio is to the least of the other
+  scores.
 """
 
 from __future__ import annotations
@@ -32,7 +43,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cggm_ray.config.fields import check, option
+from cggm_ray.config.fields import at_least, check, one_of, option
 from cggm_ray.core.batch import Batch, Feature
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce
 from cggm_ray.core.seeding import derive_seed
@@ -43,26 +54,47 @@ from cggm_ray.strategies.responses import ResponseStrategy
 from cggm_ray.tasks.base import Task
 from cggm_ray.tasks.classification import Classification
 
+CONVOLUTIONS = "convolutions"
+
 
 @dataclass(frozen=True, kw_only=True)
 class OGMOptions(StrategyOptions):
     """Options of `ogm` and `ogm-ge`."""
 
     ogm_alpha: float = option(0.3, "ogm, ogm-ge: how strongly the gradient of a dominant modality is lowered")
+    ogm_parameters: str = option("all", "ogm, ogm-ge: whose gradients are modulated: all of an encoder, convolutions")
+    ogm_epochs: int = option(0, "ogm, ogm-ge: first epochs, in which gradients are modulated; 0 for all")
+    ogm_bias: str = option("whole", "ogm, ogm-ge: what of the answer without any modality each has: whole, shared")
+    ogm_rivals: str = option("mean", "ogm, ogm-ge: what of the other scores a ratio is to: mean, minimum")
 
     def __post_init__(self) -> None:
         check(self.ogm_alpha > 0, self, "ogm_alpha", "a positive number")
+        one_of(self, "ogm_parameters", ("all", CONVOLUTIONS))
+        at_least(self, "ogm_epochs", 0)
+        one_of(self, "ogm_bias", ("whole", "shared"))
+        one_of(self, "ogm_rivals", ("mean", "minimum"))
 
 
 class Confidence(ResponseStrategy):
     """The base of OGM and OPM, which compare how much of the truth each modality alone predicts.
 
     Its arguments are those of `ResponseStrategy`.
+
+    Attributes:
+        bias: 'whole' or 'shared'; see the module.
+        rivals: 'mean' or 'minimum'.
     """
+
+    bias = "whole"
+    rivals = "mean"
 
     def answers(self, features: Mapping[str, Feature], batch: Batch) -> list[Tensor]:
         """The fused prediction from each modality alone."""
-        return [logits_of(self.predict, keep_only(features, (name,)), batch.masks) for name in self.modalities]
+        found = [logits_of(self.predict, keep_only(features, (name,)), batch.masks) for name in self.modalities]
+        if self.bias == "whole":
+            return found
+        of_none = logits_of(self.predict, keep_only(features, ()), batch.masks)
+        return [logits - (1 - 1 / len(found)) * of_none for logits in found]
 
     def score_sums(self, logits: Tensor, batch: Batch) -> Tensor:
         """Probabilities of the true classes and samples, eq. 8; for another task the sums of its loss."""
@@ -80,6 +112,9 @@ class Confidence(ResponseStrategy):
             score_M = torch.stack([torch.exp(-self.task.combine(sums)) for sums in sums_MK])
         score_M = torch.where(seen_M, score_M, 0.0)
         others_M = (score_M.sum() - score_M) / (seen_M.sum() - 1).clamp(min=1)
+        if self.rivals == "minimum":
+            itself_MM = torch.eye(len(score_M), dtype=torch.bool, device=score_M.device)
+            others_M = torch.where(itself_MM | ~seen_M, torch.inf, score_M).amin(1)
         compared_M = seen_M & (seen_M.sum() > 1)
         ratio_M = torch.where(compared_M, score_M / others_M.clamp(min=1e-300), 1.0)
         self.diagnostics = {"score": score_M, "ratio": ratio_M}
@@ -99,6 +134,9 @@ class OGM(Confidence):
             scaled and get their noise in `adjust_gradients`; a loop of a person's own calls `adjust` between the backward pass
             and the optimizer.
         seed: of the noise, the same on all workers.
+        convolutions: encoders by modality, of which only the gradients with four dimensions are modulated, in `adjust` too.
+        epochs: first epochs, in which gradients are modulated; 0 for all. `end_epoch` counts them.
+        bias, rivals: see the module.
         reduce: sums a vector over workers.
 
     Raises:
@@ -132,35 +170,51 @@ class OGM(Confidence):
         alpha: float = 0.3,
         noisy: Mapping[str, nn.Module] | None = None,
         seed: int = 0,
+        convolutions: Mapping[str, nn.Module] | None = None,
+        epochs: int = 0,
+        bias: str = "whole",
+        rivals: str = "mean",
         reduce: Reduce = SINGLE_WORKER,
     ) -> None:
-        super().__init__(modalities, predict, task=task, gated=noisy is None, reduce=reduce)
-        self.alpha = alpha
+        changed = noisy if convolutions is None else convolutions
+        super().__init__(modalities, predict, task=task, gated=changed is None, reduce=reduce)
+        self.alpha, self.epochs, self.bias, self.rivals = alpha, epochs, bias, rivals
         self.seed = seed
         self.steps = 0
-        self.adjusts = noisy is not None
+        self.adjusts = changed is not None
         self.against_graph = None if noisy is None else "every step has a generator of its own for the noise"
-        self._noisy = None if noisy is None else [list(noisy[name].parameters()) for name in self.modalities]
+        self._is_noisy, self._only_convolutions = noisy is not None, convolutions is not None
+        self._changed = None if changed is None else [list(changed[name].parameters()) for name in self.modalities]
+        # Without the option a checkpoint holds what it held before there was one.
+        self.register_buffer("epoch", torch.zeros((), dtype=torch.int64), persistent=epochs > 0)
+
+    epoch: Tensor
 
     def decide(self, sums_MK: Tensor, seen_M: Tensor) -> Tensor:
         """Equations 9 and 10. A modality that no sample has, or whose rivals none has, keeps its gradient."""
         ratio_M = self.compare(sums_MK, seen_M)
-        return torch.where(ratio_M > 1, 1 - torch.tanh(self.alpha * ratio_M), 1.0)
+        lowered_M = ratio_M > 1
+        if self.epochs:
+            lowered_M = lowered_M & (self.epoch < self.epochs)
+        return torch.where(lowered_M, 1 - torch.tanh(self.alpha * ratio_M), 1.0)
 
     @torch.no_grad()
     def adjust_gradients(self, memo: Memo) -> None:
-        """Equation 12 on the gradients of the global batch; without noise there is nothing left to do.
+        """Equation 12 on the gradients of the global batch, or equation 11 on those of convolutions.
 
         The generator is seeded from the number of the step, so all workers draw the same noise, and so does a resumed run.
         """
-        if self._noisy is None:
+        if self._changed is None or (self.epochs and int(self.epoch) >= self.epochs):
             return
         generators: dict[torch.device, torch.Generator] = {}
-        for index, parameters in enumerate(self._noisy):
+        for index, parameters in enumerate(self._changed):
             coefficient = memo.gates.scale(index)
             for parameter in parameters:
                 gradient = parameter.grad
-                if gradient is None:
+                if gradient is None or (self._only_convolutions and gradient.ndim != 4):
+                    continue
+                if not self._is_noisy:
+                    gradient.mul_(coefficient.to(gradient.dtype))
                     continue
                 device = gradient.device
                 if device not in generators:
@@ -170,6 +224,10 @@ class OGM(Confidence):
                 spread = gradient.std() if gradient.numel() > 1 else gradient.new_zeros(())
                 gradient.mul_(coefficient.to(gradient.dtype)).add_(noise * spread)
         self.steps += 1
+
+    def end_epoch(self, train: Mapping[str, float], valid: Mapping[str, float], observed: Tensor) -> None:
+        """Counts."""
+        self.epoch += 1
 
     def get_extra_state(self) -> dict[str, Any]:
         """The number of the step, which seeds the noise."""
@@ -181,13 +239,18 @@ class OGM(Confidence):
 
 
 def _build(given: Materials[OGMOptions], noisy: bool = False) -> Strategy:
+    encoders = dict(given.net.encoders.items())
     return OGM(
         given.modalities,
         as_in_inference(given.net),
         task=given.task,
         alpha=given.options.ogm_alpha,
-        noisy=dict(given.net.encoders.items()) if noisy else None,
+        noisy=encoders if noisy else None,
         seed=given.seed,
+        convolutions=encoders if given.options.ogm_parameters == CONVOLUTIONS else None,
+        epochs=given.options.ogm_epochs,
+        bias=given.options.ogm_bias,
+        rivals=given.options.ogm_rivals,
         reduce=given.reduce,
     )
 

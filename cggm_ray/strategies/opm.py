@@ -13,6 +13,8 @@ With probability 1 - p_exe the batch is left as it is. Written from the released
 - The scores are OGM's, for any fusion, any task and any number of modalities; see `cggm_ray.strategies.ogm`.
 - The released code leaves samples out of the loss that lost all modalities. Here a sample always keeps one that it has, which
   is the same for two modalities, of which only one is ahead.
+- The backward function of the released code returns theta as the gradient of theta, which reaches the encoders through the
+  scores. Nothing calls for it, and it is left out.
 - The draws are a function of seed, epoch and place in the epoch, so any number of workers drops the same. In a loop of your own
   they come from torch's generator.
 - With several workers the scores of a step need an all-reduce of their own, because they are needed before the fusion.

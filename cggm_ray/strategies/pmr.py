@@ -18,8 +18,13 @@ For M modalities the factor of acceleration is clip(max_k s_k / s_m - 1, 0, 1), 
 clip(s_m / max_{k != m} s_k - 1, 0, 1): only the best one is held back. For two these are beta and gamma.
 
 What is not the paper's: it takes the prototypes in a pass of its own over a part of the training split, here they are the
-means of the features that training sees, which costs no pass. In the first epoch they are the means so far. The released
-code has factors of 0 and 1 instead of beta and gamma, and no entropy.
+means of the features that training sees, which costs no pass. In the first epoch they are the means so far.
+
+`pmr_reading released` is the arithmetic of the released code (github.com/fanyunfeng-bit/Modal-Imbalance-PMR): beta is 1 for the
+modality that is behind and 0 for the other, there is no entropy, and the prototypes come from a pass in evaluation mode before
+the first epoch and after every one, over at most `pmr_samples` training samples, so they stay as they are within an epoch.
+Before epoch 0 and before epoch 1 they are the means alone, because that code counts the epoch that has ended. The term
+counts in the first `pmr_ends` epochs. Its commands have alpha 1 to 3, momentum 0 and 61, 71 or 101 epochs.
 """
 
 from __future__ import annotations
@@ -31,11 +36,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from cggm_ray.config.fields import at_least, check, option
+from cggm_ray.config.fields import at_least, check, one_of, option
 from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
 from cggm_ray.strategies.base import Memo, Strategy
-from cggm_ray.strategies.features import pooled
+from cggm_ray.strategies.features import PooledFeatures, pooled
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks import Classification
 
@@ -48,14 +53,20 @@ class PMROptions(StrategyOptions):
     pmr_mu: float = option(0.01, "pmr: weight of the entropy of the dominant modality")
     pmr_epochs: int = option(10, "pmr: first epochs, in which the entropy counts")
     pmr_momentum: float = option(0.2, "pmr: share of the old prototypes when an epoch's means come in")
+    pmr_reading: str = option("graded", "pmr: how it is read: graded, released (see docs/strategies.md)")
+    pmr_ends: int = option(0, "pmr: first epochs, in which the prototypical cross-entropy counts; 0 for all")
+    pmr_samples: int = option(0, "pmr: training samples of a pass for prototypes of the released reading; 0 for all")
 
     def __post_init__(self) -> None:
         for name in ("pmr_alpha", "pmr_mu"):
             check(getattr(self, name) >= 0, self, name, "zero or a positive number")
-        at_least(self, "pmr_epochs", 0)
+        for name in ("pmr_epochs", "pmr_ends", "pmr_samples"):
+            at_least(self, name, 0)
+        one_of(self, "pmr_reading", READINGS)
         check(0 <= self.pmr_momentum < 1, self, "pmr_momentum", "a number in [0, 1)")
 
 
+READINGS = ("graded", "released")
 _Pooled = list[tuple[Tensor, Tensor]]
 """By modality: pooled features [N, D], and the weights [N] of the samples, 0 for those without it."""
 
@@ -67,6 +78,9 @@ class PMR(Strategy):
         modalities: names, in their order.
         task: a classification.
         alpha, mu, epochs, momentum: see the module.
+        released: whether it is read as the released code.
+        ends: first epochs, in which the prototypical cross-entropy counts; 0 for all.
+        samples: of the pass for prototypes; 0 for all.
         reduce: sums a vector over workers.
     """
 
@@ -79,9 +93,13 @@ class PMR(Strategy):
         mu: float = 0.01,
         epochs: int = 10,
         momentum: float = 0.2,
+        released: bool = False,
+        ends: int = 0,
+        samples: int = 0,
         reduce: Reduce = SINGLE_WORKER,
     ) -> None:
         super().__init__(task=task, reduce=reduce)
+        self._released, self._ends, self._samples = released, ends, samples
         self._names, self._classes = tuple(modalities), task.outputs
         self._alpha, self._mu, self._epochs, self._momentum = alpha, mu, epochs, momentum
         for index in range(len(self._names)):
@@ -104,12 +122,15 @@ class PMR(Strategy):
         memo: _Pooled = []
         for index, name in enumerate(self._names):
             z_ND = pooled(features[name], None if batch.masks is None else batch.masks.get(name))
-            if self._prototype(index).numel() == 0:
-                empty = torch.zeros(self._classes, z_ND.shape[1], dtype=torch.float64, device=z_ND.device)
-                setattr(self, f"prototype_{index}", empty)
-                setattr(self, f"epoch_sum_{index}", empty.clone())
+            self._make_room(index, z_ND)
             memo.append((z_ND, batch.having(name).sample_weights()))
         return features, memo
+
+    def _make_room(self, index: int, z_ND: Tensor) -> None:
+        if self._prototype(index).numel() == 0:
+            empty = torch.zeros(self._classes, z_ND.shape[1], dtype=torch.float64, device=z_ND.device)
+            setattr(self, f"prototype_{index}", empty)
+            setattr(self, f"epoch_sum_{index}", empty.clone())
 
     def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
         """[cross-entropies, entropies, scores, counts: 4 M | classes' counts M C | classes' features M C D]."""
@@ -145,9 +166,12 @@ class PMR(Strategy):
         count_M = measures_4M[3].detach()
         seen_M = count_M > 0
         loss_M, entropy_M, score_M = (torch.where(seen_M, row, 0.0) / count_M.clamp(min=1) for row in measures_4M[:3])
-        faster_M, held_M = coefficients(score_M.detach(), seen_M)
+        faster_M, held_M = (behind if self._released else coefficients)(score_M.detach(), seen_M)
         early = (self.epoch < self._epochs).double()
-        self._remember(own_sums.detach()[4 * m :], m, c)
+        if self._ends:
+            faster_M = faster_M * (self.epoch < self._ends)
+        if not self._released:
+            self._remember(own_sums.detach()[4 * m :], m, c)
         self.diagnostics = {
             "coefficient": faster_M,
             "entropy_coefficient": held_M * early,
@@ -167,6 +191,35 @@ class PMR(Strategy):
             prototype_CD.copy_(torch.where(first, mean_CD, prototype_CD))
         self.known_MC.copy_(torch.where(first, self.epoch_count_MC > 0, self.known_MC))
 
+    def measures(self, epoch: int) -> Mapping[str, int | None]:
+        """The training split, for the prototypes of the released reading."""
+        return {"train": self._samples or None} if self._released else {}
+
+    def measure(self, features: dict[str, Feature], batch: Batch) -> Tensor:
+        """[class | whether the sample has the modality M | pooled features D_1 + ... + D_M]."""
+        found = PooledFeatures.of(self._names, features, batch)
+        for index, z_ND in enumerate(found.features):
+            self._make_room(index, z_ND)
+        return found.joined()
+
+    def begin_epoch(self, epoch: int, measured: Mapping[str, Tensor]) -> None:
+        """Takes the prototypes of the released reading."""
+        if not measured:
+            return
+        device = self.known_MC.device
+        found = PooledFeatures.split(
+            measured["train"], [self._prototype(index).shape[1] for index in range(len(self._names))]
+        )
+        for index, (has_N, z_ND) in enumerate(zip(found.has, found.features, strict=True)):
+            onehot_NC = torch.nn.functional.one_hot(found.target[has_N], self._classes).double()
+            sum_CD, count_C = (onehot_NC.T @ z_ND[has_N]).to(device), onehot_NC.sum(0).to(device)
+            kept_C = self.known_MC[index] & (epoch > 1)
+            share_C1 = torch.where(kept_C, self._momentum, 0.0)[:, None]
+            prototype_CD = self._prototype(index)
+            moved_CD = share_C1 * prototype_CD + (1 - share_C1) * sum_CD / count_C[:, None].clamp(min=1)
+            prototype_CD.copy_(torch.where(count_C[:, None] > 0, moved_CD, prototype_CD))
+            self.known_MC[index].logical_or_(count_C > 0)
+
     def memory(self) -> list[Tensor]:
         """Prototypes, and the sums of the running epoch."""
         indices = range(len(self._names))
@@ -179,6 +232,9 @@ class PMR(Strategy):
 
     def end_epoch(self, train: Mapping[str, float], valid: Mapping[str, float], observed: Tensor) -> None:
         """Moves the prototypes of the classes that the epoch held towards their means."""
+        if self._released:
+            self.epoch += 1
+            return
         seen_MC = self.epoch_count_MC > 0
         for index in range(len(self._names)):
             sum_CD, prototype_CD = self._epoch_sum(index), self._prototype(index)
@@ -208,6 +264,12 @@ class PMR(Strategy):
         super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[arg-type]
 
 
+def behind(score_M: Tensor, seen_M: Tensor) -> tuple[Tensor, Tensor]:
+    """The released code's factors: 1 for every modality whose score is below the best one, and no entropy."""
+    best = torch.where(seen_M, score_M, -1.0).max()
+    return (seen_M & (score_M < best)).to(score_M.dtype), torch.zeros_like(score_M)
+
+
 def coefficients(score_M: Tensor, seen_M: Tensor) -> tuple[Tensor, Tensor]:
     """Factors of acceleration and of the entropy, [M] each, in [0, 1]; 0 for what the batch lacks.
 
@@ -234,6 +296,9 @@ def _build(given: Materials[PMROptions]) -> Strategy:
         mu=options.pmr_mu,
         epochs=options.pmr_epochs,
         momentum=options.pmr_momentum,
+        released=options.pmr_reading == "released",
+        ends=options.pmr_ends,
+        samples=options.pmr_samples,
         reduce=given.reduce,
     )
 

@@ -14,6 +14,13 @@ The prediction is the sum of the logits of uni-modal learners f_m (encoder and g
 
 What is not the released code's: the memory term has a gradient there by intention only (both sides are detached), here it
 reaches p; the optimizer is one and goes on over the stages; the shared head and the learned rate of the sum are left out.
+
+`reconboost_reading released` is nearer to that code (github.com/huacong/ReconBoost): the memory term is detached on both sides,
+so it has no gradient; every half of a stage begins with an empty memory of the optimizer; and in the first stage there is one
+learner alone. For it q = 1, so its loss has the factor weight1 - weight2, and in the rectification it moves by its own
+cross-entropy. What is left: the commands of that code start from uni-modal networks that were trained before, it validates the
+first stage without the learners that have not moved, and it goes on for up to 1,001 stages. Its weights are 5 and 1 for
+CREMA-D, 4 and 1 for AVE and ModelNet40.
 """
 
 from __future__ import annotations
@@ -25,7 +32,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from cggm_ray.config.fields import at_least, check, option
+from cggm_ray.config.fields import at_least, check, one_of, option
 from cggm_ray.core.batch import Batch, HeadOutput
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce
 from cggm_ray.models.ensemble import Ensemble, ensemble_net, ensemble_of, members_of
@@ -44,8 +51,10 @@ class ReconBoostOptions(StrategyOptions):
     reconboost_weight1: float = option(5.0, "reconboost: weight of the agreement with the label")
     reconboost_weight2: float = option(1.0, "reconboost: weight of the reconcilement with the other learners")
     reconboost_alpha: float = option(0.5, "reconboost: weight of the agreement with the learner of the stage before")
+    reconboost_reading: str = option("joined", "reconboost: how it is read: joined, released (see docs/strategies.md)")
 
     def __post_init__(self) -> None:
+        one_of(self, "reconboost_reading", ("joined", "released"))
         at_least(self, "reconboost_epochs", 1)
         at_least(self, "reconboost_rectify", 0)
         for name in ("reconboost_weight1", "reconboost_weight2", "reconboost_alpha"):
@@ -61,6 +70,7 @@ class ReconBoost(Strategy):
         task: a classification.
         epochs, rectify: of the two halves of a stage.
         weight1, weight2, alpha: see the module.
+        released: whether it is read as the released code.
         reduce: sums a vector over workers.
     """
 
@@ -77,12 +87,14 @@ class ReconBoost(Strategy):
         weight1: float = 5.0,
         weight2: float = 1.0,
         alpha: float = 0.5,
+        released: bool = False,
         reduce: Reduce = SINGLE_WORKER,
     ) -> None:
         super().__init__(task=task, reduce=reduce)
         self._classes = task.outputs
         self._boosting, self._stage = epochs, epochs + rectify
-        self._weights = (weight1, weight2, alpha)
+        self._weights = (weight1, weight2, 0.0 if released else alpha)
+        self._released = released
         self._names = tuple(ensemble.members)
         # In tuples: their parameters are the network's, and not registered a second time.
         self._learners = {name: (encoders[name], ensemble.members[name]) for name in self._names}
@@ -92,7 +104,17 @@ class ReconBoost(Strategy):
     def moving(self) -> str | None:
         """The learner that moves in this epoch; None where all do."""
         stage, epoch = divmod(self._epoch, self._stage)
-        return self._names[stage % len(self._names)] if epoch < self._boosting else None
+        turns = epoch < self._boosting or self._alone
+        return self._names[stage % len(self._names)] if turns else None
+
+    @property
+    def _alone(self) -> bool:
+        """Whether the first learner moves by its own cross-entropy."""
+        return self._released and self._boosting <= self._epoch < self._stage
+
+    def fresh_optimizer(self, epoch: int) -> bool:
+        """Where a half of a stage begins, in the released reading."""
+        return self._released and epoch % self._stage in (0, self._boosting)
 
     @property
     def moved_before(self) -> str | None:
@@ -102,7 +124,7 @@ class ReconBoost(Strategy):
 
     def branch(self) -> Hashable:
         """The learner that moves, and the one that moved before."""
-        return self.moving, self.moved_before
+        return self.moving, self.moved_before, self._alone
 
     def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
         """Of the moving learner: [boosting term, samples, squared distances, samples that have both modalities]."""
@@ -113,7 +135,9 @@ class ReconBoost(Strategy):
         logits = {other: in_precision(values) for other, values in members_of(head).items()}
         others = torch.stack([values.detach() for other, values in logits.items() if other != name]).sum(0)
         # In the first stage the others have learned nothing that could be subtracted.
-        q = others.softmax(1) if before is not None else torch.zeros_like(others)
+        q = others.softmax(1) if before is not None else torch.full_like(others, float(self._released))
+        if self._alone:
+            weight1, weight2 = float(self._classes), 0.0
         w = batch.having(name).sample_weights()
         log_p = logits[name].log_softmax(1)
         truth = batch.target[:, None]
@@ -166,6 +190,7 @@ def _build(given: Materials[ReconBoostOptions]) -> Strategy:
         weight1=options.reconboost_weight1,
         weight2=options.reconboost_weight2,
         alpha=options.reconboost_alpha,
+        released=options.reconboost_reading == "released",
         reduce=given.reduce,
     )
 

@@ -30,7 +30,7 @@ from cggm_ray.core.batch import Batch, Feature
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce
 from cggm_ray.strategies.base import Memo, Strategy
 from cggm_ray.strategies.clusters import purity
-from cggm_ray.strategies.features import pooled
+from cggm_ray.strategies.features import PooledFeatures
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks import Classification
 
@@ -94,10 +94,9 @@ class ReLearning(Strategy):
 
     def measure(self, features: dict[str, Feature], batch: Batch) -> Tensor:
         """[class | whether the sample has the modality M | pooled features D_1 + ... + D_M]."""
-        found = [pooled(features[name], None if batch.masks is None else batch.masks.get(name)) for name in self._names]
-        self._widths = tuple(part.shape[1] for part in found)
-        counted = [(batch.having(name).sample_weights() > 0)[:, None] for name in self._names]
-        return torch.cat([part.double() for part in (batch.target[:, None], *counted, *found)], 1)
+        found = PooledFeatures.of(self._names, features, batch)
+        self._widths = tuple(part.shape[1] for part in found.features)
+        return found.joined()
 
     @torch.no_grad()
     def begin_epoch(self, epoch: int, measured: Mapping[str, Tensor]) -> None:
@@ -113,12 +112,10 @@ class ReLearning(Strategy):
 
     def _purities(self, values: Tensor) -> Tensor:
         """Of every modality [M], from what was measured of a split."""
-        m = len(self._names)
-        target_N, has_NM, features = values[:, 0].long(), values[:, 1 : 1 + m] > 0, values[:, 1 + m :]
-        parts = zip(has_NM.unbind(1), features.split(self._widths, 1), strict=True)
-        return torch.tensor(
-            [purity(part[has], target_N[has], self._classes) for has, part in parts], dtype=torch.float64
-        )
+        found = PooledFeatures.split(values, self._widths)
+        parts = zip(found.has, found.features, strict=True)
+        purities = [purity(part_ND[has_N], found.target[has_N], self._classes) for has_N, part_ND in parts]
+        return torch.tensor(purities, dtype=torch.float64)
 
     def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:
         """There is no term of the loss; the log shows how far the encoders were set back last."""

@@ -6,7 +6,7 @@ import cggm_ray
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.registry import STRATEGIES
 
-BASES = ("Confidence", "Guided", "ResponseStrategy")
+BASES = ("AGMReleased", "Confidence", "Guided", "ResponseStrategy")
 
 
 def subclasses(kind: type[Strategy]) -> list[type[Strategy]]:

@@ -21,13 +21,16 @@ from cggm_ray.strategies.rates import rescale
 RATES = ("--modulation", "mslr", "--mslr_lrs", "words=1e-3,age=4e-3,face=1e-2", "--lr", "2e-3")
 
 
-def strategy(kind: str, window: int = 2, task: Classification | Regression | None = None) -> MSLR:
+def strategy(
+    kind: str, window: int = 2, task: Classification | Regression | None = None, compounds: bool = True
+) -> MSLR:
     return MSLR(
         {name: nn.Identity() for name in ("a", "b")},
         task=task or Classification(3),
         factors={"a": 0.5, "b": 4.0},
         strategy=kind,
         window=window,
+        compounds=compounds,
         optimizer=lambda parameters: torch.optim.SGD([nn.Parameter(torch.zeros(1)), *parameters], lr=1.0),
     )
 
@@ -65,6 +68,18 @@ def test_dynamic_against_the_formula() -> None:
         assert balance.rates() == pytest.approx(want)
     # What improved in the first window became faster.
     assert want["b"] == pytest.approx(4.0 * 0.3 / (0.4 / 3))
+
+
+def test_the_rule_from_the_initial_rate() -> None:
+    balance = strategy("dynamic", compounds=False)
+    a, b = [0.5, 0.7, 0.9, 0.8], [0.4, 0.4, 0.2, 0.3]
+    for epoch in range(4):
+        balance.end_epoch({}, {"loss": 1.0}, observed(balance.task, a[epoch], b[epoch]))
+        want = {"a": 0.5, "b": 4.0}
+        if epoch >= 2:
+            want["a"] *= a[epoch] / ((a[epoch - 1] + a[epoch - 2]) / 2)
+            want["b"] *= b[epoch] / ((b[epoch - 1] + b[epoch - 2]) / 2)
+        assert balance.rates() == pytest.approx(want)
 
 
 def test_dynamic_with_errors_of_which_less_is_better() -> None:

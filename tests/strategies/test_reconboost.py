@@ -205,4 +205,4 @@ def test_bf16_in_parts(tmp_path: Path) -> None:
 
 def test_defaults_are_those_of_the_released_code() -> None:
     options = Config().replace({"modulation": "reconboost"}).to_dict()["reconboost"]
-    assert list(options.values()) == [4, 4, 5.0, 1.0, 0.5]
+    assert list(options.values()) == [4, 4, 5.0, 1.0, 0.5, "joined"]
