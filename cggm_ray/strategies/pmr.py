@@ -191,6 +191,11 @@ class PMR(Strategy):
             prototype_CD.copy_(torch.where(first, mean_CD, prototype_CD))
         self.known_MC.copy_(torch.where(first, self.epoch_count_MC > 0, self.known_MC))
 
+    @property
+    def begins_epochs(self) -> bool:
+        """Whether prototypes are taken before an epoch."""
+        return self._released
+
     def measures(self, epoch: int) -> Mapping[str, int | None]:
         """The training split, for the prototypes of the released reading."""
         return {"train": self._samples or None} if self._released else {}
