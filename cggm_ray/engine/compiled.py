@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch._dynamo.config
 from torch._dynamo.exc import TorchDynamoException
 
 from cggm_ray.core.batch import Batch
@@ -37,13 +39,20 @@ class CompiledLosses:
         if self._broken or len(batch) != self._samples:
             return self._losses(batch)
         try:
-            return self._compiled(batch)
+            with _tracing_gradients():
+                return self._compiled(batch)
         except TorchDynamoException as error:
             # Nothing has happened yet: a graph is traced as a whole before it runs.
             self._broken = True
             self._say(f"compile: the step runs eagerly, because it cannot be one graph: {_reason(error)}")
             logging.getLogger(__name__).debug("torch.compile", exc_info=error)
             return self._losses(batch)
+
+
+def _tracing_gradients() -> AbstractContextManager[object]:
+    """Inside, torch traces gradients that a strategy takes while the losses are computed; torch 2.11 cannot yet."""
+    name = "trace_autograd_ops"
+    return torch._dynamo.config.patch(name, True) if hasattr(torch._dynamo.config, name) else nullcontext()
 
 
 def _reason(error: TorchDynamoException) -> str:
