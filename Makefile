@@ -1,7 +1,9 @@
-# make run    installs into .venv, trains on the demonstration set through Ray Data and Ray Train, prints the table
-# make test   installs the test tools as well, then lint, types and tests; those that start a cluster come last, one by one
-# make slow   the tests that take minutes each
-# make bench  the short set of benchmarks, on a machine that does nothing else
+# make run       installs into .venv, trains on the demonstration set through Ray Data and Ray Train, prints the table
+# make test      installs the test tools as well, then lint, types and tests; those that start a cluster come last, one by one
+# make coverage  the tests without a cluster, and which lines they reach
+# make package   wheel and sdist in dist/, checked
+# make slow      the tests that take minutes each
+# make bench     the short set of benchmarks, on a machine that does nothing else
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,17 +12,27 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 BENCH := OMP_NUM_THREADS=2 $(BIN)/python benchmarks
 
-.PHONY: run test slow lint bench clean
+.PHONY: run test coverage package slow lint bench clean
 
 run: $(VENV)/.run
 	$(BIN)/python pipelines/mosi.py --num_epochs 8
 
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest -m "not ray and not slow" --numprocesses 2 --dist loadfile --durations=40 --cov=cggm_ray --cov-report=term
+	$(BIN)/python -m pytest -m "not ray and not slow" --numprocesses 2 --dist loadfile --durations=40
 	$(BIN)/python -m pytest -m "ray and not slow" --durations=40
 
 slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow --durations=40
+
+coverage: $(VENV)/.test
+	$(BIN)/python -m pytest -m "not ray and not slow" --numprocesses 2 --dist loadfile --cov=cggm_ray --cov-report=term
+
+package: $(VENV)/.run
+	$(PIP) --editable '.[release]'
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

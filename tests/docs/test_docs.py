@@ -18,7 +18,7 @@ from cggm_ray.commands.recipe import ARGUMENTS
 from cggm_ray.engine.tracking import read_metrics
 from conftest import SMALL
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 CONSOLE = ("verify", "report", "predict", "export", "publish", "fetch", "runs")
 ELLIPSIS = "[...]"
 """Stands for the flags of the rows of a table."""
