@@ -18,7 +18,10 @@ from cggm_ray.commands.recipe import ARGUMENTS
 from cggm_ray.engine.tracking import read_metrics
 from conftest import SMALL
 
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 CONSOLE = ("verify", "report", "predict", "export", "publish", "fetch", "runs")
 ELLIPSIS = "[...]"
 """Stands for the flags of the rows of a table."""
