@@ -29,6 +29,7 @@ from cggm_ray.storage.work import read_folder, shown
 
 run_place = partial(read_folder, "run")
 SPLITS = ("train", "valid", "test")
+FORMATS = ("pt2", "onnx")
 _RECIPE_COMMANDS = {
     "train": "run a recipe, such as mosi or features",
     "tune": "search hyper-parameters of a recipe on Ray Tune",
@@ -87,9 +88,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--workers", type=int, default=1, help="with --ray: so many predict at once; more than 1 implies it"
     )
     one.set_defaults(do=_predict)
-    one = commands.add_parser("export", help="write the network as a torch.export program, without guides")
+    one = commands.add_parser("export", help="write the network, without guides, as a torch.export program or as ONNX")
     one.add_argument("run", type=run_place, help="folder or URL of the run")
-    one.add_argument("--out", type=partial(local_path, "out"), help="file; default model.pt2 in the folder of the run")
+    one.add_argument(
+        "--out", type=partial(local_path, "out"), help="file; default model.FORMAT in the folder of the run"
+    )
+    one.add_argument(
+        "--format", choices=FORMATS, help="pt2, torch.export's, or onnx; default by the ending of --out, else pt2"
+    )
     one.set_defaults(do=_export)
     one = commands.add_parser("publish", help="copy a finished run into a storage, under its own name")
     one.add_argument("run", type=run_place, help="folder or URL of the run")
@@ -183,7 +189,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from cggm_ray.commands.export import export
 
     with at_hand(arguments.run) as run:
-        done = export(run, arguments.out)
+        done = export(run, arguments.out, arguments.format)
     print(
         f"{shown(done.path)}: equal to the network on {done.samples} validation samples, up to {done.difference:.1e} of the "
         "largest output"

@@ -86,10 +86,15 @@ class Run:
         with at_hand(self.folder) as folder:
             return report([folder])
 
-    def export(self, out: str | Path | None = None) -> Exported:
-        """Writes the network as a program of `torch.export`, which needs no cggm-ray."""
+    def export(self, out: str | Path | None = None, format: str | None = None) -> Exported:
+        """Writes the network as a program of `torch.export` ('pt2') or an ONNX model ('onnx'), which need no cggm-ray.
+
+        Args:
+            out: file; default `model.pt2` or `model.onnx` in the folder of the run.
+            format: default by the ending of `out`, else 'pt2'.
+        """
         with at_hand(self.folder) as folder:
-            return export(folder, None if out is None else Path(out))
+            return export(folder, None if out is None else Path(out), format)
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in self.test.items())

@@ -1,19 +1,20 @@
-"""Exports the network of a finished run with torch.export.
+"""Exports the network of a finished run, with torch.export or as an ONNX model.
 
 The program has no guides, accepts any number of samples and needs no cggm-ray to run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from cggm_ray.commands.onnx_model import check_onnx, write_onnx
 from cggm_ray.core.batch import Batch
-from cggm_ray.core.errors import StorageError, TrainingError
+from cggm_ray.core.errors import StorageError, TrainingError, UsageError
 from cggm_ray.data.loading.sampler import Slice
 from cggm_ray.data.loading.split import Split
 from cggm_ray.models.net import MultimodalNet
@@ -22,6 +23,8 @@ from cggm_ray.storage.files import whole_file
 
 TOLERANCE = 1e-5
 """Largest accepted difference between the outputs of the program and of the network, relative to the largest output."""
+FORMATS = ("pt2", "onnx")
+"""Endings of the files: a program of torch.export, and an ONNX model."""
 MOST_SAMPLES = 64
 """Number of validation samples on which the program and the network are compared."""
 
@@ -53,27 +56,34 @@ class Inference(nn.Module):
         return self.net(inputs, masks)
 
 
-def export(folder: Path, out: Path | None = None) -> Exported:
+def export(folder: Path, out: Path | None = None, form: str | None = None) -> Exported:
     """Writes the network with the best weights, reads it back, and compares both on validation samples.
 
     Args:
         folder: of the run.
-        out: the file; default `model.pt2` in the folder of the run.
+        out: the file; default `model.pt2` or `model.onnx` in the folder of the run.
+        form: one of `FORMATS`; default by the ending of `out`, and pt2 where that is another.
 
     Raises:
-        UsageError: the folder holds no finished run, or its data is not there any more.
+        UsageError: the folder holds no finished run, its data is not there any more, or there is no such format.
         TrainingError: the network cannot be exported, or the program gives other numbers; no file is left.
         StorageError: the file cannot be written.
     """
+    if form is None:
+        form = "onnx" if out is not None and out.suffix == ".onnx" else "pt2"
+    if form not in FORMATS:
+        raise UsageError(f"format: unknown {form!r}; available: {', '.join(FORMATS)}")
+    if form == "onnx":
+        check_onnx()
     run = open_finished(folder, gpu=False)
-    out = folder.absolute() / "model.pt2" if out is None else out
+    out = folder.absolute() / f"model.{form}" if out is None else out
     split = run.split("valid")
     net = Inference(run.net).eval()
+    write = write_onnx if form == "onnx" else write_program
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(out, ".pt2") as partial:
-            torch.export.save(exported(net, _batch(split, [0, min(1, len(split) - 1)])), partial)
-            program = torch.export.load(partial).module()
+        with whole_file(out, f".{form}") as partial:
+            program = write(net, _batch(split, [0, min(1, len(split) - 1)]), partial)
             samples = min(MOST_SAMPLES, len(split))
             # One sample by itself and many together: the number of samples must not be frozen into the program.
             found = max(difference(net, program, _batch(split, rows)) for rows in ([0], list(range(samples))))
@@ -85,6 +95,22 @@ def export(folder: Path, out: Path | None = None) -> Exported:
     except OSError as error:
         raise StorageError(f"{out} cannot be written: {error.strerror}") from None
     return Exported(path=out, samples=samples, difference=found)
+
+
+def write_program(net: nn.Module, batch: Batch, path: Path) -> Callable[..., Tensor]:
+    """Writes an inference network as a program of torch.export, and returns the program as it is read back.
+
+    Args:
+        net: takes inputs and masks.
+        batch: see `exported`.
+        path: of the program.
+
+    Raises:
+        TrainingError: torch cannot export it.
+    """
+    torch.export.save(exported(net, batch), path)
+    program: Callable[..., Tensor] = torch.export.load(path).module()
+    return program
 
 
 def exported(net: nn.Module, batch: Batch) -> torch.export.ExportedProgram:
@@ -113,8 +139,8 @@ def exported(net: nn.Module, batch: Batch) -> torch.export.ExportedProgram:
 
 
 @torch.no_grad()
-def difference(net: nn.Module, program: nn.Module, batch: Batch) -> float:
-    """Returns the largest difference of two modules' outputs for a batch, relative to the largest output.
+def difference(net: nn.Module, program: Callable[..., Tensor], batch: Batch) -> float:
+    """Returns the largest difference of the outputs of a network and a program for a batch, relative to the largest output.
 
     It is NaN if an output is not finite.
     """

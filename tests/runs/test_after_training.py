@@ -12,6 +12,7 @@ from pathlib import Path
 import h5py
 import nibabel
 import numpy as np
+import onnxruntime
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -22,6 +23,9 @@ from torch import nn
 from cggm_ray.__main__ import main as command
 from cggm_ray.commands.cli import main
 from cggm_ray.commands.export import Inference, exported
+from cggm_ray.commands.onnx_model import write_onnx
+from cggm_ray.core.batch import Batch
+from cggm_ray.core.errors import TrainingError
 from cggm_ray.data.datasets.brats.brats import BratsOptions, open_maps
 from cggm_ray.data.datasets.features import FeatureOptions
 from cggm_ray.data.loading.sampler import slices
@@ -171,6 +175,64 @@ def test_masks_are_part_of_the_program(classes: Path) -> None:
         assert torch.allclose(program(batch.inputs, batch.masks), wanted, rtol=1e-5, atol=1e-6)
         absent = {name: torch.zeros_like(mask) for name, mask in batch.masks.items()}
         assert not torch.allclose(program(batch.inputs, absent), wanted)
+
+
+def test_an_onnx_model_runs_without_torch(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    assert command(["export", str(run), "--out", str(path)]) == 0
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    content = small_set(seed=4)["train"]
+    net = open_finished(run, gpu=False).net
+    inputs = {name: content[name].astype(np.float32) for name in net.encoders}
+    np.savez(tmp_path / "inputs.npz", **inputs)
+    script = (
+        "import sys, numpy, onnxruntime\n"
+        f"model = onnxruntime.InferenceSession({str(path)!r})\n"
+        f"(logits,) = model.run(['logits'], dict(numpy.load({str(tmp_path / 'inputs.npz')!r})))\n"
+        f"numpy.save({str(tmp_path / 'logits.npy')!r}, logits)\n"
+        "assert not [name for name in sys.modules if name.startswith(('cggm_ray', 'torch'))]\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
+    with torch.no_grad():
+        wanted = net({name: torch.from_numpy(values) for name, values in inputs.items()})
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_masks_are_inputs_of_the_onnx_model(classes: Path) -> None:
+    assert command(["export", str(classes), "--format", "onnx"]) == 0
+    model = onnxruntime.InferenceSession(classes / "model.onnx")
+    found = open_finished(classes, gpu=False)
+    (batch,) = found.split("test").batches([_all(len(found.split("test")))], epoch=0)
+    masks = batch.masks or {}
+    assert {each.name for each in model.get_inputs()} == {*batch.inputs, *(f"mask_{name}" for name in masks)}
+    for there in (masks, {name: torch.zeros_like(mask) for name, mask in masks.items()}):
+        given = batch.inputs | {f"mask_{name}": mask for name, mask in there.items()}
+        (logits,) = model.run(["logits"], {name: tensor.numpy() for name, tensor in given.items()})
+        with torch.no_grad():
+            np.testing.assert_allclose(logits, found.net(batch.inputs, there), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["brats", "food101", "iemocap", "mosi", "table"])
+def test_the_network_of_every_recipe_is_an_onnx_model(recipe: str, tmp_path: Path) -> None:
+    small = ["--backbone", "resnet18", "--crop", "32", "--batch_size", "8"] if recipe == "brats" else []
+    places = ["--storage_path", str(tmp_path), "--name", "run", "--num_epochs", "1", "--report", "false"]
+    assert command(["train", recipe, "--local", *places, *small]) == 0
+    assert command(["export", str(tmp_path / "run"), "--format", "onnx"]) == 0
+
+
+class Sorting(nn.Module):
+    """Does what ONNX has no operator for."""
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.linalg.eigvals(inputs["a"][:, :, None] * inputs["a"][:, None]).real
+
+
+def test_a_network_that_onnx_cannot_hold(tmp_path: Path) -> None:
+    batch = Batch.of_loop(torch.zeros(2), inputs={"a": torch.randn(2, 3)})
+    with pytest.raises(TrainingError, match="the network cannot be exported as ONNX: ") as error:
+        write_onnx(Sorting(), batch, tmp_path / "m.onnx")
+    assert "\n" not in str(error.value)
 
 
 def test_segmentation_is_exported_and_predicts_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
