@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     one.add_argument(
         "--out",
         type=partial(local_path, "out"),
-        help="file, or folder of maps; default predictions-SPLIT-NAME in the folder of the run",
+        help="file, parquet or .csv, or folder of maps; default predictions-SPLIT-NAME in the folder of the run",
     )
     one.add_argument("--ray", action="store_true", help="convert and predict with Ray Data, for large data")
     one.add_argument(

@@ -56,7 +56,7 @@ class Run:
             data: raw data of the same dataset: a path, arrays by name [N, ...], or a table of pandas or pyarrow. It needs
                 neither labels nor splits. None for the run's own data.
             split: part of the data; default all of it, and test of the run's own.
-            out: file of the predictions, or folder of maps; default in the folder of the run.
+            out: file of the predictions, parquet or .csv, or folder of maps; default in the folder of the run.
             workers: so many predict at once on Ray; None for this process.
 
         Returns:
@@ -72,7 +72,8 @@ class Run:
             done = predict(folder, path, split, None if out is None else Path(out), workers)
         if done.path.is_dir():
             return pd.DataFrame({"path": [str(each) for each in sorted(done.path.iterdir())]})
-        return pq.read_table(done.path).to_pandas()
+        csv = done.path.suffix.lower() == ".csv"
+        return pd.read_csv(done.path) if csv else pq.read_table(done.path).to_pandas()
 
     def verify(self) -> Verified:
         """Evaluates the best checkpoint again and compares the metrics with the recorded ones."""

@@ -104,7 +104,7 @@ def predict_values(run: FinishedRun, folder: Path, split: str, out: Path, worker
         out.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(out) as partial:
             names = [getattr(run.dataset, which)(run.trained) for which in ("class_names", "label_names")]
-            write_predictions(partial, samples.names, collected, *names)
+            write_predictions(partial, samples.names, collected, *names, as_csv=out.suffix.lower() == ".csv")
     except OSError as error:
         raise StorageError(f"{out} cannot be written: {error.strerror}") from None
     return Predicted(

@@ -92,7 +92,7 @@ def search_trials(plan: Plan) -> Searched:
     together = capacity(study)
     _open_folder(plan)
     total = search.drawn if search.searcher == "optuna" else len(study.trials)
-    amount = f"{total} trials" if plan.minutes is None else f"up to {total} trials in {plan.minutes:g} minutes, each"
+    amount = f"{total} trials" if plan.minutes is None else f"up to {total} trials in {plan.minutes:.3g} minutes, each"
     print(f"{amount} of at most {plan.epochs} epochs, {min(together, search.concurrent or together)} at once")
     done = _searched(plan, study, run_trials(study, search, plan.mode))
     if plan.kept is not None:
@@ -102,7 +102,7 @@ def search_trials(plan: Plan) -> Searched:
         errors = [outcome.record.error for outcome in done.found if outcome.record.error]
         if plan.minutes is not None and not errors:
             raise TrainingError(
-                f"{plan.folder}: no trial was validated in {plan.minutes:g} minutes; the same command with more --minutes "
+                f"{plan.folder}: no trial was validated in {plan.minutes:.3g} minutes; the same command with more --minutes "
                 "goes on"
             )
         raise TrainingError(f"{plan.folder}: no trial has a value; the first error: {errors[0] if errors else 'none'}")

@@ -34,6 +34,8 @@ from cggm_ray.engine.own_code import imported_modules
 from cggm_ray.engine.runtime import RunConfig
 
 MOST_CPUS = 4
+TOKENS = "ray._private.authentication.authentication_token_setup"
+"""Logger that warns at every start that a cluster has a token, which Ray makes by itself."""
 ANSWER = 5.0
 """Seconds within which a cluster must accept a connection."""
 
@@ -97,6 +99,7 @@ def connect() -> None:
     try:
         with short_temporary_folder(session):
             # The dashboard stays on, because Ray Train's own housekeeping queries it for the living runs.
+            logging.getLogger(TOKENS).setLevel(logging.ERROR)
             ray.init(**where, logging_level=logging.WARNING, log_to_driver=False)
     # Errors of the processes that Ray starts arrive here, as exceptions of many types.
     except Exception as error:

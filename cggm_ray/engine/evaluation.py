@@ -6,9 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -148,8 +150,10 @@ def write_predictions(
     collected: Predictions,
     classes: Sequence[str] | None = None,
     labels: Sequence[str] | None = None,
+    *,
+    as_csv: bool = False,
 ) -> None:
-    """Predictions as parquet.
+    """Predictions as parquet, or as CSV.
 
     The columns are index, id if samples have names, target (null without a label) and prediction (a value, or the logits);
     for classes also probability [C] and class, the name of the most probable one. The names of all stand in the metadata of
@@ -162,6 +166,7 @@ def write_predictions(
         collected: what was predicted.
         classes: their names, where classes were predicted.
         labels: their names, where a sample may have several.
+        as_csv: write a CSV, as `flattened` says.
 
     Raises:
         OSError: the file cannot be written.
@@ -187,4 +192,31 @@ def write_predictions(
             [[labels[number] for number in row.nonzero()[:, 0].tolist()] for row in logits > 0], pa.list_(pa.string())
         )
         metadata = {"classes": json.dumps(list(labels))}
-    pq.write_table(pa.table(columns, metadata=metadata), path)
+    table = pa.table(columns, metadata=metadata)
+    if as_csv:
+        pyarrow.csv.write_csv(flattened(table, classes or labels), path)
+    else:
+        pq.write_table(table, path)
+
+
+def flattened(table: pa.Table, names: Sequence[str] | None) -> pa.Table:
+    """Returns predictions without lists: a column for each probability, and names of classes and labels in place of numbers.
+
+    Args:
+        table: of predictions.
+        names: of classes or labels, where there are any.
+    """
+    columns: dict[str, Any] = {name: table.column(name) for name in table.column_names}
+    if names is None:
+        return table
+    del columns[PREDICTION]
+    probability = columns.pop("probability").combine_chunks().to_numpy_ndarray()
+    target = columns[TARGET].to_pylist()
+    if "labels" in columns:
+        rows = [None if row is None else [names[n] for n, there in enumerate(row) if there] for row in target]
+        columns[TARGET] = [None if row is None else "|".join(row) for row in rows]
+        columns["labels"] = ["|".join(row) for row in columns["labels"].to_pylist()]
+    else:
+        columns[TARGET] = [None if number is None else names[int(number)] for number in target]
+    columns[TARGET] = pa.array(columns[TARGET], pa.string())
+    return pa.table(columns | {f"probability {name}": probability[:, n] for n, name in enumerate(names)})

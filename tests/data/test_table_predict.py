@@ -55,6 +55,12 @@ def test_new_rows_are_predicted_as_they_come(trained: tuple[Path, pd.DataFrame],
     assert (every["class"] == frame["category"]).mean() > 0.9
     for row, place in enumerate(order):
         np.testing.assert_allclose(found["prediction"][row], every["prediction"][place], atol=1e-5)
+    flat = pd.read_csv(predict(folder, data / "all.csv", None, tmp_path / "every.csv").path)
+    assert flat[["id", "target", "class"]].equals(
+        every[["id", "class"]].assign(target=frame["category"])[["id", "target", "class"]]
+    )
+    chances = flat[[f"probability {name}" for name in ("bag", "shirt", "shoe")]]
+    np.testing.assert_allclose(chances, np.stack(every["probability"]), rtol=1e-5)
     one = frame.iloc[[3]].assign(maker="Zorro", category=None)
     one.to_csv(data / "one.csv", index=False)
     assert predicted(folder, data / "one.csv", tmp_path / "one.parquet")["class"].tolist() == ["bag"]
