@@ -8,12 +8,13 @@ Data tasks or in this process. A dataset whose work needs several steps, one wit
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 import torch
+from torch import nn
 
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.kinds import VECTOR, kind_of
@@ -195,6 +196,14 @@ class Dataset(ABC):
         """
         shapes = self.shapes(manifest, modalities)
         return {name: self.kind or kind_of(shape) or VECTOR for name, shape in shapes.items()}
+
+    def pretrained(self, manifest: Manifest, modalities: tuple[str, ...]) -> Mapping[str, Callable[[bool], nn.Module]]:
+        """Returns trained models that encode a modality and are trained with the rest of the network; by default none.
+
+        Each function makes the module, with its weights or, for a network that a checkpoint fills, without. The module maps
+        what the shards hold, and a mask or None, to states [N, T, F]; `shapes` says [T, F], and `kinds` a sequence.
+        """
+        return {}
 
     def class_names(self, manifest: Manifest) -> tuple[str, ...] | None:
         """Returns the names of the classes, or None if the task has no classes.

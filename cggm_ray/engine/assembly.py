@@ -33,6 +33,7 @@ from cggm_ray.engine.runtime import Runtime
 from cggm_ray.engine.state import Best, TrainState
 from cggm_ray.engine.teachers import find_teachers, load_teachers
 from cggm_ray.engine.tracking import check_trackers
+from cggm_ray.models.composed.pretrained import PretrainedEncoder
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.outputs import scale_outputs
 from cggm_ray.models.registry import NETWORKS, NetworkPlan
@@ -102,6 +103,13 @@ def selected_modalities(config: Config, manifest: Manifest) -> tuple[str, ...]:
 def input_kinds(config: Config, manifest: Manifest) -> dict[str, str]:
     """Returns the kind of every modality of a run (sequence, vector or image), in the order of the dataset."""
     return build_dataset(config, manifest.dataset).kinds(manifest, selected_modalities(config, manifest))
+
+
+def standardised_kinds(config: Config, manifest: Manifest) -> dict[str, str]:
+    """Returns the kind of every modality whose inputs are standardised: all but those that a trained model takes."""
+    dataset, modalities = build_dataset(config, manifest.dataset), selected_modalities(config, manifest)
+    taken = dataset.pretrained(manifest, modalities)
+    return {name: kind for name, kind in dataset.kinds(manifest, modalities).items() if name not in taken}
 
 
 def with_batch_size(config: Config, manifest: Manifest, workers: int = 1) -> Config:
@@ -205,6 +213,8 @@ def check_network(config: Config, dataset: Dataset, manifest: Manifest, modaliti
     info = NETWORKS.get(name)
     if info.check is not None:
         info.check(network_plan(config, dataset, manifest, modalities))
+    if not info.pretrained and dataset.pretrained(manifest, modalities):
+        raise UsageError(f"network: {name!r} trains no encoders of --train_encoders; take --network composed")
     for field, default in vars(ModelConfig()).items():
         if not info.sized and field != "network" and getattr(config.model, field) != default:
             raise UsageError(f"{field}: the network {name!r} has no such size; leave it out")
@@ -227,8 +237,10 @@ def setting(config: Config, modalities: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def network_plan(config: Config, dataset: Dataset, manifest: Manifest, modalities: tuple[str, ...]) -> NetworkPlan[Any]:
-    """Returns what the network of a run is built from."""
+def network_plan(
+    config: Config, dataset: Dataset, manifest: Manifest, modalities: tuple[str, ...], *, weights: bool = False
+) -> NetworkPlan[Any]:
+    """Returns what the network of a run is built from; trained models have their weights with `weights`."""
     task = dataset.task(manifest)
     return NetworkPlan(
         shapes=dataset.shapes(manifest, modalities),
@@ -239,6 +251,7 @@ def network_plan(config: Config, dataset: Dataset, manifest: Manifest, modalitie
         samples=manifest.rows("train") if "train" in manifest.splits else None,
         sizes=config.model,
         options=config.network_options(config.model.network or dataset.network),
+        pretrained={name: partial(make, weights) for name, make in dataset.pretrained(manifest, modalities).items()},
     )
 
 
@@ -259,12 +272,13 @@ def build_network(
         modalities: of the run.
         task: what is predicted; None takes the dataset's own, for a network whose weights are loaded.
     """
+    plan = network_plan(config, dataset, manifest, modalities, weights=task is not None)
     task = dataset.task(manifest) if task is None else task
-    plan = network_plan(config, dataset, manifest, modalities)
     net, guides = NETWORKS.get(config.model.network or dataset.network).build(plan)
     net = STRATEGIES.get(config.modulation.modulation).network_of(net, guides, config.strategy)
     if config.inputs.standardises:
-        net.inputs.update(standardise_modules(plan.shapes, plan.kinds))
+        scaled = {name: shape for name, shape in plan.shapes.items() if name not in plan.pretrained}
+        net.inputs.update(standardise_modules(scaled, plan.kinds))
         if isinstance(task, Regression):
             for head in scale_outputs(net, guides.values()):
                 if task.location is not None and task.unit is not None:
@@ -341,7 +355,8 @@ def new_state(
         guide.to(runtime.device)
     strategy = build_strategy(config, net, guides, task, runtime.reduce())
     encoders = dict(net.encoders.items())
-    optimizer = model_optimizer(config.optim, net.parameters(), encoders, strategy.rates())
+    trained = [part.model for part in net.modules() if isinstance(part, PretrainedEncoder)]
+    optimizer = model_optimizer(config.optim, net.parameters(), encoders, strategy.rates(), trained)
     metric = config.train.select or task.selection[0]
     # A GPU runs behind the host until the host reads a number. Skipping a step needs that number after every step.
     later = runtime.device.type in WORKING_AHEAD and config.train.on_nonfinite == "stop"

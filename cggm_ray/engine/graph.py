@@ -66,7 +66,14 @@ def record_cuda_graph(function: Callable[[], Values]) -> tuple[Values, Callable[
 
 
 def against_graph(
-    train: TrainConfig, network: str, options: Any, strategy: Strategy, device: torch.device, workers: int
+    train: TrainConfig,
+    network: str,
+    options: Any,
+    strategy: Strategy,
+    device: torch.device,
+    workers: int,
+    *,
+    pretrained: bool = False,
 ) -> str | None:
     """Returns why the steps of a run cannot be recorded; None where they can.
 
@@ -77,6 +84,7 @@ def against_graph(
         strategy: of the run.
         device: of the run.
         workers: that share a batch.
+        pretrained: whether the network has trained models in it.
     """
     if device.type != "cuda":
         return "there is no GPU"
@@ -86,6 +94,8 @@ def against_graph(
         return "a batch that is taken in parts (--accumulate) is not recorded"
     if train.on_nonfinite != "stop":
         return "--on_nonfinite skip waits for the device in every step"
+    if pretrained:
+        return "models of transformers read values on the host"
     return strategy.against_graph or NETWORKS.get(network).against_graph(options)
 
 

@@ -47,6 +47,7 @@ def check_inputs(config: InputConfig, dataset: Dataset, manifest: Manifest, moda
     """Raises a UsageError if inputs cannot be standardised because they are not what the shards hold."""
     if not config.standardises:
         return
+    modalities = tuple(name for name in modalities if name not in dataset.pretrained(manifest, modalities))
     for name, shape in dataset.shapes(manifest, modalities).items():
         stored = manifest.modalities[name].shape
         if tuple(shape) != tuple(stored):

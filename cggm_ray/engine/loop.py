@@ -27,6 +27,7 @@ from cggm_ray.engine.state import TrainState
 from cggm_ray.engine.step import train_step
 from cggm_ray.engine.stopping import Notice
 from cggm_ray.engine.tracking import Console, Tracker, default_trackers
+from cggm_ray.models.composed.pretrained import PretrainedEncoder
 from cggm_ray.strategies.rates import rescale
 
 
@@ -126,7 +127,10 @@ def how_to_step(training: Training, console: Console | None) -> TakeStep:
 
     network = config.model.network or training.dataset.network
     options, strategy = config.network_options(network), state.strategy
-    reason = against_graph(config.train, network, options, strategy, runtime.device, runtime.world_size)
+    pretrained = any(isinstance(part, PretrainedEncoder) for part in state.net.modules())
+    reason = against_graph(
+        config.train, network, options, strategy, runtime.device, runtime.world_size, pretrained=pretrained
+    )
     if config.train.step == "graph" and reason is not None:
         raise UsageError(f"step: found graph; {reason}, so take --step eager")
     if runtime.device.type != "cuda" or strategy.rates_by_step:

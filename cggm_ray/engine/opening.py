@@ -21,6 +21,7 @@ from cggm_ray.engine.assembly import (
     build_task,
     new_state,
     selected_modalities,
+    standardised_kinds,
     with_batch_size,
     with_strategy,
 )
@@ -88,7 +89,7 @@ def open_training(config: Config, shards: Path, runtime: Runtime, folder: Path) 
     if checkpoint is not None:
         state.load(checkpoint)
     else:
-        fill_inputs(config.inputs, state.net, folder, shards, manifest, dataset.kinds(manifest, modalities))
+        fill_inputs(config.inputs, state.net, folder, shards, manifest, standardised_kinds(config, manifest))
         calibrate(config.inputs, state.net, splits["train"], config.train)
     if runtime.rank == 0:
         say = Console(folder).say

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from cggm_ray.config.fields import at_least, check, one_of, option
 from cggm_ray.engine.budget import Budget
 from cggm_ray.engine.schedules import SCHEDULES, CosineSchedule, PlateauSchedule, Schedule
-from cggm_ray.strategies.rates import parameter_groups
+from cggm_ray.strategies.rates import parameter_groups, with_own_rate
 
 OPTIMIZERS = ("Adam", "AdamW", "SGD")
 
@@ -51,6 +51,7 @@ def model_optimizer(
     parameters: Iterable[nn.Parameter],
     encoders: Mapping[str, nn.Module] | None = None,
     rates: Mapping[str, float] | None = None,
+    trained: Sequence[nn.Module] = (),
 ) -> Optimizer:
     """Builds the optimizer of encoders, fusion and head.
 
@@ -60,10 +61,14 @@ def model_optimizer(
         encoders: by modality.
         rates: modality to the factor of its encoder's learning rate. With any, the first group holds all that has none,
             and each of these encoders is a group of its own; without, there is one group.
+        trained: models within the encoders that were trained before, whose learning rate is `encoder_lr`.
     """
     groups: Any = parameters
     if encoders is not None and rates:
         groups = parameter_groups(parameters, encoders, rates, settings.lr)
+    if trained:
+        whole = groups if rates else [{"params": list(parameters)}]
+        groups = with_own_rate(whole, trained, settings.lr, settings.encoder_lr / settings.lr)
     return build_optimizer(settings.optim, groups, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
@@ -142,6 +147,7 @@ class OptimConfig:
     optim: str = option("Adam", "optimizer of model and guides: Adam, AdamW, SGD")
     lr: float = option(1e-3, "learning rate of the model; of schedule cosine the highest", "base_lr")
     cls_lr: float = option(5e-4, "learning rate of the guide classifiers")
+    encoder_lr: float = option(5e-5, "highest learning rate of pretrained encoders that are trained (--train_encoders)")
     weight_decay: float = option(0.0, "weight decay of the model")
     cls_weight_decay: float = option(0.0, "weight decay of the guide classifiers")
     schedule: str = option("plateau", "learning rate of the model: plateau (by epoch), cosine (by step, with warm-up)")
@@ -155,7 +161,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         one_of(self, "optim", OPTIMIZERS)
         one_of(self, "schedule", SCHEDULES)
-        for name in ("lr", "cls_lr"):
+        for name in ("lr", "cls_lr", "encoder_lr"):
             check(getattr(self, name) > 0, self, name, "a positive number")
         for name in ("weight_decay", "cls_weight_decay", "clip", "warmup_lr", "final_lr"):
             check(getattr(self, name) >= 0, self, name, "zero or a positive number")

@@ -7,7 +7,7 @@ what `--network` names.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from torch import nn
@@ -41,6 +41,8 @@ class NetworkPlan(Generic[S]):
         options: the network's own section of the configuration.
         regression: whether values are predicted, not classes.
         samples: of the training split; None where it is not known.
+        pretrained: makes the trained model of a modality that has one, which maps its inputs, and masks or None, to the
+            sequences that `shapes` describes.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -50,6 +52,7 @@ class NetworkPlan(Generic[S]):
     options: S
     regression: bool = False
     samples: int | None = None
+    pretrained: Mapping[str, Callable[[], nn.Module]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,7 @@ class NetworkInfo(Generic[S]):
         build: makes the network and a guide classifier for every modality.
         options: class of its own section of the configuration.
         sized: whether it has the sizes of `ModelConfig`; a run that sets them for another one is refused.
+        pretrained: whether it takes the trained models of a plan.
         check: raises a UsageError where the options do not fit the modalities; called before any long work.
         against_graph: its options to why a training step cannot be recorded as a CUDA graph, or to None where it can. A
             network that can reads no value of a tensor on the host, copies nothing to the device, and has all its random
@@ -69,6 +73,7 @@ class NetworkInfo(Generic[S]):
     build: Callable[[NetworkPlan[S]], tuple[MultimodalNet, dict[str, nn.Module]]]
     options: type[S]
     sized: bool = True
+    pretrained: bool = False
     check: Callable[[NetworkPlan[S]], object] | None = None
     against_graph: Callable[[S], str | None] = lambda options: "its network does not say that a step can be recorded"
 

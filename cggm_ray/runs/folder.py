@@ -16,7 +16,7 @@ from cggm_ray.config.parsing import read_yaml
 from cggm_ray.core.errors import UsageError
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.statistics import MapShards, map_shards_here
-from cggm_ray.engine.assembly import check, input_kinds
+from cggm_ray.engine.assembly import check, standardised_kinds
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.inputs import write_statistics
 from cggm_ray.runs.recorded import record_data
@@ -144,7 +144,7 @@ def prepare_run_folder(config: Config, folder: Path, shards: Path, map_shards: M
         manifest = open_manifest(shards)
         record_data(folder, manifest, config)
         if config.inputs.standardises:
-            write_statistics(folder, shards, manifest, input_kinds(config, manifest), map_shards)
+            write_statistics(folder, shards, manifest, standardised_kinds(config, manifest), map_shards)
     except OSError as error:
         raise UsageError(f"storage_path: {folder} cannot be written: {error.strerror}") from None
     return shards

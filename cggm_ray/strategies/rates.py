@@ -17,6 +17,9 @@ MODALITY = "modality"
 FACTOR = "factor"
 """Key of a parameter group: the ratio of its learning rate to that of the model."""
 
+BASE = "base"
+"""Key of a parameter group of a trained model: the part of `FACTOR` that stays when a strategy changes its rate."""
+
 
 def parameter_groups(
     parameters: Iterable[nn.Parameter], encoders: Mapping[str, nn.Module], rates: Mapping[str, float], lr: float
@@ -41,6 +44,30 @@ def parameter_groups(
     return groups
 
 
+def with_own_rate(
+    groups: Iterable[dict[str, Any]], modules: Iterable[nn.Module], lr: float, ratio: float
+) -> list[dict[str, Any]]:
+    """Returns parameter groups in which the parameters of some modules are groups of their own, behind all others.
+
+    Args:
+        groups: of the model.
+        modules: parts of it.
+        lr: learning rate of the model.
+        ratio: of the modules' learning rate to that of the rest.
+    """
+    apart = {id(parameter) for module in modules for parameter in module.parameters()}
+    rest, own = [], []
+    for group in groups:
+        parts: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+        for parameter in group["params"]:
+            parts[id(parameter) in apart].append(parameter)
+        rest.append({**group, "params": parts[0]})
+        if parts[1]:
+            factor = group.get(FACTOR, 1.0) * ratio
+            own.append({**group, "params": parts[1], "lr": lr * factor, FACTOR: factor, BASE: ratio})
+    return [*rest, *own]
+
+
 def rescale(optimizer: Optimizer, rates: Mapping[str, float]) -> None:
     """Gives the encoders other learning-rate factors; the effect of the schedule stays.
 
@@ -50,6 +77,7 @@ def rescale(optimizer: Optimizer, rates: Mapping[str, float]) -> None:
     """
     for group in optimizer.param_groups:
         new = rates.get(group.get(MODALITY, ""))
+        new = None if new is None else new * group.get(BASE, 1.0)
         if new is not None and new != group[FACTOR]:
             group["lr"] *= new / group[FACTOR]
             group[FACTOR] = new
@@ -67,7 +95,7 @@ def follow(optimizer: Optimizer, rates: Mapping[str, float]) -> None:
     lr = next(group["lr"] for group in optimizer.param_groups if MODALITY not in group)
     for group in optimizer.param_groups:
         if group.get(MODALITY) in rates:
-            group[FACTOR] = rates[group[MODALITY]]
+            group[FACTOR] = rates[group[MODALITY]] * group.get(BASE, 1.0)
             group["lr"] = lr * group[FACTOR]
 
 

@@ -207,6 +207,10 @@ def simple_models(group: Group, measure: Measure, until: Callable[[], bool]) -> 
     """Returns the scores of a linear model and a perceptron that validation chose, and notes."""
     config, manifest, task = group.config, open_manifest(group.shards), measure.task
     dataset, names = build_dataset(config, manifest.dataset), selected_modalities(config, manifest)
+    taken = dataset.pretrained(manifest, names)
+    names = tuple(name for name in names if name not in taken)
+    if not names:
+        return {}, ["Simple models were left out: all modalities have an encoder that is trained (--train_encoders)."]
     kinds, shapes = dataset.kinds(manifest, names), dataset.shapes(manifest, names)
     opened = {
         split: dataset.open_split(group.shards, manifest, split, names, torch.device("cpu"))
@@ -218,7 +222,7 @@ def simple_models(group: Group, measure: Measure, until: Callable[[], bool]) -> 
         PERCEPTRON: lambda rows, columns: perceptrons(task, config.train.seed),
     }
     candidates: dict[str, list[Scores]] = {name: [] for name in makers}
-    notes = []
+    notes = [f"Simple models have not seen {', '.join(taken)} (--train_encoders)."] if taken else []
     for layout in layouts(shapes, kinds):
         rows: dict[str, Rows] = {s: read_rows(split, kinds, layout, most[s]) for s, split in opened.items()}
         train = rows["train"]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from tables import converted, products, table_config, with_photos
+from tables import converted, products, small_vit, table_config, with_photos
 
 import cggm_ray
 from cggm_ray.commands.predict import predict
@@ -197,18 +197,6 @@ def test_a_number_that_is_none_is_named_by_its_row(tmp_path: Path) -> None:
     manifest, splits = converted(table_config(tmp_path, tmp_path / "t.csv", skip_bad=1))
     assert sum(int((~split.masks["photo"]).sum()) for split in splits.values() if "photo" in split.masks) == 1
     assert any("photos/003.png" in line for line in manifest.notes["taken"])
-
-
-def small_vit(folder: Path) -> Path:
-    from transformers import ViTConfig, ViTImageProcessor, ViTModel
-
-    torch.manual_seed(0)
-    settings = ViTConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=24, patch_size=8
-    )
-    ViTModel(settings, add_pooling_layer=False).save_pretrained(folder)
-    ViTImageProcessor(size={"height": 24, "width": 24}).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.skipif(not (DATA / "minilm").is_dir(), reason=f"{DATA / 'minilm'} is not there (set CGGM_DATA)")

@@ -102,3 +102,32 @@ def write_products(path: Path, change: dict[str, object]) -> None:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
+
+
+def small_vit(folder: Path) -> Path:
+    """Saves a random ViT with its processor, in the format of transformers; returns the folder."""
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+    torch.manual_seed(0)
+    settings = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=24, patch_size=8
+    )
+    ViTModel(settings, add_pooling_layer=False).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 24, "width": 24}).save_pretrained(folder)
+    return folder
+
+
+def small_bert(folder: Path) -> Path:
+    """Saves a random BERT with a tokenizer that knows the words of `products`; returns the folder."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder.mkdir(parents=True)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *CLASSES]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    torch.manual_seed(0)
+    settings = BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    BertModel(settings).save_pretrained(folder)
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder

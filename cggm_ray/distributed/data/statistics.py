@@ -15,7 +15,7 @@ from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.statistics import Moments, Statistics
 from cggm_ray.distributed.cluster import connect, own_error
 from cggm_ray.distributed.data.extract import ERROR, TASK_CPUS
-from cggm_ray.engine.assembly import input_kinds
+from cggm_ray.engine.assembly import standardised_kinds
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.inputs import shared_statistics
 from cggm_ray.storage.places import as_path
@@ -67,7 +67,7 @@ def share_statistics(runs: Iterable[tuple[Config, Path]]) -> None:
     for config, shards in runs:
         if config.inputs.standardises:
             manifest = open_manifest(shards)
-            kinds = input_kinds(config, manifest)
+            kinds = standardised_kinds(config, manifest)
             if (shards, kinds) not in done:
                 shared_statistics(shards, manifest, kinds, map_shards_with_ray)
                 done.append((shards, kinds))

@@ -13,6 +13,7 @@ from cggm_ray.core.batch import HeadOutput
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.kinds import IMAGE
 from cggm_ray.core.registry import nearest
+from cggm_ray.models.composed.pretrained import PretrainedEncoder
 from cggm_ray.models.composed.registry import (
     ENCODERS,
     FUSIONS,
@@ -164,10 +165,11 @@ def _build(plan: NetworkPlan[ComposedOptions]) -> tuple[MultimodalNet, dict[str,
         sizes["dropout"] = REGRESSION_DROPOUT if plan.regression else DROPOUT
     sizes["linear_path"] = plan.regression if options.linear_path == AUTO else options.linear_path == ON
     sizes["input_dropout"] = input_dropout(plan, sizes["dropout"])
-    encoders = {
+    encoders: dict[str, nn.Module] = {
         name: ENCODERS.get(chosen[name]).build(EncoderPlan(shape=shape, kind=plan.kinds[name], **sizes))
         for name, shape in plan.shapes.items()
     }
+    encoders |= {name: PretrainedEncoder(make(), encoders[name]) for name, make in plan.pretrained.items()}
     fusion = FUSIONS.get(options.fusion).build(FusionPlan(modalities=tuple(encoders), **sizes))
     net = MultimodalNet(encoders, fusion, nn.Linear(options.width, plan.outputs))
     return net, {name: ComposedGuide(options.width, plan.outputs) for name in encoders}
@@ -175,6 +177,11 @@ def _build(plan: NetworkPlan[ComposedOptions]) -> tuple[MultimodalNet, dict[str,
 
 NETWORKS.register("composed")(
     NetworkInfo(
-        build=_build, options=ComposedOptions, sized=False, check=chosen_encoders, against_graph=can_be_recorded
+        build=_build,
+        options=ComposedOptions,
+        sized=False,
+        pretrained=True,
+        check=chosen_encoders,
+        against_graph=can_be_recorded,
     )
 )

@@ -16,9 +16,10 @@ from cggm_ray.core.errors import DataError
 from cggm_ray.core.kinds import IMAGE, SEQUENCE
 from cggm_ray.data.datasets.food101.augment import image_remarks, inspect_image, resized, upright_image
 from cggm_ray.data.datasets.food101.lists import IMAGE_SUFFIXES
+from cggm_ray.data.datasets.table.finetuned import TRAINED, trained_state
 from cggm_ray.data.datasets.table.kinds import COLUMN_KINDS, Context, Encoded, State
 from cggm_ray.data.datasets.table.media import Content, MediaKind, decoded, opened
-from cggm_ray.data.datasets.table.pretrained import ImageEncoder, model_again, model_state, pixel_values
+from cggm_ray.data.datasets.table.pretrained import ImageEncoder, model_again, pixel_values
 from cggm_ray.data.formats.image_range import eight_bits, is_wide
 from cggm_ray.data.formats.untrusted import image_memory, open_image
 
@@ -49,10 +50,16 @@ class Image(MediaKind):
             )
         if context.options.image_model is None:
             return {"size": context.options.image_size}
-        return model_state("image_model", context.options.image_model, context)
+        return trained_state("image_model", context.options.image_model, "image", context)
 
     def encode(self, cells: pa.Array, state: State) -> np.ndarray:
-        """Returns pixels in [0, 1], float16 [N, size, size, 3]; zeros where there is none."""
+        """Returns pixels in [0, 1], float16 [N, size, size, 3]; zeros where there is none.
+
+        For an encoder that is trained they are what its processor makes of them, float16 [N, C, H, W].
+        """
+        if TRAINED in state:
+            pixels: np.ndarray = self.prepare(cells, state).to_numpy_ndarray().astype(np.float16)
+            return pixels
         size = state["size"]
         pixels = np.zeros((len(cells), size, size, 3), np.float16)
         for row, one in enumerate(cells.to_pylist()):
@@ -63,8 +70,9 @@ class Image(MediaKind):
 
     def about(self, state: State) -> str:
         """Returns the encoder, or the size."""
-        if self.pooled(state):
-            return f"frozen {state['architecture']} of {state['model']}"
+        if "model" in state:
+            how = "trained" if TRAINED in state else "frozen"
+            return f"{how} {state['architecture']} of {state['model']}"
         size = state["size"]
         return f"{size} x {size} pixels for a network that is trained, no pretrained encoder (--image_model)"
 
@@ -78,11 +86,11 @@ class Image(MediaKind):
 
     def again(self, state: State, context: Context) -> State:
         """Finds the encoder again and checks that it is the same."""
-        return model_again("image_model", state, context) if self.pooled(state) else state
+        return model_again("image_model", state, context) if "model" in state else state
 
     def input_kind(self, state: State, shape: tuple[int, ...]) -> str:
         """Returns a sequence of an encoder's states, or an image."""
-        return SEQUENCE if self.pooled(state) else IMAGE
+        return SEQUENCE if "model" in state else IMAGE
 
 
 def colours(source: Path | io.BytesIO) -> np.ndarray:

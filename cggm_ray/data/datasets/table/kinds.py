@@ -159,9 +159,9 @@ class ColumnKind(ABC):
     def pooled(self, state: State) -> bool:
         """Returns whether cells are encoded by a model, in few long-lived processes, by `load`.
 
-        The default is whether the state has an entry `model`.
+        The default is whether the state has an entry `model`, and none `trained`, of a model that is part of the network.
         """
-        return "model" in state
+        return "model" in state and "trained" not in state
 
     def prepare(self, cells: pa.Array, state: State) -> pa.Array:
         """Returns cells as `load` receives them, in tasks before it; by default unchanged."""

@@ -14,6 +14,8 @@ TASKS = (AUTO, "regression", "classification", "multilabel")
 MISSING = ("", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL", "None")
 MODELS = ("text_model", "image_model", "audio_model")
 """Options that name frozen encoders."""
+TRAINABLE = ("text", "image")
+"""Kinds of columns whose encoder can be trained."""
 NOT_IN_SHARDS = (*MODELS, "extract_batch", "skip_bad")
 """Options that change no shard, or by what is in their files only."""
 
@@ -66,6 +68,9 @@ class TableOptions(DatasetOptions):
         resume=True,
         path=True,
     )
+    train_encoders: tuple[str, ...] = option(
+        (), "text, image: train text_model or image_model with the rest of the network (--encoder_lr), not frozen"
+    )
     text_length: int = option(64, "pieces of a text that text_model sees, with both ends")
     image_size: int = option(64, "pixels along the sides of an image for a network that is trained on them")
     image_model: str | None = option(
@@ -112,6 +117,11 @@ class TableOptions(DatasetOptions):
             )
         if self.column_names is not None and len(set(self.column_names)) < len(self.column_names):
             raise UsageError(f"column_names: found {', '.join(self.column_names)}; expected every name once")
+        for kind in self.train_encoders:
+            if kind not in TRAINABLE:
+                raise UsageError(f"train_encoders: found {kind!r}; expected {' or '.join(TRAINABLE)}")
+            if getattr(self, f"{kind}_model") is None:
+                raise UsageError(f"train_encoders: {kind} has no encoder; expected --{kind}_model")
         self.kinds()
         self.groups()
 

@@ -86,6 +86,20 @@ def model_again(flag: str, state: State, context: Context) -> State:
     return state | {"model": info.reference}
 
 
+def load_tokenizer(info: EncoderInfo) -> Any:
+    """Loads the tokenizer of a text encoder, which pads at the end.
+
+    Raises:
+        DataError: it cannot be loaded.
+    """
+    transformers = require("transformers", extra="table", purpose="table")
+    tokenizer = _loaded(info, transformers.AutoTokenizer.from_pretrained, "tokenizer")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
 class TextEncoder:
     """Last hidden states of a text encoder, zeros for the padding.
 
@@ -100,11 +114,7 @@ class TextEncoder:
     def __init__(self, state: State, context: Context) -> None:
         self._state, self._batch = state, context.options.extract_batch
         self._info = find_model("text_model", state["model"])
-        transformers = require("transformers", extra="table", purpose="table")
-        self._tokenizer = _loaded(self._info, transformers.AutoTokenizer.from_pretrained, "tokenizer")
-        if self._tokenizer.pad_token is None:
-            self._tokenizer.pad_token = self._tokenizer.eos_token
-        self._tokenizer.padding_side = "right"
+        self._tokenizer = load_tokenizer(self._info)
         self._device = extraction_device(context.no_cuda)
         self._model = load_model(self._info, "text_model", state["precision"], self._device)
 
@@ -210,12 +220,15 @@ def load_model(info: EncoderInfo, part: str, precision: str, device: torch.devic
         raise DataError(
             f"{info.flag}: the weights in {info.reference} lack {len(lacking)} parameters, {lacking[0]} first"
         )
-    if whole:
-        model = getattr(model, part)
-    elif getattr(model.config, "is_encoder_decoder", False):
-        model = model.get_encoder()
-    frozen: nn.Module = model.to(device, EXTRACT_PRECISIONS[precision]).eval().requires_grad_(False)
+    frozen: nn.Module = part_of(model, part).to(device, EXTRACT_PRECISIONS[precision]).eval().requires_grad_(False)
     return frozen
+
+
+def part_of(model: Any, part: str) -> Any:
+    """Returns the part of a model of several parts that is wanted, `text_model` or `vision_model`, or the whole encoder."""
+    if isinstance(getattr(model, part, None), nn.Module):
+        return getattr(model, part)
+    return model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model
 
 
 def _loaded(info: EncoderInfo, load: Callable[[str], Any], what: str) -> Any:

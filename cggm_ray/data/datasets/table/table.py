@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from torch import nn
 
 from cggm_ray.core.errors import DataError, listed, one_line
 from cggm_ray.data.dataset import DATASETS, Dataset
@@ -18,6 +19,7 @@ from cggm_ray.data.datasets.table.cells import Rows
 from cggm_ray.data.datasets.table.columns import Schema, column_lines, infer, kinds_of
 from cggm_ray.data.datasets.table.demonstration import write_demonstration
 from cggm_ray.data.datasets.table.files import TableFiles, find_tables
+from cggm_ray.data.datasets.table.finetuned import build_model, states_shape, trained_columns
 from cggm_ray.data.datasets.table.kinds import COLUMN_KINDS, Context
 from cggm_ray.data.datasets.table.options import MODELS, NOT_IN_SHARDS, TableOptions
 from cggm_ray.data.datasets.table.parts import (
@@ -80,6 +82,9 @@ class Table(Dataset):
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self.options).items()}
         plain = {key: value for key, value in plain.items() if key not in (*NOT_IN_SHARDS, "media_path")}
         models = {name: getattr(self.options, name) is not None for name in MODELS}
+        if not self.options.train_encoders:
+            # Sets without the option keep their fingerprint.
+            del plain["train_encoders"]
         return plain | models | {"modalities": None if names is None else sorted(names)}
 
     def locate(self, path: Path) -> list[Path]:
@@ -224,6 +229,19 @@ class Table(Dataset):
     def kinds(self, manifest: Manifest, modalities: tuple[str, ...]) -> dict[str, str]:
         """Returns the kinds that the columns have."""
         return {name: manifest.notes["kinds"][name] for name in modalities}
+
+    def shapes(self, manifest: Manifest, modalities: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes in the shards, or those of the states of encoders that are trained."""
+        found = super().shapes(manifest, modalities)
+        return found | {name: states_shape(one, found[name]) for name, one in trained_columns(manifest, found).items()}
+
+    def pretrained(self, manifest: Manifest, modalities: tuple[str, ...]) -> dict[str, Callable[[bool], nn.Module]]:
+        """Returns the encoders that are trained."""
+        stored = super().shapes(manifest, modalities)
+        return {
+            name: functools.partial(build_model, state, stored[name])
+            for name, state in trained_columns(manifest, modalities).items()
+        }
 
     def _found(self, path: Path, new: bool = False) -> TableFiles:
         """Finds the files, and makes what the kinds of columns receive."""

@@ -12,8 +12,9 @@ from cggm_ray.core.errors import DataError
 from cggm_ray.core.kinds import SEQUENCE, VECTOR
 from cggm_ray.core.optional import require
 from cggm_ray.data.datasets.table.cells import Cells, as_texts, is_list, is_text
+from cggm_ray.data.datasets.table.finetuned import TRAINED, pieces_of, trained_state
 from cggm_ray.data.datasets.table.kinds import COLUMN_KINDS, ColumnKind, Context, Encoded, Facts, State
-from cggm_ray.data.datasets.table.pretrained import TextEncoder, model_again, model_state
+from cggm_ray.data.datasets.table.pretrained import TextEncoder, model_again
 
 LEAST_WORDS = 1.5
 """Mean number of words from which cells that are no categories are texts."""
@@ -42,7 +43,8 @@ class Text(ColumnKind):
         """Returns the words that count with their weights, or the encoder."""
         options = context.options
         if options.text_model is not None:
-            return model_state("text_model", options.text_model, context) | {"length": options.text_length}
+            state = trained_state("text_model", options.text_model, "text", context)
+            return state | {"length": options.text_length}
         vectorizer = _vectorizer(max_features=options.text_features)
         try:
             vectorizer.fit(cells.drop_null().to_pylist())
@@ -55,8 +57,13 @@ class Text(ColumnKind):
             "idf": [float(value) for value in vectorizer.idf_],
         }
 
-    def encode(self, cells: pa.Array, state: State) -> np.ndarray:
-        """Returns TF-IDF of unit length, [N, words]; words that training does not know do not count."""
+    def encode(self, cells: pa.Array, state: State) -> np.ndarray | Encoded:
+        """Returns TF-IDF of unit length, [N, words]; words that training does not know do not count.
+
+        For an encoder that is trained it returns the numbers of the pieces.
+        """
+        if TRAINED in state:
+            return pieces_of(cells, state)
         vectorizer = _vectorizer(vocabulary=state["words"])
         vectorizer.idf_ = np.array(state["idf"])
         texts = ["" if text is None else text for text in cells.to_pylist()]
@@ -64,8 +71,9 @@ class Text(ColumnKind):
 
     def about(self, state: State) -> str:
         """Returns the encoder, or the number of words."""
-        if self.pooled(state):
-            return f"frozen {state['architecture']} of {state['model']}, {state['length']} pieces"
+        if "model" in state:
+            how = "trained" if TRAINED in state else "frozen"
+            return f"{how} {state['architecture']} of {state['model']}, {state['length']} pieces"
         return f"TF-IDF of {len(state['words']):,} words, no pretrained encoder (--text_model)"
 
     def load(self, state: State, context: Context) -> Callable[[pa.Array], Encoded]:
@@ -74,11 +82,11 @@ class Text(ColumnKind):
 
     def again(self, state: State, context: Context) -> State:
         """Finds the encoder again and checks that it is the same."""
-        return model_again("text_model", state, context) if self.pooled(state) else state
+        return model_again("text_model", state, context) if "model" in state else state
 
     def input_kind(self, state: State, shape: tuple[int, ...]) -> str:
         """Returns a sequence of an encoder's states, or a vector."""
-        return SEQUENCE if self.pooled(state) else VECTOR
+        return SEQUENCE if "model" in state else VECTOR
 
 
 def _vectorizer(**more: object) -> Any:
