@@ -27,6 +27,7 @@ from cggm_ray.strategies import (
     UME,
     UMT,
     GBlending,
+    InfoReg,
     JointTraining,
     MMCosine,
     MMPareto,
@@ -35,6 +36,7 @@ from cggm_ray.strategies import (
     ReconBoost,
     ReLearning,
     Strategy,
+    Valuation,
 )
 from cggm_ray.tasks import Classification, MultiLabel, Regression, Segmentation, Task
 
@@ -64,6 +66,7 @@ __all__ = [
     "DataError",
     "GBlending",
     "HeadOutput",
+    "InfoReg",
     "JointTraining",
     "MMCosine",
     "MMPareto",
@@ -78,6 +81,7 @@ __all__ = [
     "Strategy",
     "Task",
     "UsageError",
+    "Valuation",
     "compare",
     "load",
     "train",

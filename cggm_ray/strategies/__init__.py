@@ -5,6 +5,7 @@ from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.cggm import CGGM
 from cggm_ray.strategies.cml import CML
 from cggm_ray.strategies.gblend import GBlending
+from cggm_ray.strategies.inforeg import InfoReg
 from cggm_ray.strategies.joint import JointTraining
 from cggm_ray.strategies.lfm import LFM
 from cggm_ray.strategies.mbsd import MBSD
@@ -22,6 +23,7 @@ from cggm_ray.strategies.reconboost import ReconBoost
 from cggm_ray.strategies.relearning import ReLearning
 from cggm_ray.strategies.ume import UME
 from cggm_ray.strategies.umt import UMT
+from cggm_ray.strategies.valuation import Valuation
 
 __all__ = [
     "AGM",
@@ -38,6 +40,7 @@ __all__ = [
     "UME",
     "UMT",
     "GBlending",
+    "InfoReg",
     "JointTraining",
     "MMCosine",
     "MMPareto",
@@ -46,4 +49,5 @@ __all__ = [
     "ReLearning",
     "ReconBoost",
     "Strategy",
+    "Valuation",
 ]

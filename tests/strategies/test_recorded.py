@@ -14,12 +14,14 @@ from cggm_ray.models.ensemble import ensemble_net, ensemble_of
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.strategies.agm import AGMReleased
 from cggm_ray.strategies.features import blank_features
+from cggm_ray.strategies.inforeg import InfoReg
 from cggm_ray.strategies.mmpareto import MMPareto
 from cggm_ray.strategies.ogm import OGM
 from cggm_ray.strategies.opm import DRAWS, OPM
 from cggm_ray.strategies.pmr import PMR
 from cggm_ray.strategies.reconboost import ReconBoost
 from cggm_ray.strategies.relearning import ReLearning
+from cggm_ray.strategies.valuation import Valuation, copies
 from recorded import (
     BATCH,
     CLASSES,
@@ -211,3 +213,30 @@ def test_reconboost() -> None:
         balance.end_epoch({}, {}, torch.zeros(0))
     # That code takes the sum of the others in float32.
     assert_recorded(found, parameters, rtol=1e-7)
+
+
+def test_valuation() -> None:
+    found, net = record("valuation"), network()
+    balance = Valuation(PAIR, net.fuse, task=TASK)
+    batches = [Batch(inputs=x, target=t, index=torch.arange(BATCH)) for x, t in map(inputs, range(STEPS))]
+    values_SM = torch.cat([balance.measure(net.encode(batch), batch) for batch in batches])
+    assert values_SM.tolist() == found["values"]
+    assert copies(values_SM).tolist() == found["copies"]
+
+
+def test_inforeg() -> None:
+    found, net = record("inforeg"), network()
+    balance = InfoReg(dict(net.encoders.items()), net.fuse, task=TASK, mus=dict(zip(PAIR, found["mus"], strict=True)))
+    optimizer = torch.optim.SGD(net.parameters(), lr=LR / 4)
+    held = set()
+    for epoch in range(3):
+        balance.begin_epoch(epoch, {})
+        for number in range(4 * epoch, 4 * epoch + 4):
+            optimizer.zero_grad()
+            step(net, balance)(*inputs(number))
+            optimizer.step()
+            held.add(tuple((balance.diagnostics["beta"] > 0).tolist()))
+        balance.end_epoch({}, {}, torch.zeros(0))
+    assert balance.traces_EM[-3:].T.tolist() == [pytest.approx(traces, rel=1e-9) for traces in found["traces"]]
+    assert_recorded(found, list(net.parameters()))
+    assert len(held) > 1

@@ -34,6 +34,7 @@ from conftest import SMALL
 ACTIVE: dict[str, dict[str, Any]] = {
     "opm": {"opm_warmup": 0, "opm_execute": 1.0},
     "relearning": {"relearning_every": 1, "relearning_samples": 16},
+    "valuation": {"valuation_warmup": 1},
 }
 """Settings with which a strategy acts within a few steps."""
 WIDTHS = {"text": 6, "audio": 4, "vision": 3}
