@@ -7,7 +7,8 @@
 
 The variants take turns, one step each, so that whatever else the machine does meets all of them; printed are medians over
 the rounds with the quartiles, and ratios of medians. Peak memory is that of a process of its own which takes three steps,
-above what it held before the first. JSON lines first, then a table.
+above what it held before the first. Launches are the operations that a step starts, each of which is a kernel or more on a GPU;
+views are not counted. JSON lines first, then a table.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 import torch
 from problems import NAIVE, PROBLEMS, STRATEGIES, STRATEGY_TYPES, Problem, naive_step, product_step
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cggm_ray.core.reduction import SINGLE_WORKER
 from cggm_ray.engine.assembly import build_strategy
@@ -74,6 +76,26 @@ def peak_memory(problem: str, variant: str, threads: int) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+class Launches(TorchDispatchMode):
+    """Counts operations that make or change a tensor."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Counts one operation and does it."""
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def launches(problem: Problem, variant: str) -> int:
+    """Returns the operations of the second step, when optimizers have their momenta."""
+    step = make(problem, variant)
+    step()
+    with Launches() as counted:
+        step()
+    return counted.count
+
+
 def print_memory(problem: Problem, variant: str) -> None:
     """Prints the memory in the process that `peak_memory` starts."""
     step = make(problem, variant)
@@ -94,6 +116,7 @@ def compare(name: str, threads: int, rounds: int, chosen: str | None) -> list[di
     problem = PROBLEMS[name]
     seconds = take_turns({variant: make(problem, variant) for variant in variants_of(problem, chosen)}, rounds)
     medians = {variant: statistics.median(values) for variant, values in seconds.items()}
+    counts = {variant: launches(problem, variant) for variant in seconds}
     rows = []
     for variant, values in seconds.items():
         quartiles = statistics.quantiles(values, n=4)
@@ -105,6 +128,8 @@ def compare(name: str, threads: int, rounds: int, chosen: str | None) -> list[di
                 "quartiles_ms": [1e3 * quartiles[0], 1e3 * quartiles[2]],
                 "of_naive": medians[NAIVE] / medians[variant] if NAIVE in medians else None,
                 "of_joint": medians[variant] / medians["none"],
+                "launches": counts[variant],
+                "launches_of_joint": counts[variant] / counts["none"],
                 "peak_mib": peak_memory(name, variant, threads),
             }
         )
@@ -177,13 +202,15 @@ def main() -> None:
     rows = [row for name in names for row in compare(name, arguments.threads, arguments.rounds, arguments.strategies)]
     for row in rows:
         print(json.dumps(row | {"threads": arguments.threads}))
-    print(f"{'':<10}{'':<24}{'ms':>9}{'quartiles':>16}{'naive / this':>14}{'this / joint':>14}{'peak MiB':>10}")
+    print(
+        f"{'':<10}{'':<24}{'ms':>9}{'quartiles':>16}{'naive / this':>14}{'this / joint':>14}{'peak MiB':>10}{'launches':>10}"
+    )
     for row in rows:
         spread = "{:.0f} to {:.0f}".format(*row["quartiles_ms"])
         faster = "" if row["of_naive"] is None else f"{row['of_naive']:.2f}"
         print(
             f"{row['problem']:<10}{row['variant']:<24}{row['ms']:>9.0f}{spread:>16}{faster:>14}{row['of_joint']:>14.2f}"
-            f"{row['peak_mib']:>10.0f}"
+            f"{row['peak_mib']:>10.0f}{row['launches_of_joint']:>10.2f}"
         )
 
 
