@@ -20,11 +20,12 @@ from cggm_ray.core.optional import check_installed
 from cggm_ray.data.datasets.food101.food101_records import ImageFinder
 from cggm_ray.data.datasets.table.cells import Cells, is_media, is_text
 from cggm_ray.data.datasets.table.kinds import MOSTLY, ColumnKind, Context, Facts
+from cggm_ray.data.datasets.table.places import CellPlace, content_of, is_place
 from cggm_ray.storage.places import as_path
 
 SHOWN = 5
 Content = str | bytes
-"""Path of a file, or what is in it."""
+"""Path of a file, what is in it, or the place of a cell that holds that (`places`)."""
 
 
 class MediaKind(ColumnKind):
@@ -49,6 +50,8 @@ class MediaKind(ColumnKind):
 
     def recognises(self, facts: Facts) -> bool:
         """Returns whether the cells are names of such files, or begin as such files do."""
+        if isinstance(facts.type, CellPlace):
+            return self._marked(pa.array([content_of(one) for one in facts.known.storage.slice(0, 100).to_pylist()]))
         if is_text(facts.type):
             return self._named(facts.known) >= MOSTLY
         if is_media(facts.type):
@@ -67,6 +70,8 @@ class MediaKind(ColumnKind):
         found: list[Any]
         if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
             found = cells.values.to_pylist()
+        elif isinstance(kind, CellPlace):
+            found = cells.values.storage.to_pylist()
         elif is_text(kind) or is_media(kind):
             paths = _paths(cells)
             found = _found(cells, paths, context)
@@ -115,12 +120,16 @@ class MediaKind(ColumnKind):
 
 
 def _shown(cells: Cells, row: int, expected: str) -> DataError:
+    if isinstance(cells.values.type, CellPlace):
+        return cells.wrong(row, expected, "bytes")
     value = cells.values[row].as_py()
     return cells.wrong(row, expected, value["path"] or "bytes" if isinstance(value, dict) else None)
 
 
 def opened(one: Content) -> Path | io.BytesIO:
     """Returns what readers of media take, from a path or the content of a file."""
+    if isinstance(one, str) and is_place(one):
+        one = content_of(one)
     return io.BytesIO(one) if isinstance(one, bytes) else as_path(one)
 
 
@@ -136,7 +145,7 @@ def decoded(one: Content, what: str, read: Callable[[Path | io.BytesIO], Any]) -
         raise
     # A damaged file can raise nearly anything from the code of its format.
     except Exception as error:
-        where = one if isinstance(one, str) else "a cell"
+        where = one if isinstance(one, str) and not is_place(one) else "a cell"
         raise DataError(f"{where}: the {what} can no longer be read: {error}") from None
 
 

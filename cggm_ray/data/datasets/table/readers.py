@@ -22,13 +22,17 @@ import pyarrow.parquet as pq
 
 from cggm_ray.core.errors import DataError, listed, short_repr
 from cggm_ray.data.datasets.table.cells import FileRows, is_text, without_missing
+from cggm_ray.data.datasets.table.kinds import COLUMN_KINDS
 from cggm_ray.data.datasets.table.options import TableOptions
+from cggm_ray.data.datasets.table.places import large_media, places
 from cggm_ray.data.formats.npz import read_npz
 from cggm_ray.data.formats.untrusted import check_size, parse_json, read_text, reading
+from cggm_ray.storage.places import is_local
 
 DELIMITERS = ",;\t|"
 FALLBACK = "windows-1252"
 _NAMES = {"\t": "tab"}
+MEDIA_KINDS = ("image", "audio", "video")
 _SAMPLE = 2**16
 """Characters from which the delimiter is chosen."""
 _RECORDS = 100
@@ -203,12 +207,24 @@ def _parquet(path: Path, options: TableOptions) -> tuple[pa.Table, str]:
         held = path.stat().st_size
         check_size(max(4 * values, sum(group.total_byte_size for group in groups)), held, str(path))
         with pq.ParquetFile(path, read_dictionary=texts) as parquet:
-            table = parquet.read()
+            kept = [name for name in large_media(parquet) if _stays(path, options.kinds().get(name))]
+            found = {name: places(path, name) for name in kept}
+            found = {name: cells for name, cells in found.items() if cells is not None}
+            table = parquet.read([name for name in schema.names if name not in found])
+            for name, cells in found.items():
+                table = table.append_column(name, cells)
+            table = table.select(schema.names)
             # Texts of a damaged file may be none.
             table.validate(full=True)
         for name in texts:
             _check_texts(table.column(name), held, f"{path}, column {name}")
     return _with_class_names(table, path), "parquet"
+
+
+def _stays(path: Path, kind: str | None) -> bool:
+    """Returns whether contents of media may stay in a file: it is no copy, and no kind of a user's own wants them."""
+    own = any(COLUMN_KINDS.place(name) is not None for name in COLUMN_KINDS.names())
+    return is_local(path) and not own and kind in (None, *MEDIA_KINDS)
 
 
 def _check_texts(column: pa.ChunkedArray, held: int, where: str) -> None:
