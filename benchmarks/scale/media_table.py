@@ -3,8 +3,9 @@
     python benchmarks/scale/media_table.py --clips 400 --out media
 
 Tones and films are generated: the pitch of a tone tells one bit of the class, the direction of a fade in a film the other. The
-memory is the largest proportional set size of a process that decodes, trains or drives the run, sampled twice a second. Other
-programs on Ray must not run beside it, because their processes have the same names.
+memory is the largest proportional set size of a process that decodes, trains or drives the run, sampled twice a second.
+
+    python benchmarks/scale/media_table.py --clips 100 --inside 20 --steps 30 --out inside     # bytes in a parquet file
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from pathlib import Path
 
 import av
 import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import soundfile
 
 KINDS = {"driver": "cggm_ray train table", "decoding task": "ray::MapBatches", "worker": "ray::RayTrainWorker"}
@@ -61,18 +65,30 @@ def write_clips(folder: Path, clips: int) -> int:
     return sum(path.stat().st_size for path in (folder / "media").iterdir())
 
 
-def memory() -> dict[str, int]:
-    """Returns the largest proportional set size in bytes by the kind of process, of this user's Ray and driver processes."""
+def into_parquet(folder: Path, times: int) -> Path:
+    """Writes the clips as bytes in the columns of a parquet file, each so many times; returns its path."""
+    with (folder / "clips.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    columns = {name: [(folder / row[name]).read_bytes() for row in rows] for name in ("sound", "film")}
+    part = pa.table({**columns, "label": [row["label"] for row in rows]})
+    path = folder / "clips.parquet"
+    with pq.ParquetWriter(path, part.schema, use_dictionary=False, compression="none") as writer:
+        for _ in range(times):
+            writer.write_table(part)
+    return path
+
+
+def memory(driver: psutil.Process) -> dict[str, int]:
+    """Returns the largest proportional set size in bytes by the kind of process, of a driver and of what it has started."""
     found: dict[str, int] = {}
-    for process in Path("/proc").glob("[0-9]*"):
+    for process in [driver, *driver.children(recursive=True)]:
         try:
-            name = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace").strip()
-            pss = next(line for line in (process / "smaps_rollup").read_text().splitlines() if line.startswith("Pss:"))
-        except (OSError, StopIteration):
+            name, size = " ".join(process.cmdline()), process.memory_full_info().pss
+        except psutil.Error:
             continue
         kind = next((kind for kind, mark in KINDS.items() if mark in name), None)
         if kind is not None:
-            found[kind] = max(found.get(kind, 0), int(pss.split()[1]) * 1024)
+            found[kind] = max(found.get(kind, 0), size)
     return found
 
 
@@ -82,12 +98,16 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=400)
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps at most")
     parser.add_argument("--out", type=Path, default=Path("media"))
+    parser.add_argument("--inside", type=int, default=0, help="put the files into a parquet file, each so many times")
     given = parser.parse_args()
-    size = write_clips(given.out, given.clips)
+    size, path = write_clips(given.out, given.clips), given.out / "clips.csv"
     print(f"{given.clips} clips of {SECONDS:g} s, {size / 2**20:.1f} MiB of files")
+    if given.inside:
+        path = into_parquet(given.out, given.inside)
+        print(f"{path.stat().st_size / 2**20:.1f} MiB in {path.name}")
     flags = [
         "--data_path",
-        str(given.out / "clips.csv"),
+        str(path),
         "--storage_path",
         str(given.out / "runs"),
         "--name",
@@ -110,7 +130,7 @@ def main() -> None:
     with (given.out / "log.txt").open("w") as log:
         run = subprocess.Popen([*command, "--headroom", "false"], stdout=log, stderr=subprocess.STDOUT)
         while run.poll() is None:
-            for kind, value in memory().items():
+            for kind, value in memory(psutil.Process(run.pid)).items():
                 most[kind] = max(most.get(kind, 0), value)
             time.sleep(0.5)
     print("".join(line for line in (given.out / "log.txt").open() if "accuracy  " in line).rstrip())

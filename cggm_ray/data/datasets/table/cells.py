@@ -117,6 +117,10 @@ class Rows:
         kept = rows if self.places.kept is None else self.places.kept[rows]
         return Rows(table=self.table.take(pa.array(rows)), places=replace(self.places, kept=kept))
 
+    def only(self, names: Collection[str | None]) -> Rows:
+        """Returns the rows with those of the columns that there are."""
+        return replace(self, table=self.table.select([name for name in self.table.column_names if name in names]))
+
     def check_column(self, what: str, name: str) -> None:
         """Raises a DataError where a column that an option names does not exist; the message lists the columns."""
         if name not in self.table.column_names:

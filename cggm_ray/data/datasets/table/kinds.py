@@ -12,14 +12,18 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pandas.util import hash_array
 
 from cggm_ray.core.kinds import VECTOR, kind_of
 from cggm_ray.core.registry import Registry
 from cggm_ray.data.datasets.table.cells import Cells, is_list, is_text
 from cggm_ray.data.datasets.table.options import TableOptions
+from cggm_ray.data.formats.columns import LEAST_BYTES
 
 State = dict[str, Any]
 """What a kind learns of a column from training data, as plain values: the manifest keeps it, and new data is turned with it."""
+ROWS = 10_000
+"""Texts of a large column that are in Python at once."""
 MOSTLY = 0.9
 """Share of the cells that must look like a kind; the others are then wrong cells."""
 
@@ -68,6 +72,10 @@ class Facts:
         """Number of different values; of values that cannot be compared, their number."""
         if is_list(self.type) or pa.types.is_struct(self.type) or isinstance(self.type, pa.BaseExtensionType):
             return self.count
+        if is_text(self.type) and self.known.nbytes >= LEAST_BYTES:
+            # A set of all texts would take several times their memory.
+            parts = (self.known.slice(start, ROWS) for start in range(0, self.count, ROWS))
+            return len(np.unique(np.concatenate([hash_array(np.array(part.to_pylist(), object)) for part in parts])))
         return int(pc.count_distinct(self.known).as_py())
 
     @cached_property

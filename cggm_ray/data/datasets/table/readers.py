@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import functools
 import io
 import itertools
 import json
@@ -22,16 +23,20 @@ import pyarrow.parquet as pq
 
 from cggm_ray.core.errors import DataError, listed, short_repr
 from cggm_ray.data.datasets.table.cells import FileRows, is_text, without_missing
+from cggm_ray.data.datasets.table.csv_blocks import first_text, plain_encoding, read_blocks
 from cggm_ray.data.datasets.table.kinds import COLUMN_KINDS
 from cggm_ray.data.datasets.table.options import TableOptions
 from cggm_ray.data.datasets.table.places import large_media, places
+from cggm_ray.data.formats.columns import LEAST_BYTES
 from cggm_ray.data.formats.npz import read_npz
 from cggm_ray.data.formats.untrusted import check_size, parse_json, read_text, reading
 from cggm_ray.storage.places import is_local
 
 DELIMITERS = ",;\t|"
 FALLBACK = "windows-1252"
+_FALLBACK_SAID = "Windows-1252, because it is not UTF-8 (--encoding names another)"
 _NAMES = {"\t": "tab"}
+CSV = (".csv", ".tsv", ".txt")
 MEDIA_KINDS = ("image", "audio", "video")
 _SAMPLE = 2**16
 """Characters from which the delimiter is chosen."""
@@ -44,25 +49,49 @@ def read_table(path: Path, options: TableOptions) -> FileRows:
     Raises:
         DataError: it cannot be read; a row of a text file is named.
     """
-    table, about = _READERS[path.suffix.lower()](path, options)
+    found = _large_csv(path, options) if path.suffix.lower() in CSV and is_local(path) else None
+    if found is None:
+        table, about = _READERS[path.suffix.lower()](path, options)
+        found = without_missing(table, options.missing_values), about
+    table, about = found
     names = table.column_names
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"{path}: found the column {short_repr(twice[0])} twice; expected every column once")
     if not table.num_rows:
         raise DataError(f"{path}: found no row; expected at least one")
-    return FileRows(path=path, table=without_missing(table, options.missing_values), about=about)
+    return FileRows(path=path, table=table, about=about)
 
 
-def _csv(path: Path, options: TableOptions) -> tuple[pa.Table, str]:
-    text, encoding = _decoded(path, options.encoding)
-    delimiter = _delimiter(text, path.suffix.lower(), options.delimiter)
+def _large_csv(path: Path, options: TableOptions) -> tuple[pa.Table, str] | None:
+    """Returns the rows of a large file without missing cells; None for a small one, and for one that must be read whole."""
+    with reading(path, "CSV file"):
+        if path.stat().st_size < LEAST_BYTES:
+            return None
+        encoding = plain_encoding(path, options.encoding, FALLBACK)
+        if encoding is None:
+            return None
+        start = first_text(path, encoding, _SAMPLE)
+    delimiter = _delimiter(start, path.suffix.lower(), options.delimiter)
+    header = _header(path, start, delimiter, options.column_names)
+    clean = functools.partial(without_missing, tokens=options.missing_values)
+    names, given = _column_names(header), options.column_names is None
+    table = read_blocks(path, encoding, delimiter, header, names, has_header=given, clean=clean)
+    said = "UTF-8" if encoding == "utf-8" else options.encoding or _FALLBACK_SAID
+    return None if table is None else (table, f"CSV in {said}, delimiter {_NAMES.get(delimiter, repr(delimiter))}")
+
+
+def _header(path: Path, text: str, delimiter: str, given: Sequence[str] | None) -> list[str]:
+    """Returns the names of the columns: the given ones, or those in the first row.
+
+    Raises:
+        DataError: there is none, their number is another one, or a name stands there twice.
+    """
     csv.field_size_limit(2**31 - 1)
     with reading(path, "CSV file"):
         header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), None)
     if not header:
         raise DataError(f"{path}: the file is empty; expected a header with the names of the columns, and rows")
-    given = options.column_names
     if given is not None and len(given) != len(header):
         raise DataError(f"{path}: found {len(header)} columns in the first row; expected {len(given)}, {listed(given)}")
     if given is not None:
@@ -70,6 +99,18 @@ def _csv(path: Path, options: TableOptions) -> tuple[pa.Table, str]:
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)
         raise DataError(f"{path}: found the column {short_repr(twice)} twice in the header; expected every column once")
+    return header
+
+
+def _column_names(header: Sequence[str]) -> list[str]:
+    return [name.strip() or f"Unnamed: {number}" for number, name in enumerate(header)]
+
+
+def _csv(path: Path, options: TableOptions) -> tuple[pa.Table, str]:
+    text, encoding = _decoded(path, options.encoding)
+    delimiter = _delimiter(text, path.suffix.lower(), options.delimiter)
+    given = options.column_names
+    header = _header(path, text, delimiter, given)
     content = text.encode()
     wrong: list[Any] = []
 
@@ -100,9 +141,8 @@ def _csv(path: Path, options: TableOptions) -> tuple[pa.Table, str]:
             f"{path}, row {row}: found {wrong[0].actual_columns} columns; expected {len(header)} as "
             f"in the first row, {short_repr(wrong[0].text)} (a text with delimiters needs quotes)"
         ) from None
-    names = [name.strip() or f"Unnamed: {number}" for number, name in enumerate(header)]
     shown = _NAMES.get(delimiter, repr(delimiter))
-    return table.rename_columns(names), f"CSV in {encoding}, delimiter {shown}"
+    return table.rename_columns(_column_names(header)), f"CSV in {encoding}, delimiter {shown}"
 
 
 def _delimiter(text: str, suffix: str, given: str | None) -> str:
@@ -152,7 +192,7 @@ def _decoded(path: Path, encoding: str | None) -> tuple[str, str]:
             f"{path}, line {line}: found byte 0x{content[error.start]:02x}, which is not {name}; expected the encoding of the "
             "file as --encoding"
         ) from None
-    return text, encoding or "Windows-1252, because it is not UTF-8 (--encoding names another)"
+    return text, encoding or _FALLBACK_SAID
 
 
 def _json(path: Path, options: TableOptions) -> tuple[pa.Table, str]:
@@ -299,7 +339,7 @@ def class_labels(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
 
 
 _READERS: Mapping[str, Callable[[Path, TableOptions], tuple[pa.Table, str]]] = {
-    **dict.fromkeys((".csv", ".tsv", ".txt"), _csv),
+    **dict.fromkeys(CSV, _csv),
     **dict.fromkeys((".json", ".jsonl", ".ndjson"), _json),
     ".parquet": _parquet,
     ".arrow": _arrow,

@@ -142,6 +142,10 @@ class Table(Dataset):
         for split, rows in splits.items():
             splits[split], cells[split], line = without_empty(rows, self._cells(rows, schema))
             remarks += [] if line is None else [f"{split}: {line}"]
+            # What the inputs were read from is not held beside them.
+            splits[split] = splits[split].only((options.target, schema.identity))
+        del parts, first, rows
+        self._parts = {}
         columns = {
             name: vars(one) | {"state": COLUMN_KINDS.get(one.kind).fit(name, cells["train"][name], context)}
             for name, one in schema.inputs.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from cggm_ray.core.kinds import SEQUENCE, VECTOR
 from cggm_ray.core.optional import require
 from cggm_ray.data.datasets.table.cells import Cells, as_texts, is_list, is_text
 from cggm_ray.data.datasets.table.finetuned import TRAINED, pieces_of, trained_state
-from cggm_ray.data.datasets.table.kinds import COLUMN_KINDS, ColumnKind, Context, Encoded, Facts, State
+from cggm_ray.data.datasets.table.kinds import COLUMN_KINDS, ROWS, ColumnKind, Context, Encoded, Facts, State
 from cggm_ray.data.datasets.table.pretrained import TextEncoder, model_again
 
 LEAST_WORDS = 1.5
@@ -45,17 +46,12 @@ class Text(ColumnKind):
         if options.text_model is not None:
             state = trained_state("text_model", options.text_model, "text", context)
             return state | {"length": options.text_length}
-        vectorizer = _vectorizer(max_features=options.text_features)
-        try:
-            vectorizer.fit(cells.drop_null().to_pylist())
-        except ValueError:
+        known, idf = word_weights(cells, options.text_features)
+        if not known:
             raise DataError(
                 f"column {name}: has no words in the training split; leave it out with --column {name}=drop"
-            ) from None
-        return {
-            "words": [str(word) for word in vectorizer.get_feature_names_out()],
-            "idf": [float(value) for value in vectorizer.idf_],
-        }
+            )
+        return {"words": known, "idf": idf}
 
     def encode(self, cells: pa.Array, state: State) -> np.ndarray | Encoded:
         """Returns TF-IDF of unit length, [N, words]; words that training does not know do not count.
@@ -87,6 +83,31 @@ class Text(ColumnKind):
     def input_kind(self, state: State, shape: tuple[int, ...]) -> str:
         """Returns a sequence of an encoder's states, or a vector."""
         return SEQUENCE if "model" in state else VECTOR
+
+
+def word_weights(cells: pa.Array, most: int) -> tuple[list[str], list[float]]:
+    """Returns the most frequent words by the alphabet, and the inverse document frequency of each.
+
+    They are those of `TfidfVectorizer.fit`, which would hold the counts of all texts at once.
+
+    Args:
+        cells: texts.
+        most: number of words.
+    """
+    analyse = _vectorizer().build_analyzer()
+    texts, times, holders = 0, Counter[str](), Counter[str]()
+    for start in range(0, len(cells), ROWS):
+        for text in cells.slice(start, ROWS).drop_null().to_pylist():
+            words = analyse(text)
+            texts += 1
+            times.update(words)
+            holders.update(set(words))
+    known = np.array(sorted(times), dtype=object)
+    if len(known) > most:
+        frequency = np.array([times[word] for word in known], np.int64)
+        known = known[np.sort((-frequency).argsort()[:most])]
+    held = np.array([holders[word] for word in known], np.float64)
+    return known.tolist(), (np.log((texts + 1) / (held + 1)) + 1).tolist()
 
 
 def _vectorizer(**more: object) -> Any:
