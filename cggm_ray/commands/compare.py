@@ -26,7 +26,7 @@ import pyarrow.csv
 
 from cggm_ray.commands.headroom import Finished, check_headroom, write_headroom
 from cggm_ray.commands.trials import run_trials
-from cggm_ray.core.console import print_result, quiet
+from cggm_ray.core.console import Form, print_result, printing
 from cggm_ray.core.errors import TrainingError, UsageError, listed
 from cggm_ray.core.optional import check_installed
 from cggm_ray.core.tables import listing, text_table
@@ -121,7 +121,7 @@ def compare(config: Config, strategies: Sequence[str], seeds: Sequence[int]) -> 
     folder = run_folder(config)
     shown = tuple(strategies) or (config.modulation.modulation,)
     trials = plan_runs(config, folder, shown, tuple(seeds) or (config.train.seed,))
-    with quiet(config.run.quiet), sole_owner(folder):
+    with printing(config.run.quiet, Form(config.run.log_format, config.run.name)), sole_owner(folder):
         open_folder(config, folder)
         note_start(folder, config, trials[0].shards)
         run_all(config, folder, trials, shown)

@@ -26,7 +26,7 @@ from cggm_ray.commands.search_folder import SEARCH as SEARCH_FILE
 from cggm_ray.commands.search_folder import Plan, conclude, leaders
 from cggm_ray.commands.train import run
 from cggm_ray.commands.tune import plan_search, search_trials, trials_of
-from cggm_ray.core.console import quiet
+from cggm_ray.core.console import Form, printing
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.tables import listing
 from cggm_ray.data.shards.opening import open_manifest
@@ -68,7 +68,7 @@ def train_searched(
         UsageError: the search cannot be run; nothing was started.
         TrainingError: no trial came to an end.
     """
-    with quiet(config.run.quiet):
+    with printing(config.run.quiet, Form(config.run.log_format, config.run.name)):
         _train_searched(config, fixed, strategies, seeds)
 
 

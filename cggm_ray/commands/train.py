@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from cggm_ray.commands.headroom import Finished, check_headroom, write_headroom
-from cggm_ray.core.console import print_result, quiet
+from cggm_ray.core.console import Form, form, print_result, printing, use_form
 from cggm_ray.core.errors import CggmError, NonFiniteError, StoppedError, TrainingError, UsageError, one_line
 from cggm_ray.core.tables import listing
 from cggm_ray.data.shards.opening import open_manifest, print_taken
@@ -58,7 +58,7 @@ def run(config: Config) -> Result | None:
     check_trackers(config.run.trackers)
     check_headroom(config)
     config = named(config)
-    with quiet(config.run.quiet):
+    with printing(config.run.quiet, Form(config.run.log_format, config.run.name)):
         return _run_named(config)
 
 
@@ -173,6 +173,7 @@ def check_losses(result: Result, what: str) -> None:
 def run_locally(config: Config, folder: Path, stop_request: StopRequest) -> Result | None:
     """Runs in this process, or in the processes that torchrun started. SIGTERM and Ctrl-C save and stop the run."""
     runtime = LocalRuntime(folder, config.run, stop_request)
+    use_form(dataclasses.replace(form(), rank=runtime.rank))
     seconds = config.run.collective_timeout
     try:
         if runtime.world_size > 1 and 0 < config.train.batch_size < runtime.world_size:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from cggm_ray.commands.search_folder import BEST_CONFIG, SEARCH, TABLE, Plan, Searched, conclude, leaders, write_table
-from cggm_ray.core.console import print_result, quiet
+from cggm_ray.core.console import Form, print_result, printing
 from cggm_ray.core.errors import TrainingError, UsageError
 from cggm_ray.core.optional import check_installed
 from cggm_ray.core.tables import listing
@@ -57,7 +57,7 @@ def sweep(config: Config, path: Path) -> None:
     """
     if config.run.local:
         raise UsageError("tune: a search runs on Ray; leave out --local")
-    with quiet(config.run.quiet):
+    with printing(config.run.quiet, Form(config.run.log_format, config.run.name)):
         plan = plan_search(config, read_search(path, config), str(path))
         with sole_owner(plan.folder):
             run_search(dataclasses.replace(plan, base=start_over(plan.base, plan.folder)))

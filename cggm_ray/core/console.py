@@ -1,18 +1,112 @@
-"""Where lines of a run go: to the terminal, into a bar in a notebook, or nowhere with `--quiet`, which leaves the result."""
+"""Where lines of a run go: to the terminal, into a bar in a notebook, or nowhere with `--quiet`, which leaves the result.
+
+With `--log_format json` every line is an object with time, run, rank, step and message.
+"""
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TextIO
 
 EPOCH = re.compile(r"epoch +(\d+)/(\d+)  (.*)")
 """The line at the end of an epoch: its number, their number, and what is said of it."""
 STEP = re.compile(r"epoch (\d+)  step (\d+)/(\d+)  (.*)")
 """A line within an epoch."""
+
+
+TEXT, JSON = "text", "json"
+FORMATS = (TEXT, JSON)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How lines of a process are written.
+
+    Attributes:
+        format: one of `FORMATS`.
+        run: name of the run.
+        rank: of the process among the workers; None for the process that the user started.
+    """
+
+    format: str = TEXT
+    run: str | None = None
+    rank: int | None = None
+
+    def line(self, message: str, step: int | None = None) -> str:
+        """Returns a line in this form; one that has it already stays as it is."""
+        if self.format == TEXT or _is_object(message):
+            return message
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        return json.dumps({"time": time, "run": self.run, "rank": self.rank, "step": step, "message": message})
+
+
+_form = Form()
+
+
+def form() -> Form:
+    """Returns the form of the lines of this process."""
+    return _form
+
+
+def use_form(wanted: Form) -> None:
+    """Sets the form of the lines that this process writes from now on."""
+    global _form
+    _form = wanted
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return line.startswith("{") and "message" in json.loads(line)
+    except ValueError:
+        return False
+
+
+@contextmanager
+def printing(silent: bool, wanted: Form) -> Iterator[None]:
+    """Prints lines in a form while the block runs.
+
+    Args:
+        silent: as `quiet`.
+        wanted: the form.
+    """
+    before = form()
+    use_form(wanted)
+    try:
+        if wanted.format == TEXT or isinstance(sys.stdout, _InForm | _Silence):
+            with quiet(silent):
+                yield
+            return
+        with redirect_stdout(_InForm(sys.stdout)), quiet(silent):
+            yield
+    finally:
+        use_form(before)
+
+
+class _InForm(io.TextIOBase):
+    """A standard output whose lines have the form of the process."""
+
+    def __init__(self, behind: TextIO) -> None:
+        self._behind, self._begun = behind, ""
+
+    def write(self, text: str) -> int:
+        """Writes the lines that are complete."""
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            if line:
+                self._behind.write(form().line(line) + "\n")
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes what lies behind."""
+        self._behind.flush()
 
 
 @contextmanager
@@ -53,6 +147,7 @@ def show(line: str) -> None:
     epoch, step = EPOCH.fullmatch(line), STEP.fullmatch(line)
     if isinstance(sys.stdout, _Silence):
         return
+    line = form().line(line)
     if not in_notebook() or not (epoch or step):
         while _bars:
             _bars.pop().close()

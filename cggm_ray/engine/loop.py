@@ -20,6 +20,7 @@ from cggm_ray.engine.evaluation import Observer, evaluate
 from cggm_ray.engine.graph import DeviceRates, GraphStep, TakeStep, Values, against_graph
 from cggm_ray.engine.guards import step_or_skip, stop_if_not_finite
 from cggm_ray.engine.inputs import unequal_gradients
+from cggm_ray.engine.meter import Meter
 from cggm_ray.engine.opening import Training
 from cggm_ray.engine.phases import begin_epoch, rest_of
 from cggm_ray.engine.runtime import Record, Runtime, numbers
@@ -170,7 +171,8 @@ def train_epoch(training: Training, console: Console | None, take: TakeStep | No
         rest_of(samples, state.within, settings.batch_size, runtime),
         -(-len(samples.order) // settings.batch_size),
     )
-    for part, plain in zip(plan, split.batches(plan, state.epoch), strict=True):
+    meter = Meter(runtime)
+    for part, plain in zip(plan, meter.waiting(split.batches(plan, state.epoch)), strict=True):
         batch = with_given(plain, part)
         seed_all(derive_seed(seed, "step", state.step, runtime.rank))
         state.schedule.before_step(state.step)
@@ -186,6 +188,9 @@ def train_epoch(training: Training, console: Console | None, take: TakeStep | No
         state.step += 1
         state.samples += part.samples
         state.within += part.samples
+        meter.samples += part.samples
+        if console is not None:
+            console.step = state.step
         number = state.position.steps
         if number == 1:
             # The optimizer has its state from here on, so the size of a checkpoint is known.
@@ -194,7 +199,10 @@ def train_epoch(training: Training, console: Console | None, take: TakeStep | No
             stop_if_not_finite(state, runtime)
         if values is not None and console is not None and number % settings.log_interval == 0:
             console.say(f"epoch {state.epoch + 1}  step {number}/{steps}  loss {float(values['loss']):.4f}")
-        between_steps(settings.save_every, state, runtime)
+        if number % settings.log_interval == 0 or number == steps:
+            meter.tell(state, training.modalities)
+        with meter.saving():
+            between_steps(settings.save_every, state, runtime)
     return state.averages.read(training.modalities)
 
 

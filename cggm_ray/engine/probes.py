@@ -214,6 +214,11 @@ class ProbeRuntime:
         """Returns whether a stop was requested, as far as this worker knows."""
         return self._inner.stop_requested()
 
+    measures = False
+
+    def measure(self, values: Mapping[str, float]) -> None:
+        """Does nothing."""
+
 
 def _probe(training: Training, steps: int) -> Training:
     """Returns a run of one epoch with so many steps, on the data of another and by joint training.

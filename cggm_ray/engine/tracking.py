@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from cggm_ray.core.console import show
+from cggm_ray.core.console import form, show
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.mirrored import in_urls
 from cggm_ray.core.optional import check_installed, is_installed
@@ -86,14 +86,19 @@ class TensorBoard:
 
 
 class Console:
-    """Prints lines and keeps them in `train.log`."""
+    """Prints lines and keeps them in `train.log`.
+
+    Attributes:
+        step: optimizer steps of the run so far, where they are known; lines of `--log_format json` have it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / LOG
+        self.step: int | None = None
 
     def say(self, line: str) -> None:
         """Prints and keeps one line."""
-        line = in_urls(line)
+        line = form().line(in_urls(line), self.step)
         show(line)
         with self._path.open("a") as file:
             file.write(line + "\n")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
+from datetime import datetime
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from cggm_ray.core.console import print_result, quiet, show
+from cggm_ray.core.console import JSON, Form, print_result, printing, quiet, show
+from cggm_ray.engine.tracking import LOG, Console
 
 LINES = (
     "standardise auto: on",
@@ -48,3 +52,28 @@ def test_a_terminal_has_lines(capsys: pytest.CaptureFixture[str]) -> None:
     for line in LINES:
         show(line)
     assert capsys.readouterr().out.splitlines() == list(LINES)
+
+
+def test_lines_of_json_have_time_run_rank_and_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with printing(False, Form(JSON, "first", 0)):
+        print("two\nlines")
+        said = Console(tmp_path)
+        said.step = 7
+        said.say("epoch 1/2  loss 0.5")
+    print("as ever")
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last == "as ever"
+    found = [json.loads(line) for line in lines]
+    assert [line["message"] for line in found] == ["two", "lines", "epoch 1/2  loss 0.5"]
+    assert [line["step"] for line in found] == [None, None, 7]
+    assert all(line["run"] == "first" and line["rank"] == 0 for line in found)
+    assert all(datetime.fromisoformat(line["time"]).tzinfo is not None for line in found)
+    # The driver prints what a worker wrote as it is.
+    assert (tmp_path / LOG).read_text().splitlines() == lines[-1:]
+
+
+def test_a_quiet_command_prints_its_result_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    with printing(True, Form(JSON, "first")):
+        print("not this")
+        print_result("a\nb")
+    assert [json.loads(line)["message"] for line in capsys.readouterr().out.splitlines()] == ["a", "b"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from ray.train import UserCallback
 
+from cggm_ray.core.console import form, use_form
 from cggm_ray.distributed.cluster import own_error
 from cggm_ray.engine.tracking import Console
 
@@ -22,7 +23,7 @@ class Failures(UserCallback):
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self._form = folder, form()
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Reports the errors of a group, by rank.
@@ -39,4 +40,5 @@ class Failures(UserCallback):
             text = (str(error).strip() or type(error).__name__).splitlines()[-1]
             # The controller may be on a node that has not had this run before.
             self._folder.mkdir(parents=True, exist_ok=True)
+            use_form(self._form)
             Console(self._folder).say(f"worker {rank} failed: {text}")

@@ -16,6 +16,7 @@ from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from cggm_ray.core.console import Form, use_form
 from cggm_ray.core.errors import TrainingError
 from cggm_ray.data.shards.opening import print_taken
 from cggm_ray.distributed.cluster import connect, cpus_per_worker, joins, own_error
@@ -24,6 +25,7 @@ from cggm_ray.distributed.data.statistics import map_shards_with_ray
 from cggm_ray.distributed.storage import check_shared
 from cggm_ray.distributed.train.failures import Failures
 from cggm_ray.distributed.train.runtime import STOP, RayRuntime
+from cggm_ray.distributed.waiting import saying_what_is_missing
 from cggm_ray.engine.assembly import prepare_data
 from cggm_ray.engine.checkpoints import Checkpoints, storage_errors
 from cggm_ray.engine.configuration import Config
@@ -67,7 +69,12 @@ def run_on_ray(config: Config, folder: Path, stop_request: StopRequest) -> Resul
         mirror.push()
         print_taken(shards)
         try:
-            with following(folder), stopping_workers(folder, stop_request), storage_errors(Checkpoints(folder)):
+            with (
+                saying_what_is_missing(),
+                following(folder),
+                stopping_workers(folder, stop_request),
+                storage_errors(Checkpoints(folder)),
+            ):
                 trainer(config, shards, folder, cpus).fit()
         except Exception as error:
             raise own_error(error) or TrainingError(f"{folder}: the run failed: {error}") from error
@@ -184,6 +191,7 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
     adopt(arguments["own"])
     folder = Path(arguments["folder"])
     runtime = RayRuntime(folder, config.run)
+    use_form(Form(config.run.log_format, folder.name, runtime.rank))
     with mirror_of(folder).taking_part(runtime.rank == 0):
         _train_on_worker(arguments, config, folder, runtime)
 

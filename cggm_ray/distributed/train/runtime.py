@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import ray.train
 import ray.train.torch
 
+from cggm_ray.distributed.metrics import Gauges
 from cggm_ray.engine.runtime import GroupRuntime, Record, RunConfig
 from cggm_ray.engine.stopping import Notice
 from cggm_ray.storage.mirror import mirror_of
@@ -31,8 +33,15 @@ class RayRuntime(GroupRuntime):
     def __init__(self, folder: Path, config: RunConfig) -> None:
         context = ray.train.get_context()
         self._mirror = mirror_of(folder)
+        self._gauges = Gauges(folder.name, context.get_world_rank())
         device = ray.train.torch.get_device()
         super().__init__(context.get_world_rank(), context.get_world_size(), device, folder, config, PERIOD)
+
+    measures = True
+
+    def measure(self, values: Mapping[str, float]) -> None:
+        """Sets the gauges of this worker."""
+        self._gauges.set(values)
 
     def publish(self, record: Record) -> None:
         """Reports the metrics of an epoch to Ray Train, from the thread that trains."""

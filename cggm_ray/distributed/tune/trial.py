@@ -19,9 +19,11 @@ import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from cggm_ray.core.console import Form, use_form
 from cggm_ray.core.errors import CggmError, StorageError, TrainingError
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.distributed.cluster import own_error
+from cggm_ray.distributed.metrics import Gauges
 from cggm_ray.distributed.train.launch import trainer
 from cggm_ray.engine.assembly import with_batch_size
 from cggm_ray.engine.budget import budget_of
@@ -122,6 +124,7 @@ def train_trial(config: dict[str, Any], study: Study) -> None:
 
 
 def _train_trial(study: Study, trial: Trial) -> None:
+    use_form(Form(trial.config.run.log_format, f"{study.folder.name}/{trial.name}", 0))
     torch.set_num_threads(study.resources.cpu)
     over = read_record(trial).over
     if study.exchanges:
@@ -202,6 +205,13 @@ class TrialRuntime(LocalRuntime):
     def __init__(self, folder: Path, study: Study) -> None:
         super().__init__(folder, _process(study))
         self._exchanges = study.exchanges
+        self._gauges = Gauges(f"{study.folder.name}/{folder.name}", 0)
+
+    measures = True
+
+    def measure(self, values: Mapping[str, float]) -> None:
+        """Sets the gauges of this trial."""
+        self._gauges.set(values)
 
     def report(self, record: Record, content: Callable[[], Content]) -> None:
         """See `Runtime`. Where trials hand checkpoints to each other, Tune decides before the next step."""

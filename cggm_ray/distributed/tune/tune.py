@@ -23,6 +23,7 @@ import functools
 import logging
 import os
 import random
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,6 +39,7 @@ from cggm_ray.distributed.cluster import connect, nodes_later, nodes_now, own_er
 from cggm_ray.distributed.data.statistics import share_statistics
 from cggm_ray.distributed.tune.draws import domain
 from cggm_ray.distributed.tune.trial import NUMBER, Study, train_trial
+from cggm_ray.distributed.waiting import saying_what_is_missing
 from cggm_ray.storage.mirror import mirror_of
 from cggm_ray.studies.parameters import Values
 from cggm_ray.studies.space import Search, suggest
@@ -52,6 +54,8 @@ TUNE_SETTINGS = {
     # The newer output prints a banner at any verbosity.
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+EVERY = 30.0
+"""Seconds after which a line about a running trial is printed again."""
 BETTER = "best_value"
 """What schedulers and searchers compare: the best validation value so far, since that epoch's checkpoint is kept."""
 
@@ -111,7 +115,8 @@ def run_trials(study: Study, search: Search | None, mode: str) -> list[Trial]:
         ),
     )
     try:
-        tuner.fit()
+        with saying_what_is_missing():
+            tuner.fit()
     except Exception as error:
         raise own_error(error) or TrainingError(f"{study.folder}: the study failed: {error}") from error
     mirror.join()
@@ -129,6 +134,7 @@ class Watch(tune.Callback):
         self._total = f"/{total}" if study.minutes is None else ""
         self._seen = {trial.number: trial for trial in study.trials}
         self._told = {trial.name for trial in study.trials if read_record(trial).over}
+        self._lines: dict[str, float] = {}
 
     def trials(self) -> list[Trial]:
         """All trials of the study, in order."""
@@ -138,6 +144,17 @@ class Watch(tune.Callback):
         """Takes a trial that the searcher made, or that has other values now."""
         found = self._study.trial(str(trial), trial.config)
         self._seen[found.number] = found
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Prints a line about a trial from which nothing was heard for a while."""
+        now = time.monotonic()
+        if now - self._lines.setdefault(str(trial), now) >= EVERY and BETTER in result:
+            self._lines[str(trial)] = now
+            name = self._study.trial(str(trial), trial.config).name
+            best = f"best {result[BETTER]:.4f} at {result['best_epoch']:.0f}"
+            print(f"{name}  epoch {result['epoch']:.0f}  {best}", flush=True)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial that has not said so itself was stopped by the scheduler; one that came too late still waits."""

@@ -1,0 +1,70 @@
+"""What a run measures of itself while it trains, for whoever looks at it from outside."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from cggm_ray.engine.runtime import Runtime
+from cggm_ray.engine.state import TrainState
+
+T = TypeVar("T")
+
+
+class Meter:
+    """Measures an epoch of a worker. Where nobody looks, it reads no numbers from the device.
+
+    Attributes:
+        samples: of the global batches so far.
+
+    Args:
+        runtime: receives the numbers.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.samples = 0
+        self._runtime = runtime
+        self._began = time.perf_counter()
+        self._data = self._saves = 0.0
+
+    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yields the batches, and measures how long the loop waits for them."""
+        source = iter(batches)
+        while True:
+            start = time.perf_counter()
+            try:
+                batch = next(source)
+            except StopIteration:
+                return
+            self._data += time.perf_counter() - start
+            yield batch
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Measures how long the loop waits for saves and for the other workers between two steps."""
+        start = time.perf_counter()
+        yield
+        self._saves += time.perf_counter() - start
+
+    def tell(self, state: TrainState, modalities: Sequence[str]) -> None:
+        """Gives the runtime the means of the epoch so far: loss, coefficients, speed, and shares of time that were waited.
+
+        Args:
+            state: of the run.
+            modalities: their names in order.
+        """
+        if not self._runtime.measures:
+            return
+        seconds = max(1e-9, time.perf_counter() - self._began)
+        self._runtime.measure(
+            {
+                **state.averages.read(modalities),
+                "epoch": float(state.epoch + 1),
+                "step": float(state.step),
+                "samples_per_second": self.samples / seconds,
+                "waits_for_data_seconds": self._data,
+                "waits_between_steps_seconds": self._saves,
+            }
+        )
