@@ -160,6 +160,11 @@ class Outcome:
     lines: Sequence[dict[str, float | None]]
 
     @property
+    def last(self) -> Outcome:
+        """The outcome without the history before its last epoch."""
+        return dataclasses.replace(self, lines=self.lines[-1:])
+
+    @property
     def epochs(self) -> int:
         """Number of trained epochs."""
         return int(self.lines[-1]["epoch"] or 0) if self.lines else 0
@@ -188,10 +193,13 @@ def ranked(found: Sequence[Outcome], mode: str) -> list[Outcome]:
     return sorted(scored, key=lambda outcome: (outcome.best or 0.0) * (1 if mode == "min" else -1))
 
 
-def prune(found: Sequence[Outcome], mode: str, kept: int) -> None:
-    """Removes the checkpoints of trials that are over, but for those of the best `kept` trials."""
+def prune(found: Sequence[Outcome], mode: str, kept: int) -> set[str]:
+    """Removes the checkpoints of trials that are over, but for those of the best `kept` trials; returns their names."""
     best = {outcome.record.name for outcome in ranked(found, mode)[:kept]}
+    removed = set()
     for outcome in found:
         if outcome.record.over and outcome.record.name not in best:
             with suppress(OSError):
                 mirror_of(outcome.folder).remove(outcome.folder / CHECKPOINTS)
+                removed.add(outcome.record.name)
+    return removed

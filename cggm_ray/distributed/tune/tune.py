@@ -40,7 +40,9 @@ from cggm_ray.distributed.data.statistics import share_statistics
 from cggm_ray.distributed.tune.draws import domain
 from cggm_ray.distributed.tune.trial import NUMBER, Study, train_trial
 from cggm_ray.distributed.waiting import saying_what_is_missing
+from cggm_ray.engine.checkpoints import CHECKPOINTS
 from cggm_ray.storage.mirror import mirror_of
+from cggm_ray.storage.plain import Plain
 from cggm_ray.studies.parameters import Values
 from cggm_ray.studies.space import Search, suggest
 from cggm_ray.studies.store import FAILED, RUNNING, STOPPED, WAITING, Trial, ended, outcomes, prune, read_record
@@ -133,7 +135,15 @@ class Watch(tune.Callback):
         total = len(study.trials) if search is None or search.searcher != "optuna" else search.drawn
         self._total = f"/{total}" if study.minutes is None else ""
         self._seen = {trial.number: trial for trial in study.trials}
-        self._told = {trial.name for trial in study.trials if read_record(trial).over}
+        over = [outcome.last for outcome in outcomes(study.trials) if outcome.record.over]
+        self._told = {outcome.record.name for outcome in over}
+        # The end of a trial may take no longer where many trials have ended before it, so only these are looked at then: those
+        # that run, and those that are over and may have checkpoints.
+        self._running: dict[str, Trial] = {}
+        local = type(mirror_of(study.folder)) is Plain
+        self._with_checkpoints = {
+            outcome.record.name: outcome for outcome in over if not local or (outcome.folder / CHECKPOINTS).exists()
+        }
         self._lines: dict[str, float] = {}
 
     def trials(self) -> list[Trial]:
@@ -143,7 +153,7 @@ class Watch(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Takes a trial that the searcher made, or that has other values now."""
         found = self._study.trial(str(trial), trial.config)
-        self._seen[found.number] = found
+        self._seen[found.number] = self._running[found.name] = found
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -158,7 +168,9 @@ class Watch(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial that has not said so itself was stopped by the scheduler; one that came too late still waits."""
-        if read_record(self._study.trial(str(trial), trial.config)).status == WAITING:
+        found = self._study.trial(str(trial), trial.config)
+        mirror_of(found.folder).join()
+        if read_record(found).status == WAITING:
             return
         self._over(trial, STOPPED, None)
 
@@ -180,15 +192,14 @@ class Watch(tune.Callback):
         self._ended(trial, status, error)
 
     def _ended(self, trial: Trial, status: str, error: str | None) -> None:
+        mirror_of(trial.folder).join()
         record = ended(trial, status, error)
+        self._running.pop(trial.name, None)
         if trial.name in self._told:
             return
         self._told.add(trial.name)
-        mirror_of(self._study.folder).join()
-        found = outcomes(self.trials())
-        done = sum(outcome.record.over for outcome in found)
-        line = f"[{done}{self._total}] {trial.name} {record.status}"
-        (outcome,) = (o for o in found if o.record.name == trial.name)
+        (outcome,) = outcomes([trial])
+        line = f"[{len(self._told)}{self._total}] {trial.name} {record.status}"
         if record.error is not None:
             line += f": {record.error}"
         elif outcome.best is not None:
@@ -196,7 +207,10 @@ class Watch(tune.Callback):
         print(line, flush=True)
         if self._study.kept is not None:
             # Not those of this trial: its process may still be writing one.
-            prune([o for o in found if o.record.name != trial.name], self._mode, self._study.kept)
+            others = [*self._with_checkpoints.values(), *outcomes(list(self._running.values()))]
+            for name in prune(others, self._mode, self._study.kept):
+                self._with_checkpoints.pop(name, None)
+            self._with_checkpoints[trial.name] = outcome.last
 
 
 class Generations(PopulationBasedTraining):
@@ -321,8 +335,13 @@ def trial_resources(study: Study) -> dict[str, float]:
 
 
 def _param_space(study: Study, search: Search | None) -> dict[str, Any]:
-    """Numbers of the trials, and for population based training their values, which it then moves."""
-    space: dict[str, Any] = {NUMBER: tune.grid_search([trial.number for trial in study.trials])}
+    """Numbers of the trials, and for population based training their values, which it then moves.
+
+    Where no scheduler compares trials, those that are over need not tell it what they did.
+    """
+    alone = search is None or search.scheduler.name == "none"
+    numbers = [trial.number for trial in study.trials if not (alone and read_record(trial).over)]
+    space: dict[str, Any] = {NUMBER: tune.grid_search(numbers)}
     if search is not None and study.exchanges:
         for parameter in search.space:
             values = [trial.values[parameter.key] for trial in study.trials]
