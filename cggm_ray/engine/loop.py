@@ -19,6 +19,7 @@ from cggm_ray.data.loading.sampler import with_given
 from cggm_ray.engine.evaluation import Observer, evaluate
 from cggm_ray.engine.graph import DeviceRates, GraphStep, TakeStep, Values, against_graph
 from cggm_ray.engine.guards import step_or_skip, stop_if_not_finite
+from cggm_ray.engine.header import header
 from cggm_ray.engine.inputs import unequal_gradients
 from cggm_ray.engine.meter import Meter
 from cggm_ray.engine.opening import Training
@@ -58,6 +59,7 @@ def _train(training: Training) -> None:
     console = Console(training.folder) if runtime.rank == 0 else None
     trackers: list[Tracker] = []
     if console is not None:
+        console.say("\n".join(header(training)))
         metric = state.best.metric
         trackers = default_trackers(
             config.run.trackers,

@@ -53,7 +53,9 @@ class Picture:
 def text(value: object) -> str:
     """A value as the text of a cell."""
     if isinstance(value, float):
-        return f"{value:.6g}" if math.isfinite(value) else "not finite"
+        if not math.isfinite(value):
+            return "not finite"
+        return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):

@@ -99,6 +99,13 @@ def _page(runs: Sequence[RunRecord], drawn: dict[str, bytes]) -> str:
 def _results(runs: Sequence[RunRecord]) -> html.Table:
     """The metrics of all runs."""
     names = list(dict.fromkeys(name for run in runs if run.result for name in run.result.test))
+    if len(runs) == 1 and (only := runs[0].result) is not None:
+        # In columns, which a telephone shows whole.
+        pairs: list[list[object]] = [[name, only.valid.get(name), only.test[name]] for name in names]
+        which = f"epoch {only.best_epoch}, the best on validation" if only.best_epoch else "an ensemble"
+        return html.Table(
+            caption=f"Metrics of {which}", head=["metric", "validation", "test"], rows=pairs, name="results"
+        )
     rows: list[list[object]] = []
     for run in runs:
         result, planned = run.result, run.planned
@@ -121,6 +128,8 @@ def _run(run: RunRecord, drawn: dict[str, bytes]) -> dict[str, Any]:
         "finished": run.result is not None,
         "epochs": len(run.lines),
         "planned": run.planned,
+        "verdict": run.contributions.verdict if run.contributions else "",
+        "demonstration": run.config.data.data_path is None,
         "notes": run.notes,
         "search": tried.searched(run.search, run.choice) if run.search else None,
         "ensemble": tried.ensemble(run.ensemble) if run.ensemble else None,

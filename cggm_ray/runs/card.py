@@ -219,7 +219,8 @@ def _contributions(folder: Path, result: Result) -> str:
         return f"{table}\n\n{len(found.missing)} subsets were not scored."
     values = ", ".join(f"{name} {value:.4f}" for name, value in found.shapley.items())
     degree = f"Imbalance degree: {found.imbalance:.2f} of 1."
-    return f"{table}\n\nShapley values, positive where a modality helps: {values}. {degree}"
+    verdict = f"{found.verdict}\n\n" if found.verdict else ""
+    return f"{verdict}{table}\n\nShapley values, positive where a modality helps: {values}. {degree}"
 
 
 def _training(folder: Path, config: Config) -> str:

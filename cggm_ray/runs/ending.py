@@ -6,6 +6,7 @@ are left.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from cggm_ray.core.errors import one_line
@@ -36,7 +37,7 @@ def after_test(training: Training, result: Result) -> None:
         if runtime.rank == 0:
             Console(folder).say(line)
 
-    say(table(result))
+    say(table(result, {name: training.task.better(name) for name in result.test}))
     if runtime.rank == 0:
         draw_pictures(training)
     if config.run.report and config.run.contributions_seconds:
@@ -78,9 +79,18 @@ def draw_pictures(training: Training) -> None:
         say(listing({"pictures": folder}))
 
 
-def table(result: Result) -> str:
-    """Returns the metrics of validation and test side by side, and the paths of the results."""
-    rows = [[name, result.valid[name], result.test[name]] for name in result.test]
+def table(result: Result, better: Mapping[str, str] | None = None) -> str:
+    """Returns the metrics of validation and test side by side, and the paths of the results.
+
+    Args:
+        result: of the run.
+        better: metric to 'min' or 'max', which is shown as an arrow; None where it is not known.
+    """
+    arrows = {"min": " ↓", "max": " ↑"}
+    rows = [
+        [name + arrows.get((better or {}).get(name, ""), ""), result.valid[name], result.test[name]]
+        for name in result.test
+    ]
     places = {
         "configuration": CONFIG,
         "metrics by epoch": METRICS,

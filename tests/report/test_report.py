@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -112,13 +114,25 @@ def test_a_run_leaves_its_page(storage: Path) -> None:
     assert page.tags["img"] == len(names)
     summary = json.loads((storage / "one" / "summary.json").read_text())
     for split in ("valid", "test"):
-        assert f"{summary[split]['mae']:.6g}" in page.text
+        assert f"{summary[split]['mae']:.4f}" in page.text
     balance = json.loads((storage / "one" / "balance.json").read_text())
     for value in balance["shapley"].values():
-        assert f"{value:.6g}" in page.text
+        assert (f"{value:.4f}" if abs(value) >= 1e-3 else f"{value:.4g}") in page.text
     alternatives = [found["alt"] or "" for tag, found in page.attributes if tag == "img"]
     assert f"The best epoch is {summary['best_epoch']}." in alternatives[0]
+    # What the modalities do is said first, and the data of a person is not called generated.
+    (verdict,) = re.findall(r'<p class="verdict">(.*?)</p>', (storage / "one" / "report" / "report.html").read_text())
+    assert (
+        "from " + f"{_score(balance, [])} without any modality to {_score(balance, ['text', 'audio', 'vision'])}"
+        in verdict
+    )
+    assert "demonstration data" not in page.text
     assert not (storage / "two" / "report").exists()
+
+
+def _score(balance: dict[str, Any], present: list[str]) -> str:
+    (score,) = [line["score"] for line in balance["scores"] if line["present"] == present]
+    return f"{score:.4f}"
 
 
 def test_several_runs_are_told_apart_by_their_configuration(

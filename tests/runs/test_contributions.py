@@ -88,6 +88,30 @@ def test_the_imbalance_degree() -> None:
     assert imbalance_degree([2.0, -2.0]) == 1
 
 
+@pytest.mark.parametrize(
+    ("alone", "said"),
+    [
+        (
+            {"a": 0.9, "b": 0.05},
+            "A does nearly all: validation accuracy goes from 0.0000 without any modality to 0.9500 with all",
+        ),
+        ({"a": 0.6, "b": 0.3}, "A does most: "),
+        ({"a": 0.5, "b": 0.4}, "All modalities contribute: "),
+        ({"a": 0.5, "b": -0.1}, "of which a 125%, b -25% (Shapley values). With b it is worse than without."),
+        ({"a": -0.1, "b": 0.0}, "The network has learned nothing from its modalities: "),
+    ],
+)
+def test_the_verdict_says_who_does_the_work(alone: dict[str, float], said: str) -> None:
+    """Scores of modalities that add up, so that each Shapley value is the score alone."""
+    sums = {subset: sum(alone[name] for name in subset) for subset in subsets(tuple(alone))}
+    found = Contributions(metric="accuracy", better="max", split="valid", epoch=1, modalities=tuple(alone), scores=sums)
+    assert said in found.verdict
+    lost = Contributions(
+        metric="accuracy", better="max", split="valid", epoch=1, modalities=tuple(alone), scores={frozenset(): 0.0}
+    )
+    assert lost.verdict == ""
+
+
 def test_too_many_modalities() -> None:
     with pytest.raises(UsageError, match=r"modalities: found 11, which have 2048 subsets; expected at most 10"):
         subsets([str(number) for number in range(MOST_MODALITIES + 1)])

@@ -49,7 +49,7 @@ def check_finished(run: Path, before: list[str], after: str) -> None:
     table = before.index("best epoch 1")
     assert before[table + 1].split() == ["valid", "test"]
     summary = json.loads((run / "summary.json").read_text())
-    row = ["dice_mean", *(f"{summary[split]['dice_mean']:.4f}" for split in ("valid", "test"))]
+    row = ["dice_mean", "↑", *(f"{summary[split]['dice_mean']:.4f}" for split in ("valid", "test"))]
     assert row in [line.split() for line in before]
     assert f"{run} is finished; what was left to do after the test was left out" in after
     assert "drawing the report" not in after
