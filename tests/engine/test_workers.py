@@ -21,7 +21,7 @@ from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.sequence import sequence_guides, sequence_net
 from cggm_ray.tasks import Classification, Regression, Segmentation, Task
 
-SAMPLES, BATCH, STEPS = 22, 5, 20
+SAMPLES, BATCH, STEPS = 22, 5, 10
 MODALITIES = {"text": 6, "audio": 4, "vision": 3}
 RULES = [
     {"modulation": "cggm", "coefficients": coefficients, "direction": direction}
@@ -81,7 +81,7 @@ def problem(kind: str, config: Config) -> tuple[Task, MultimodalNet, dict[str, n
 
 
 def run_scenario(kind: str, rule: dict[str, str], runtime: LocalRuntime, accumulate: int = 1) -> dict[str, Any]:
-    """Twenty steps; the parameters at the end and the coefficients of every step."""
+    """Ten steps; the parameters at the end and the coefficients of every step."""
     dropouts = {f"{name}_dropout": 0 for name in ("attn", "relu", "embed", "res", "out")}
     size = {"nlevels": 3, "cls_layers": 1, "num_heads": 2, "proj_dim": 8, "batch_size": BATCH, "accumulate": accumulate}
     config = Config().replace({**rule, **dropouts, **size})

@@ -60,7 +60,9 @@ def test_two_and_two_epochs_are_four(tmp_path: Path, name: str) -> None:
     assert len({line["train/loss"] for line in records}) == 4
 
 
-@pytest.mark.parametrize("name", serving(Classification))
+@pytest.mark.parametrize(
+    "name", [n if n == "cggm" else pytest.param(n, marks=pytest.mark.slow) for n in serving(Classification)]
+)
 def test_classification_of_features(tmp_path: Path, name: str) -> None:
     data = as_npz(tmp_path, arrays(60))
     recipe = config(tmp_path, data, "words,face,age", split="part")
