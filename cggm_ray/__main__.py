@@ -97,6 +97,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--format", choices=FORMATS, help="pt2, torch.export's, or onnx; default by the ending of --out, else pt2"
     )
     one.set_defaults(do=_export)
+    one = commands.add_parser("serve", help="answer requests over HTTP with a run, by Ray Serve")
+    one.add_argument("run", type=run_place, help="folder or URL of the run")
+    one.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all [127.0.0.1]")
+    one.add_argument("--port", type=int, default=8000, help="0 takes a free one [8000]")
+    one.add_argument("--replicas", type=int, default=1, help="processes that hold the network [1]")
+    one.add_argument("--cpus", type=int, default=1, help="of each replica [1]")
+    one.add_argument("--use_gpu", action="store_true", help="one GPU for each replica")
+    one.add_argument("--max_body", type=int, default=16, help="largest body of a request in MiB [16]")
+    one.add_argument("--max_samples", type=int, default=256, help="most samples in a request [256]")
+    one.add_argument("--max_batch", type=int, default=32, help="most requests that are predicted together [32]")
+    one.set_defaults(do=_serve)
     one = commands.add_parser("publish", help="copy a finished run into a storage, under its own name")
     one.add_argument("run", type=run_place, help="folder or URL of the run")
     one.add_argument("url", help="of the storage; a path is a local or mounted folder")
@@ -194,6 +205,28 @@ def _export(arguments: argparse.Namespace) -> int:
         f"{shown(done.path)}: equal to the network on {done.samples} validation samples, up to {done.difference:.1e} of the "
         "largest output"
     )
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from cggm_ray.commands.serve import check_serve, serve_run
+
+    check_serve()
+    for name in ("replicas", "cpus", "max_body", "max_samples", "max_batch"):
+        if getattr(arguments, name) < 1:
+            raise UsageError(f"{name}: found {getattr(arguments, name)}; expected a whole number of at least 1")
+    from cggm_ray.distributed.serve.service import ServiceOptions
+
+    options = ServiceOptions(
+        replicas=arguments.replicas,
+        cpus=arguments.cpus,
+        gpus=int(arguments.use_gpu),
+        body=arguments.max_body * 2**20,
+        samples=arguments.max_samples,
+        batch=arguments.max_batch,
+    )
+    with at_hand(arguments.run) as run:
+        serve_run(run, arguments.host, arguments.port, options)
     return 0
 
 

@@ -290,7 +290,8 @@ def _limits(folder: Path, config: Config, task: Task, modalities: Sequence[str])
     lines += [
         "How the network does on data of another source, time or group of persons was not measured.",
         *([] if isinstance(task, Regression) else ["Probabilities are those of the network and were not calibrated."]),
-        f"It was trained with {_listed(modalities)}; a sample may lack one of them only if samples of the training data did.",
+        f"It was trained with {_listed(modalities)}. It predicts samples that lack some of them, but well only if samples of "
+        "the training data lacked them too.",
     ]
     if recorded_registrations(folder):
         lines.append("It needs Python files of the person who trained it, which `data.json` names and loading imports.")

@@ -166,6 +166,28 @@ def open_new(
     return _opened(folder, config, result, dataset, shards, open_manifest(shards), trained, sources)
 
 
+def open_without_data(folder: Path, *, gpu: bool = True) -> FinishedRun:
+    """Reads a finished run to predict samples that come from elsewhere; neither its data nor its shards are needed.
+
+    Args:
+        folder: of the run; it stands in the place of the shards, which there are none of.
+        gpu: whether one may be used.
+
+    Raises:
+        UsageError: the folder holds no finished run, or one that recorded nothing of its data.
+        TrainingError: the checkpoint is damaged.
+    """
+    folder = folder.absolute()
+    config, result = read_run(folder)
+    _check_checkpoints(folder)
+    trained = recorded_manifest(folder)
+    if trained is None:
+        raise UsageError(f"{folder} is a run of an earlier version, which recorded nothing of its data; train it again")
+    config = with_classes(config, trained)
+    dataset = build_dataset(config, trained.dataset)
+    return _opened(folder, config, result, dataset, folder, trained, trained, (), gpu=gpu)
+
+
 def _converted_again(folder: Path, config: Config, write: WriteShards) -> Manifest:
     """Returns the manifest of the data of a run of an earlier version, which recorded nothing of it.
 

@@ -106,7 +106,7 @@ class Features(Dataset):
     """Any modalities whose features are in a file."""
 
     name = "features"
-    converter = 2
+    converter = 3
     network = "shaped"
     Options = FeatureOptions
 
@@ -230,6 +230,10 @@ class Features(Dataset):
         self._notes = {"kinds": kinds, "classes": None if classes is None else list(classes), "sentiment": sentiment}
         ragged = [name for name in names if any(name in table.steps for table in tables.values())]
         self._notes["masked"] = sorted({*ragged, *lengths})
+        # What brings samples in another form must know that these are scaled.
+        self._notes["bytes"] = sorted(
+            {n for part in splits.values() for n, v in part.inputs.items() if v.dtype == np.uint8}
+        )
         known = about | {*names, *lengths.values()}
         self._notes["taken"] = block(
             str(self._root),

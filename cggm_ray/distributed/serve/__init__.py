@@ -1,0 +1,1 @@
+"""Ray Serve: a finished run as a service over HTTP."""

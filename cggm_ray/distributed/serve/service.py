@@ -1,0 +1,159 @@
+"""The HTTP service of a run: POST /predict, GET /schema, GET /health, by Ray Serve.
+
+Requests that come at the same time are predicted in one batch. Bad input is answered by a status of 4xx and one line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import serve
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from cggm_ray.core.errors import CggmError, DataError, one_line
+from cggm_ray.data.requests.base import Sample
+from cggm_ray.distributed.serve.predictor import Answer, Predictor
+from cggm_ray.engine.own_code import Entry, adopt
+from cggm_ray.storage.mirror import mirror_of
+
+ROUTES = {"/predict": "POST", "/schema": "GET", "/health": "GET"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceOptions:
+    """What a service may do.
+
+    Attributes:
+        replicas: processes that hold the network.
+        cpus: of each, whole.
+        gpus: of each, 0 or 1.
+        body: largest body of a request in bytes.
+        samples: most samples of a request.
+        batch: most requests that are predicted together.
+        wait: seconds that a request waits for others.
+        queue: most requests that a replica holds; more are answered by 503.
+    """
+
+    replicas: int = 1
+    cpus: int = 1
+    gpus: int = 0
+    body: int = 16 * 2**20
+    samples: int = 256
+    batch: int = 32
+    wait: float = 0.005
+    queue: int = 256
+
+
+class Refusal(Exception):
+    """A request that is not answered.
+
+    Args:
+        status: of HTTP.
+        reason: one line.
+    """
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+class Service:
+    """A replica.
+
+    Args:
+        folder: of the run.
+        options: of the service.
+        own: entries from user files.
+    """
+
+    def __init__(self, folder: Path, options: ServiceOptions, own: tuple[Entry, ...]) -> None:
+        adopt(own)
+        torch.set_num_threads(max(1, options.cpus))
+        mirror_of(folder).join()
+        self._options, self._name = options, folder.name
+        predictor = Predictor(folder, gpu=options.gpus > 0)
+
+        async def together(requests: list[Any]) -> list[Any]:
+            # In a thread, so that the replica goes on answering health checks.
+            return await asyncio.to_thread(predictor.each, requests)
+
+        decorate: Any = serve.batch(max_batch_size=options.batch, batch_wait_timeout_s=options.wait)
+        self._predictor, self._batched = predictor, decorate(together)
+
+    async def __call__(self, request: Request) -> Response:
+        """Answers a request."""
+        try:
+            return JSONResponse(await self._respond(request))
+        except Refusal as refusal:
+            allowed = {"Allow": ROUTES[request.url.path]} if refusal.status == 405 else None
+            return JSONResponse({"error": refusal.reason}, refusal.status, allowed)
+        except CggmError as error:
+            return JSONResponse({"error": str(error)}, 500)
+
+    async def _respond(self, request: Request) -> dict[str, Any]:
+        path = request.url.path
+        if path not in ROUTES:
+            raise Refusal(404, f"{one_line(path)}: not found; available: {', '.join(ROUTES)}")
+        if request.method != ROUTES[path]:
+            raise Refusal(405, f"{path}: found {one_line(request.method)}; expected {ROUTES[path]}")
+        if path == "/health":
+            return {"status": "ok", "run": self._name}
+        if path == "/schema":
+            return self._predictor.form.schema(self._options.samples)
+        samples = self._samples(await self._body(request))
+        answers: list[Answer] | DataError = await self._batched(samples)
+        if isinstance(answers, DataError):
+            raise Refusal(422, str(answers))
+        return {"predictions": answers}
+
+    async def _body(self, request: Request) -> bytes:
+        """Reads the body, but never more of it than is allowed."""
+        parts, size = [], 0
+        async for part in request.stream():
+            size += len(part)
+            if size > self._options.body:
+                raise Refusal(413, f"the body is larger than {self._options.body} bytes (--max_body)")
+            parts.append(part)
+        return b"".join(parts)
+
+    def _samples(self, body: bytes) -> list[Sample]:
+        try:
+            content = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise Refusal(400, f"the body is no JSON: {one_line(str(error))}") from None
+        if not isinstance(content, dict) or set(content) != {"samples"}:
+            raise Refusal(422, 'expected {"samples": [...]}; GET /schema says what a sample is')
+        try:
+            samples = self._predictor.form.check(content["samples"])
+        except DataError as error:
+            raise Refusal(422, str(error)) from None
+        if len(samples) > self._options.samples:
+            raise Refusal(
+                413, f"samples: found {len(samples)}; expected at most {self._options.samples} (--max_samples)"
+            )
+        return samples
+
+
+def application(folder: Path, options: ServiceOptions, own: tuple[Entry, ...] = ()) -> serve.Application:
+    """Returns the service of a run as an application of Ray Serve, for `serve.run` or a configuration of your own.
+
+    Args:
+        folder: of the run, on storage that all nodes share.
+        options: of the service.
+        own: entries from user files (`engine.own_code.entries`).
+    """
+    deployed: Any = serve.deployment(
+        name="cggm",
+        num_replicas=options.replicas,
+        max_ongoing_requests=options.queue,
+        max_queued_requests=options.queue,
+        ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
+    )(Service)
+    found: serve.Application = deployed.bind(folder, options, own)
+    return found
