@@ -31,7 +31,7 @@ from cggm_ray.engine.configuration import Config, default_networks, default_stra
 from cggm_ray.engine.own_code import check_not_importing, import_file
 from cggm_ray.engine.presets import QUICK_NETWORK, RELEASED, SEARCHED, configured, sizes_among
 from cggm_ray.recipes.base import search_file
-from cggm_ray.strategies.registry import STRATEGIES
+from cggm_ray.strategies.registry import RECIPE, STRATEGIES
 
 
 def main(
@@ -92,7 +92,7 @@ def _run(recipe: Config, argv: Sequence[str] | None, description: str | None, pr
     elif command.seeds or command.strategies:
         from cggm_ray.commands.compare import compare
 
-        compare(command.config, command.strategies, command.seeds)
+        compare(command.config, command.strategies, command.seeds, command.fixed)
     else:
         run(command.config)
 
@@ -198,7 +198,13 @@ def _strategies(text: str | None) -> tuple[str, ...]:
         return ()
     names = tuple(part.strip() for part in text.split(","))
     for name in names:
-        STRATEGIES.get(name)
+        strategy, _, recipe = name.partition(RECIPE)
+        able = [other for other in STRATEGIES.names() if STRATEGIES.get(other).recipe]
+        if RECIPE in name and (recipe != RELEASED or strategy not in able):
+            raise UsageError(
+                f"flag: compare: found {name!r}; expected a strategy, or {RECIPE}{RELEASED} after one of {', '.join(able)}"
+            )
+        STRATEGIES.get(strategy)
     if len(names) < 2 or len(set(names)) < len(names):
         raise UsageError(f"flag: compare: found {text!r}; expected at least two different strategies")
     return names

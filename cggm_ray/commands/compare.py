@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,7 @@ from cggm_ray.runs.provenance import note_start, versions
 from cggm_ray.runs.result import read_summary
 from cggm_ray.storage.files import write_text
 from cggm_ray.storage.work import shown as shown_place
+from cggm_ray.strategies.registry import values_of
 from cggm_ray.strategies.settings import JOINT
 from cggm_ray.studies.headroom import Headroom
 from cggm_ray.studies.statistics import FEWEST_PAIRS, LEVEL, RESAMPLES, Difference, holm, paired_difference
@@ -53,6 +54,8 @@ from cggm_ray.studies.store import (
 )
 
 BASELINE = JOINT
+SEED = "-seed-"
+"""Stands between the strategy and the seed in the name of a run."""
 MARKDOWN, RUNS, TABLE = "comparison.md", "runs.csv", "comparison.csv"
 
 
@@ -102,13 +105,14 @@ class Results:
         return {name: dataclasses.replace(change, p_holm=corrected[name]) for name, change in found.items()}
 
 
-def compare(config: Config, strategies: Sequence[str], seeds: Sequence[int]) -> None:
+def compare(config: Config, strategies: Sequence[str], seeds: Sequence[int], fixed: Container[str] = ()) -> None:
     """Runs every strategy with every seed, unless the run is finished already, and prints the table.
 
     Args:
         config: of all runs but for strategy and seed; its name is the comparison's.
-        strategies: empty for the configuration's own.
+        strategies: empty for the configuration's own; NAME@released has the recipe of the strategy's official code.
         seeds: empty for the configuration's own.
+        fixed: fields that flags set, which a recipe leaves alone.
 
     Raises:
         UsageError: a run is not valid; nothing was started.
@@ -120,7 +124,7 @@ def compare(config: Config, strategies: Sequence[str], seeds: Sequence[int]) -> 
     config = named(config, "compare" if strategies else "seeds")
     folder = run_folder(config)
     shown = tuple(strategies) or (config.modulation.modulation,)
-    trials = plan_runs(config, folder, shown, tuple(seeds) or (config.train.seed,))
+    trials = plan_runs(config, folder, shown, tuple(seeds) or (config.train.seed,), fixed)
     with printing(config.run.quiet, Form(config.run.log_format, config.run.name)), sole_owner(folder):
         open_folder(config, folder)
         note_start(folder, config, trials[0].shards)
@@ -159,8 +163,7 @@ def headroom_of(config: Config, folder: Path, trials: Sequence[Trial], found: Se
     groups: dict[str, Finished] = {}
     for trial, outcome in zip(trials, found, strict=True):
         if outcome.record.status == FINISHED:
-            strategy = trial.values["modulation"]
-            pair = trial.name.removeprefix(f"{strategy}-")
+            strategy, pair = entry_and_pair(trial.name)
             # Where the runs are stored, and what they were compared for, is no matter of a single one.
             base = dataclasses.replace(trial.config, modulation=config.modulation)
             runs = groups[pair].runs if pair in groups else {}
@@ -168,7 +171,9 @@ def headroom_of(config: Config, folder: Path, trials: Sequence[Trial], found: Se
     return write_headroom(config, folder, list(groups.values()), StopRequest())
 
 
-def plan_runs(config: Config, folder: Path, strategies: Sequence[str], seeds: Sequence[int]) -> list[Trial]:
+def plan_runs(
+    config: Config, folder: Path, strategies: Sequence[str], seeds: Sequence[int], fixed: Container[str] = ()
+) -> list[Trial]:
     """Returns a trial for every strategy, seed and fold, all of them checked; none is started.
 
     Raises:
@@ -181,18 +186,25 @@ def plan_runs(config: Config, folder: Path, strategies: Sequence[str], seeds: Se
     trials: list[Trial] = []
     for fold, part in (fold_runs(config) or {"": config}).items():
         # Before the data is converted: a strategy may not take the flags that were given.
-        runs = [{"modulation": strategy, "seed": seed} for seed in seeds for strategy in strategies]
-        for values in runs:
+        entries = [(seed, strategy) for seed in seeds for strategy in strategies]
+        runs = [(strategy, {**values_of(strategy, fixed), "seed": seed}) for seed, strategy in entries]
+        for _, values in runs:
             part.replace(values, source="compare")
         shards = write(part)
-        for values in runs:
-            name = f"{values['modulation']}-seed-{values['seed']}" + (f"-{fold}" if fold else "")
+        for strategy, values in runs:
+            name = f"{strategy}{SEED}{values['seed']}" + (f"-{fold}" if fold else "")
             trial = make_trial(part, folder, len(trials), name, values, shards)
             check(trial.config, shards)
             if len(strategies) > 1:
                 check_several_modalities(trial.config, shards)
             trials.append(trial)
     return trials
+
+
+def entry_and_pair(name: str) -> tuple[str, str]:
+    """Returns the strategy of a run, with the recipe where it has one, and its seed and fold, from the run's name."""
+    strategy, _, pair = name.partition(SEED)
+    return strategy, f"{SEED}{pair}".removeprefix("-")
 
 
 def check_several_modalities(config: Config, shards: Path) -> None:
@@ -207,8 +219,7 @@ def collect(found: Sequence[Outcome], strategies: Sequence[str], metric: str, be
     values: dict[str, dict[str, dict[str, float]]] = {strategy: {} for strategy in strategies}
     for outcome in found:
         if outcome.record.status == FINISHED:
-            strategy = outcome.record.values["modulation"]
-            pair = outcome.record.name.removeprefix(f"{strategy}-")
+            strategy, pair = entry_and_pair(outcome.record.name)
             values[strategy][pair] = read_summary(outcome.folder).test
     return Results(values={name: runs for name, runs in values.items() if runs}, metric=metric, better=better)
 

@@ -23,7 +23,7 @@ from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.presets import with_preset
 from cggm_ray.models.registry import NETWORKS
 from cggm_ray.models.settings import ModelConfig
-from cggm_ray.strategies.registry import STRATEGIES
+from cggm_ray.strategies.registry import RECIPE, STRATEGIES
 from cggm_ray.strategies.settings import PART_FIELDS
 
 SYNONYMS = {
@@ -192,7 +192,8 @@ def shown_recipe(recipe: Config, argv: Sequence[str]) -> tuple[Config, list[str]
     found = early.parse_known_args(argv)[0]
     recipe = with_preset(recipe.replace({"preset": found.preset}, source="flag"), found.preset)
     strategies = [found.modulation or recipe.modulation.modulation, *found.compare.split(",")]
-    known = [name.strip() for name in strategies if name.strip() in STRATEGIES.names()]
+    entries = [entry.strip().partition(RECIPE)[0] for entry in strategies]
+    known = [name for name in entries if name in STRATEGIES.names()]
     network = found.network or recipe.model.network or DATASETS.get(recipe.data.dataset).network
     kept = {STRATEGIES.get(name).shares or name for name in known} | {network}
     hidden = [name for name in (*recipe.strategies, *recipe.networks) if name not in kept]

@@ -1,6 +1,7 @@
 """Balancing strategies: tensors in, tensors out. They know no dataset, no file and no Ray."""
 
 from cggm_ray.strategies.agm import AGM
+from cggm_ray.strategies.amco import AMCo
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.cggm import CGGM
 from cggm_ray.strategies.cml import CML
@@ -39,6 +40,7 @@ __all__ = [
     "PMR",
     "UME",
     "UMT",
+    "AMCo",
     "GBlending",
     "InfoReg",
     "JointTraining",

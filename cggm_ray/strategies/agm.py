@@ -250,4 +250,9 @@ def _build(given: Materials[AGMOptions]) -> Strategy:
     )
 
 
-STRATEGIES.register("agm")(StrategyInfo(build=_build, options=AGMOptions))
+# The command of its README, for AV-MNIST.
+RECIPE = {
+    **{"optim": "SGD", "lr": 1e-4, "weight_decay": 1e-4, "clip": 0.0, "batch_size": 64, "num_epochs": 100},
+    **{"agm_alpha": 2.5, "agm_reading": "released"},
+}
+STRATEGIES.register("agm")(StrategyInfo(build=_build, options=AGMOptions, recipe=RECIPE))

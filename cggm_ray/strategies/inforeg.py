@@ -225,4 +225,5 @@ def _build(given: Materials[InfoRegOptions]) -> Strategy:
     )
 
 
-STRATEGIES.register("inforeg")(StrategyInfo(build=_build, options=InfoRegOptions, check=_mus))
+RECIPE = {"optim": "SGD", "lr": 2e-3, "weight_decay": 1e-4, "clip": 0.0, "batch_size": 64, "num_epochs": 50}
+STRATEGIES.register("inforeg")(StrategyInfo(build=_build, options=InfoRegOptions, check=_mus, recipe=RECIPE))

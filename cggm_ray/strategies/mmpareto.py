@@ -266,4 +266,8 @@ def _build(given: Materials[MMParetoOptions]) -> Strategy:
     )
 
 
-STRATEGIES.register("mmpareto")(StrategyInfo(build=_build, options=MMParetoOptions, whole_batch=True))
+RECIPE = {
+    **{"optim": "SGD", "lr": 2e-3, "cls_lr": 2e-3, "weight_decay": 1e-4, "cls_weight_decay": 1e-4, "clip": 0.0},
+    **{"batch_size": 64, "num_epochs": 50, "mmpareto_norm": "parameter"},
+}
+STRATEGIES.register("mmpareto")(StrategyInfo(build=_build, options=MMParetoOptions, whole_batch=True, recipe=RECIPE))

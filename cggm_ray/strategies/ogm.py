@@ -255,5 +255,12 @@ def _build(given: Materials[OGMOptions], noisy: bool = False) -> Strategy:
     )
 
 
-STRATEGIES.register("ogm")(StrategyInfo(build=_build, options=OGMOptions))
-STRATEGIES.register("ogm-ge")(StrategyInfo(build=partial(_build, noisy=True), options=OGMOptions, shares="ogm"))
+# Not `ogm_parameters`: an encoder without convolutions would be left as it is.
+RELEASED_RECIPE = {
+    **{"optim": "SGD", "lr": 1e-3, "weight_decay": 1e-4, "clip": 0.0, "batch_size": 64, "num_epochs": 100},
+    **{"ogm_alpha": 0.8, "ogm_epochs": 51, "ogm_bias": "shared"},
+}
+STRATEGIES.register("ogm")(StrategyInfo(build=_build, options=OGMOptions, recipe=RELEASED_RECIPE))
+STRATEGIES.register("ogm-ge")(
+    StrategyInfo(build=partial(_build, noisy=True), options=OGMOptions, shares="ogm", recipe=RELEASED_RECIPE)
+)

@@ -193,4 +193,5 @@ def _build(given: Materials[OPMOptions]) -> Strategy:
     )
 
 
-STRATEGIES.register("opm")(StrategyInfo(build=_build, options=OPMOptions, whole_batch=True))
+RECIPE = {"optim": "AdamW", "lr": 5e-5, "weight_decay": 0.01, "clip": 0.0, "batch_size": 32, "num_epochs": 100}
+STRATEGIES.register("opm")(StrategyInfo(build=_build, options=OPMOptions, whole_batch=True, recipe=RECIPE))

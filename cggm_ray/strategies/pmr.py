@@ -308,4 +308,9 @@ def _build(given: Materials[PMROptions]) -> Strategy:
     )
 
 
-STRATEGIES.register("pmr")(StrategyInfo(build=_build, options=PMROptions, tasks=(Classification,)))
+# Its command for CREMA-D.
+RECIPE = {
+    **{"optim": "SGD", "lr": 1e-3, "weight_decay": 1e-4, "clip": 0.0, "batch_size": 64, "num_epochs": 100},
+    **{"pmr_reading": "released", "pmr_alpha": 2.0, "pmr_momentum": 0.0, "pmr_ends": 71},
+}
+STRATEGIES.register("pmr")(StrategyInfo(build=_build, options=PMROptions, tasks=(Classification,), recipe=RECIPE))

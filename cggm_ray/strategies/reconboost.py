@@ -195,10 +195,16 @@ def _build(given: Materials[ReconBoostOptions]) -> Strategy:
     )
 
 
+# Its command for CREMA-D. Its commands start from networks that were trained before, and have no number of epochs.
+RECIPE = {
+    **{"optim": "SGD", "lr": 0.01, "cls_lr": 0.01, "weight_decay": 5e-4, "clip": 0.0, "batch_size": 64},
+    "reconboost_reading": "released",
+}
 STRATEGIES.register("reconboost")(
     StrategyInfo(
         build=_build,
         options=ReconBoostOptions,
+        recipe=RECIPE,
         tasks=(Classification,),
         network=lambda net, guides, options: ensemble_net(net, guides, mean=False),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
@@ -103,6 +103,8 @@ class StrategyInfo(Generic[S]):
             It is a function of its arguments alone, so that a checkpoint finds the same network again. What a strategy
             changes in the way from inputs to a prediction (another fusion or head, layers between the encoders) is a part
             of this network, which the strategy finds in `Materials.net`.
+        recipe: fields of the configuration and their values, with which the authors' official code trains, the reading of that
+            code included; `--compare NAME@released` takes it.
     """
 
     build: Callable[[Materials[S]], Strategy]
@@ -114,6 +116,7 @@ class StrategyInfo(Generic[S]):
     shares: str | None = None
     check: Callable[[Setting[S]], object] | None = None
     network: Callable[[MultimodalNet, Mapping[str, nn.Module], S], MultimodalNet] | None = None
+    recipe: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def has_options(self) -> bool:
@@ -127,6 +130,22 @@ class StrategyInfo(Generic[S]):
     def serves(self, task: Task) -> bool:
         """Whether the strategy is defined for this task."""
         return not self.tasks or isinstance(task, self.tasks)
+
+
+RECIPE = "@"
+"""Stands between the name of a strategy and that of a recipe."""
+
+
+def values_of(entry: str, fixed: Container[str] = ()) -> dict[str, object]:
+    """The fields that an entry of a comparison sets: the strategy, and its recipe where the entry names one.
+
+    Args:
+        entry: NAME, or NAME@released.
+        fixed: fields that the user sets, which the recipe leaves alone.
+    """
+    name, _, recipe = entry.partition(RECIPE)
+    values = STRATEGIES.get(name).recipe if recipe else {}
+    return {"modulation": name, **{key: value for key, value in values.items() if key not in fixed}}
 
 
 STRATEGIES: Registry[StrategyInfo[Any]] = Registry("strategy", "cggm_ray.strategies")

@@ -205,4 +205,7 @@ def _build(given: Materials[ValuationOptions]) -> Strategy:
     )
 
 
-STRATEGIES.register("valuation")(StrategyInfo(build=_build, options=ValuationOptions, tasks=(Classification,)))
+RECIPE = {"optim": "Adam", "lr": 5e-5, "weight_decay": 1e-4, "clip": 0.0, "batch_size": 64, "num_epochs": 60}
+STRATEGIES.register("valuation")(
+    StrategyInfo(build=_build, options=ValuationOptions, tasks=(Classification,), recipe=RECIPE)
+)

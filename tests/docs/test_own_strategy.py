@@ -18,7 +18,8 @@ FLAGS += ["--proj_dim", "10"]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with the file of the page; its formula is in another one beside it, as a person's code may be."""
-    (code,) = blocks("own-strategy.md")
+    code, phase = blocks("own-strategy.md")
+    (tmp_path / "easier.py").write_text(phase)
     (tmp_path / "evener.py").write_text(code.replace("\nimport torch\n", "\nimport torch\n\nimport helper\n", 1))
     (tmp_path / "helper.py").write_text("")
     return tmp_path
@@ -43,3 +44,15 @@ def test_it_is_known_in_later_processes(place: list[str], folder: Path, tmp_path
     assert "which registered the strategy evener" in command(elsewhere, "verify", str(run)).stderr
     (folder / "evener.py").unlink()
     assert "--import FILE" in command(elsewhere, "verify", str(run), code=2).stderr
+
+
+PHASE = ["--import", "easier.py", "--modulation", "easier", "--nlevels", "3", "--proj_dim", "10"]
+
+
+def test_a_phase_of_its_own_sorts_the_samples(folder: Path) -> None:
+    records = read_metrics(train(folder, "--local", *PHASE))
+    assert len(records) == 2
+    train(folder, "--local", *PHASE, "--easier_after", "9", "--name", "shuffled")
+    shuffled = read_metrics(folder / "runs" / "shuffled")
+    assert records[0]["train/loss"] == shuffled[0]["train/loss"]
+    assert records[1]["train/loss"] != shuffled[1]["train/loss"]

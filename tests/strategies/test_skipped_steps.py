@@ -34,7 +34,7 @@ PER_PASS = {
     "mmpareto": "compares the gradients of a pass",
     "mlb": "scores the guides in a pass",
     "mla": "learns from the features of a pass",
-    **dict.fromkeys(("ogm", "ogm-ge", "opm", "agm", "pmr", "inforeg"), "scores the modalities in a pass"),
+    **dict.fromkeys(("ogm", "ogm-ge", "opm", "agm", "pmr", "inforeg", "amco"), "scores the modalities in a pass"),
     **dict.fromkeys([name for name in NAMES if name.startswith("cggm")], "scores the guides in a pass"),
 }
 """Strategies of which two halves of a batch are not the whole in a loop of one's own, and why."""

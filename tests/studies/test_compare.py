@@ -14,6 +14,7 @@ from scipy import stats
 from cggm_ray.commands.cli import main
 from cggm_ray.commands.compare import Results, comparison_table, markdown
 from cggm_ray.engine.configuration import Config
+from cggm_ray.strategies.registry import STRATEGIES, values_of
 from cggm_ray.studies.statistics import FEWEST_PAIRS, holm, paired_difference
 from conftest import SMALL, small_set, write_pickle
 
@@ -232,3 +233,34 @@ def test_bad_flags(
     (line,) = capsys.readouterr().err.splitlines()
     assert expected in line
     assert not (tmp_path / "storage").exists()
+
+
+def test_a_strategy_with_the_recipe_of_its_official_code(small_pickle: Path, tmp_path: Path) -> None:
+    entries = "none,ogm-ge,ogm-ge@released"
+    assert compare(small_pickle, tmp_path, "--compare", entries, "--seeds", "1", "--num_epochs", "1") == 0
+    table = rows(tmp_path / "table" / "comparison.csv")
+    assert {row["strategy"] for row in table} == {*entries.split(",")}
+    summary = json.loads((tmp_path / "table" / "trials" / "ogm-ge@released-seed-1" / "trial.json").read_text())
+    assert summary["values"] == {
+        **{"modulation": "ogm-ge", "seed": 1, "optim": "SGD", "lr": 0.001, "weight_decay": 0.0001, "clip": 0.0},
+        **{"ogm_alpha": 0.8, "ogm_epochs": 51, "ogm_bias": "shared"},
+    }
+
+
+@pytest.mark.parametrize("name", [n for n in STRATEGIES.names() if STRATEGIES.get(n).recipe])
+def test_every_recipe_is_valid(name: str) -> None:
+    values = values_of(f"{name}@released")
+    assert Config().replace(values).modulation.modulation == name
+    assert {"optim", "lr", "clip", "batch_size"} <= values.keys()
+    assert "lr" not in values_of(f"{name}@released", {"lr"})
+
+
+@pytest.mark.parametrize("entry", ["none@released", "ogm@paper", "nobody@released"])
+def test_a_recipe_that_there_is_not(
+    entry: str, small_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare(small_pickle, tmp_path, "--compare", f"none,{entry}") == 2
+    assert (
+        f"flag: compare: found {entry!r}; expected a strategy, or @released after one of agm, "
+        in capsys.readouterr().err
+    )

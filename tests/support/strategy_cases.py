@@ -32,6 +32,7 @@ from cggm_ray.tasks import Classification, Regression, Task
 from conftest import SMALL
 
 ACTIVE: dict[str, dict[str, Any]] = {
+    "amco": {"amco_sigma": 0.3},
     "opm": {"opm_warmup": 0, "opm_execute": 1.0},
     "relearning": {"relearning_every": 1, "relearning_samples": 16},
     "valuation": {"valuation_warmup": 1},

@@ -1,0 +1,172 @@
+"""All strategies on one small set, with every network for features, on 1 and on 2 workers.
+
+    python benchmarks/science/every_strategy.py
+    python benchmarks/science/every_strategy.py --strategies none,opm --networks sequence,composed:late --epochs 4
+
+Makes a set of three modalities (a sequence, a picture and a vector; all as sequences for the network `sequence`), of which the
+last says most about the class. Trains every strategy with every network, in one process and in two that share each batch, and
+prints a row for each strategy: test accuracy with 1 worker and, where it is another, with 2; and the largest difference
+between their last validation losses. Strategies that wait for some epochs get settings with which they act within these few.
+The networks are `sequence`, `shaped` and `composed` with each of its fusions; `deeplab` takes volumes, which
+`tests/strategies/test_strategies_brats.py` trains. Returns 1 if a run failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from cggm_ray.commands.cli import main as program
+from cggm_ray.core.tables import text_table
+from cggm_ray.data.datasets.features import FeatureOptions
+from cggm_ray.data.settings import DataConfig
+from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.tracking import read_metrics
+from cggm_ray.models.composed.registry import FUSIONS
+from cggm_ray.runs.result import read_summary
+from cggm_ray.strategies.registry import STRATEGIES
+from cggm_ray.tasks import Classification
+
+NAMES = ("words", "face", "age")
+CLASSES = 3
+SOON: dict[str, tuple[str, ...]] = {
+    "opm": ("--opm_warmup", "0"),
+    "relearning": ("--relearning_every", "1"),
+    "valuation": ("--valuation_warmup", "1"),
+    "reconboost": ("--reconboost_epochs", "1", "--reconboost_rectify", "1"),
+    "gblend": ("--gblend_super_epoch", "1"),
+    "mslr": ("--mslr_strategy", "dynamic", "--mslr_window", "1"),
+    "umt": ("--umt_teachers", ",".join(f"teacher-{name}" for name in NAMES)),
+}
+DRAWS = ("modality-dropout",)
+"""Strategies whose workers draw by themselves."""
+
+
+def networks() -> list[str]:
+    """Returns the networks for features; those of `composed` with their fusion."""
+    return ["sequence", "shaped", *(f"composed:{fusion}" for fusion in FUSIONS.names())]
+
+
+def write_set(path: Path, *, sequences: bool, samples: int = 120) -> None:
+    """Writes a set whose vector says most about the class, and its picture least; or both as sequences."""
+    draw = np.random.default_rng(0)
+    label = draw.permutation(np.arange(samples) % CLASSES)
+    words = draw.normal(size=(samples, 5, 3)) + 0.6 * np.eye(3)[label][:, None]
+    face = np.clip(128 + 40 * draw.normal(size=(samples, 8, 8)) + 25 * (label[:, None, None] - 1), 0, 255)
+    age = draw.normal(size=(samples, 4)) + 1.5 * np.eye(4)[label]
+    part = np.array((["train"] * 4 + ["val", "test"]) * (samples // 6))
+    arrays = {"words": words.astype(np.float32), "face": face.astype(np.uint8), "age": age.astype(np.float32)}
+    if sequences:
+        arrays |= {"face": arrays["face"].astype(np.float32) / 128 - 1, "age": arrays["age"][:, None]}
+    np.savez(path, allow_pickle=False, label=label, part=part, **arrays)
+
+
+def flags_of(network: str) -> list[str]:
+    """Returns the flags of a network of the list, without dropout, which each worker draws by itself."""
+    name, _, fusion = network.partition(":")
+    still = [text for part in ("attn", "relu", "embed", "res", "out") for text in (f"--{part}_dropout", "0")]
+    sizes = ["--nlevels", "3", "--cls_layers", "1", "--proj_dim", "8", "--num_heads", "2"]
+    own = {
+        "sequence": [*sizes, *still],
+        "shaped": [*sizes, *still],
+        "composed": ["--fusion", fusion, "--width", "16", "--dropout", "0", "--input_dropout", "0"],
+    }
+    return ["--network", name, *own.get(name, [])]
+
+
+def train(folder: Path, workers: int, network: str, name: str, epochs: int, *more: str) -> str | None:
+    """Trains a run in `folder/NETWORK/workers/NAME`; returns the error if it fails."""
+    storage = folder / network.replace(":", "-") / str(workers)
+    data = folder / ("sequences.npz" if network == "sequence" else "set.npz")
+    places = ["--local", "--data_path", str(data), "--storage_path", str(storage), "--name", name]
+    chosen = [] if "--modulation" in more else ["--modulation", name, *SOON.get(name, ())]
+    modalities = [] if "--modalities" in more else ["--modalities", ",".join(NAMES)]
+    sizes = ["--batch_size", "16", "--num_epochs", str(epochs), "--report", "false", "--no_cuda", "true"]
+    recipe = Config(data=DataConfig(dataset="features"), options=FeatureOptions(split="part"))
+    said, wrong = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(wrong):
+        code = program(recipe, [*places, *sizes, *flags_of(network), *chosen, *modalities, *more])
+    return None if code == 0 else wrong.getvalue().strip().splitlines()[-1]
+
+
+def plan(chosen: Sequence[str], nets: Sequence[str]) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Returns network, name and further flags of every run, the teachers of a network before its strategies."""
+    runs: list[tuple[str, str, tuple[str, ...]]] = []
+    for network in nets:
+        teachers = NAMES if "umt" in chosen else ()
+        runs += [(network, f"teacher-{m}", ("--modalities", m, "--modulation", "none")) for m in teachers]
+        runs += [(network, name, ()) for name in chosen]
+    return runs
+
+
+def work(rank: int, workers: int, ports: Sequence[int], folder: Path, runs: Sequence[tuple], epochs: int) -> None:
+    """Trains all runs in one of the workers, which meet for each at a store of its own; rank 0 writes what failed."""
+    torch.set_num_threads(1)
+    failed = []
+    for port, (network, name, more) in zip(ports, runs, strict=True):
+        if workers > 1:
+            os.environ.update(RANK=str(rank), WORLD_SIZE=str(workers), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+        error = train(folder, workers, network, name, epochs, *more)
+        failed += [] if error is None else [f"{name}, {network}, {workers} workers: {error}"]
+    if rank == 0:
+        (folder / f"failed-{workers}.txt").write_text("\n".join(failed))
+
+
+def cell(folder: Path, network: str, name: str) -> tuple[str, float]:
+    """Returns what the table says of a strategy with a network, and the distance of the validation losses."""
+    found = []
+    for workers in (1, 2):
+        run = folder / network.replace(":", "-") / str(workers) / name
+        try:
+            found.append((read_summary(run).test["accuracy"], read_metrics(run)[-1]["valid/loss"]))
+        except (OSError, KeyError, IndexError, ValueError):
+            return "failed", float("nan")
+    (one, first), (two, second) = found
+    return f"{one:.3f}" if one == two else f"{one:.3f} / {two:.3f}", abs(float(first) - float(second))
+
+
+def main() -> int:
+    """Trains and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    serving = [name for name in STRATEGIES.names() if STRATEGIES.get(name).serves(Classification(CLASSES))]
+    parser.add_argument("--strategies", default=",".join(serving))
+    parser.add_argument("--networks", default=",".join(networks()))
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="keep the runs there [a temporary folder]")
+    given = parser.parse_args()
+    chosen, nets = given.strategies.split(","), given.networks.split(",")
+    runs = plan(chosen, nets)
+    with contextlib.ExitStack() as stack:
+        folder = given.out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_set(folder / "set.npz", sequences=False)
+        write_set(folder / "sequences.npz", sequences=True)
+        for workers in (1, 2):
+            stores = [dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in runs]
+            ports = [store.port for store in stores]
+            mp.spawn(work, args=(workers, ports, folder, runs, given.epochs), nprocs=workers)
+        rows = []
+        for name in chosen:
+            cells = [cell(folder, network, name) for network in nets]
+            off = "draws of its own" if name in DRAWS else f"{max(distance for _, distance in cells):.1e}"
+            rows.append([name, *(text for text, _ in cells), off])
+        print(text_table(rows, ["strategy", *nets, "workers apart"], markdown=True))
+        failed = [(folder / f"failed-{workers}.txt").read_text() for workers in (1, 2)]
+    print("\n".join(text for text in failed if text))
+    return int(any(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
