@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from cggm_ray.__main__ import main
-from cggm_ray.commands.flags import SYNONYMS, build_parser
+from cggm_ray.commands.flags import REFUSED, SYNONYMS, build_parser
 from cggm_ray.engine.configuration import Config
 from cggm_ray.recipes.base import RECIPES, SEARCHES
 from conftest import small_set, write_pickle
@@ -86,6 +86,15 @@ def test_a_synonym_means_a_flag_and_is_none_itself() -> None:
     flags = {name for action in build_parser(Config())._actions for name in action.option_strings}
     assert {f"--{name}" for name in SYNONYMS.values()} <= flags
     assert not {f"--{name}" for name in SYNONYMS} & flags
+
+
+def test_the_page_lists_synonyms_and_what_is_refused() -> None:
+    page = (ROOT / "docs" / "migration.md").read_text()
+    part = page[page.index("## Flags of other programs") : page.index("## What differs on purpose")]
+    rows = [line.strip("| ").split(" | ") for line in part.splitlines() if line.startswith("| `--")]
+    found = {name.strip("`-"): meaning for names, meaning in rows for name in names.split(", ")}
+    wanted = {name: f"`--{flag}`" for name, flag in SYNONYMS.items()} | REFUSED
+    assert found == {name: meaning for name, meaning in wanted.items() if name != "attn_mask"}
 
 
 def test_the_help_has_the_flags_of_what_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
