@@ -12,6 +12,7 @@ from cggm_ray.core.errors import StorageError, UsageError
 from cggm_ray.report import figures, html, outcome, tried
 from cggm_ray.report.run_record import RunRecord, flat, part, read_run_record, with_contributions
 from cggm_ray.runs.contributions import Contributions
+from cggm_ray.runs.verdict import verdict
 from cggm_ray.storage.files import write_bytes
 from cggm_ray.studies.headroom import Headroom
 
@@ -128,7 +129,7 @@ def _run(run: RunRecord, drawn: dict[str, bytes]) -> dict[str, Any]:
         "finished": run.result is not None,
         "epochs": len(run.lines),
         "planned": run.planned,
-        "verdict": run.contributions.verdict if run.contributions else "",
+        "verdict": verdict(run.contributions) if run.contributions else "",
         "demonstration": run.config.data.data_path is None,
         "notes": run.notes,
         "search": tried.searched(run.search, run.choice) if run.search else None,

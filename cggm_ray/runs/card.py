@@ -27,6 +27,7 @@ from cggm_ray.runs.finished import read_run
 from cggm_ray.runs.provenance import read_provenance, versions
 from cggm_ray.runs.recorded import recorded_manifest, recorded_registrations, recorded_samples
 from cggm_ray.runs.result import NO_EPOCH, Result
+from cggm_ray.runs.verdict import verdict
 from cggm_ray.storage.files import write_text
 from cggm_ray.strategies.registry import STRATEGIES
 from cggm_ray.tasks import Classification, MultiLabel, Regression, Task
@@ -219,8 +220,8 @@ def _contributions(folder: Path, result: Result) -> str:
         return f"{table}\n\n{len(found.missing)} subsets were not scored."
     values = ", ".join(f"{name} {value:.4f}" for name, value in found.shapley.items())
     degree = f"Imbalance degree: {found.imbalance:.2f} of 1."
-    verdict = f"{found.verdict}\n\n" if found.verdict else ""
-    return f"{verdict}{table}\n\nShapley values, positive where a modality helps: {values}. {degree}"
+    shapley = f"Shapley values, positive where a modality helps: {values}. {degree}"
+    return "\n\n".join(text for text in (verdict(found), table, shapley) if text)
 
 
 def _training(folder: Path, config: Config) -> str:

@@ -29,6 +29,7 @@ from cggm_ray.engine.runtime import Runtime
 from cggm_ray.engine.settings import TrainConfig
 from cggm_ray.engine.stopping import Agreement, Notice
 from cggm_ray.models.net import MultimodalNet
+from cggm_ray.runs.verdict import verdict
 from cggm_ray.storage.files import write_text
 from cggm_ray.tasks import Task
 
@@ -45,11 +46,6 @@ PACE = 10.0
 
 The encoders run once per pass.
 """
-
-NEARLY_ALL, MOST = 0.8, 0.6
-"""Shares of the gain from which one modality is said to do nearly all of it, or most of it."""
-EVEN = 0.5
-"""All modalities are said to contribute if the smallest share is at least this part of an equal one."""
 
 Subset = frozenset[str]
 
@@ -97,32 +93,6 @@ class Contributions:
     def imbalance(self) -> float:
         """Imbalance degree of the Shapley values, in [0, 1]; NaN if a subset is missing."""
         return math.nan if self.missing else imbalance_degree(list(self.shapley.values()))
-
-    @property
-    def verdict(self) -> str:
-        """Which modalities do the work, in a sentence with the numbers; empty where subsets are missing."""
-        values = self.shapley
-        empty, full = self.scores.get(frozenset()), self.scores.get(frozenset(self.modalities))
-        if not values or empty is None or full is None or not all(map(math.isfinite, (*values.values(), empty, full))):
-            return ""
-        gain = sum(values.values())
-        step = f"validation {self.metric} goes from {empty:.4f} without any modality to {full:.4f} with all"
-        if gain <= 0:
-            return f"The network has learned nothing from its modalities: {step}."
-        shares = sorted(((value / gain, name) for name, value in values.items()), reverse=True)
-        listed = ", ".join(f"{name} {share:.0%}" for share, name in shares)
-        (first, leader), last = shares[0], shares[-1][0]
-        if first >= NEARLY_ALL:
-            who = f"{leader} does nearly all"
-        elif first >= MOST:
-            who = f"{leader} does most"
-        elif last >= EVEN / len(shares):
-            who = "all modalities contribute"
-        else:
-            who = "the modalities contribute unequally"
-        worse = [name for share, name in shares if share < 0]
-        but = f" With {' and '.join(worse)} it is worse than without." if worse else ""
-        return f"{who[0].upper()}{who[1:]}: {step}, of which {listed} (Shapley values).{but}"
 
     def save(self, path: Path) -> None:
         """Writes JSON, with null for a score that is not finite.
@@ -350,8 +320,8 @@ def write_contributions(
             say(f"{len(found.missing)} of {count} subsets were left out, and with them the Shapley values; {again}")
         if runtime.rank == 0 and found.scores:
             found.save(folder / BALANCE)
-        if found.verdict:
-            say(found.verdict)
+        if sentence := verdict(found):
+            say(sentence)
     except (CggmError, OSError) as error:
         say(f"{folder / BALANCE} was not written: {error}")
 

@@ -41,6 +41,7 @@ from cggm_ray.runs.contributions import (
     imbalance_degree,
     subsets,
 )
+from cggm_ray.runs.verdict import verdict
 from cggm_ray.strategies.coefficients import COEFFICIENT_RULES
 from cggm_ray.tasks import Classification, Segmentation
 from conftest import SMALL, small_set, write_pickle
@@ -105,11 +106,11 @@ def test_the_verdict_says_who_does_the_work(alone: dict[str, float], said: str) 
     """Scores of modalities that add up, so that each Shapley value is the score alone."""
     sums = {subset: sum(alone[name] for name in subset) for subset in subsets(tuple(alone))}
     found = Contributions(metric="accuracy", better="max", split="valid", epoch=1, modalities=tuple(alone), scores=sums)
-    assert said in found.verdict
+    assert said in verdict(found)
     lost = Contributions(
         metric="accuracy", better="max", split="valid", epoch=1, modalities=tuple(alone), scores={frozenset(): 0.0}
     )
-    assert lost.verdict == ""
+    assert verdict(lost) == ""
 
 
 def test_too_many_modalities() -> None:
