@@ -23,7 +23,7 @@ from cggm_ray import Classification, HeadOutput, Regression
 from cggm_ray.core.batch import Batch
 from cggm_ray.models.ensemble import ensemble_net
 from cggm_ray.models.net import MultimodalNet
-from cggm_ray.strategies import CML, LFM, MBSD, MLA, MLB, MMCosine, Strategy
+from cggm_ray.strategies import CML, LFM, MBSD, MLA, MLB, MMCosine, MultiLoss, Strategy
 from cggm_ray.strategies.features import as_in_inference
 from cggm_ray.strategies.mla import MLAOptions
 from cggm_ray.strategies.mmcosine import MMCosineOptions
@@ -164,6 +164,14 @@ def test_mlb(modalities: int, kind: str) -> None:
     balance = MLB(problem.guides, task=Squares() if values else TASK, alpha=want["alpha"], optimizer=sgd)
     problem.take(balance)
     assert float((balance.diagnostics["coefficient"] - 1).abs().max()) > 0.01
+    problem.assert_like(want, problem.net, problem.guides["a"])
+
+
+def test_multiloss() -> None:
+    """Official code of MLB with its coefficients switched off."""
+    problem, want = Problem(), recorded("multiloss")
+    balance = MultiLoss(problem.guides, task=TASK, weights={"a": 1.0, "b": 1.0}, optimizer=sgd)
+    np.testing.assert_allclose(problem.take(balance), want["losses"], rtol=1e-9)
     problem.assert_like(want, problem.net, problem.guides["a"])
 
 
