@@ -16,7 +16,7 @@ so that k_m lies between 0 and beta, and balancing ends by itself when all predi
 mean probability that its guide gives to the true class. For other tasks r_m is the loss of guide m over the mean of the
 others', as the released code has it for regression.
 
-The released code is checked by recorded numbers (`tests/parity`). It scales gradients after the backward pass; here the same
+The released code is checked by recorded numbers (`tests/recorded`). It scales gradients after the backward pass; here the same
 coefficients are the weights of the guides' losses and gates on the way from the fusion to the encoders. There the guides are
 parts of the fused head, a linear layer on concatenated features, whose weights are scaled with the encoder; here a guide is a
 network of its own, and the fused head is not scaled. beta is 2 in all released settings, which is the formula of the paper
