@@ -44,6 +44,8 @@ SOON: dict[str, tuple[str, ...]] = {
     "opm": ("--opm_warmup", "0"),
     "relearning": ("--relearning_every", "1"),
     "valuation": ("--valuation_warmup", "1"),
+    "greedy": ("--greedy_start", "0"),
+    "amco": ("--amco_sigma", "0.3"),
     "reconboost": ("--reconboost_epochs", "1", "--reconboost_rectify", "1"),
     "gblend": ("--gblend_super_epoch", "1"),
     "mslr": ("--mslr_strategy", "dynamic", "--mslr_window", "1"),

@@ -6,6 +6,7 @@ from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.cggm import CGGM
 from cggm_ray.strategies.cml import CML
 from cggm_ray.strategies.gblend import GBlending
+from cggm_ray.strategies.greedy import Greedy
 from cggm_ray.strategies.inforeg import InfoReg
 from cggm_ray.strategies.joint import JointTraining
 from cggm_ray.strategies.lfm import LFM
@@ -42,6 +43,7 @@ __all__ = [
     "UMT",
     "AMCo",
     "GBlending",
+    "Greedy",
     "InfoReg",
     "JointTraining",
     "MMCosine",

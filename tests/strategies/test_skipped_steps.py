@@ -32,6 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 PER_PASS = {
     "modality-dropout": "draws for every pass",
     "mmpareto": "compares the gradients of a pass",
+    "greedy": "averages the gates of passes",
     "mlb": "scores the guides in a pass",
     "mla": "learns from the features of a pass",
     **dict.fromkeys(("ogm", "ogm-ge", "opm", "agm", "pmr", "inforeg", "amco"), "scores the modalities in a pass"),

@@ -33,6 +33,7 @@ from conftest import SMALL
 
 ACTIVE: dict[str, dict[str, Any]] = {
     "amco": {"amco_sigma": 0.3},
+    "greedy": {"greedy_start": 0, "greedy_window": 2},
     "opm": {"opm_warmup": 0, "opm_execute": 1.0},
     "relearning": {"relearning_every": 1, "relearning_samples": 16},
     "valuation": {"valuation_warmup": 1},
