@@ -29,7 +29,6 @@ from cggm_ray.engine.runtime import Runtime
 from cggm_ray.engine.settings import TrainConfig
 from cggm_ray.engine.stopping import Agreement, Notice
 from cggm_ray.models.net import MultimodalNet
-from cggm_ray.runs.verdict import verdict
 from cggm_ray.storage.files import write_text
 from cggm_ray.tasks import Task
 
@@ -297,8 +296,10 @@ def write_contributions(
     epoch: int,
     seconds: int,
     say: Callable[[str], None],
-) -> None:
-    """Writes `balance.json` into the folder of a finished run. An error is reported and changes nothing else.
+) -> Contributions | None:
+    """Writes `balance.json` into the folder of a finished run, and returns what it wrote.
+
+    An error is reported, changes nothing else, and gives None.
 
     The other arguments are those of `contributions`.
 
@@ -310,7 +311,7 @@ def write_contributions(
     count = 2 ** len(net.encoders)
     if len(net.encoders) > MOST_AT_THE_END:
         say(f"{count:,} subsets of {len(net.encoders)} modalities are not scored at the end of a run; {again}")
-        return
+        return None
     say(
         f"scoring {count} subsets of the modalities, for at most {seconds} s (--contributions_seconds; 0 leaves them out)"
     )
@@ -320,10 +321,10 @@ def write_contributions(
             say(f"{len(found.missing)} of {count} subsets were left out, and with them the Shapley values; {again}")
         if runtime.rank == 0 and found.scores:
             found.save(folder / BALANCE)
-        if sentence := verdict(found):
-            say(sentence)
+        return found
     except (CggmError, OSError) as error:
         say(f"{folder / BALANCE} was not written: {error}")
+        return None
 
 
 def _width(task: Task, split: Split) -> int:

@@ -18,6 +18,7 @@ from cggm_ray.runs.contributions import write_contributions
 from cggm_ray.runs.ensembles import ENSEMBLE
 from cggm_ray.runs.pictures import FOLDER, PICTURES
 from cggm_ray.runs.result import CONFIG, NO_EPOCH
+from cggm_ray.runs.verdict import verdict
 
 if TYPE_CHECKING:
     from cggm_ray.engine.opening import Training
@@ -41,7 +42,7 @@ def after_test(training: Training, result: Result) -> None:
     if runtime.rank == 0:
         draw_pictures(training)
     if config.run.report and config.run.contributions_seconds:
-        write_contributions(
+        found = write_contributions(
             config.train,
             state.net,
             training.task,
@@ -53,6 +54,8 @@ def after_test(training: Training, result: Result) -> None:
             seconds=config.run.contributions_seconds,
             say=say,
         )
+        if found is not None and (sentence := verdict(found)):
+            say(sentence)
         if runtime.rank == 0 and (failed := try_card(folder)):
             say(failed)
 

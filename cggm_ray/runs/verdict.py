@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from cggm_ray.runs.contributions import Contributions
+from cggm_ray.runs.contributions import Contributions
 
 NEARLY_ALL, MOST = 0.8, 0.6
 """Shares of the gain from which one modality is said to do nearly all of it, or most of it."""
