@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from cggm_ray.core.reduction import Reduce
 from cggm_ray.data.loading.collector import Collector
 from cggm_ray.data.maps import MAPS, MapPlan
 from cggm_ray.data.shards.shards import PREDICT, WriteShards, write_shards_here
-from cggm_ray.engine.evaluation import Predictions, evaluate, write_predictions
+from cggm_ray.engine.evaluation import Parts, Predictions, evaluate
+from cggm_ray.engine.prediction_file import PredictionFile
 from cggm_ray.engine.runtime import Record, numbers
 from cggm_ray.runs.finished import FinishedRun, open_finished, open_new, read_run
 from cggm_ray.storage.files import whole_file, write_folder
-from cggm_ray.tasks import Classification
+from cggm_ray.tasks import Classification, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ def predict(
 ) -> Predicted:
     """Writes the predictions of a run's best checkpoint.
 
-    `write_predictions` writes a row for every sample into a parquet file; maps of a segmentation go into a folder. Other
+    `PredictionFile` gets a row for every sample, in a parquet file; maps of a segmentation go into a folder. Other
     data than the run's own needs neither labels nor splits, and may be a single sample; the run's own is not needed then.
 
     Args:
@@ -92,24 +94,30 @@ def predict(
 
 def predict_values(run: FinishedRun, folder: Path, split: str, out: Path, workers: int | None) -> Predicted:
     """Writes the parquet file of a run whose prediction for a sample is a vector."""
-    samples = run.split(split)
-    if workers is None:
-        collected = Predictions.empty(len(samples), run.task)
-        evaluate(run.config.train, run.net, run.task, samples, run.runtime, collected)
-    else:
-        from cggm_ray.distributed.data.predict import predict_on_ray
-
-        collected = predict_on_ray(run, folder, split, workers)
+    samples, scores = run.split(split), Scores(run.task)
+    count, as_csv = len(samples), out.suffix.lower() == ".csv"
+    names = [getattr(run.dataset, which)(run.trained) for which in ("class_names", "label_names")]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(out) as partial:
-            names = [getattr(run.dataset, which)(run.trained) for which in ("class_names", "label_names")]
-            write_predictions(partial, samples.names, collected, *names, as_csv=out.suffix.lower() == ".csv")
+        with (
+            whole_file(out) as partial,
+            closing(PredictionFile(partial, count, samples.names, *names, as_csv=as_csv)) as file,
+        ):
+
+            def give(part: Predictions) -> None:
+                file.add(part)
+                scores.add(part)
+
+            parts = Parts(count, run.task, run.config.train.batch_size, give)
+            if workers is None:
+                evaluate(run.config.train, run.net, run.task, samples, run.runtime, parts)
+            else:
+                from cggm_ray.distributed.data.predict import predict_on_ray
+
+                predict_on_ray(run, folder, split, workers, parts)
     except OSError as error:
         raise StorageError(f"{out} cannot be written: {error.strerror}") from None
-    return Predicted(
-        path=out, samples=len(samples), labelled=int(collected.labelled.sum()), metrics=metrics_of(run, collected)
-    )
+    return Predicted(path=out, samples=count, labelled=scores.labelled, metrics=scores.result())
 
 
 def predict_maps(run: FinishedRun, split: str, out: Path) -> Predicted:
@@ -169,16 +177,37 @@ class LabelledGroups:
         """Does nothing, because one process writes all maps."""
 
 
-def metrics_of(run: FinishedRun, collected: Predictions) -> dict[str, float]:
-    """Returns loss and metrics of the predictions [samples, C] that have a label; the dict is empty if none has."""
-    if not bool(collected.labelled.any()):
-        return {}
-    target = collected.target[collected.labelled]
-    target = target if run.task.values > 1 else target[:, 0]
-    target = target.long() if isinstance(run.task, Classification) else target.float()
-    logits = collected.logits[collected.labelled].float()
-    state = run.task.metrics()
-    state.update(logits, Batch.of_loop(target))
-    with torch.no_grad():
-        loss = float(run.task.loss(logits, target))
-    return {"loss": loss, **state.compute(state.sums)}
+class Scores:
+    """Loss and metrics of the predictions that have a label, from parts.
+
+    Args:
+        task: what is predicted.
+
+    Attributes:
+        labelled: samples with a label so far.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._task, self._state = task, task.metrics()
+        self._sums: Tensor | None = None
+        self.labelled = 0
+
+    @torch.no_grad()
+    def add(self, part: Predictions) -> None:
+        """Adds a part."""
+        if not bool(part.labelled.any()):
+            return
+        target = part.target[part.labelled]
+        target = target if self._task.values > 1 else target[:, 0]
+        target = target.long() if isinstance(self._task, Classification) else target.float()
+        logits, batch = part.logits[part.labelled].float(), Batch.of_loop(target)
+        self._state.update(logits, batch)
+        sums = self._task.sums(logits, batch)
+        self._sums = sums if self._sums is None else self._sums.double() + sums.double()
+        self.labelled += len(target)
+
+    def result(self) -> dict[str, float]:
+        """Returns loss and metrics; the dict is empty if no sample has a label."""
+        if self._sums is None:
+            return {}
+        return {"loss": float(self._task.combine(self._sums)), **self._state.compute(self._state.sums)}

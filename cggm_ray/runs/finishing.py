@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack, closing
 
 from cggm_ray.core.errors import TrainingError
 from cggm_ray.engine.checkpoints import check_checkpoint
-from cggm_ray.engine.evaluation import Predictions, evaluate, write_predictions
+from cggm_ray.engine.evaluation import Parts, Predictions, evaluate
 from cggm_ray.engine.opening import Training
+from cggm_ray.engine.prediction_file import PredictionFile
 from cggm_ray.engine.runtime import numbers
 from cggm_ray.engine.state import BEST, PREDICTIONS, VALUES, WEIGHTS, Position, load_weights
 from cggm_ray.engine.tracking import Console
 from cggm_ray.runs.card import try_card
 from cggm_ray.runs.confusion import save_confusion
 from cggm_ray.runs.result import SUMMARY, Result
-from cggm_ray.storage.files import share_files, write_folder, write_text
+from cggm_ray.storage.files import share_files, whole_file, write_folder, write_text
 
 
 def finish(training: Training) -> Result:
@@ -38,13 +40,19 @@ def finish(training: Training) -> Result:
     check_checkpoint(checkpoint)
     load_weights(state.net, checkpoint)
     valid = evaluate(config.train, state.net, task, splits["valid"], runtime)
-    collected = None if task.dense else Predictions.empty(len(splits["test"]), task)
-    test = evaluate(config.train, state.net, task, splits["test"], runtime, collected)
+    with ExitStack() as stack:
+        collected = None
+        if not task.dense:
+            samples, give = len(splits["test"]), _nothing
+            if runtime.rank == 0:
+                partial = stack.enter_context(whole_file(folder / PREDICTIONS))
+                file = stack.enter_context(closing(PredictionFile(partial, samples, splits["test"].names)))
+                give = file.add
+            collected = Parts(samples, task, config.train.batch_size, give)
+        test = evaluate(config.train, state.net, task, splits["test"], runtime, collected)
     result = Result(folder=folder, best_epoch=state.best.epoch, valid=numbers(valid), test=numbers(test))
     if runtime.rank == 0:
         write_folder(folder / BEST, lambda partial: share_files(checkpoint, partial, (WEIGHTS, VALUES)))
-        if collected is not None:
-            write_predictions(folder / PREDICTIONS, splits["test"].names, collected)
         if training.class_names is not None:
             save_confusion(folder, training.class_names)
         summary = {"best_epoch": result.best_epoch, "epochs": state.epoch, "valid": result.valid, "test": result.test}
@@ -52,3 +60,7 @@ def finish(training: Training) -> Result:
         if failed := try_card(folder):
             Console(folder).say(failed)
     return result
+
+
+def _nothing(part: Predictions) -> None:
+    """Takes predictions on the workers that write none."""

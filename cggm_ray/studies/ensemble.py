@@ -19,7 +19,8 @@ from cggm_ray.core.batch import Batch
 from cggm_ray.core.tables import text_table
 from cggm_ray.data.loading.split import Split
 from cggm_ray.engine.configuration import Config
-from cggm_ray.engine.evaluation import Predictions, evaluate, write_predictions
+from cggm_ray.engine.evaluation import Predictions, evaluate
+from cggm_ray.engine.prediction_file import write_predictions
 from cggm_ray.engine.runtime import numbers
 from cggm_ray.engine.state import PREDICTIONS
 from cggm_ray.engine.tracking import Console

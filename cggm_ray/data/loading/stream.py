@@ -245,7 +245,7 @@ def _survey(
         whole: the files are read whole later, so in a store a copy is made at once.
     """
     small: dict[str, list[np.ndarray]] = {}
-    places: list[tuple[int, int, int, int]] = []
+    places: list[np.ndarray] = []
     names: list[str] = []
     stored: list[str] = []
     for number, path in enumerate(files):
@@ -263,14 +263,12 @@ def _survey(
             raise unreadable(folder, path, error) from None
         if IDENTITY in stored:
             names += table.column(IDENTITY).to_pylist()
-        starts = np.cumsum([0, *sizes])
-        places += [
-            (number, group, offset, int(starts[group]) + offset)
-            for group, size in enumerate(sizes)
-            for offset in range(size)
-        ]
+        rows = np.arange(sum(sizes))
+        groups = np.repeat(np.arange(len(sizes)), sizes)
+        within = rows - (np.cumsum(sizes) - sizes)[groups] if sizes else rows
+        places.append(np.stack([np.full_like(rows, number), groups, within, rows], axis=1).astype(np.int32))
     joined = {name: np.concatenate(values) for name, values in small.items()}
-    return joined, np.array(places, dtype=np.int64), names, stored
+    return joined, np.concatenate(places), names, stored
 
 
 def _row_group(folder: Path, path: Path, group: int, columns: list[str]) -> dict[str, np.ndarray]:
