@@ -9,8 +9,11 @@ Order of precedence: the pipeline's recipe, then `--config file.yaml`, then flag
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +64,14 @@ def exit_code(do: Callable[[], int | None]) -> int:
     For an error of this package it prints one line on stderr and returns the error's code.
     """
     try:
-        return do() or 0
+        code = do() or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read the lines, such as head, has gone. Python would say so again when it ends.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except StoppedError as stop:
         print(stop, end="\n" if str(stop) else "", file=sys.stderr)
         return stop.exit_code

@@ -16,6 +16,7 @@ from cggm_ray.__main__ import main
 from cggm_ray.commands.flags import REFUSED, SYNONYMS, build_parser
 from cggm_ray.engine.configuration import Config
 from cggm_ray.recipes.base import RECIPES, SEARCHES
+from cggm_ray.strategies.registry import STRATEGIES
 from conftest import small_set, write_pickle
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +114,7 @@ def test_the_help_has_the_flags_of_what_is_chosen(capsys: pytest.CaptureFixture[
     assert not any(f"\n  {name} " in joint for name in ("--rho", "--lam", "--coefficients", "--direction", "--gate"))
     assert "\n  --nlevels " in joint
     assert "\n  --nlevels " not in composed
-    assert "one of agm, cggm" in " ".join(shown("--help").split())
+    assert f"one of {', '.join(STRATEGIES.names())}"[:30] in " ".join(shown("--help").split())
 
 
 def test_searches_by_name() -> None:
@@ -159,6 +160,16 @@ def test_a_run_is_shown(storage: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert re.search(r"modulation.modulation +none", told)
     assert "best epoch" in told
     assert "started:" in told
+
+
+def test_a_reader_that_has_gone_ends_the_command_without_a_word(storage: Path) -> None:
+    command = [sys.executable, "-m", "cggm_ray", "runs", "show", str(storage / "first")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
 
 
 def test_cleaning_keeps_what_results_need(storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
