@@ -12,6 +12,7 @@ from cggm_ray.core import workdir as workdir
 # isort: split
 from cggm_ray.core.batch import Batch, HeadOutput
 from cggm_ray.core.errors import CggmError, DataError, UsageError
+from cggm_ray.models.wrapped import wrap
 from cggm_ray.strategies import (
     AGM,
     CGGM,
@@ -90,6 +91,7 @@ __all__ = [
     "load",
     "train",
     "tune",
+    "wrap",
 ]
 
 

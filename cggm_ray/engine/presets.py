@@ -96,6 +96,9 @@ def configured(recipe: Config, *layers: tuple[Mapping[str, Any], str]) -> Config
     if network in NETWORKS.names() and not NETWORKS.get(network).sized:
         # The recipe's sizes are those of another network.
         config = dataclasses.replace(config, model=ModelConfig(network=config.model.network))
+    if network is not None and network != QUICK_NETWORK:
+        # Nor has it the options of the preset's network.
+        config = dataclasses.replace(config, networks=recipe.networks)
     for values, source in layers:
         config = config.replace(values, source=source)
     return config

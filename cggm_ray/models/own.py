@@ -19,6 +19,7 @@ from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.errors import UsageError
 from cggm_ray.models.net import Masks, MultimodalNet, mask_of, zeroed, zeroed_feature
 from cggm_ray.models.registry import NetworkInfo, NetworkOptions, NetworkPlan
+from cggm_ray.models.wrapped import Wrapped
 
 Build = Callable[..., Any]
 """Takes a `NetworkPlan`, or nothing; returns a module, or a module and its guides by modality."""
@@ -102,7 +103,8 @@ class OwnNet(MultimodalNet):
         if missing:
             raise UsageError(
                 f"network: {name} gave {type(module).__name__} without {' and '.join(missing)}; expected encode(inputs), "
-                "which gives features by modality, and fuse(features), which gives logits and the input of the last layer"
+                "which gives features by modality, and fuse(features), which gives logits and the input of the last layer, or "
+                "cggm_ray.wrap(module, encoders={modality: path, ...}, head=path)"
             )
         self.inputs = nn.ModuleDict()
         self.module = module
@@ -168,6 +170,8 @@ class OwnNet(MultimodalNet):
 
 
 def _part(module: nn.Module, modality: str) -> Any:
+    if isinstance(module, Wrapped):
+        return module.encoder_of(modality) if modality in module.encoders else None
     encoders = getattr(module, "encoders", None)
     if isinstance(encoders, nn.ModuleDict) and modality in encoders:
         return encoders[modality]
@@ -176,6 +180,8 @@ def _part(module: nn.Module, modality: str) -> Any:
 
 def _head_name(name: str, module: nn.Module, outputs: int) -> str:
     layers = [path for path, part in module.named_modules() if getattr(part, "out_features", None) == outputs]
+    if isinstance(module, Wrapped):
+        return module.head_path
     if "head" in dict(module.named_children()):
         return "head"
     if not layers:
@@ -233,10 +239,19 @@ def tried_features(name: str, net: MultimodalNet, plan: NetworkPlan[Any]) -> dic
     else:
         for modality, encoder in net.encoders.items() if isinstance(net, OwnNet) else ():
             assert isinstance(encoder, MaskedEncoder)
-            encoder.is_alone = _same(encoder(inputs[modality]), features.get(modality))
+            encoder.is_alone = _is_alone(encoder, inputs[modality], features.get(modality))
         return features
     finally:
         net.train(training)
+
+
+def _is_alone(encoder: nn.Module, x: Tensor, feature: Any) -> bool:
+    """Whether an encoder gives the feature of its modality without the network, which may call it in another way."""
+    try:
+        return _same(encoder(x), feature)
+    # The code is a person's own.
+    except Exception:
+        return False
 
 
 def _same(left: Any, right: Any) -> bool:
