@@ -14,9 +14,12 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from ray.runtime_env import RuntimeEnv
 
+import cggm_ray
 from cggm_ray.commands.cli import parse
 from cggm_ray.engine.configuration import Config
+from cggm_ray.storage.base import is_url
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
@@ -56,10 +59,11 @@ RAYJOB = fields(
     *("apiVersion", "kind", "metadata", "spec"),
     apiVersion={"const": "ray.io/v1"},
     kind={"const": "RayJob"},
-    metadata=fields("name", name=TEXT),
+    metadata=fields("name", name=TEXT, labels=PARAMETERS),
     spec=fields(
         *("entrypoint", "rayClusterSpec"),
         entrypoint=TEXT,
+        runtimeEnvYAML=TEXT,
         backoffLimit=NUMBER,
         shutdownAfterJobFinishes=SWITCH,
         ttlSecondsAfterFinished=NUMBER,
@@ -87,6 +91,25 @@ def test_rayjob_has_the_fields_of_its_kinds(manifests: list[dict[str, Any]]) -> 
     jsonschema.validate(rayjob, RAYJOB)
     for manifest in (claim, *pods(rayjob)):
         kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+
+
+def test_a_rayjob_with_a_bucket_mounts_nothing_and_its_workers_fit_the_pods() -> None:
+    (rayjob,) = yaml.safe_load_all((EXAMPLES / "rayjob-bucket.yaml").read_text())
+    jsonschema.validate(rayjob, RAYJOB)
+    head, workers = pods(rayjob)
+    for manifest in (head, workers):
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+        assert "volumes" not in manifest["spec"]
+    run = command(rayjob["spec"]["entrypoint"])
+    assert is_url(run.run.storage_path)
+    assert is_url(str(run.data.data_path))
+    (group,) = rayjob["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert (group["minReplicas"], group["maxReplicas"]) == (run.run.min_workers, run.run.max_workers)
+    limits = workers["spec"]["containers"][0]["resources"]["limits"]
+    assert (limits["cpu"], limits["nvidia.com/gpu"]) == (str(run.run.cpus_per_worker), str(int(run.run.use_gpu)))
+    assert RuntimeEnv(**yaml.safe_load(rayjob["spec"]["runtimeEnvYAML"]))["uv"]["packages"]
+    # Kueue admits no other jobs.
+    assert rayjob["spec"]["shutdownAfterJobFinishes"]
 
 
 def test_a_misspelt_field_of_a_pod_is_seen(manifests: list[dict[str, Any]]) -> None:
@@ -138,7 +161,7 @@ def test_versions_are_those_of_the_project(manifests: list[dict[str, Any]]) -> N
     assert manifests[1]["spec"]["rayClusterSpec"]["rayVersion"] == version
     images = {container["image"] for pod in pods(manifests[1]) for container in pod["spec"]["containers"]}
     assert images == set(re.findall(r"--tag (\S+)", dockerfile))
-    assert {image.rpartition(":")[2] for image in images} == {PROJECT["version"]}
+    assert {image.rpartition(":")[2] for image in images} == {cggm_ray.__version__}
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -151,16 +174,18 @@ def test_the_image_is_made_of_files_that_are_there() -> None:
         assert all((ROOT / name).exists() for name in copied)
 
 
-def test_the_cluster_of_the_launcher_fits_its_schema() -> None:
+@pytest.mark.parametrize("name", ["cluster.yaml", "cluster-bucket.yaml"])
+def test_the_cluster_of_the_launcher_fits_its_schema(name: str) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    text = (EXAMPLES / "cluster.yaml").read_text()
+    text = (EXAMPLES / name).read_text()
     validate_config(prepare_config(yaml.safe_load(text)))
     with pytest.raises(jsonschema.ValidationError, match="setup_command"):
         validate_config(prepare_config({**yaml.safe_load(text), "setup_command": []}))
 
 
-def test_no_example_goes_without_a_token() -> None:
-    starts = re.findall(r"^.*ray start (?!.*#).*$", (EXAMPLES / "cluster.yaml").read_text(), re.M)
+@pytest.mark.parametrize("name", ["cluster.yaml", "cluster-bucket.yaml"])
+def test_no_example_goes_without_a_token(name: str) -> None:
+    starts = re.findall(r"^.*ray start (?!.*#).*$", (EXAMPLES / name).read_text(), re.M)
     assert len(starts) == 2
     assert all("RAY_AUTH_MODE=token" in start for start in starts)
