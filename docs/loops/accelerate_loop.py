@@ -22,7 +22,8 @@ def train(name="cggm", accelerator=None):
         for batch in loader:
             optimizer.zero_grad()
             accelerator.backward(step(**batch)["loss"])
-            accelerator.unscale_gradients(optimizer)
+            if accelerator.scaler is not None:  # with fp16
+                accelerator.scaler.unscale_(optimizer.optimizer)
             balance.adjust(optimizer)
             optimizer.step()
             balance.step()

@@ -19,6 +19,8 @@ class Balance(TrainerCallback):
         self.net, self.balance = net, balance
 
     def on_pre_optimizer_step(self, args, state, control, optimizer=None, **more):
+        if getattr(optimizer, "scaler", None) is not None:  # with fp16
+            optimizer.scaler.unscale_(optimizer.optimizer)
         self.balance.adjust(optimizer)
 
     def on_optimizer_step(self, args, state, control, **more):

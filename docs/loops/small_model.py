@@ -22,8 +22,10 @@ from cggm_ray import (
     PMR,
     UME,
     UMT,
+    AMCo,
     Classification,
     GBlending,
+    Greedy,
     HeadOutput,
     JointTraining,
     MMCosine,
@@ -33,6 +35,7 @@ from cggm_ray import (
     ReconBoost,
 )
 from cggm_ray.models.ensemble import Ensemble
+from cggm_ray.strategies.greedy import GatedEnsemble, GreedyNet
 from cggm_ray.strategies.mmcosine import CosineMember
 
 NAMES, CLASSES, WIDTH, BATCH, EPOCHS, LR = ("picture", "sound"), 3, 8, 16, 3, 1e-2
@@ -119,6 +122,7 @@ STRATEGIES = {
     "ogm-ge": (Net, lambda net, **more: OGM(NAMES, net.fuse, noisy=net.encoders, **more)),
     "opm": (Net, lambda net, **more: OPM(NAMES, net.fuse, warmup=1, **more)),
     "agm": (Net, lambda net, **more: AGM(NAMES, net.fuse, **more)),
+    "amco": (Net, lambda net, **more: AMCo(guides(), optimizer=adam, **more)),
     "pmr": (Net, lambda net, **more: PMR(NAMES, **more)),
     "mmpareto": (Net, lambda net, **more: MMPareto(guides(), net.encoders, lr=LR, **more)),
     "modality-dropout": (Net, lambda net, **more: ModalityDropout(p=0.3, **more)),
@@ -149,6 +153,10 @@ STRATEGIES = {
     # Teachers are trained before, each with a head of its own.
     "umt": (Net, lambda net, **more: UMT(copy.deepcopy(dict(net.encoders.items())), **more)),
     "ume": (lambda: Votes(mean=True), lambda net, **more: UME(**more)),
+    "greedy": (
+        lambda: GreedyNet(Net().encoders, GatedEnsemble(guides(), ratio=4.0), nn.Identity()),
+        lambda net, **more: Greedy(dict(net.encoders.items()), net.fusion, start=1, **more),
+    ),
     "reconboost": (
         lambda: Votes(mean=False),
         lambda net, **more: ReconBoost(dict(net.encoders.items()), net.ensemble, epochs=1, rectify=1, **more),
