@@ -16,6 +16,9 @@ from cggm_ray.core.errors import UsageError, short_repr
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.state import BEST, VALUES, WEIGHTS
 from cggm_ray.models.standardise import Standardise
+from cggm_ray.storage.base import is_url
+from cggm_ray.storage.mirror import mirror_of
+from cggm_ray.storage.work import read_folder
 
 FLAG = "umt_teachers"
 
@@ -25,7 +28,7 @@ def find_teachers(config: Config, runs: Sequence[str] | None, modalities: Sequen
 
     Args:
         config: of the run that is to be taught.
-        runs: folders of runs, or their names in `storage_path`, in any order.
+        runs: folders or URLs of runs, or their names in `storage_path`, in any order. What is at a URL is fetched.
         modalities: of the run that is to be taught.
 
     Raises:
@@ -39,7 +42,8 @@ def find_teachers(config: Config, runs: Sequence[str] | None, modalities: Sequen
         )
     found: dict[str, Path] = {}
     for run in runs:
-        folder = config.run.storage / Path(run).expanduser()
+        folder = read_folder(FLAG, run) if is_url(run) else config.run.storage / Path(run).expanduser()
+        mirror_of(folder).pull()
         name = _modality(config, folder)
         if name in found:
             raise UsageError(f"{FLAG}: both {found[name].parent} and {folder} are of {name!r}; expected one of them")

@@ -37,7 +37,10 @@ class UMTOptions(StrategyOptions):
 
     umt_alpha: float = option(1.0, "umt: weight of the distance between features and those of the teachers")
     umt_teachers: tuple[str, ...] | None = option(
-        None, "umt: comma-separated finished runs with one modality each, folders or names in STORAGE_PATH", path=True
+        None,
+        "umt: comma-separated finished runs with one modality each, folders, URLs or names in STORAGE_PATH",
+        path=True,
+        url=True,
     )
 
     def __post_init__(self) -> None:
@@ -47,7 +50,7 @@ class UMTOptions(StrategyOptions):
         """See `StrategyOptions`."""
         if self.umt_teachers is None:
             return self
-        runs = tuple(str(storage / Path(run).expanduser()) for run in self.umt_teachers)
+        runs = tuple(run if "://" in run else str(storage / Path(run).expanduser()) for run in self.umt_teachers)
         return dataclasses.replace(self, umt_teachers=runs)
 
     def teachers(self) -> Sequence[str]:

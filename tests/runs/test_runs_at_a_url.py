@@ -199,3 +199,30 @@ def test_the_store_is_away(
     assert command(["verify", f"{bucket}/runs/nothing"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"error: {bucket}/runs/nothing/config.yaml does not exist; expected the folder of a finished run"
+
+
+def test_teachers_at_urls_teach_as_those_in_folders(
+    small_pickle: Path, tmp_path: Path, bucket: str, new_machine: Callable[[], None]
+) -> None:
+    def taught(storage: str, folder: str) -> int:
+        names = ("text", "audio", "vision")
+        for name in names:
+            alone = ["--modalities", name, "--modulation", "none", "--num_epochs", "1", "--name", name]
+            assert train(small_pickle, storage, *alone) == 0
+        new_machine()
+        teachers = ",".join(f"{folder}{name}" for name in names)
+        return train(small_pickle, storage, "--modulation", "umt", "--umt_teachers", teachers)
+
+    assert taught(str(tmp_path / "plain"), "") == 0
+    assert taught(f"{bucket}/runs", f"{bucket}/runs/") == 0
+    wanted = content(lambda name: (tmp_path / "plain" / "r" / name).read_bytes())
+    assert at(bucket) == wanted
+    # By their names in the storage of the run, on a machine with an empty disk.
+    new_machine()
+    assert (
+        train(
+            small_pickle, f"{bucket}/runs", "--modulation", "umt", "--umt_teachers", "text,audio,vision", "--name", "s"
+        )
+        == 0
+    )
+    assert content(open_storage(f"{bucket}/runs/s").read) == wanted
