@@ -122,12 +122,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         one = tasks.add_parser(name, help=what)
         add_import(one)
         if name == "show":
-            one.add_argument("run", type=partial(local_path, "run"), help="folder of the run")
+            one.add_argument("run", type=run_place, help="folder or URL of the run")
         else:
             one.add_argument(
                 "storage",
                 nargs="?",
-                type=partial(local_path, "storage_path"),
+                type=partial(place if name == "list" else local_path, "storage_path"),
                 default=RunConfig().storage,
                 help="folder of the runs [that of --storage_path]",
             )
@@ -156,6 +156,7 @@ def _runs(arguments: argparse.Namespace) -> int:
     if arguments.task == "list":
         print_runs(arguments.storage)
     elif arguments.task == "show":
+        mirror_of(arguments.run).pull()
         print_run(arguments.run)
     else:
         clean(arguments.storage, arguments.delete)

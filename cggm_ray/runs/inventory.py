@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cggm_ray.config.parsing import read_yaml
-from cggm_ray.core.errors import CggmError, UsageError
+from cggm_ray.core.errors import CggmError, StorageError, UsageError, reason
 from cggm_ray.data.shards.shards import MANIFEST
 from cggm_ray.engine.checkpoints import CHECKPOINTS
 from cggm_ray.engine.tracking import METRICS, read_metrics
@@ -17,7 +17,9 @@ from cggm_ray.runs.provenance import read_provenance
 from cggm_ray.runs.recorded import recorded_epochs
 from cggm_ray.runs.result import CONFIG, SUMMARY, read_summary
 from cggm_ray.runs.search_record import SEARCH
+from cggm_ray.storage.leases import holder_of
 from cggm_ray.storage.locks import holding
+from cggm_ray.storage.urls import UrlPath
 
 SHARDS = "shards"
 TRIALS = "trials"
@@ -62,11 +64,17 @@ class Deletable:
 
 
 def list_runs(storage: Path) -> list[ListedRun]:
-    """Returns the runs and searches in a folder, sorted by name.
+    """Returns the runs and searches in a folder, sorted by name; of what is at a URL, by one listing and small files.
 
     Raises:
         UsageError: there is no such folder.
     """
+    if isinstance(storage, UrlPath):
+        try:
+            storage.hold_listing()
+            return [_listed(folder) for folder in _folders(storage)]
+        except OSError as error:
+            raise StorageError(f"{storage} cannot be read: {reason(error)}") from None
     return [_listed(folder) for folder in _folders(storage)]
 
 
@@ -167,7 +175,11 @@ def _listed(folder: Path) -> ListedRun:
 
 
 def _state(folder: Path) -> str:
-    if running(folder):
+    if isinstance(folder, UrlPath):
+        holder = holder_of(folder.storage, folder.with_name(f".{folder.name}.lock").key)
+        if holder is not None:
+            return f"held by {holder}"
+    elif running(folder):
         return "running"
     trials = folder / TRIALS
     if trials.is_dir() and not (folder / METRICS).exists():
@@ -193,6 +205,8 @@ def _entry(path: Path, reason: str) -> Deletable:
 
 def size_of(path: Path) -> int:
     """Returns the bytes of a file, or of all files below a folder; a file with several names counts once."""
+    if isinstance(path, UrlPath):
+        return sum(entry.size for entry in path.entries())
     files: Sequence[Path] = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
     seen = {}
     for each in files:

@@ -99,6 +99,13 @@ class _Lease:
                 self._storage.write(_name(self._key, self._number), FREE)
 
 
+def holder_of(storage: Storage, key: str) -> str | None:
+    """Returns who holds a lease, or None where it is free. A holder that was killed on another machine is still named."""
+    number = newest(storage, key)
+    found = _content(storage, key, number) if number else {}
+    return None if not found or _here(found) is False else str(found.get("holder", "another process"))
+
+
 def newest(storage: Storage, key: str) -> int:
     """Returns the number of a lease's last holder, or 0 if there never was one."""
     ends = (name.removeprefix(f"{key}.") for name in storage.list(f"{key}."))

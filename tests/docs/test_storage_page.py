@@ -26,9 +26,7 @@ def test_the_commands_of_the_page(
     found = [text.replace("s3://my-bucket", bucket) for text in commands(PAGE)]
     assert [shlex.split(text)[1:3] for text in found] == [
         ["pipelines/mosi.py", "--local"],
-        ["-m", "cggm_ray"],
-        ["-m", "cggm_ray"],
-        ["-m", "cggm_ray"],
+        *[["-m", "cggm_ray"]] * 5,
     ]
     for text in found:
         _, target, *flags = shlex.split(text)

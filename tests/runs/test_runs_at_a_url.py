@@ -226,3 +226,22 @@ def test_teachers_at_urls_teach_as_those_in_folders(
         == 0
     )
     assert content(open_storage(f"{bucket}/runs/s").read) == wanted
+
+
+def test_runs_at_a_url_are_listed_and_shown(
+    small_pickle: Path, bucket: str, new_machine: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        assert train(small_pickle, f"{bucket}/runs", "--num_epochs", "1", "--name", name) == 0
+    open_storage(f"{bucket}/runs/two").delete("summary.json")
+    new_machine()
+    capsys.readouterr()
+    assert command(["runs", "list", f"{bucket}/runs"]) == 0
+    head, one, two = capsys.readouterr().out.splitlines()
+    assert head.split() == ["run", "state", "dataset", "strategy", "metric", "valid", "test", "size"]
+    assert one.split()[:3] == ["one", "finished", "mosi"]
+    assert two.split()[:8] == ["two", "stopped", "after", "epoch", "1", "of", "1", "mosi"]
+    assert command(["runs", "show", f"{bucket}/runs/one"]) == 0
+    assert "best epoch 1" in capsys.readouterr().out
+    assert command(["runs", "list", f"{bucket}/nothing"]) == 2
+    assert capsys.readouterr().err == f"error: {bucket}/nothing is no folder; expected the --storage_path of runs\n"
