@@ -199,7 +199,8 @@ def test_two_ray_workers_give_the_same_numbers(tmp_path: Path, monkeypatch: pyte
             own.loop({"name": name, "half": half, "out": tmp_path / f"{number}.pt"})
 
     paths = {"PYTHONPATH": ":".join(map(str, (ROOT, LOOPS))), "OMP_NUM_THREADS": "1"}
-    ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": paths})
+    # The dashboard stays on, because Ray Train asks it which runs are alive.
+    ray.init(num_cpus=2, runtime_env={"env_vars": paths})
     try:
         ray.train.torch.TorchTrainer(
             loop,
