@@ -175,7 +175,8 @@ def assert_same(one: dict[str, Any], other: dict[str, Any], rtol: float = 1e-8, 
     """Parameters and quantities are equal within rounding.
 
     The softmax of attention cancels the bias of the keys, so its gradient is zero but for rounding, which Adam turns into moves
-    where the rounding is larger than its epsilon. `keys` False leaves that third of the bias out.
+    where the rounding is larger than its epsilon. `keys` False leaves that third of the bias out; a strategy that holds weights
+    near those of the epoch's beginning gives it a gradient then, which is in the gradient norms.
     """
     off = {}
     for name, want in one["parameters"].items():
@@ -189,7 +190,12 @@ def assert_same(one: dict[str, Any], other: dict[str, Any], rtol: float = 1e-8, 
     assert not off, f"parameters that differ, with their relative distance: {off}"
     for number, (left, right) in enumerate(zip(one["quantities"], other["quantities"], strict=True)):
         for name, want in left.items():
-            assert torch.allclose(right[name], want, rtol=1e-6, atol=1e-9), (number, name, want, right[name])
+            assert torch.allclose(right[name], want, rtol=1e-6 if keys else 1e-5, atol=1e-9), (
+                number,
+                name,
+                want,
+                right[name],
+            )
 
 
 def run(pickle: Path, storage: Path, name: str, *flags: str, recipe: Config | None = None) -> Path:
