@@ -11,10 +11,16 @@ modalities keep it from getting worse. With z_m the logits of the guide of modal
     L       = task loss + sum_m L_m                                               co-optimisation
 
 Neither the paper's text nor code of the authors was at hand. The rules of share, p and the co-optimisation are those of
-BalanceBenchmark (github.com/GeWu-Lab/BalanceBenchmark, commit 4c1482f), whose departures are: it masks classes of a modality's
-logits, where its unused setting `U: 512` and the abstract speak of features, which are masked here; it predicts by the sum of
-uni-modal logits and another linear layer, for which there are the run's own fusion and its guides here. The units are drawn
-by a hash of seed and step, so all workers mask the same.
+BalanceBenchmark (github.com/GeWu-Lab/BalanceBenchmark, commit 4c1482f), whose departures are:
+
+- It masks classes of a modality's logits, where its unused setting `U: 512` and the abstract speak of features, which are
+  masked here. So its L_m and shares are those of masked logits; here the guides read whole features, because a loss of masked
+  logits would train a modality on less than it has.
+- It predicts by the sum of uni-modal logits and another linear layer, for which there are the run's own fusion and its guides.
+- It writes its mask in two rows, one for each of two devices, and fails on one unless a batch has two samples.
+- It masks in its first 81 epochs; here in all.
+
+The units are drawn by a hash of seed and step, so all workers mask the same.
 """
 
 from __future__ import annotations

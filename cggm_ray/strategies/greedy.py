@@ -15,11 +15,14 @@ over V and W_m (bypass) and over encoder and guide m (main), and sums over the s
 After `greedy_start` epochs, where s_m of the fastest m is above the mean of the others by more than `greedy_epsilon`, its gates
 are their running averages in the next `greedy_window` steps, so that it learns from itself; these steps do not count in s.
 
-The formulas and defaults are those of the released code (github.com/nyukat/greedy_multimodal_learning), for two modalities.
-What was decided here:
+The formulas and defaults are those of the released code (github.com/nyukat/greedy_multimodal_learning), for two modalities; its
+`starting_epoch` of 2 counts epochs from 1, so that there is one epoch before it. What was decided here:
 
 - That code has such gates after three blocks of two ResNets. For networks of any kind there is one, at the last hidden layer of
   the guides, which is the place of its last one.
+- It takes the gates of a pass into their average before it holds them at that, where each worker would need those of the others
+  in the middle of the pass; here a pass has the average of those before it. It also takes those of validation and test, which
+  training must not see.
 - Its running average of the second branch's gates takes those of the first, by a slip; here each has its own, over the samples
   that have the modality.
 - A sample that lacks a modality has no vote of it, and zeros in its place in the squeeze.
@@ -58,7 +61,7 @@ class GreedyOptions(StrategyOptions):
         0.01, "greedy: difference of learning speeds above which a modality learns from itself"
     )
     greedy_window: int = option(5, "greedy: steps for which it does")
-    greedy_start: int = option(2, "greedy: first epochs, in which no gates are held")
+    greedy_start: int = option(1, "greedy: first epochs, in which no gates are held")
 
     def __post_init__(self) -> None:
         check(self.greedy_ratio > 0, self, "greedy_ratio", "a positive number")
@@ -159,7 +162,7 @@ class Greedy(Strategy):
         task: Task,
         epsilon: float = 0.01,
         window: int = 5,
-        start: int = 2,
+        start: int = 1,
         reduce: Reduce = SINGLE_WORKER,
     ) -> None:
         super().__init__(task=task, reduce=reduce)

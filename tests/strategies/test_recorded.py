@@ -13,7 +13,9 @@ from cggm_ray.core.batch import Batch
 from cggm_ray.models.ensemble import ensemble_net, ensemble_of
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.strategies.agm import AGMReleased
+from cggm_ray.strategies.amco import AMCo
 from cggm_ray.strategies.features import blank_features
+from cggm_ray.strategies.greedy import GatedEnsemble, Greedy, GreedyOptions, greedy_net
 from cggm_ray.strategies.inforeg import InfoReg
 from cggm_ray.strategies.mmpareto import MMPareto
 from cggm_ray.strategies.ogm import OGM
@@ -240,3 +242,106 @@ def test_inforeg() -> None:
     assert balance.traces_EM[-3:].T.tolist() == [pytest.approx(traces, rel=1e-9) for traces in found["traces"]]
     assert_recorded(found, list(net.parameters()))
     assert len(held) > 1
+
+
+class Said(nn.Module):
+    """The logits that a modality adds to the prediction: its columns of a layer, and half of the bias."""
+
+    def __init__(self, layer: nn.Linear, index: int) -> None:
+        super().__init__()
+        # In a tuple: the layer is the fusion's.
+        self._layer, self._index = (layer,), index
+
+    def forward(self, feature: Tensor) -> Tensor:
+        (layer,) = self._layer
+        return nn.functional.linear(feature, layer.weight.chunk(2, 1)[self._index], layer.bias / 2)
+
+
+class Added(nn.Module):
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack(list(features.values())).sum(0)
+
+
+class Shown(nn.Module):
+    """A guide whose logits are its features, changed by a function that is set later."""
+
+    change: Callable[[Tensor], Tensor]
+
+    def forward(self, feature: Tensor) -> HeadOutput:
+        return HeadOutput(self.change(feature), feature)
+
+
+def test_amco(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That code masks classes: here the features are the logits, so that their units are classes.
+
+    Its losses and shares of single modalities are those of masked logits; the guides here read masked features for that.
+    """
+    found, layer = record("amco"), nn.Linear(2 * WIDTH, CLASSES).double()
+    encoders = {name: nn.Sequential(encoder(name), Said(layer, index)) for index, name in enumerate(PAIR)}
+    net = MultimodalNet(encoders, Added(layer), nn.Linear(CLASSES, CLASSES).double())
+    fill(list(net.parameters()))
+    guides = {name: Shown() for name in PAIR}
+    balance = AMCo(
+        guides,
+        task=TASK,
+        sigma=found["sigma"],
+        eps=found["eps"],
+        # An optimizer must have a parameter, and these guides have none.
+        optimizer=lambda own: torch.optim.SGD([nn.Parameter(torch.zeros(1)), *own], lr=LR),
+    )
+    for index, guide in enumerate(guides.values()):
+        guide.change = lambda part, index=index: balance._mask(part, index, balance._masked())  # type: ignore[misc]
+    # Which classes are masked was drawn there; how many, and of which modality, is found here.
+    monkeypatch.setattr("cggm_ray.strategies.amco.draws", lambda n, stream, taken: torch.tensor(found["masks"][taken]))
+    optimizer, dependent = torch.optim.SGD(net.parameters(), lr=LR / 4), set()
+    for epoch in range(3):
+        for number in range(4 * epoch, 4 * epoch + 4):
+            optimizer.zero_grad()
+            step(net, balance)(*inputs(number))
+            optimizer.step()
+            assert balance.diagnostics["share"].tolist() == pytest.approx(found["shares"][number], abs=1e-10)
+            dependent.add((*balance.diagnostics["dependent"].tolist(), min(found["masks"][number])))
+        balance.end_epoch({}, {}, torch.zeros(0))
+    assert_recorded(found, list(net.parameters()))
+    assert dependent >= {(1, 0, 0), (0, 1, 0)}
+
+
+def test_greedy() -> None:
+    """That code holds gates at an average that has those of the pass itself, and those of the first branch for both."""
+    found, encoders = record("greedy"), network()
+    net = greedy_net(encoders, {name: Guide() for name in PAIR}, GreedyOptions()).double()
+    fusion = net.fusion
+    assert isinstance(fusion, GatedEnsemble)
+    fill(list(net.parameters()))
+    for parameter in fusion.excite["audio"].parameters():
+        parameter.data *= found["scale"]
+    balance = Greedy(
+        dict(net.encoders.items()), fusion, task=TASK, epsilon=found["epsilon"], window=found["window"], start=1
+    )
+    optimizer = torch.optim.SGD(net.parameters(), lr=found["lr"])
+    for number, (speed, held) in enumerate(zip(found["speeds"], found["held"], strict=True)):
+        x, target = inputs(number)
+        batch = Batch(inputs=x, target=target, index=torch.arange(BATCH))
+        optimizer.zero_grad()
+        features, memo = balance.transform(net.encode(batch), batch)
+        with torch.no_grad():
+            gates_D = net.fuse(features).hidden.mean(0)
+        average_D = (gates_D + balance.average_D * balance.averaged) / (balance.averaged + 1)
+        fusion.hold(balance.held_M.clone(), average_D[:WIDTH].repeat(2))
+        terms = balance.terms(net.fuse(features), batch, memo)
+        (terms.task_loss + terms.extra).backward()
+        balance.adjust_gradients(memo)
+        optimizer.step()
+        bypass_M, main_M = balance.speed_2M
+        one, other = torch.log10(bypass_M / main_M).tolist()
+        assert one - other == pytest.approx(speed, abs=1e-9)
+        assert balance.held_M.tolist() == [held == 0, held == 1]
+        if (number + 1) % found["steps"] == 0:
+            balance.end_epoch({}, {}, torch.zeros(0))
+    assert_recorded(found, list(net.parameters()))
+    assert balance.average_D[:WIDTH].tolist() == pytest.approx(found["average"], abs=1e-10)
+    assert set(found["held"]) == {-1, 0, 1}
