@@ -172,7 +172,7 @@ def test_code_is_refused_and_not_run(failing: Callable[..., str], tmp_path: Path
         ("--num_heads 3", "num_heads: 3 heads do not divide the width proj_dim 8"),
         (
             "--modulation cgm",
-            "unknown strategy 'cgm' (did you mean cggm?); available: agm, cggm, ",
+            "unknown strategy 'cgm' (did you mean cggm?); available: agm, amco, cggm, ",
         ),
         ("--coefficients stabel", "coefficients: unknown 'stabel' (did you mean stable?)"),
         ("--modulation none --direction off", "direction: the strategy 'none' has no such part"),

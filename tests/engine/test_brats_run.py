@@ -109,7 +109,7 @@ def test_from_challenge_folders_to_pictures(tmp_path: Path, capsys: pytest.Captu
         assert {"dice_et", "dice_tc", "dice_wt", "dice_mean", "loss"} == set(found[split])
         assert np.isfinite(list(found[split].values())).all()
     (row,) = (line for line in said.splitlines() if line.startswith("dice_mean"))
-    assert row.split()[1:] == [f"{found[split]['dice_mean']:.4f}" for split in ("valid", "test")]
+    assert row.split()[1:] == ["↑", *(f"{found[split]['dice_mean']:.4f}" for split in ("valid", "test"))]
     assert len(epochs(folder)) == 2
     assert ["pictures:", str(folder / "pictures")] in [line.split() for line in said.splitlines()]
     # A picture of 12 x 20 pixels, padded to multiples of 16, for the one test case of six.
