@@ -62,7 +62,10 @@ def with_preset(config: Config, name: str, given: Collection[str] = ()) -> Confi
         values = {key: value for key, value in values.items() if key not in STEPS}
     elif "max_steps" in given:
         del values["min_steps"]
-    if not sizes_among(given):
+    if sizes_among(given):
+        # The network that has the size has no such option.
+        del values["linear_path"]
+    else:
         chosen = dataclasses.replace(chosen, model=ModelConfig(network=QUICK_NETWORK))
     return chosen.replace(values)
 

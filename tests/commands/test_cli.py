@@ -195,6 +195,8 @@ def test_a_size_keeps_the_network_that_has_it(flags: list[str], network: str | N
     recipe = runpy.run_path(str(Path(__file__).parents[2] / "pipelines" / "features.py"))["RECIPE"]
     command = parse(recipe, flags)
     assert command.config.model.network == network
+    # Another network than the preset's has none of its options, which it would refuse.
+    assert (command.config.networks == Config().networks) == (network != "composed")
     assert bool(command.remarks) == told
     assert all("nlevels" in remark and "composed" in remark for remark in command.remarks)
 
