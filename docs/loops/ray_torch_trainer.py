@@ -45,6 +45,8 @@ def loop(config):
             balance.step()
         valid_loss = balance.finish_epoch(net, batches(VALID[rank::workers]))
         ray.train.report({"epoch": epoch, "validation loss": valid_loss})
+        if rank == 0:
+            print(f"validation loss {valid_loss:.4f}")
     if rank == 0 and config["out"]:
         torch.save(net.state_dict(), config["out"])
 
@@ -62,4 +64,4 @@ def train(name="cggm", half=None, out=None, workers=2):
 if __name__ == "__main__":
     # The workers import small_model.py from this folder.
     ray.init(runtime_env={"env_vars": {"PYTHONPATH": ":".join([str(Path(__file__).parent), *sys.path])}})
-    print(train().metrics)
+    train()
