@@ -111,7 +111,7 @@ class _InForm(io.TextIOBase):
 
 @contextmanager
 def quiet(wanted: bool = True) -> Iterator[None]:
-    """Prints nothing to standard output while the block runs, but for `print_result`; errors are printed as ever.
+    """Prints nothing to standard output while the block runs, but for `print_result`; errors are still printed.
 
     Args:
         wanted: False for a block that prints.

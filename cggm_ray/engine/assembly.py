@@ -28,7 +28,7 @@ from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.ema import MovingAverage
 from cggm_ray.engine.finite import DeviceWatch
 from cggm_ray.engine.inputs import check_inputs
-from cggm_ray.engine.optim import build_schedule, guide_optimizer, model_optimizer
+from cggm_ray.engine.optim import OptimConfig, build_schedule, guide_optimizer, model_optimizer
 from cggm_ray.engine.runtime import Runtime
 from cggm_ray.engine.state import Best, TrainState
 from cggm_ray.engine.teachers import find_teachers, load_teachers
@@ -213,8 +213,11 @@ def check_network(config: Config, dataset: Dataset, manifest: Manifest, modaliti
     info = NETWORKS.get(name)
     if info.check is not None:
         info.check(network_plan(config, dataset, manifest, modalities))
-    if not info.pretrained and dataset.pretrained(manifest, modalities):
+    pretrained = dataset.pretrained(manifest, modalities)
+    if not info.pretrained and pretrained:
         raise UsageError(f"network: {name!r} trains no encoders of --train_encoders; take --network composed")
+    if not pretrained and config.optim.encoder_lr != OptimConfig().encoder_lr:
+        raise UsageError("encoder_lr: no pretrained encoder is trained; leave it out, or name some by --train_encoders")
     for field, default in vars(ModelConfig()).items():
         if not info.sized and field != "network" and getattr(config.model, field) != default:
             raise UsageError(f"{field}: the network {name!r} has no such size; leave it out")

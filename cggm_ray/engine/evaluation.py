@@ -52,7 +52,7 @@ class Predictions:
         )
 
     def take(self, batch: Batch, logits: Tensor) -> None:
-        """See `Collector`."""
+        """Stores the logits and targets of a batch in the rows of its samples."""
         rows = batch.index - self.start
         self.logits[rows] = logits.double().cpu()
         self.target[rows] = batch.target.double().reshape(len(batch), -1).cpu()
@@ -60,7 +60,7 @@ class Predictions:
             self.labelled[rows] = batch.labelled.cpu()
 
     def share(self, reduce: Reduce, device: torch.device) -> None:
-        """See `Collector`. Where there are several workers every sample has a label."""
+        """Adds up the rows of all workers, so that each has every prediction. Every sample has a label then."""
         for part in (self.logits, self.target):
             part.copy_(reduce(part.to(device)))
 
@@ -82,7 +82,7 @@ class Parts:
         self._part = Predictions.empty(min(self._most, samples), task)
 
     def take(self, batch: Batch, logits: Tensor) -> None:
-        """See `Collector`."""
+        """Stores the logits and targets of a batch in the part that is being filled."""
         self._part.take(batch, logits)
 
     def add(self, rows: Tensor, logits: Tensor, target: Tensor, labelled: Tensor) -> None:

@@ -18,7 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 from cggm_ray.core.batch import Batch, HeadOutput
 from cggm_ray.core.reduction import Totals, global_sums
 from cggm_ray.core.seeding import seed_torch
-from cggm_ray.engine.compiled import CompiledLosses
 from cggm_ray.engine.guards import non_finite
 from cggm_ray.engine.optim import clip_by_total_norm
 from cggm_ray.engine.runtime import Runtime
@@ -43,7 +42,7 @@ class TrainingStep(nn.Module):
         self.strategy = strategy
         self._half = precision == "bf16"
         self._global_batch = share_global_batch(strategy.reduce, net, strategy)
-        self._compiled: CompiledLosses | None = None
+        self._compiled: Callable[[Batch], Losses] | None = None
 
     def compile_whole(self, samples: int, say: Callable[[str], None], backend: str = "inductor") -> None:
         """Has forward and backward pass of a batch compiled at the first one, as one graph without a break.
@@ -55,6 +54,9 @@ class TrainingStep(nn.Module):
             say: gets a line where a graph cannot be made, and steps run eagerly.
             backend: of torch.compile.
         """
+        # It imports torch's compiler, which takes a second that other runs need not spend.
+        from cggm_ray.engine.compiled import CompiledLosses
+
         self._compiled = CompiledLosses(self._losses, samples, say, backend)
 
     def forward(self, batch: Batch, totals: Totals | None = None) -> Losses:

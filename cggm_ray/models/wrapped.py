@@ -38,7 +38,7 @@ class _Pass:
 
 
 class Wrapped(nn.Module):
-    """The two halves of a module; see `wrap`."""
+    """A module with the functions of a network: `encode`, up to its encoders, and `fuse`, from there to its head."""
 
     def __init__(self, module: nn.Module, encoders: Mapping[str, str], head: str) -> None:
         super().__init__()

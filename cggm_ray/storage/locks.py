@@ -31,7 +31,7 @@ def holding(path: Path, busy: Callable[[str], None]) -> Iterator[bool]:
     Args:
         path: of the file, in a folder that exists.
         busy: called with the holder, such as 'process 7 on host', while another one holds the lock. It may raise; where
-            it returns, the lock is asked for again a little later.
+            it returns, the lock is requested again a little later.
 
     Raises:
         OSError: the file cannot be made.

@@ -12,7 +12,7 @@ confidence falls make up for others; and the sum is not divided by the number of
 package's: the released code sums over its whole training set, which it takes as one batch.
 
 The order in which modalities go is drawn for every epoch from the seed, as in BalanceBenchmark, which is also the source of the
-cross-entropies of the subsets. A modality that is taken away is zero at the input of the fusion. The fusion is asked without
+cross-entropies of the subsets. A modality that is taken away is zero at the input of the fusion. The fusion predicts without
 dropout and with running statistics; CE(S_0) alone is that of the training pass. Samples that lack a modality count in those
 pairs in which something changes and something is left. The released code, for networks of another kind (CPM-Nets, MIWAE), and
 BalanceBenchmark are checked by recorded numbers.
@@ -31,11 +31,10 @@ from torch import Tensor
 
 from cggm_ray.config.fields import check, one_of, option
 from cggm_ray.core.batch import Batch, Feature, HeadOutput
-from cggm_ray.core.errors import UsageError
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
 from cggm_ray.core.seeding import generator
 from cggm_ray.strategies.base import Memo, Strategy
-from cggm_ray.strategies.features import Predict, as_in_inference, each, in_precision
+from cggm_ray.strategies.features import Predict, as_in_inference, check_several, each, in_precision
 from cggm_ray.strategies.guided import losses_of
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks.base import Task
@@ -93,8 +92,7 @@ class CML(Strategy):
         reduce: Reduce = SINGLE_WORKER,
     ) -> None:
         super().__init__(task=task, reduce=reduce)
-        if len(modalities) < 2:
-            raise UsageError(f"modulation: at least two modalities can be balanced, found {len(modalities)}")
+        check_several(modalities)
         self.modalities, self.weight, self.reading = tuple(modalities), weight, reading
         # In a tuple: a bound method of a network is not a part of the strategy.
         self._predict, self._seed, self._epoch = (predict,), seed, 0
@@ -112,16 +110,16 @@ class CML(Strategy):
     def transform(
         self, features: dict[str, Feature], batch: Batch, totals: Totals | None = None
     ) -> tuple[dict[str, Feature], Memo]:
-        """Asks the fusion about ever fewer modalities; the features stay."""
+        """Predicts from fewer and fewer modalities; the features stay."""
         if not self.training:
             return features, None
-        asked, left = dict(features), list(features)
-        memo = [_Subset(self._ask(features, batch), batch, batch)]
+        fewer, left = dict(features), list(features)
+        memo = [_Subset(self._logits(features, batch), batch, batch)]
         for name in self.removed:
-            asked[name] = each(asked[name], torch.zeros_like)
+            fewer[name] = each(fewer[name], torch.zeros_like)
             left.remove(name)
             counted = having_any(batch, left)
-            memo.append(_Subset(self._ask(asked, batch), counted, counted.having(name)))
+            memo.append(_Subset(self._logits(fewer, batch), counted, counted.having(name)))
         return features, memo
 
     def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
@@ -159,7 +157,7 @@ class CML(Strategy):
         """Puts it back."""
         self._epoch = int(state["epoch"])
 
-    def _ask(self, features: Mapping[str, Feature], batch: Batch) -> Tensor:
+    def _logits(self, features: Mapping[str, Feature], batch: Batch) -> Tensor:
         (predict,) = self._predict
         output = predict(features) if batch.masks is None else predict(features, batch.masks)
         return in_precision(output[0])

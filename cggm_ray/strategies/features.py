@@ -1,8 +1,8 @@
-"""What strategies do with features: detach them, mask modalities, and ask the fusion what it says without them."""
+"""What strategies do with features: detach them, mask modalities, and predict without them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -10,10 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from cggm_ray.core.batch import Batch, Feature, HeadOutput
+from cggm_ray.core.errors import UsageError
 from cggm_ray.models.net import MultimodalNet, zeroed_feature
 
 Predict = Callable[..., HeadOutput | tuple[Tensor, ...]]
 """(features by modality), or (features, masks) where there are masks, to the fused head's output; logits come first."""
+
+
+def check_several(modalities: Collection[str]) -> None:
+    """Checks that there is something to balance.
+
+    Raises:
+        UsageError: fewer than two modalities.
+    """
+    if len(modalities) < 2:
+        raise UsageError(
+            f"modulation: at least two modalities can be balanced, found {len(modalities)}; use the strategy 'none'"
+        )
 
 
 def each(feature: Feature, change: Callable[[Tensor], Tensor]) -> Feature:

@@ -28,10 +28,9 @@ from torch import Tensor, nn
 
 from cggm_ray.config.fields import check, option
 from cggm_ray.core.batch import Batch, HeadOutput
-from cggm_ray.core.errors import UsageError
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce
 from cggm_ray.strategies.base import Memo, Strategy
-from cggm_ray.strategies.features import in_precision
+from cggm_ray.strategies.features import check_several, in_precision
 from cggm_ray.strategies.guided import Guided, MakeOptimizer
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks.base import Task
@@ -71,8 +70,7 @@ class MBSD(Guided):
         optimizer: MakeOptimizer,
         reduce: Reduce = SINGLE_WORKER,
     ) -> None:
-        if len(guides) < 2:
-            raise UsageError(f"modulation: at least two modalities can be balanced, found {len(guides)} guides")
+        check_several(guides)
         super().__init__(guides, task=task, optimizer=optimizer, detach=False, reduce=reduce)
         self.weight = weight
 

@@ -34,10 +34,9 @@ from torch import Tensor, nn
 
 from cggm_ray.config.fields import check, option
 from cggm_ray.core.batch import Batch, Feature, HeadOutput
-from cggm_ray.core.errors import UsageError
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
 from cggm_ray.strategies.base import Memo, Strategy
-from cggm_ray.strategies.features import in_precision
+from cggm_ray.strategies.features import check_several, in_precision
 from cggm_ray.strategies.gate import Gates
 from cggm_ray.strategies.guided import Guided, GuideOutputs, MakeOptimizer
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
@@ -89,8 +88,7 @@ class MLB(Guided):
         optimizer: MakeOptimizer,
         reduce: Reduce = SINGLE_WORKER,
     ) -> None:
-        if len(guides) < 2:
-            raise UsageError(f"modulation: at least two modalities can be balanced, found {len(guides)} guides")
+        check_several(guides)
         super().__init__(guides, task=task, optimizer=optimizer, detach=False, reduce=reduce)
         self.alpha, self.beta = alpha, beta
         self._by_probability = isinstance(task, Classification)

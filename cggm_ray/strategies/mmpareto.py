@@ -31,9 +31,9 @@ from torch.optim import Adam, Optimizer
 
 from cggm_ray.config.fields import check, one_of, option
 from cggm_ray.core.batch import Batch, Feature, HeadOutput
-from cggm_ray.core.errors import UsageError
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
 from cggm_ray.strategies.base import Memo, Strategy
+from cggm_ray.strategies.features import check_several
 from cggm_ray.strategies.gate import Gates
 from cggm_ray.strategies.guided import Guided, GuideOutputs
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
@@ -154,10 +154,7 @@ class MMPareto(Guided):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         reduce: Reduce = SINGLE_WORKER,
     ) -> None:
-        if len(guides) < 2:
-            raise UsageError(
-                f"modulation: at least two modalities can be balanced, found {len(guides)}; use the strategy 'none'"
-            )
+        check_several(guides)
         make = optimizer or (lambda parameters: Adam(parameters, lr=lr))
         super().__init__(guides, task=task, optimizer=make, detach=False, reduce=reduce)
         self.gamma = gamma

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from cggm_ray.core.batch import Batch, Feature, HeadOutput
-from cggm_ray.core.errors import UsageError
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
 from cggm_ray.strategies.base import Memo, Strategy
-from cggm_ray.strategies.features import Predict
+from cggm_ray.strategies.features import Predict, check_several
 from cggm_ray.strategies.gate import Gates, scaled
 from cggm_ray.tasks.base import Task
 
@@ -55,10 +54,7 @@ class ResponseStrategy(Strategy):
         reduce: Reduce = SINGLE_WORKER,
     ) -> None:
         super().__init__(task=task, reduce=reduce)
-        if len(modalities) < 2:
-            raise UsageError(
-                f"modulation: at least two modalities can be balanced, found {len(modalities)}; use the strategy 'none'"
-            )
+        check_several(modalities)
         self.modalities = tuple(modalities)
         # In a tuple: a bound method of a network is not a part of the strategy, a module might be taken for one.
         self._predict = (predict,)

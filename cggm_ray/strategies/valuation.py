@@ -5,7 +5,8 @@ the fused network predicts the class of the sample from the modalities of S alon
 
     phi_i,m = sum_{S without m} |S|! (M - |S| - 1)! / M! (v_i(S + m) - v_i(S))        a Shapley value, at most M
 
-Samples whose modality is worth little are trained more often, as copies in which the features of all other modalities are zero:
+Samples in which a modality contributes little are trained more often, as copies in which the features of all other modalities
+are zero:
 
 - `valuation_level sample`: of every sample 1, 2 or 3 copies with modality m alone, for phi_i,m in [.4, 1), [-.1, .4) and below
   -.1. For two modalities these are the values .5, 0 and -.5.
@@ -16,9 +17,9 @@ Samples whose modality is worth little are trained more often, as copies in whic
 Formulas and defaults are those of the released code (github.com/GeWu-Lab/Valuate-and-Enhance-Multimodal-Cooperation), for two
 modalities. What was decided here:
 
-- An epoch keeps its length, on which schedule and budget depend: it is as many samples as ever of the list of samples and
-  copies, in a random order that is a function of seed and epoch. The released code goes through the whole list, up to
-  1 + 3 M times as long.
+- An epoch keeps its length, on which schedule and budget depend: it has as many samples as the split, taken from the list of
+  samples and copies in a random order that is a function of seed and epoch. The released code goes through the whole list, up
+  to 1 + 3 M times as long.
 - A modality that a sample lacks has no value and no copies.
 - A loop of your own calls `begin_epoch` with what `measure` says of the training split, and gives the samples of `plan` to
   its batches.

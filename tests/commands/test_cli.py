@@ -153,10 +153,8 @@ SETTING_UP = {"at_least", "one_of", "__post_init__", "build_parser", "replace", 
 """Functions that read all fields to check, copy or write them, which is no use of a field."""
 READ_ELSEWHERE = {
     *("resize_interval", "max_failures", "contributions_seconds", "headroom_seconds", "allow_config_change", "minutes"),
-    "encoder_lr",
 }
-"""Fields of runs on Ray, of searches, of the report, of the head-room, of continued runs and of encoders that
-`--train_encoders` trains, which other tests cover."""
+"""Fields of runs on Ray, of searches, of the report, of the head-room and of continued runs, which other tests cover."""
 
 
 def test_a_run_uses_every_field(small_pickle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

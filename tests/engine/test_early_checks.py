@@ -38,6 +38,7 @@ FLAGS = {
     "--select acuracy": "select: no validation metric 'acuracy'",
     "--utility dise": "utility: {task} has no utility 'dise'",
     "--modalities {first},smel": "modalities: {name} has no 'smel'",
+    "--encoder_lr 1e-4": "encoder_lr: no pretrained encoder is trained",
     "--modulation ogm --modalities {first}": "modulation: 'ogm' balances at least two modalities, found 1: {first}",
 }
 TASKS = {"mosi": "Regression", "brats": "Segmentation"}

@@ -74,7 +74,7 @@ class Samples:
         )
 
     def _together(self, row: int) -> str:
-        """Returns what is equal for shards that are best read one after the other; see `RawShard`."""
+        """Returns the key of a shard. Shards with equal keys read the same part of a file, one after the other."""
         if self.rows is None:
             return ""
         places = [v.place(int(self.rows[row])) for v in self.inputs.values() if isinstance(v, Column)]
