@@ -32,7 +32,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(data: Path, out: Path, *, name: str = "run", trained: tuple[str, ...] = (), **changes: object) -> Config:
     models = {"text_model": str(data / "bert"), "image_model": str(data / "vit"), "text_length": 10}
-    values = {"name": name, "standardise": "on", "max_steps": None, "num_epochs": 2, "encoder_lr": 0.01}
+    values = {"name": name, "standardise": "on", "max_steps": None, "num_epochs": 2}
+    if trained:
+        values["encoder_lr"] = 0.01
     # The rate of the quick preset follows the length of the run.
     values |= {"valid_interval": None, "schedule": "plateau", "warmup_share": 0.0} | changes
     return table_config(out, data / "t.csv", changes=values, **models, train_encoders=trained)
