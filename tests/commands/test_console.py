@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -28,14 +29,18 @@ def settings(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, dict[s
 
 
 @pytest.mark.parametrize("name", ["brats", "features", "food101", "iemocap", "mosi", "table"])
-def test_a_recipe_is_its_pipeline(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_is_its_pipeline(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = ROOT / "pipelines" / f"{name}.py"
     if not script.exists():
         pytest.skip("the pipelines are not beside the tests")
-    printed = subprocess.run(
-        [sys.executable, script, "--dry_run"], check=True, capture_output=True, text=True, cwd=ROOT
-    )
-    assert settings(capsys, "train", name) == yaml.safe_load(printed.stdout)
+    monkeypatch.setattr(sys, "argv", [str(script), "--dry_run"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(script), run_name="__main__")
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert settings(capsys, "train", name) == yaml.safe_load(printed)
 
 
 def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

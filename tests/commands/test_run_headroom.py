@@ -122,6 +122,7 @@ def test_a_run_does_without_it_unless_told(npz: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / HEADROOM).exists()
 
 
+@pytest.mark.slow
 def test_a_comparison_has_one_over_its_seeds(npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = flags(npz, tmp_path, "--compare", "cggm,ogm-ge", "--seeds", "1,2", "--headroom", "true", "--num_epochs", "1")
     assert main(RECIPE, argv) == 0
@@ -152,6 +153,7 @@ def test_samples_without_a_modality_leave_its_row_out(tmp_path: Path) -> None:
     assert "has none of the modalities far" in note
 
 
+@pytest.mark.slow
 def test_a_regression_and_a_single_modality(tmp_path: Path) -> None:
     pickle = write_pickle(tmp_path / "small.pkl", small_set())
     argv = [*flags(pickle, tmp_path), "--headroom", "true", "--modulation", "none"]

@@ -185,6 +185,7 @@ def test_an_epoch_needs_samples() -> None:
         balance.finish_epoch(net, [])
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_two_ray_workers_give_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients are modulated before the all-reduce, by coefficients of the global batch."""

@@ -22,6 +22,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_module_as_it_is(folder: Path) -> None:
     run = train(folder, "--local", "--net", "late.py:build")
     assert "network: late.py:build" in (run / "config.yaml").read_text()

@@ -111,6 +111,7 @@ def test_a_job_that_fails_says_why_and_fails(cluster: Raylets, submit: list[str]
     assert "none.pkl does not exist" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_job_streams_its_log_and_can_be_stopped(
     cluster: Raylets, submit: list[str], small_pickle: Path, tmp_path: Path
 ) -> None:

@@ -198,6 +198,7 @@ def test_an_onnx_model_runs_without_torch(run: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_masks_are_inputs_of_the_onnx_model(classes: Path) -> None:
     assert command(["export", str(classes), "--format", "onnx"]) == 0
     model = onnxruntime.InferenceSession(classes / "model.onnx")

@@ -122,7 +122,7 @@ def test_estimates_are_taken_at_the_ends_of_super_epochs() -> None:
     np.testing.assert_allclose(found[4], want)
 
 
-@pytest.mark.parametrize("kind", ["classes", "values"])
+@pytest.mark.parametrize("kind", ["classes", pytest.param("values", marks=pytest.mark.slow)])
 def test_workers_follow_one(tmp_path: Path, kind: str) -> None:
     changes = {"modulation": "gblend", "gblend_super_epoch": 1, "lr": 0.02, "cls_lr": 0.05}
     one = assert_workers_follow_one(tmp_path, changes, kind=kind)

@@ -144,7 +144,7 @@ def test_schedules_and_retuning_keep_the_ratios() -> None:
     assert_rates(0.1, 1.5, 4.0)
 
 
-@pytest.mark.parametrize("kind", ["keep", "dynamic"])
+@pytest.mark.parametrize("kind", [pytest.param("keep", marks=pytest.mark.slow), "dynamic"])
 def test_workers_follow_one(tmp_path: Path, kind: str) -> None:
     lrs = ["text=0.01", "audio=0.05", "vision=0.1"]
     changes = {"modulation": "mslr", "mslr_strategy": kind, "mslr_lrs": lrs, "mslr_window": 2}

@@ -35,6 +35,7 @@ def by_workers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[list[
     return {workers: in_processes(folder, cases, workers) for workers in (1, 2)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", range(len(READINGS)), ids=NAMES)
 def test_two_workers_follow_one(by_workers: dict[int, list[list[dict[str, Any]]]], case: int) -> None:
     (one,), (first, second) = by_workers[1], by_workers[2]

@@ -176,8 +176,8 @@ def test_members_of_ume_are_trained_alone() -> None:
     ("changes", "kind"),
     [
         ({"modulation": "reconboost", "reconboost_epochs": 1, "reconboost_rectify": 1}, "classes"),
-        ({"modulation": "ume"}, "classes"),
-        ({"modulation": "ume"}, "values"),
+        pytest.param({"modulation": "ume"}, "classes", marks=pytest.mark.slow),
+        pytest.param({"modulation": "ume"}, "values", marks=pytest.mark.slow),
     ],
 )
 def test_workers_follow_one(tmp_path: Path, changes: dict[str, object], kind: str) -> None:
