@@ -169,7 +169,7 @@ class _Passes(NamedTuple):
 
 
 class AGMReleased(AGM):
-    """AGM in the reading of the released code; see the module.
+    """AGM in the reading of the released code: the gradients of the responses are scaled, fusion and head included.
 
     Args:
         modalities, predict, task, alpha, bound, reduce: see `AGM`; `predict` is called with gradient.

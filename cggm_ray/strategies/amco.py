@@ -56,12 +56,13 @@ class AMCoOptions(StrategyOptions):
 
 
 class AMCo(Guided):
-    """See the module.
+    """Masks units of the features of a modality on which the prediction depends, beside a loss for every modality.
 
     Args:
         guides: by modality.
         task: a classification.
-        sigma, eps: see the module. `end_epoch` counts epochs.
+        sigma: share of all confidence above which a modality is dependent.
+        eps: where the masked part of the units, which grows from step to step, is whole. `end_epoch` counts epochs.
         seed: of the masks, the same on all workers.
         optimizer: makes the guides' optimizer from their parameters.
         reduce: sums a vector over workers.

@@ -6,10 +6,11 @@ modalities are taken away one after the other; S_0 is the set of all, S_1 lacks 
     loss = (1 / M) * sum_k CE(S_k) + lambda * sum_k R(S_k, S_{k+1})
     R(S, T) = mean over samples of max(0, confidence(T) - confidence(S))                       (reading 'paper')
 
-With the reading `released`, a sample that is predicted rightly by T and wrongly by S does not count in R: there the confidence
-may grow. With the reading `benchmark`, R is max(0, .) of the sum over the batch, as in BalanceBenchmark, so that samples whose
-confidence falls make up for others; and the sum is not divided by the number of samples. The mean in the first two is this
-package's: the released code sums over its whole training set, which it takes as one batch.
+This R is the paper's as a public review of it states it; the numbers of its equations were not at hand. With the reading
+`released`, a sample that is predicted rightly by T and wrongly by S does not count in R: there the confidence may grow. With
+the reading `benchmark`, R is max(0, .) of the sum over the batch, as in BalanceBenchmark, so that samples whose confidence
+falls make up for others; and the sum is not divided by the number of samples. The mean in the first two is this package's:
+the released code sums over its whole training set, which it takes as one batch.
 
 The order in which modalities go is drawn for every epoch from the seed, as in BalanceBenchmark, which is also the source of the
 cross-entropies of the subsets. A modality that is taken away is zero at the input of the fusion. The fusion predicts without
@@ -65,14 +66,14 @@ class _Subset(NamedTuple):
 
 
 class CML(Strategy):
-    """See the module.
+    """Makes a loss of confidence that grows where a modality is taken away from the fusion.
 
     Args:
         modalities: their names.
         predict: the fused prediction from features, with its gradient.
         task: a classification.
-        weight: lambda.
-        reading: 'paper', 'released' or 'benchmark'.
+        weight: of the confidence that grows.
+        reading: which growth counts: 'paper', 'released' or 'benchmark'.
         seed: of the order in which modalities go; the same on all workers.
         reduce: sums a vector over workers.
 

@@ -50,7 +50,9 @@ class GBlendOptions(StrategyOptions):
 
 
 class GBlending(Guided):
-    """See the module. Index 0 of all vectors [1 + M] is the fused head.
+    """Blends the loss of the fused head with those of the guides by how well each generalises.
+
+    Index 0 of all vectors [1 + M] is the fused head.
 
     Args:
         guides: by modality.

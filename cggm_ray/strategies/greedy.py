@@ -142,13 +142,15 @@ class GreedyNet(MultimodalNet):
 
 
 class Greedy(Strategy):
-    """See the module.
+    """Holds the gates of a branch that learns mainly by what the others hold, so that it learns from itself.
 
     Args:
         encoders: by modality.
         fusion: of the network, which `greedy_net` made.
         task: a classification.
-        epsilon, window, start: see the module. `end_epoch` counts epochs.
+        epsilon: difference of learning speeds above which gates are held.
+        window: steps for which they are.
+        start: first epochs, in which none are held. `end_epoch` counts epochs.
         reduce: sums a vector over workers.
     """
 

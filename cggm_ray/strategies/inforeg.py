@@ -16,8 +16,17 @@ squared gradients.
 
     k_m = (T_m(e - 1) - T_m(e - 11)) / (T_m(e - 10) + ... + T_m(e - 1)),   T = 0 before the first epoch;  1 in epoch 0
 
-The formulas are those of the released code (github.com/GeWu-Lab/InfoReg_CVPR2025), for two modalities; the equations of the
-paper were not at hand. There mu is .95 for audio and .1 for vision, the threshold .05. What was decided here:
+The formulas are those of the released code (github.com/GeWu-Lab/InfoReg_CVPR2025), for two modalities. There mu is .95 for
+audio and .1 for vision, the threshold .05. The paper has other formulas, for any number of modalities:
+
+    L      = task loss                                            (the losses L_m belong to the variant that it calls InfoReg*)
+    s_m    = mean over the batch of log softmax(answer of m)[y]                    (eq. 8, printed with a minus sign)
+    gap_m  = mean of s_m - s_k over the modalities k with s_k < s_m, 0 for the last                        (eq. 9 and 10)
+    k_m    = (T_m(e - 1) - T_m(e - 2)) / T_m(e - 1),  T_m the mean of |g_m|^2          (eq. 7 and 11; none before epoch 2)
+    beta_m = exp(mu tanh(gap_m))  where gap_m > 0 and k_m > threshold                             (eq. 12 and 16)
+
+with mu .9 and the threshold .04 as the best values for CREMA-D and Kinetics Sounds. With the minus sign of equation 8 the
+modality with the largest loss would be held, against the text around it. What was decided here:
 
 - The answer of a modality is that of OGM in the reading `shared`, with gradient: for a linear head over a concatenation its own
   part of the head and half of the bias, as in that code; for any other fusion what it says when the others' features are zero.
@@ -73,7 +82,7 @@ class _Memo:
 
 
 class InfoReg(Strategy):
-    """See the module.
+    """Holds the encoder of a modality that is ahead near its weights of the beginning of the epoch.
 
     Args:
         encoders: by modality.

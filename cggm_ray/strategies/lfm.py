@@ -15,7 +15,10 @@ that of pairs of modalities, averaged over the samples that have both and then o
 - Alignment: with p and q the two predictions and m their mean, `released` is (KL(m || p) + KL(m || q)) / 2, which the released
   code calls Jensen-Shannon; `jensen-shannon` is that divergence, (KL(p || m) + KL(q || m)) / 2.
 
-The paper's text was not at hand; formulas are those of the released code, which is checked by recorded numbers.
+Formulas are those of the released code, which is checked by recorded numbers. Of the paper the abstract and a summary were at
+hand. It calls the alignment contrastive learning, which brings the modalities of a sample together and takes different samples
+apart; the divergence of the released code does the former alone. By the summary its heuristic schedule is 1 - exp(-1 / t) in
+epoch t, by which the share of the labels falls, where that of `fitted` grows. It is not implemented.
 """
 
 from __future__ import annotations
@@ -64,7 +67,9 @@ class LFMOptions(StrategyOptions):
 
 
 class LFM(Strategy):
-    """See the module. The network predicts by an ensemble, which gives `HeadOutput.members`.
+    """Mixes the fit to the labels with the agreement of the predictions of single modalities.
+
+    The network predicts by an ensemble, which gives `HeadOutput.members`.
 
     Args:
         task: a classification.

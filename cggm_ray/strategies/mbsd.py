@@ -1,4 +1,7 @@
-"""MBSD: every modality has a loss of its own, and what the modalities predict for a sample is drawn together.
+"""MBSD: Liu et al., "Multimodal Pre-Training with Self-Distillation for Product Understanding in E-Commerce" (WSDM 2023,
+doi 10.1145/3539597.3570423).
+
+Every modality has a loss of its own, and what the modalities predict for a sample is drawn together.
 
     L = L_fused + sum_m L_m + (distance + divergence) * weight, the latter two averaged over pairs of modalities
 
@@ -11,10 +14,12 @@ With p_m,i the probability that guide m gives to the true class of sample i, a p
 z are the guides' logits where there are two modalities, and their probabilities where there are more. Gradients flow through
 all of it, the weights w included.
 
-The paper could not be read. The formulas are those of BalanceBenchmark (Xu et al., arXiv 2502.10816), whose arithmetic is
-checked by recorded numbers. Two things there look like slips and are kept, because no other source says what is meant: the
-divergence takes the probability s_i where the Kullback-Leibler divergence has its logarithm, and z changes its meaning with the
-number of modalities. In BalanceBenchmark guides are parts of the fused linear layer; here they are networks of their own.
+Only the abstract of the paper could be read: a model of images and texts of products is pre-trained, and what the dominant
+modality knows is distilled into the weaker one. The formulas are those of BalanceBenchmark (Xu et al., arXiv 2502.10816),
+whose arithmetic is checked by recorded numbers. Three things there look like slips, or differ from the abstract, and are
+kept, because no other source says what is meant: the divergence takes the probability s_i where the Kullback-Leibler
+divergence has its logarithm, z changes its meaning with the number of modalities, and the stronger modality has a gradient
+too. In BalanceBenchmark guides are parts of the fused linear layer; here they are networks of their own.
 """
 
 from __future__ import annotations
@@ -48,7 +53,7 @@ class MBSDOptions(StrategyOptions):
 
 
 class MBSD(Guided):
-    """See the module.
+    """A loss for every modality, and a term that draws the predictions of every two modalities together.
 
     Args:
         guides: by modality.

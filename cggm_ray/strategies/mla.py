@@ -19,8 +19,11 @@ The prediction is the sum of the modalities' logits, weighted for each sample by
 made to sum to 1 over the modalities that it has. The released code takes one weight for all samples of a test batch, from
 a softmax over the batch; a prediction that depends on the other samples is not offered.
 
-What a modality hands to the head is what its guide hands to its own last layer; the run's fusion and head are left out. The
-paper's text was not at hand. BalanceBenchmark's matrix and turns are checked by recorded numbers.
+What a modality hands to the head is what its guide hands to its own last layer; the run's fusion and head are left out. Of the
+paper the abstract and public reviews were at hand (openreview.net, JFEFORc7fP). They call the rule for P its equation 3, and a
+case of orthogonal weight modification with a single layer, which is `projection`. They also say that r is the mean over the
+whole dataset there; here, as in the released code, it is that of the batch. BalanceBenchmark's matrix and turns are checked by
+recorded numbers.
 """
 
 from __future__ import annotations
@@ -86,12 +89,12 @@ def certainty(logits_MNC: Tensor, has_MN: Tensor) -> Tensor:
 
 
 class MLA(Strategy):
-    """See the module.
+    """Trains the modalities in turns by one shared head, whose gradient spares what it learned before.
 
     Args:
         net: with encoders and guides by modality and the shared head.
         task: a classification.
-        gradient: how that of the head is changed.
+        gradient: how that of the head is changed: 'projection', 'released', 'benchmark' or 'off'.
         reduce: sums a vector over workers.
     """
 

@@ -14,7 +14,8 @@ what is ahead,
 
 so that k_m lies between 0 and beta, and balancing ends by itself when all predict equally well. The score of a modality is the
 mean probability that its guide gives to the true class. For other tasks r_m is the loss of guide m over the mean of the
-others', as the released code has it for regression.
+others', as the released code has it for regression. The formulas are those of the paper as its authors' page has them, without
+their numbers (github.com/kkontras/MLB); there the scores are sums over the batch, of which a ratio is the same.
 
 The released code is checked by recorded numbers (`tests/recorded`). It scales gradients after the backward pass; here the same
 coefficients are the weights of the guides' losses and gates on the way from the fusion to the encoders. There the guides are
@@ -64,12 +65,12 @@ class _Memo(NamedTuple):
 
 
 class MLB(Guided):
-    """See the module.
+    """A loss for every modality, and gradients that are larger for a modality that is behind the others.
 
     Args:
         guides: by modality.
         task: what is predicted.
-        alpha: steepness.
+        alpha: how steeply a coefficient follows the ratio of scores.
         beta: largest coefficient.
         optimizer: makes the guides' optimizer from their parameters.
         reduce: sums a vector over workers.

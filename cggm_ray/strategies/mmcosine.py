@@ -75,7 +75,7 @@ class CosineMember(nn.Module):
 
 
 class MMCosine(Strategy):
-    """Joint training of a network of cosines, see the module; it logs the loss of every modality alone."""
+    """Joint training of a network whose logits are sums of cosines; it logs the loss of every modality alone."""
 
     def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
         """The losses of the members alone, [M K], without gradient."""

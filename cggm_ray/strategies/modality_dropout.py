@@ -5,6 +5,9 @@ at the input of the fusion, which learns to do without it, and its encoder gets 
 not scaled up. A sample never loses all it has: where every modality was drawn to be dropped, one of those that it has is
 kept, each with the same probability. Nothing is dropped in evaluation.
 
+The paper, of which the abstract could be read, also initialises each modality with care and brings them together step by step.
+That is not part of this strategy.
+
 The draws come from torch's generator, like those of every other dropout: they differ between workers, and a batch that is
 taken in parts draws others than a whole one.
 """

@@ -56,7 +56,7 @@ class MSLROptions(StrategyOptions):
 
 
 class MSLR(Guided):
-    """See the module.
+    """A learning rate of its own for every encoder.
 
     Args:
         guides: by modality; only 'dynamic' trains and asks them, on detached features.

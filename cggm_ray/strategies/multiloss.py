@@ -54,7 +54,7 @@ class MultiLossOptions(StrategyOptions):
 
 
 class MultiLoss(Guided):
-    """See the module.
+    """The task loss and a loss for every modality, with constant weights.
 
     Args:
         guides: by modality.

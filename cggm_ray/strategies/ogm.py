@@ -14,7 +14,8 @@ Where this goes beyond the paper, which has two modalities, late fusion and clas
   zeros in place of the other modalities' features, in evaluation mode and without gradient: one more pass of the fusion for
   every modality.
 - *More than two modalities.* The ratio is to the mean of the others, which for two is eq. 9. Published code for three or more
-  also compares with the mean over all, the modality itself included, which pulls every ratio towards 1.
+  also compares with the mean over all, the modality itself included, which pulls every ratio towards 1. The journal paper
+  (arXiv 2410.11582) has any number of modalities; see `ogm_rivals ratios` below.
 - *Other tasks.* The score is exp(-loss of the answer); for cross-entropy that would be the geometric mean of the
   probabilities whose arithmetic mean eq. 8 is, and eq. 8 itself is used there.
 - *Noise.* The paper's covariance is that of the stochastic gradient; as in the released code it is estimated by the standard
@@ -31,6 +32,10 @@ modalities, a concatenation and a linear head:
   a concatenation that is the bias over the number of modalities, as in the released code.
 - `ogm_rivals minimum` is BalanceBenchmark's reading of three and more modalities: the ratio is to the least of the other
   scores.
+- `ogm_rivals ratios` is the mean of the ratios to each of the others: equation 7 of the journal paper, as a public
+  reimplementation gives it, because its text was not at hand. That also gives its equation 11 for k, 1 - alpha tanh(rho - 1),
+  which is continuous at rho = 1. The code that its authors released (github.com/GeWu-Lab/BML_TPAMI2024) has equation 10 above
+  instead, and so has this module.
 """
 
 from __future__ import annotations
@@ -55,6 +60,7 @@ from cggm_ray.tasks.base import Task
 from cggm_ray.tasks.classification import Classification
 
 CONVOLUTIONS = "convolutions"
+RIVALS = ("mean", "minimum", "ratios")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +71,14 @@ class OGMOptions(StrategyOptions):
     ogm_parameters: str = option("all", "ogm, ogm-ge: whose gradients are modulated: all of an encoder, convolutions")
     ogm_epochs: int = option(0, "ogm, ogm-ge: first epochs, in which gradients are modulated; 0 for all")
     ogm_bias: str = option("whole", "ogm, ogm-ge: what of the answer without any modality each has: whole, shared")
-    ogm_rivals: str = option("mean", "ogm, ogm-ge: what of the other scores a ratio is to: mean, minimum")
+    ogm_rivals: str = option("mean", "ogm, ogm-ge: what of the other scores a ratio is to: mean, minimum, ratios")
 
     def __post_init__(self) -> None:
         check(self.ogm_alpha > 0, self, "ogm_alpha", "a positive number")
         one_of(self, "ogm_parameters", ("all", CONVOLUTIONS))
         at_least(self, "ogm_epochs", 0)
         one_of(self, "ogm_bias", ("whole", "shared"))
-        one_of(self, "ogm_rivals", ("mean", "minimum"))
+        one_of(self, "ogm_rivals", RIVALS)
 
 
 class Confidence(ResponseStrategy):
@@ -81,8 +87,8 @@ class Confidence(ResponseStrategy):
     Its arguments are those of `ResponseStrategy`.
 
     Attributes:
-        bias: 'whole' or 'shared'; see the module.
-        rivals: 'mean' or 'minimum'.
+        bias: what each answer has of the answer without any modality: 'whole' or 'shared' (its part of it).
+        rivals: what of the other scores a ratio is to: 'mean', 'minimum' or 'ratios' (the mean of the ratios to each).
     """
 
     bias = "whole"
@@ -112,9 +118,13 @@ class Confidence(ResponseStrategy):
             score_M = torch.stack([torch.exp(-self.task.combine(sums)) for sums in sums_MK])
         score_M = torch.where(seen_M, score_M, 0.0)
         others_M = (score_M.sum() - score_M) / (seen_M.sum() - 1).clamp(min=1)
+        apart_MM = torch.eye(len(score_M), dtype=torch.bool, device=score_M.device) | ~seen_M
         if self.rivals == "minimum":
-            itself_MM = torch.eye(len(score_M), dtype=torch.bool, device=score_M.device)
-            others_M = torch.where(itself_MM | ~seen_M, torch.inf, score_M).amin(1)
+            others_M = torch.where(apart_MM, torch.inf, score_M).amin(1)
+        if self.rivals == "ratios":
+            # The mean of the ratios to each is the ratio to the harmonic mean.
+            inverse_MM = torch.where(apart_MM, 0.0, 1 / score_M.clamp(min=1e-300))
+            others_M = (~apart_MM).sum(1) / inverse_MM.sum(1).clamp(min=1e-300)
         compared_M = seen_M & (seen_M.sum() > 1)
         ratio_M = torch.where(compared_M, score_M / others_M.clamp(min=1e-300), 1.0)
         self.diagnostics = {"score": score_M, "ratio": ratio_M}
@@ -136,7 +146,7 @@ class OGM(Confidence):
         seed: of the noise, the same on all workers.
         convolutions: encoders by modality, of which only the gradients with four dimensions are modulated, in `adjust` too.
         epochs: first epochs, in which gradients are modulated; 0 for all. `end_epoch` counts them.
-        bias, rivals: see the module.
+        bias, rivals: see `Confidence`.
         reduce: sums a vector over workers.
 
     Raises:

@@ -8,9 +8,15 @@ of OGM's equation 9 and h_m,i the feature of modality m and sample i:
     h_m,i <- h_m,i / (1 - theta), or 0 with probability q_m,   theta = sum_m d_m q_m / sum_m d_m,  d_m the width of h_m
 
 With probability 1 - p_exe the batch is left as it is. Written from the released code, whose names are those of the flags
-(github.com/GeWu-Lab/BML_TPAMI2024); the equations of the paper were not at hand. What goes beyond it:
+(github.com/GeWu-Lab/BML_TPAMI2024). The paper's text was not at hand. A public reimplementation calls the score its equation 6,
+rho equation 7 and q equation 8; scores and q are the same there, and the differences are below. What goes beyond the released
+code, or was decided here:
 
 - The scores are OGM's, for any fusion, any task and any number of modalities; see `cggm_ray.strategies.ogm`.
+- For more than two modalities that reimplementation has, as equation 7, the mean of the ratios to each of the others:
+  `opm_rivals ratios`. By default the ratio is to the mean of the others, as for `ogm`.
+- q follows from the scores of the same batch, and the features that stay are divided by 1 - theta, both as in the released
+  code; the reimplementation takes the q of the step before, and does not divide.
 - The released code leaves samples out of the loss that lost all modalities. Here a sample always keeps one that it has, which
   is the same for two modalities, of which only one is ahead.
 - The backward function of the released code returns theta as the gradient of theta, which reaches the encoders through the
@@ -28,13 +34,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cggm_ray.config.fields import at_least, check, option
+from cggm_ray.config.fields import at_least, check, one_of, option
 from cggm_ray.core.batch import Batch, EpochPlan, Feature, HeadOutput
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
 from cggm_ray.core.seeding import generator
 from cggm_ray.strategies.base import Memo, Strategy
 from cggm_ray.strategies.features import Predict, as_in_inference, each
-from cggm_ray.strategies.ogm import Confidence
+from cggm_ray.strategies.ogm import RIVALS, Confidence
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks.base import Task
 
@@ -50,12 +56,14 @@ class OPMOptions(StrategyOptions):
     opm_lambda: float = option(0.5, "opm: how much more a modality is dropped that is far ahead")
     opm_execute: float = option(0.7, "opm: share of the batches in which anything is dropped, p_exe")
     opm_warmup: int = option(6, "opm: first epochs, in which nothing is dropped")
+    opm_rivals: str = option("mean", "opm: what of the other scores a ratio is to: mean, minimum, ratios")
 
     def __post_init__(self) -> None:
         check(0 <= self.opm_base < 1, self, "opm_base", "a number in [0, 1)")
         check(self.opm_lambda >= 0, self, "opm_lambda", "zero or a positive number")
         check(0 <= self.opm_execute <= 1, self, "opm_execute", "a number in [0, 1]")
         at_least(self, "opm_warmup", 0)
+        one_of(self, "opm_rivals", RIVALS)
 
 
 class OPM(Confidence):
@@ -66,7 +74,11 @@ class OPM(Confidence):
         predict: the fused prediction from features, `net.fuse`; `features.as_in_inference` wraps one with dropout or
             batch normalisation.
         task: what is predicted.
-        base, lam, execute, warmup: see the module. `end_epoch` counts the epochs of the warm-up.
+        base: least probability of dropping a modality that is ahead.
+        lam: how much more a modality is dropped that is far ahead.
+        execute: share of the batches in which anything is dropped.
+        warmup: first epochs, in which nothing is dropped. `end_epoch` counts them.
+        rivals: what of the other scores a ratio is to; see `Confidence`.
         reduce: sums a vector over workers.
 
     Raises:
@@ -100,10 +112,11 @@ class OPM(Confidence):
         lam: float = 0.5,
         execute: float = 0.7,
         warmup: int = 6,
+        rivals: str = "mean",
         reduce: Reduce = SINGLE_WORKER,
     ) -> None:
         super().__init__(modalities, predict, task=task, gated=False, reduce=reduce)
-        self.base, self.lam, self.execute, self.warmup = base, lam, execute, warmup
+        self.base, self.lam, self.execute, self.warmup, self.rivals = base, lam, execute, warmup, rivals
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
 
     epoch: Tensor
@@ -189,6 +202,7 @@ def _build(given: Materials[OPMOptions]) -> Strategy:
         lam=options.opm_lambda,
         execute=options.opm_execute,
         warmup=options.opm_warmup,
+        rivals=options.opm_rivals,
         reduce=given.reduce,
     )
 

@@ -1,24 +1,25 @@
 """PMR, prototypical modal rebalance: Fan, Xu, Wang, Wang and Guo, CVPR 2023 (arXiv 2211.07089).
 
-Written from the method as it is known and from the released code, without the paper's numbers of equations at hand.
-Every modality m has a prototype c_mk for each class k, the mean of the features z_m of that class, and with them a
-classifier without parameters, from Euclidean distances d:
+Every modality m has a prototype c_mk for each class k, the mean of the features z_m of that class (eq. 6), and with them a
+classifier without parameters, from Euclidean distances d (eq. 7):
 
     p_m(k | z) = exp(-d(z, c_mk)) / sum_j exp(-d(z, c_mj))
 
-1. The prototypical cross-entropy L_PCE,m = -log p_m(y) pulls features towards the prototype of their class.
-2. The imbalance ratio rho compares s_m, the mean over the batch of p_m(y). With two modalities rho = s_0 / s_1,
-   beta = clip(1 / rho - 1, 0, 1) and gamma = clip(rho - 1, 0, 1); the slow one is accelerated:
+1. The prototypical cross-entropy L_PCE,m = -log p_m(y) pulls features towards the prototype of their class (eq. 9).
+2. The imbalance ratio rho compares s_m, the mean over the batch of p_m(y). With two modalities rho = s_0 / s_1 (eq. 8),
+   beta = clip(1 / rho - 1, 0, 1) and gamma = clip(rho - 1, 0, 1) (eq. 11); the slow one is accelerated (eq. 10):
    L_acc = L_CE + alpha (beta L_PCE,0 + gamma L_PCE,1).
-3. In the first epochs the dominant modality is kept from an early end by the entropy H of its p_m:
+3. In the first epochs the dominant modality is kept from an early end by the entropy H of its p_m (eq. 13):
    L = L_acc - mu (gamma H(p_0) + beta H(p_1)).
-4. After an epoch, c <- momentum c + (1 - momentum) (mean of the epoch).
+4. After an epoch, c <- momentum c + (1 - momentum) (mean of the epoch) (eq. 12).
+
+The paper has alpha 1 or 2 and mu .01 or .001, and names neither momentum nor the number of first epochs.
 
 For M modalities the factor of acceleration is clip(max_k s_k / s_m - 1, 0, 1), that of the entropy
 clip(s_m / max_{k != m} s_k - 1, 0, 1): only the best one is held back. For two these are beta and gamma.
 
-What is not the paper's: it takes the prototypes in a pass of its own over a part of the training split, here they are the
-means of the features that training sees, which costs no pass. In the first epoch they are the means so far.
+What is not the paper's: it takes the prototypes before every epoch, in a pass of its own over a tenth of the training split;
+here they are the means of the features that training sees, which costs no pass. In the first epoch they are the means so far.
 
 `pmr_reading released` is the arithmetic of the released code (github.com/fanyunfeng-bit/Modal-Imbalance-PMR): beta is 1 for the
 modality that is behind and 0 for the other, there is no entropy, and the prototypes come from a pass in evaluation mode before
@@ -72,12 +73,15 @@ _Pooled = list[tuple[Tensor, Tensor]]
 
 
 class PMR(Strategy):
-    """See the module.
+    """Pulls the features of a modality that lags behind to the prototypes of their classes.
 
     Args:
         modalities: names, in their order.
         task: a classification.
-        alpha, mu, epochs, momentum: see the module.
+        alpha: weight of the prototypical cross-entropy.
+        mu: weight of the entropy of the dominant modality.
+        epochs: first epochs, in which that entropy counts.
+        momentum: share of the old prototypes when the means of an epoch come in.
         released: whether it is read as the released code.
         ends: first epochs, in which the prototypical cross-entropy counts; 0 for all.
         samples: of the pass for prototypes; 0 for all.

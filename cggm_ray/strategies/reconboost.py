@@ -62,14 +62,16 @@ class ReconBoostOptions(StrategyOptions):
 
 
 class ReconBoost(Strategy):
-    """See the module.
+    """Learners of single modalities move in turns, each against the frozen sum of the others, and then all together.
 
     Args:
         encoders: by modality.
         ensemble: of the learners' guides, which the network has in the place of its fusion.
         task: a classification.
         epochs, rectify: of the two halves of a stage.
-        weight1, weight2, alpha: see the module.
+        weight1: weight of the agreement with the label.
+        weight2: weight of the reconcilement with the other learners.
+        alpha: weight of the agreement with the learner of the stage before.
         released: whether it is read as the released code.
         reduce: sums a vector over workers.
     """

@@ -9,7 +9,8 @@ k-means clustering of the features of modality m on the split S, with as many cl
     theta_m <- alpha_m theta_m(initial) + (1 - alpha_m) theta_m       all parameters of the encoder
 
 Fusion, head and the memory of the optimizer stay. The formulas are those of the released code
-(github.com/GeWu-Lab/Diagnosing_Relearning_ECCV2024), from which the defaults come too. What was decided here:
+(github.com/GeWu-Lab/Diagnosing_Relearning_ECCV2024), from which the defaults come too; a summary of the paper has the same
+three, and the numbers of its equations were not at hand. What was decided here:
 
 - The features are averaged over all but samples and channels; samples without the modality do not take part.
 - At most `relearning_samples` samples of a split are clustered; the released code takes all.
@@ -52,14 +53,16 @@ class ReLearningOptions(StrategyOptions):
 
 
 class ReLearning(Strategy):
-    """See the module.
+    """Sets encoders back towards their initial weights, the further the more they have overfitted.
 
     A loop of your own calls `begin_epoch` with what `measure` says of the samples of both splits.
 
     Args:
         encoders: by modality, with their initial weights.
         task: a classification.
-        every, times, lam: see the module.
+        every: epochs between two re-initialisations.
+        times: re-initialisations in a run at most.
+        lam: how strongly an encoder that overfits is set back.
         samples: of a split that are measured at most; 0 for all.
         reduce: sums a vector over workers.
     """

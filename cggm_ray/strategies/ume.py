@@ -18,7 +18,10 @@ from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, St
 
 
 class UME(Strategy):
-    """See the module. The network predicts by an ensemble, which gives `HeadOutput.members`."""
+    """Trains models of single modalities side by side, each by its own loss.
+
+    The network predicts by an ensemble, which gives `HeadOutput.members`.
+    """
 
     def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
         """The members' losses, [M K]."""

@@ -71,13 +71,16 @@ class ValuationOptions(StrategyOptions):
 
 
 class Valuation(Strategy):
-    """See the module.
+    """Trains samples more often in which a modality contributes little, with that modality alone.
 
     Args:
         modalities: their names, in their order.
         predict: the fused prediction from features, `net.fuse`. It is called without gradient.
         task: a classification.
-        level, warmup, alpha, part: see the module.
+        level: whose values decide what is trained more often: 'sample' or 'modality'.
+        warmup: first epochs, in which every sample is trained once.
+        alpha: of the level 'modality': copies for a gap between the modalities.
+        part: of the level 'modality': share of the samples whose values are averaged.
         reduce: sums a vector over workers.
     """
 

@@ -16,6 +16,7 @@ from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.runtime import LocalRuntime
 from cggm_ray.strategies.agm import AGM, AGMReleased
 from cggm_ray.strategies.ogm import OGM
+from cggm_ray.strategies.opm import OPM
 
 READINGS: list[dict[str, Any]] = [
     {"modulation": "agm", "agm_reading": "released", "agm_bound": 0},
@@ -89,6 +90,13 @@ def test_the_rivals_of_ogm() -> None:
     net = linear_net(3)
     scores = torch.tensor([[0.6, 1], [0.4, 1], [0.2, 1]]).double()
     seen = torch.tensor([True, True, True])
-    mean, minimum = (OGM(["a", "b", "c"], net.fuse, task=Classification(3), rivals=r) for r in ("mean", "minimum"))
+    names, task = ["a", "b", "c"], Classification(3)
+    mean, minimum, ratios = (OGM(names, net.fuse, task=task, rivals=r) for r in ("mean", "minimum", "ratios"))
     assert mean.compare(scores, seen).tolist() == pytest.approx([2, 1, 0.4])
     assert minimum.compare(scores, seen).tolist() == pytest.approx([3, 2, 0.5])
+    each = [(0.6 / 0.4 + 0.6 / 0.2) / 2, (0.4 / 0.6 + 0.4 / 0.2) / 2, (0.2 / 0.6 + 0.2 / 0.4) / 2]
+    assert ratios.compare(scores, seen).tolist() == pytest.approx(each)
+    assert OPM(names, net.fuse, task=task, rivals="ratios").compare(scores, seen).tolist() == pytest.approx(each)
+    # Without the second modality, whose score is unknown then, one rival is left.
+    lacking = torch.tensor([[0.6, 1], [0, 0], [0.2, 1]]).double()
+    assert ratios.compare(lacking, torch.tensor([True, False, True])).tolist() == pytest.approx([3, 1, 1 / 3])
