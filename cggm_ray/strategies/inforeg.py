@@ -17,7 +17,7 @@ squared gradients.
     k_m = (T_m(e - 1) - T_m(e - 11)) / (T_m(e - 10) + ... + T_m(e - 1)),   T = 0 before the first epoch;  1 in epoch 0
 
 The formulas are those of the released code (github.com/GeWu-Lab/InfoReg_CVPR2025), for two modalities. There mu is .95 for
-audio and .1 for vision, the threshold .05. The paper has other formulas, for any number of modalities:
+audio and .1 for vision, the threshold .05. The paper has other formulas, for any number of modalities: `inforeg_reading paper`,
 
     L      = task loss                                            (the losses L_m belong to the variant that it calls InfoReg*)
     s_m    = mean over the batch of log softmax(answer of m)[y]                    (eq. 8, printed with a minus sign)
@@ -26,26 +26,27 @@ audio and .1 for vision, the threshold .05. The paper has other formulas, for an
     beta_m = exp(mu tanh(gap_m))  where gap_m > 0 and k_m > threshold                             (eq. 12 and 16)
 
 with mu .9 and the threshold .04 as the best values for CREMA-D and Kinetics Sounds. With the minus sign of equation 8 the
-modality with the largest loss would be held, against the text around it. What was decided here:
+modality with the largest loss would be held, against the text around it. The expectation in T is a sum over steps here, of the
+gradients of the task loss of the global batch, as in its equation 13. What was decided here:
 
 - The answer of a modality is that of OGM in the reading `shared`, with gradient: for a linear head over a concatenation its own
   part of the head and half of the bias, as in that code; for any other fusion what it says when the others' features are zero.
 - That code takes k of the audio encoder for both modalities; here each has its own.
-- For regression and segmentation the score is exp(-loss) times the samples.
+- For regression and segmentation the score is exp(-loss) times the samples, and in the paper's reading minus the loss.
 - A loop of your own calls `begin_epoch(epoch, {})` before an epoch, which takes the weights, and `end_epoch` after it. With a
   `GradScaler` it calls `unscale_` before `adjust`, as for clipping.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cggm_ray.config.fields import check, option
+from cggm_ray.config.fields import check, one_of, option
 from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
 from cggm_ray.strategies.base import Memo, Strategy
@@ -55,6 +56,7 @@ from cggm_ray.strategies.guided import losses_of
 from cggm_ray.strategies.registry import STRATEGIES, Materials, Setting, StrategyInfo, StrategyOptions
 from cggm_ray.tasks import Classification, Task
 
+READINGS = ("released", "paper")
 EPOCHS = 10
 """Epochs over which the traces are added up."""
 
@@ -69,7 +71,10 @@ class InfoRegOptions(StrategyOptions):
     )
     inforeg_threshold: float = option(0.05, "inforeg: growth of the Fisher trace below which nothing is held any more")
 
+    inforeg_reading: str = option("released", "inforeg: how it is read: released, paper (see docs/strategies.md)")
+
     def __post_init__(self) -> None:
+        one_of(self, "inforeg_reading", READINGS)
         check(self.inforeg_mu >= 0, self, "inforeg_mu", "zero or a positive number")
 
 
@@ -88,8 +93,9 @@ class InfoReg(Strategy):
         encoders: by modality.
         predict: the fused prediction from features, `net.fuse`; it is called with gradient.
         task: what is predicted.
-        mus: by modality.
-        threshold: of k.
+        mus: by modality, how strongly an encoder that is ahead is held; default .95.
+        threshold: growth of the Fisher trace below which nothing is held any more.
+        paper: whether it is read as the paper.
         reduce: sums a vector over workers.
     """
 
@@ -103,10 +109,12 @@ class InfoReg(Strategy):
         task: Task,
         mus: Mapping[str, float] | None = None,
         threshold: float = 0.05,
+        paper: bool = False,
         reduce: Reduce = SINGLE_WORKER,
     ) -> None:
         super().__init__(task=task, reduce=reduce)
         self.modalities, self._predict, self._threshold = tuple(encoders), (predict,), threshold
+        self._paper = paper
         self._mus = tuple((mus or {}).get(name, 0.95) for name in encoders)
         # In lists: the parameters are the network's, and their values no buffers, which a loop copies in every step.
         self._parameters_M = [list(encoder.parameters()) for encoder in encoders.values()]
@@ -114,7 +122,7 @@ class InfoReg(Strategy):
         size = len(self.modalities)
         self.register_buffer("trace_M", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("traces_EM", torch.zeros(EPOCHS + 1, size, dtype=torch.float64))
-        self.register_buffer("growth_M", torch.ones(size, dtype=torch.float64))
+        self.register_buffer("growth_M", torch.full((size,), float(not paper), dtype=torch.float64))
 
     trace_M: Tensor
     traces_EM: Tensor
@@ -130,15 +138,18 @@ class InfoReg(Strategy):
     def transform(
         self, features: dict[str, Feature], batch: Batch, totals: Totals | None = None
     ) -> tuple[dict[str, Feature], Memo]:
-        """Asks every modality alone, with gradient; the features stay as they are."""
+        """Asks every modality alone, with gradient where it has a loss; the features stay as they are."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._paper):
+            return features, _Memo(self._answers(features, batch))
+
+    def _answers(self, features: dict[str, Feature], batch: Batch) -> list[tuple[Tensor, Batch]]:
         zeros = {name: each(part, torch.zeros_like) for name, part in features.items()}
         of_none = self._said(zeros, batch)
         share = 1 - 1 / len(self.modalities)
-        answers = [
+        return [
             (self._said(zeros | {name: features[name]}, batch) - share * of_none, batch.having(name))
             for name in self.modalities
         ]
-        return features, _Memo(answers)
 
     def _said(self, features: Mapping[str, Feature], batch: Batch) -> Tensor:
         (predict,) = self._predict
@@ -163,18 +174,23 @@ class InfoReg(Strategy):
         losses_M = losses_of(self.task, own_sums[: -2 * m].reshape(m, -1))
         score_M, count_M = own_sums.detach()[-2 * m :].chunk(2)
         seen_M = count_M > 0
-        if not isinstance(self.task, Classification):
-            score_M = torch.where(seen_M, torch.exp(-losses_M.detach()) * count_M, 0.0)
-        others_M = (score_M.sum() - score_M) / (seen_M.sum() - 1).clamp(min=1)
-        gap_M = score_M - others_M
+        if self._paper:
+            score_M = -losses_M.detach()
+            gap_M = ahead_of(score_M, seen_M)
+        else:
+            if not isinstance(self.task, Classification):
+                score_M = torch.where(seen_M, torch.exp(-losses_M.detach()) * count_M, 0.0)
+            gap_M = score_M - (score_M.sum() - score_M) / (seen_M.sum() - 1).clamp(min=1)
         held_M = seen_M & (seen_M.sum() > 1) & (gap_M > 0) & (self.growth_M > self._threshold)
-        memo.beta_M = torch.where(held_M, gap_M.new_tensor(self._mus) * torch.exp(torch.tanh(gap_M)), 0.0)
+        mu_M, bent_M = gap_M.new_tensor(self._mus), torch.tanh(gap_M)
+        memo.beta_M = torch.where(held_M, torch.exp(mu_M * bent_M) if self._paper else mu_M * torch.exp(bent_M), 0.0)
         self.diagnostics = {
-            "score": score_M / count_M.clamp(min=1),
+            "score": score_M if self._paper else score_M / count_M.clamp(min=1),
             "beta": memo.beta_M,
             "growth": self.growth_M.clone(),
         }
-        return losses_M.sum() + self._pull(memo.beta_M)
+        pull = self._pull(memo.beta_M)
+        return pull if self._paper else losses_M.sum() + pull
 
     def _pull(self, beta_M: Tensor) -> Tensor:
         """A term of value 0 whose gradient is beta (theta - theta of before)."""
@@ -188,18 +204,28 @@ class InfoReg(Strategy):
     @torch.no_grad()
     def adjust_gradients(self, memo: Memo) -> None:
         """Adds the squares of the gradients to the traces; the gradients stay as they are."""
-        squares_M = torch.stack([self._square(parameters) for parameters in self._parameters_M])
+        squares_M = torch.stack([self._square(index, memo) for index in range(len(self.modalities))])
         self.trace_M.add_(torch.where(squares_M.isfinite().all(), squares_M, 0.0))
 
-    def _square(self, parameters: Sequence[nn.Parameter]) -> Tensor:
-        """The sum over weights of the mean of their squared gradients."""
-        found = [p.grad.double().square().mean() for p in parameters if p.grad is not None and p.ndim > 1]
+    def _square(self, index: int, memo: Memo) -> Tensor:
+        """Of a modality the sum over weights of the mean of their squared gradients; in the paper's reading the sum of all
+        squares, without what holds the encoder."""
+        pairs = [(p, p.grad, old) for p, old in zip(self._parameters_M[index], self._before_M[index], strict=True)]
+        if self._paper:
+            beta = memo.beta_M[index]
+            found = [(g.double() - beta * (p - old).double()).square().sum() for p, g, old in pairs if g is not None]
+        else:
+            found = [g.double().square().mean() for p, g, _ in pairs if g is not None and p.ndim > 1]
         return torch.stack(found).sum() if found else self.trace_M.new_zeros(())
 
     def end_epoch(self, train: Mapping[str, float], valid: Mapping[str, float], observed: Tensor) -> None:
         """Finds from the traces whether the next epoch belongs to the window."""
         self.traces_EM.copy_(torch.cat([self.traces_EM[1:], self.trace_M[None]]))
-        growth_M = (self.traces_EM[-1] - self.traces_EM[0]) / self.traces_EM[1:].sum(0)
+        if self._paper:
+            last_M, before_M = self.traces_EM[-1], self.traces_EM[-2]
+            growth_M = torch.where(before_M > 0, (last_M - before_M) / last_M, 0.0)
+        else:
+            growth_M = (self.traces_EM[-1] - self.traces_EM[0]) / self.traces_EM[1:].sum(0)
         self.growth_M.copy_(growth_M.nan_to_num(nan=0.0))
         self.trace_M.zero_()
 
@@ -216,6 +242,13 @@ class InfoReg(Strategy):
         ]
 
 
+def ahead_of(score_M: Tensor, seen_M: Tensor) -> Tensor:
+    """By how much each score is above those below it, on average [M]; 0 for the last one, equations 9 and 10."""
+    below_MM = (score_M[None, :] < score_M[:, None]) & seen_M[None, :] & seen_M[:, None]
+    gaps_MM = torch.where(below_MM, score_M[:, None] - score_M[None, :], 0.0)
+    return gaps_MM.sum(1) / below_MM.sum(1).clamp(min=1)
+
+
 def _mus(given: Setting[InfoRegOptions]) -> dict[str, float]:
     options, names = given.options, given.modalities
     if options.inforeg_mus is None:
@@ -230,6 +263,7 @@ def _build(given: Materials[InfoRegOptions]) -> Strategy:
         task=given.task,
         mus=_mus(given),
         threshold=given.options.inforeg_threshold,
+        paper=given.options.inforeg_reading == "paper",
         reduce=given.reduce,
     )
 

@@ -24,6 +24,7 @@ READINGS: list[dict[str, Any]] = [
     {"modulation": "ogm-ge", "ogm_parameters": "convolutions"},
     {"modulation": "pmr", "pmr_reading": "released", "pmr_samples": 15, "pmr_ends": 3},
     {"modulation": "mmpareto", "mmpareto_norm": "parameter"},
+    {"modulation": "inforeg", "inforeg_reading": "paper", "inforeg_threshold": 0.0},
     {"modulation": "reconboost", "reconboost_reading": "released", "reconboost_epochs": 1, "reconboost_rectify": 1},
 ]
 NAMES = [str(values["modulation"]) for values in READINGS]
