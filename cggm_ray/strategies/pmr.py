@@ -20,6 +20,7 @@ clip(s_m / max_{k != m} s_k - 1, 0, 1): only the best one is held back. For two 
 
 What is not the paper's: it takes the prototypes before every epoch, in a pass of its own over a tenth of the training split;
 here they are the means of the features that training sees, which costs no pass. In the first epoch they are the means so far.
+`pmr_reading paper` has the pass, over at most `pmr_samples` training samples.
 
 `pmr_reading released` is the arithmetic of the released code (github.com/fanyunfeng-bit/Modal-Imbalance-PMR): beta is 1 for the
 modality that is behind and 0 for the other, there is no entropy, and the prototypes come from a pass in evaluation mode before
@@ -54,9 +55,9 @@ class PMROptions(StrategyOptions):
     pmr_mu: float = option(0.01, "pmr: weight of the entropy of the dominant modality")
     pmr_epochs: int = option(10, "pmr: first epochs, in which the entropy counts")
     pmr_momentum: float = option(0.2, "pmr: share of the old prototypes when an epoch's means come in")
-    pmr_reading: str = option("graded", "pmr: how it is read: graded, released (see docs/strategies.md)")
+    pmr_reading: str = option("graded", "pmr: how it is read: graded, paper, released (see docs/strategies.md)")
     pmr_ends: int = option(0, "pmr: first epochs, in which the prototypical cross-entropy counts; 0 for all")
-    pmr_samples: int = option(0, "pmr: training samples of a pass for prototypes of the released reading; 0 for all")
+    pmr_samples: int = option(0, "pmr: training samples of a pass for prototypes, where the reading has one; 0 for all")
 
     def __post_init__(self) -> None:
         for name in ("pmr_alpha", "pmr_mu"):
@@ -67,7 +68,7 @@ class PMROptions(StrategyOptions):
         check(0 <= self.pmr_momentum < 1, self, "pmr_momentum", "a number in [0, 1)")
 
 
-READINGS = ("graded", "released")
+READINGS = ("graded", "paper", "released")
 _Pooled = list[tuple[Tensor, Tensor]]
 """By modality: pooled features [N, D], and the weights [N] of the samples, 0 for those without it."""
 
@@ -82,7 +83,7 @@ class PMR(Strategy):
         mu: weight of the entropy of the dominant modality.
         epochs: first epochs, in which that entropy counts.
         momentum: share of the old prototypes when the means of an epoch come in.
-        released: whether it is read as the released code.
+        reading: 'graded'; 'paper', where prototypes come from a pass of their own; or 'released', as in the released code.
         ends: first epochs, in which the prototypical cross-entropy counts; 0 for all.
         samples: of the pass for prototypes; 0 for all.
         reduce: sums a vector over workers.
@@ -97,13 +98,14 @@ class PMR(Strategy):
         mu: float = 0.01,
         epochs: int = 10,
         momentum: float = 0.2,
-        released: bool = False,
+        reading: str = "graded",
         ends: int = 0,
         samples: int = 0,
         reduce: Reduce = SINGLE_WORKER,
     ) -> None:
         super().__init__(task=task, reduce=reduce)
-        self._released, self._ends, self._samples = released, ends, samples
+        self._released, self._passes = reading == "released", reading != "graded"
+        self._ends, self._samples = ends, samples
         self._names, self._classes = tuple(modalities), task.outputs
         self._alpha, self._mu, self._epochs, self._momentum = alpha, mu, epochs, momentum
         for index in range(len(self._names)):
@@ -174,7 +176,7 @@ class PMR(Strategy):
         early = (self.epoch < self._epochs).double()
         if self._ends:
             faster_M = faster_M * (self.epoch < self._ends)
-        if not self._released:
+        if not self._passes:
             self._remember(own_sums.detach()[4 * m :], m, c)
         self.diagnostics = {
             "coefficient": faster_M,
@@ -198,11 +200,11 @@ class PMR(Strategy):
     @property
     def begins_epochs(self) -> bool:
         """Whether prototypes are taken before an epoch."""
-        return self._released
+        return self._passes
 
     def measures(self, epoch: int) -> Mapping[str, int | None]:
-        """The training split, for the prototypes of the released reading."""
-        return {"train": self._samples or None} if self._released else {}
+        """The training split, for prototypes from a pass of their own."""
+        return {"train": self._samples or None} if self._passes else {}
 
     def measure(self, features: dict[str, Feature], batch: Batch) -> Tensor:
         """[class | whether the sample has the modality M | pooled features D_1 + ... + D_M]."""
@@ -212,7 +214,7 @@ class PMR(Strategy):
         return found.joined()
 
     def begin_epoch(self, epoch: int, measured: Mapping[str, Tensor]) -> None:
-        """Takes the prototypes of the released reading."""
+        """Takes the prototypes from their pass."""
         if not measured:
             return
         device = self.known_MC.device
@@ -222,7 +224,7 @@ class PMR(Strategy):
         for index, (has_N, z_ND) in enumerate(zip(found.has, found.features, strict=True)):
             onehot_NC = torch.nn.functional.one_hot(found.target[has_N], self._classes).double()
             sum_CD, count_C = (onehot_NC.T @ z_ND[has_N]).to(device), onehot_NC.sum(0).to(device)
-            kept_C = self.known_MC[index] & (epoch > 1)
+            kept_C = self.known_MC[index] & (epoch > int(self._released))
             share_C1 = torch.where(kept_C, self._momentum, 0.0)[:, None]
             prototype_CD = self._prototype(index)
             moved_CD = share_C1 * prototype_CD + (1 - share_C1) * sum_CD / count_C[:, None].clamp(min=1)
@@ -241,7 +243,7 @@ class PMR(Strategy):
 
     def end_epoch(self, train: Mapping[str, float], valid: Mapping[str, float], observed: Tensor) -> None:
         """Moves the prototypes of the classes that the epoch held towards their means."""
-        if self._released:
+        if self._passes:
             self.epoch += 1
             return
         seen_MC = self.epoch_count_MC > 0
@@ -305,7 +307,7 @@ def _build(given: Materials[PMROptions]) -> Strategy:
         mu=options.pmr_mu,
         epochs=options.pmr_epochs,
         momentum=options.pmr_momentum,
-        released=options.pmr_reading == "released",
+        reading=options.pmr_reading,
         ends=options.pmr_ends,
         samples=options.pmr_samples,
         reduce=given.reduce,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cggm_ray import Classification, HeadOutput
 from cggm_ray.commands.cli import main
+from cggm_ray.core.batch import Batch
 from cggm_ray.data.settings import DataConfig
 from cggm_ray.engine.configuration import Config
 from cggm_ray.strategies.pmr import PMR, coefficients, pooled
@@ -74,6 +75,30 @@ def test_loss_and_prototypes_against_plain_loops(mu: float) -> None:
     want, score = by_hand({n: z.detach().numpy() for n, z in features.items()}, target.tolist(), prototypes, mu)
     assert float(term.detach()) == pytest.approx(want, rel=1e-9)
     assert balance.diagnostics["score"].tolist() == pytest.approx(list(score.values()))
+
+
+def test_prototypes_of_the_paper() -> None:
+    """Equation 12: before every epoch, from a pass that they have for themselves; training does not move them."""
+    balance = PMR(["a", "b"], task=Classification(3), alpha=0.7, mu=0.3, momentum=0.25, reading="paper", samples=7)
+    assert balance.measures(0) == {"train": 7}
+    means = []
+    for epoch in (0, 1, 2):
+        features, target = random_features(epoch)
+        found = {name: z.detach() for name, z in features.items()}
+        batch = Batch(inputs={}, target=target, index=torch.arange(7))
+        balance.begin_epoch(epoch, {"train": balance.measure(dict(found), batch)})
+        arrays = {name: z.numpy() for name, z in found.items()}
+        means.append({name: np.stack([z[target.numpy() == k].mean(0) for k in range(3)]) for name, z in arrays.items()})
+        prototypes = means[0]
+        for later in means[1:]:
+            prototypes = {name: 0.25 * prototypes[name] + 0.75 * later[name] for name in prototypes}
+        features, target = random_features(10 + epoch)
+        term = step(balance, features, target)
+        np.testing.assert_allclose(balance.prototype_0, prototypes["a"])
+        np.testing.assert_allclose(balance.prototype_1, prototypes["b"])
+        want, _ = by_hand({n: z.detach().numpy() for n, z in features.items()}, target.tolist(), prototypes, 0.3)
+        assert float(term.detach()) == pytest.approx(want, rel=1e-9)
+        balance.end_epoch({}, {}, torch.zeros(0))
 
 
 def test_only_the_slow_modality_is_accelerated_and_only_the_fast_one_held_back() -> None:

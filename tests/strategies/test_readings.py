@@ -23,6 +23,7 @@ READINGS: list[dict[str, Any]] = [
     {"modulation": "ogm", "ogm_bias": "shared", "ogm_rivals": "minimum", "ogm_epochs": 1},
     {"modulation": "ogm-ge", "ogm_parameters": "convolutions"},
     {"modulation": "pmr", "pmr_reading": "released", "pmr_samples": 15, "pmr_ends": 3},
+    {"modulation": "pmr", "pmr_reading": "paper", "pmr_samples": 15},
     {"modulation": "mmpareto", "mmpareto_norm": "parameter"},
     {"modulation": "inforeg", "inforeg_reading": "paper", "inforeg_threshold": 0.0},
     {"modulation": "reconboost", "reconboost_reading": "released", "reconboost_epochs": 1, "reconboost_rectify": 1},

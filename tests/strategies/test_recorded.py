@@ -123,7 +123,9 @@ def test_opm() -> None:
 
 def test_pmr() -> None:
     found, net = record("pmr"), network()
-    balance = PMR(PAIR, task=TASK, alpha=found["alpha"], momentum=found["momentum"], released=True, ends=found["ends"])
+    balance = PMR(
+        PAIR, task=TASK, alpha=found["alpha"], momentum=found["momentum"], reading="released", ends=found["ends"]
+    )
     batches = [Batch(inputs=x, target=t, index=torch.arange(BATCH)) for x, t in map(inputs, range(4))]
     optimizer = torch.optim.SGD(net.parameters(), lr=LR)
 
