@@ -2,6 +2,8 @@
 # make test      installs the test tools as well, then lint, types and tests; those that start a cluster come last, one by one
 # make coverage  the tests without a cluster, and which lines they reach
 # make package   wheel and sdist in dist/, checked
+# make docs      the site of the documentation in build/site; a warning is an error
+# make notebooks runs the notebooks of the documentation and keeps what they print
 # make slow      the tests that take minutes each
 # make bench     the short set of benchmarks, on a machine that does nothing else
 
@@ -12,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 BENCH := OMP_NUM_THREADS=2 $(BIN)/python benchmarks
 
-.PHONY: run test coverage package slow lint bench clean
+.PHONY: run test coverage package docs notebooks slow lint bench clean
 
 run: $(VENV)/.run
 	$(BIN)/python pipelines/mosi.py --num_epochs 8
@@ -34,6 +36,13 @@ package: $(VENV)/.run
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/check-wheel-contents dist/*.whl
 
+docs: $(VENV)/.docs
+	$(BIN)/python docs/theme/assets.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: $(VENV)/.docs
+	$(BIN)/python docs/theme/execute.py
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -53,6 +62,11 @@ $(VENV)/.run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --editable .
 	touch $@
+
+$(VENV)/.docs: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[docs]'
+	touch $@ $(VENV)/.run
 
 $(VENV)/.test: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

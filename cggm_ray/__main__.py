@@ -49,6 +49,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Their flags are those of the recipe.
         check_not_importing()
         return run_recipe(argv[0], argv[1:])
+    parser = build_commands()
+    if completing():
+        complete(parser)
+
+    def do() -> int:
+        arguments = parser.parse_args(argv)
+        for file in arguments.imports or ():
+            import_file(file)
+        code: int = arguments.do(arguments)
+        return code
+
+    return exit_code(do)
+
+
+def build_commands() -> argparse.ArgumentParser:
+    """Builds the parser of all commands; those of recipes have no flags in it, because their recipe decides which there are."""
     parser = argparse.ArgumentParser(
         prog="cggm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -137,17 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, each in commands.choices.items():
         if name not in (*ARGUMENTS, "runs"):
             add_import(each)
-    if completing():
-        complete(parser, commands)
-
-    def do() -> int:
-        arguments = parser.parse_args(argv)
-        for file in arguments.imports or ():
-            import_file(file)
-        code: int = arguments.do(arguments)
-        return code
-
-    return exit_code(do)
+    return parser
 
 
 def _runs(arguments: argparse.Namespace) -> int:

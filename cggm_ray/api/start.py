@@ -116,7 +116,9 @@ def compare(
     """Runs every strategy with every seed, each selected on validation and tested once.
 
     Args:
-        recipe, data, changes: see `train`.
+        recipe: as for `train`.
+        data: as for `train`.
+        changes: as for `train`.
         strategies: at least two, or none for several seeds of the configuration's own.
         seeds: default the configuration's own.
 
@@ -139,7 +141,9 @@ def tune(recipe: str | Recipe | Config, search: str | Path, *, data: Any = None,
     """Searches hyper-parameters on Ray Tune; the same call goes on with a search that was stopped.
 
     Args:
-        recipe, data, changes: see `train`.
+        recipe: as for `train`.
+        data: as for `train`.
+        changes: as for `train`.
         search: yaml file, or the name of a search that comes with the package, such as `mosi_asha`.
 
     Raises:

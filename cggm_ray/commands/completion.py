@@ -21,17 +21,20 @@ def completing() -> bool:
     return "_ARGCOMPLETE" in os.environ
 
 
-def complete(parser: argparse.ArgumentParser, commands: argparse.Action) -> None:
+def subcommands(parser: argparse.ArgumentParser) -> argparse._SubParsersAction[argparse.ArgumentParser]:
+    """Returns the action that holds the parsers of the commands; the parser must have one."""
+    return next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+
+
+def complete(parser: argparse.ArgumentParser) -> None:
     """Prints the completions that the shell asks for, and ends the process.
 
     Args:
-        parser: of the program.
-        commands: its subparsers, whose `train`, `tune` and `compare` get recipes and flags here.
+        parser: of the program; its commands `train`, `tune` and `compare` get recipes and flags here.
     """
     seconds = {"tune": [path.stem for path in SEARCHES.glob("*.yaml")], "compare": STRATEGIES.names()}
-    assert commands.choices is not None
     for name in ARGUMENTS:
-        recipes = commands.choices[name].add_subparsers(dest="recipe")  # type: ignore[call-overload, index]
+        recipes = subcommands(parser).choices[name].add_subparsers(dest="recipe")
         for recipe in RECIPES.names():
             one = recipes.add_parser(recipe, add_help=False, parents=[build_parser(RECIPES.get(recipe).config)])
             if name in seconds:

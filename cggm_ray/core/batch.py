@@ -62,7 +62,9 @@ class Batch:
         Args:
             target: [N, ...].
             inputs: modality name to [N, ...]; left out where only features matter.
-            present, weight, masks: see `Batch`.
+            present: as in `Batch`.
+            weight: as in `Batch`.
+            masks: as in `Batch`.
         """
         return cls(
             inputs=dict(inputs or {}),

@@ -189,7 +189,7 @@ def wrap(module: nn.Module, *, encoders: Mapping[str, str], head: str) -> Wrappe
     Raises:
         UsageError: a path leads nowhere, an encoder is part of another, or the head is no linear layer.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> class Plain(nn.Module):

@@ -90,7 +90,7 @@ class AGM(ResponseStrategy):
     Raises:
         UsageError: fewer than two modalities.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from cggm_ray import Classification
@@ -102,7 +102,7 @@ class AGM(ResponseStrategy):
         ...     return head(hidden), hidden
         >>> balance = AGM(["image", "sound"], fuse, task=task, alpha=0.5)
         >>> inputs, target = {"image": torch.randn(4, 5), "sound": torch.randn(4, 7)}, torch.tensor([0, 1, 2, 0])
-        >>> features = balance.modulate({name: encoders[name](x) for name, x in inputs.items()}, target)
+        >>> features = balance.modulate({name: encoders[name](inputs[name]) for name in inputs}, target)
         >>> logits, hidden = fuse(features)
         >>> loss = task.loss(logits, target) + balance.loss(logits, hidden, target)
         >>> loss.backward(); balance.step()

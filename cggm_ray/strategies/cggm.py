@@ -58,7 +58,8 @@ class CGGM(Guided):
         coefficients: 'stable', 'paper' or 'released'.
         direction: 'gradient', 'released' or 'off'.
         utility: name of the guides' utility; by default the task's own for the rule.
-        smoothing, floor: of the rule 'stable'.
+        smoothing: of the rule 'stable', in [0, 1).
+        floor: of the rule 'stable'.
         lr: learning rate of the guides, if no `optimizer` is given.
         optimizer: makes the guides' optimizer from their parameters; default Adam.
         head: last linear layer (or 1x1 convolution) F of the model; only the direction 'released' needs it.
@@ -73,7 +74,7 @@ class CGGM(Guided):
     Raises:
         UsageError: fewer than two guides, or a name that does not exist.
 
-    Example:
+    Examples:
         Five lines change in an ordinary loop (marked 1 to 5). `net` is any model with two halves: encoders that give a
         dictionary of features, and a fusion that gives logits and the input of its last linear layer.
 

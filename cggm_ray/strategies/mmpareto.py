@@ -120,7 +120,7 @@ class MMPareto(Guided):
     Raises:
         UsageError: fewer than two guides.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from cggm_ray import Classification, HeadOutput
@@ -135,7 +135,7 @@ class MMPareto(Guided):
         >>> head, task = nn.Linear(16, 3), Classification(3)
         >>> balance = MMPareto({"image": Guide(), "sound": Guide()}, encoders, task=task)
         >>> inputs, target = {"image": torch.randn(4, 5), "sound": torch.randn(4, 7)}, torch.tensor([0, 1, 2, 0])
-        >>> features = balance.modulate({name: encoders[name](x) for name, x in inputs.items()}, target)
+        >>> features = balance.modulate({name: encoders[name](inputs[name]) for name in inputs}, target)
         >>> hidden = torch.cat(list(features.values()), 1)
         >>> logits = head(hidden)
         >>> loss = task.loss(logits, target) + balance.loss(logits, hidden, target)

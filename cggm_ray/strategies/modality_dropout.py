@@ -58,7 +58,7 @@ class ModalityDropout(Strategy):
     Raises:
         UsageError: `p` is not a probability below 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from cggm_ray import Classification
         >>> from cggm_ray.strategies import ModalityDropout

@@ -67,7 +67,7 @@ class MultiLoss(Guided):
     Raises:
         UsageError: no guides.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from cggm_ray import Classification, HeadOutput
@@ -83,7 +83,7 @@ class MultiLoss(Guided):
         >>> guides, weights = {"image": Guide(), "sound": Guide()}, {"image": 1.0, "sound": 0.5}
         >>> balance = MultiLoss(guides, task=task, weights=weights, optimizer=torch.optim.Adam)
         >>> inputs, target = {"image": torch.randn(4, 5), "sound": torch.randn(4, 7)}, torch.tensor([0, 1, 2, 0])
-        >>> features = balance.modulate({name: encoders[name](x) for name, x in inputs.items()}, target)
+        >>> features = balance.modulate({name: encoders[name](inputs[name]) for name in inputs}, target)
         >>> hidden = torch.cat(list(features.values()), 1)
         >>> logits = head(hidden)
         >>> loss = task.loss(logits, target) + balance.loss(logits, hidden, target)

@@ -146,13 +146,14 @@ class OGM(Confidence):
         seed: of the noise, the same on all workers.
         convolutions: encoders by modality, of which only the gradients with four dimensions are modulated, in `adjust` too.
         epochs: first epochs, in which gradients are modulated; 0 for all. `end_epoch` counts them.
-        bias, rivals: see `Confidence`.
+        bias: see `Confidence`.
+        rivals: see `Confidence`.
         reduce: sums a vector over workers.
 
     Raises:
         UsageError: fewer than two modalities.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from cggm_ray import Classification
@@ -165,7 +166,7 @@ class OGM(Confidence):
         >>> balance = OGM(["image", "sound"], fuse, task=task, alpha=0.5, noisy=encoders)
         >>> optimizer = torch.optim.SGD([*encoders.parameters(), *head.parameters()], lr=0.1)
         >>> inputs, target = {"image": torch.randn(4, 5), "sound": torch.randn(4, 7)}, torch.tensor([0, 1, 2, 0])
-        >>> features = balance.modulate({name: encoders[name](x) for name, x in inputs.items()}, target)
+        >>> features = balance.modulate({name: encoders[name](inputs[name]) for name in inputs}, target)
         >>> logits, hidden = fuse(features)
         >>> loss = task.loss(logits, target) + balance.loss(logits, hidden, target)
         >>> loss.backward(); balance.adjust(); optimizer.step(); balance.step()

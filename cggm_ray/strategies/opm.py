@@ -84,7 +84,7 @@ class OPM(Confidence):
     Raises:
         UsageError: fewer than two modalities.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from cggm_ray import Classification
@@ -96,7 +96,7 @@ class OPM(Confidence):
         ...     return head(hidden), hidden
         >>> balance = OPM(["image", "sound"], fuse, task=task, warmup=0)
         >>> inputs, target = {"image": torch.randn(4, 5), "sound": torch.randn(4, 7)}, torch.tensor([0, 1, 2, 0])
-        >>> features = balance.modulate({name: encoders[name](x) for name, x in inputs.items()}, target)
+        >>> features = balance.modulate({name: encoders[name](inputs[name]) for name in inputs}, target)
         >>> logits, hidden = fuse(features)
         >>> loss = task.loss(logits, target) + balance.loss(logits, hidden, target)
         >>> loss.backward(); balance.step()

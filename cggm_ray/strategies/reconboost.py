@@ -68,7 +68,8 @@ class ReconBoost(Strategy):
         encoders: by modality.
         ensemble: of the learners' guides, which the network has in the place of its fusion.
         task: a classification.
-        epochs, rectify: of the two halves of a stage.
+        epochs: of a stage in which one learner moves.
+        rectify: epochs of a stage in which all learners move.
         weight1: weight of the agreement with the label.
         weight2: weight of the reconcilement with the other learners.
         alpha: weight of the agreement with the learner of the stage before.

@@ -72,7 +72,7 @@ class UMT(Strategy):
         reduce: sums a vector over workers.
         inputs: by modality, what the input of a teacher is taken through before, where it was trained so; see `MultimodalNet`.
 
-    Example:
+    Examples:
         >>> import copy, torch
         >>> from torch import nn
         >>> from cggm_ray import Classification
@@ -83,7 +83,7 @@ class UMT(Strategy):
         >>> balance = UMT(dict(trained.items()), task=task, alpha=1.0)
         >>> inputs, target = {"image": torch.randn(4, 5), "sound": torch.randn(4, 7)}, torch.tensor([0, 1, 2, 0])
         >>> balance.see(inputs)
-        >>> features = balance.modulate({name: encoders[name](x) for name, x in inputs.items()}, target)
+        >>> features = balance.modulate({name: encoders[name](inputs[name]) for name in inputs}, target)
         >>> hidden = torch.cat(list(features.values()), 1)
         >>> logits = head(hidden)
         >>> loss = task.loss(logits, target) + balance.loss(logits, hidden, target)

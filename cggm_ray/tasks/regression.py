@@ -31,9 +31,9 @@ class Regression(Task):
     Args:
         outputs: values per sample.
         sentiment: report the metrics of CMU-MOSI on top of MAE and correlation.
-        location, unit: mean and standard deviation of the training targets, [outputs]; None where the loss is in the units of
-            the target. With them the loss is in standard deviations, and heads are scaled (`models.outputs`). Metrics stay in
-            the units of the target.
+        location: mean of the training targets, [outputs]; None where the loss is in the units of the target.
+        unit: standard deviation of the training targets, [outputs], or None. With it the loss is in standard deviations, and
+            heads are scaled (`models.outputs`). Metrics stay in the units of the target.
     """
 
     n_sums = 2
