@@ -75,8 +75,8 @@ def build_commands() -> argparse.ArgumentParser:
     one = commands.add_parser("verify", help="evaluate the best checkpoint of a run again, and compare")
     one.add_argument("run", type=run_place, help="folder or URL of the run")
     one.set_defaults(do=_verify)
-    one = commands.add_parser("report", help="write a page about one run, or several beside each other")
-    one.add_argument("runs", type=run_place, nargs="+", metavar="run", help="folder or URL of a run")
+    one = commands.add_parser("report", help="write a page about a run, several beside each other, or a study")
+    one.add_argument("runs", type=run_place, nargs="+", metavar="run", help="folder or URL of a run or a study")
     one.add_argument(
         "--out", type=partial(local_path, "out"), help="folder for the page; default report in the folder of the run"
     )
@@ -180,10 +180,15 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     from cggm_ray.report.page import report
+    from cggm_ray.report.study_page import study_report
+    from cggm_ray.report.study_record import is_study
 
     with ExitStack() as stack:
         runs = [stack.enter_context(at_hand(run)) for run in arguments.runs]
-        page = report(runs, arguments.out, not arguments.no_contributions)
+        if len(runs) == 1 and is_study(runs[0]):
+            page = study_report(runs[0], arguments.out)
+        else:
+            page = report(runs, arguments.out, not arguments.no_contributions)
         mirror_of(page.parent).push()
     print(shown(page))
     return 0

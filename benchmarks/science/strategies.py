@@ -15,8 +15,8 @@ from pathlib import Path
 
 from real_sets import SETS, add_sets, call, given_sets
 
-from cggm_ray.commands.compare import MARKDOWN
 from cggm_ray.strategies.registry import STRATEGIES
+from cggm_ray.studies.comparison import MARKDOWN
 from cggm_ray.tasks.base import Task
 
 FIRST = ("none", "cggm")

@@ -19,7 +19,7 @@ import pyarrow.csv
 import yaml
 from real_sets import SETS, add_sets, call, given_sets
 
-from cggm_ray.commands.compare import BASELINE, RUNS, Results, comparison_table
+from cggm_ray.studies.comparison import BASELINE, RUNS, Results, comparison_table
 
 BOTH: dict[str, Any] = {
     "lr": {"loguniform": [1.0e-3, 1.0e-2]},

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from real_sets import SETS, add_sets, call, given_sets
 
-from cggm_ray.commands.compare import Results, comparison_table
 from cggm_ray.runs.result import SUMMARY, read_summary
+from cggm_ray.studies.comparison import Results, comparison_table
 
 UPDATE = "--modulation cggm --gate update --direction off"
 VARIANTS = {

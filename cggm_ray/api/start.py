@@ -22,6 +22,7 @@ from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.presets import SEARCHED, configured
 from cggm_ray.recipes.base import RECIPES, Recipe, search_file
 from cggm_ray.runs.folder import named
+from cggm_ray.studies.comparison import TABLE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,7 +133,7 @@ def compare(
     else:
         comparing.compare(config, strategies, seeds)
     folder = config.run.storage / str(config.run.name)
-    table: pd.DataFrame = pyarrow.csv.read_csv(folder / comparing.TABLE).to_pandas()
+    table: pd.DataFrame = pyarrow.csv.read_csv(folder / TABLE).to_pandas()
     runs = {path.name: load(path) for path in sorted((folder / "trials").iterdir()) if path.is_dir()}
     return Comparison(folder=folder, table=table, runs=runs)
 

@@ -19,7 +19,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from cggm_ray.commands.choosing import choose
-from cggm_ray.commands.compare import MARKDOWN as COMPARISON
 from cggm_ray.commands.compare import compare
 from cggm_ray.commands.ensembled import train_ensemble
 from cggm_ray.commands.search_folder import SEARCH as SEARCH_FILE
@@ -43,6 +42,7 @@ from cggm_ray.runs.search_record import SEARCH
 from cggm_ray.storage.work import shown
 from cggm_ray.studies.around import search_around
 from cggm_ray.studies.choice import CHOICE, FOLDER, Candidate
+from cggm_ray.studies.comparison import MARKDOWN as COMPARISON
 from cggm_ray.studies.space import make_search
 from cggm_ray.studies.store import TRIALS
 from cggm_ray.tasks import Classification

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from cggm_ray.commands.search_folder import BEST_CONFIG, SEARCH, TABLE, Plan, Searched, conclude, leaders, write_table
+from cggm_ray.commands.study_page import write_study_page
 from cggm_ray.core.console import Form, print_result, printing
 from cggm_ray.core.errors import TrainingError, UsageError
 from cggm_ray.core.optional import check_installed
@@ -78,6 +79,7 @@ def run_search(plan: Plan) -> None:
     print_result(f"{trained} of {full} epochs trained, {1 - trained / full:.0%} saved")
     places = {"all trials": f"{TABLE}.csv", "best configuration": BEST_CONFIG, "pictures": PICTURES}
     print_result(listing({what: plan.folder / name for what, name in places.items()}))
+    write_study_page(plan.base, plan.folder)
 
 
 def search_trials(plan: Plan) -> Searched:

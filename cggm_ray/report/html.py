@@ -50,6 +50,21 @@ class Picture:
         return base64.b64encode(self.data).decode()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Copy:
+    """A text that can be copied with a button.
+
+    Attributes:
+        title: what it is.
+        text: itself.
+        of: its form, and what it needs.
+    """
+
+    title: str
+    text: str
+    of: str = ""
+
+
 def text(value: object) -> str:
     """A value as the text of a cell."""
     if isinstance(value, float):
@@ -77,4 +92,4 @@ def render(template: str, content: Mapping[str, Any]) -> str:
     """A page from its template in the folder `templates`; a name that the content lacks is an error."""
     pages = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)
     pages.filters["text"], pages.tests["quantity"] = text, quantity
-    return pages.get_template(template).render(content) + "\n"
+    return pages.get_template(template).render({"live": False, **content}) + "\n"

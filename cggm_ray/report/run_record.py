@@ -133,7 +133,7 @@ def read_run_record(folder: Path, label: str | None = None) -> RunRecord:
             raise UsageError(f"{folder / METRICS}, line {number}: expected numbers or null as values")
     config = with_strategy(config, modalities_in(lines)) if lines else config
     ensemble = read_ensemble(folder)
-    metric, better = _selecting(folder) if ensemble is None else (ensemble.metric, ensemble.mode)
+    metric, better = selecting(folder) if ensemble is None else (ensemble.metric, ensemble.mode)
     run = RunRecord(
         label=label or folder.name,
         folder=folder,
@@ -217,7 +217,7 @@ def _with_predictions(run: RunRecord) -> RunRecord:
     return replace(run, truth=truth.astype(int), predicted=predicted.argmax(1), classes=tuple(map(str, names)))
 
 
-def _selecting(folder: Path) -> tuple[str, str]:
+def selecting(folder: Path) -> tuple[str, str]:
     """The validation metric that selects, and which way it improves, from a checkpoint; the loss where there is none."""
     for checkpoint in (folder / BEST, Checkpoints(folder).newest()):
         if checkpoint is not None and checkpoint.exists():

@@ -187,6 +187,22 @@ def outcomes(trials: Sequence[Trial]) -> list[Outcome]:
     ]
 
 
+def recorded_outcomes(study: Path) -> list[Outcome]:
+    """Returns the outcomes of the trials whose record lies in the folder of a study, in the order of their numbers.
+
+    Raises:
+        UsageError: a record is damaged.
+    """
+    found = []
+    for path in (study / TRIALS).glob(f"*/{TRIAL}"):
+        try:
+            record = Record(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise UsageError(f"{path} cannot be read: {error}") from None
+        found.append(Outcome(record=record, folder=path.parent, lines=read_metrics(path.parent)))
+    return sorted(found, key=lambda outcome: outcome.record.number)
+
+
 def ranked(found: Sequence[Outcome], mode: str) -> list[Outcome]:
     """Returns the trials that have a value, best first. A failed trial has no value."""
     scored = [outcome for outcome in found if outcome.best is not None and outcome.record.status != FAILED]

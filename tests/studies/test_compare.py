@@ -12,9 +12,9 @@ import pytest
 from scipy import stats
 
 from cggm_ray.commands.cli import main
-from cggm_ray.commands.compare import Results, comparison_table, markdown
 from cggm_ray.engine.configuration import Config
 from cggm_ray.strategies.registry import STRATEGIES, values_of
+from cggm_ray.studies.comparison import Results, comparison_table, markdown
 from cggm_ray.studies.statistics import FEWEST_PAIRS, holm, paired_difference
 from conftest import SMALL, small_set, write_pickle
 
@@ -150,7 +150,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 def test_every_run_is_the_run_that_it_would_be_alone_and_none_runs_twice(
     small_pickle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert compare(small_pickle, tmp_path, "--compare", "none,cggm", "--seeds", "1,2") == 0
+    assert compare(small_pickle, tmp_path, "--compare", "none,cggm", "--seeds", "1,2", "--report", "true") == 0
     folder = tmp_path / "table"
     first = rows(folder / "runs.csv")
     assert [(row["strategy"], row["run"]) for row in first] == [
@@ -167,6 +167,9 @@ def test_every_run_is_the_run_that_it_would_be_alone_and_none_runs_twice(
     changes = [float(first[2]["mae"]) - float(first[0]["mae"]), float(first[3]["mae"]) - float(first[1]["mae"])]
     assert float(mae["difference_mean"]) == pytest.approx(np.mean(changes))
     assert "difference to none" in capsys.readouterr().out
+    page = (folder / "report" / "report.html").read_text()
+    assert f"{np.mean(changes):+.4f}" in page
+    assert "none, seed-2" in page
 
     # A further seed and a further strategy: only their runs are made.
     assert compare(small_pickle, tmp_path, "--compare", "none,cggm,cggm-paper", "--seeds", "1,2,3") == 0

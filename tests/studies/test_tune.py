@@ -68,7 +68,7 @@ def starts(folder: Path) -> dict[str, list[dict[str, float]]]:
 @pytest.fixture(scope="module")
 def undisturbed(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished search without a scheduler, so that what each trial does depends on nothing else."""
-    return run(raw, tmp_path_factory.mktemp("undisturbed"), WHOLE)
+    return run(raw, tmp_path_factory.mktemp("undisturbed"), WHOLE, "--report", "true")
 
 
 def test_what_a_search_leaves(raw: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,6 +84,9 @@ def test_what_a_search_leaves(raw: Path, undisturbed: Path, capsys: pytest.Captu
     assert (undisturbed / "best" / WEIGHTS).read_bytes() == (
         undisturbed / "trials" / best / "best" / WEIGHTS
     ).read_bytes()
+    assert (
+        f"validation mean absolute error {summary['value']:.4f}" in (undisturbed / "report" / "report.html").read_text()
+    )
     for picture in ("parameters.png", "curves.png"):
         assert (undisturbed / "pictures" / picture).read_bytes().startswith(b"\x89PNG")
 

@@ -19,6 +19,25 @@
       next.focus();
     });
   });
+  document.querySelectorAll("button.copy").forEach(function (button) {
+    button.addEventListener("click", function () {
+      var range = document.createRange(), selection = window.getSelection();
+      range.selectNodeContents(button.parentNode.querySelector("pre"));
+      selection.removeAllRanges();
+      selection.addRange(range);
+      button.textContent = document.execCommand("copy") ? "Copied" : "Selected: press Ctrl-C";
+    });
+  });
+  document.querySelectorAll(".parallel").forEach(function (chart) {
+    var read = chart.querySelector(".read"), slider = chart.querySelector("input"), trials = chart.querySelectorAll(".trial");
+    trials.forEach(function (trial) {
+      trial.addEventListener("mouseenter", function () { read.textContent = trial.dataset.words; });
+    });
+    slider.addEventListener("input", function () {
+      chart.querySelector("output").textContent = slider.value;
+      trials.forEach(function (trial) { trial.classList.toggle("off", Number(trial.dataset.rank) > Number(slider.value)); });
+    });
+  });
   if (tabs.length) { choose(tabs[0]); }
   var box = document.getElementById("only-differing");
   if (box) {
