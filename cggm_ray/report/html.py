@@ -21,6 +21,7 @@ class Table:
         rows: cells; the first of a row heads it.
         marked: for every row whether it has the class 'differs'.
         name: id of the table.
+        look: its class in the style sheet.
     """
 
     caption: str
@@ -28,6 +29,7 @@ class Table:
     rows: Sequence[Sequence[object]]
     marked: Sequence[bool] = ()
     name: str | None = None
+    look: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,23 @@ class Picture:
     def base64(self) -> str:
         """The file in the form that a page holds."""
         return base64.b64encode(self.data).decode()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A test case of a segmentation: image, truth and prediction beside each other.
+
+    Attributes:
+        name: of the case.
+        picture: of it.
+        dice: region to Dice of the slice that is drawn; empty where it was not recorded.
+        legend: classes and their colours.
+    """
+
+    name: str
+    picture: Picture
+    dice: Mapping[str, float]
+    legend: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,4 +111,4 @@ def render(template: str, content: Mapping[str, Any]) -> str:
     """A page from its template in the folder `templates`; a name that the content lacks is an error."""
     pages = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)
     pages.filters["text"], pages.tests["quantity"] = text, quantity
-    return pages.get_template(template).render({"live": False, **content}) + "\n"
+    return pages.get_template(template).render({"live": False, "plots": False, **content}) + "\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from cggm_ray.core.optional import require
-from cggm_ray.report.figures import STYLES
+from cggm_ray.report import html
+from cggm_ray.report.curves import scatter
+from cggm_ray.report.figures import STYLES, png
 from cggm_ray.report.run_record import RunRecord
 from cggm_ray.runs.contributions import Contributions, Subset
 from cggm_ray.tasks.metrics import confusion_counts
@@ -22,22 +25,23 @@ MOST_BARS = 32
 """Beyond it only the subsets of no, one, all but one and all modalities get a bar; the table has all."""
 NUMBERED_CLASSES, NAMED_CLASSES = 12, 30
 """Confusion matrices up to these sizes have counts in their cells, and names at their axes."""
-MOST_CASES = 3
+MOST_CASES, MOST_SHOWN = 3, 12
+"""Test cases in the picture beside the page, and on the page."""
 LONGEST = 22
 """Characters of a name in a picture."""
 
 
 def subset_bars(found: Contributions) -> tuple[Figure, str]:
     """The score of every subset, and the Shapley value of every modality."""
-    shown = [subset for subset in found.scores if _has_bar(found, subset)]
+    shown = [subset for subset in found.scores if has_bar(found, subset)]
     shown.sort(key=len)
     height = max(2.6, 0.24 * len(shown) + 1.1)
     figure = _figure(8.4, height)
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     scores = np.array([found.scores[subset] for subset in shown])
-    _bars(left, scores, [_name(found, subset) for subset in shown], ["" if len(s) % 2 else "///" for s in shown])
+    _bars(left, scores, [subset_name(found, subset) for subset in shown], ["" if len(s) % 2 else "///" for s in shown])
     way = "lower" if found.better == "min" else "higher"
-    left.set_xlabel(f"{_split(found)} {found.metric} with only these ({way} is better)")
+    left.set_xlabel(f"{split_name(found)} {found.metric} with only these ({way} is better)")
     values = found.shapley
     numbers = np.array([values[name] for name in found.modalities])
     _bars(right, numbers, [_short(name) for name in found.modalities], ["..."] * len(values))
@@ -45,7 +49,7 @@ def subset_bars(found: Contributions) -> tuple[Figure, str]:
     right.set_xlabel(f"Shapley value ({found.metric})")
     ranked = sorted(values, key=lambda name: -values[name])
     text = (
-        f"Bar charts of the {_split(found)} {found.metric} of {len(shown)} subsets of modalities, from "
+        f"Bar charts of the {split_name(found)} {found.metric} of {len(shown)} subsets of modalities, from "
         f"{scores[0]:.4g} with none to {scores[-1]:.4g} with all, and of the Shapley values: "
         + ", ".join(f"{name} {values[name]:.4g}" for name in ranked)
         + "."
@@ -61,6 +65,57 @@ def predictions(run: RunRecord) -> tuple[Figure, str] | None:
         finite = np.isfinite(run.truth) & np.isfinite(run.predicted)
         return _scatter(run.truth[finite], run.predicted[finite]) if finite.any() else None
     return _confusion(run.truth, run.predicted, run.classes)
+
+
+def shown_predictions(run: RunRecord) -> dict[str, Any] | None:
+    """Returns the test predictions as the page shows them, as points, counts of classes, or cases; None without any."""
+    shown: dict[str, Any] = dict.fromkeys(("scatter", "picture", "confusion", "cases"))
+    if run.truth is None or run.predicted is None:
+        shown["cases"] = cases(run)
+    elif not run.classes:
+        finite = np.isfinite(run.truth) & np.isfinite(run.predicted)
+        shown["scatter"] = scatter(run.truth[finite], run.predicted[finite]) if finite.any() else None
+    else:
+        figure, words = _confusion(run.truth, run.predicted, run.classes)
+        if len(run.classes) > NAMED_CLASSES:
+            shown["picture"] = html.Picture(data=png(figure), alternative=words, caption=words)
+        else:
+            rows = _shaded(run.truth, run.predicted, run.classes)
+            shown["confusion"] = {"names": run.classes, "rows": rows, "words": words}
+    return shown if any(shown.values()) else None
+
+
+def cases(run: RunRecord) -> list[html.Case]:
+    """Returns the pictures of test cases with what is known of each."""
+    return [
+        html.Case(
+            name=path.stem,
+            picture=html.Picture(
+                data=path.read_bytes(),
+                alternative=f"Image, truth and prediction beside each other for the test case {path.stem}.",
+                caption="",
+            ),
+            dice=run.case_notes.get("dice", {}).get(path.stem, {}),
+            legend=tuple((str(name), str(colour)) for name, colour in run.case_notes.get("legend", ())),
+        )
+        for path in run.pictures[:MOST_SHOWN]
+    ]
+
+
+def _shaded(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> list[list[tuple[int, int]]]:
+    """Counts with their share of the true class in percent."""
+    counts = _counts(truth, predicted, len(names))
+    shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    return [
+        [(int(count), round(float(share))) for count, share in zip(row, part, strict=True)]
+        for row, part in zip(counts, shares, strict=True)
+    ]
+
+
+def _counts(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    found = confusion_counts(torch.from_numpy(truth), torch.from_numpy(predicted), classes, None)
+    counts: np.ndarray = found.reshape(classes, classes).long().numpy()
+    return counts
 
 
 def _scatter(truth: np.ndarray, predicted: np.ndarray) -> tuple[Figure, str]:
@@ -84,8 +139,7 @@ def _scatter(truth: np.ndarray, predicted: np.ndarray) -> tuple[Figure, str]:
 
 def _confusion(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> tuple[Figure, str]:
     classes = len(names)
-    found = confusion_counts(torch.from_numpy(truth), torch.from_numpy(predicted), classes, None)
-    counts = found.reshape(classes, classes).long().numpy()
+    counts = _counts(truth, predicted, classes)
     totals = counts.sum(1, keepdims=True)
     shares = counts / np.maximum(totals, 1)
     size = min(8.0, 2.6 + 0.42 * classes)
@@ -145,12 +199,14 @@ def _bars(panel: Axes, values: np.ndarray, names: Sequence[str], hatches: Sequen
     panel.tick_params(axis="x", labelsize=8)
 
 
-def _has_bar(found: Contributions, subset: Subset) -> bool:
+def has_bar(found: Contributions, subset: Subset) -> bool:
+    """Returns whether a subset is drawn; of many modalities only some are."""
     edges = (0, 1, len(found.modalities) - 1, len(found.modalities))
     return len(found.scores) <= MOST_BARS or len(subset) in edges
 
 
-def _name(found: Contributions, subset: Subset) -> str:
+def subset_name(found: Contributions, subset: Subset) -> str:
+    """Returns what a subset is called in a picture."""
     names = found.names(subset)
     if len(names) == len(found.modalities):
         return "all"
@@ -159,7 +215,8 @@ def _name(found: Contributions, subset: Subset) -> str:
     return " + ".join(_short(name) for name in names) or "none"
 
 
-def _split(found: Contributions) -> str:
+def split_name(found: Contributions) -> str:
+    """Returns the split on which subsets were scored, as a word."""
     return {"valid": "validation"}.get(found.split, found.split)
 
 

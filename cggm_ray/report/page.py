@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from cggm_ray.core.errors import StorageError, UsageError
-from cggm_ray.report import figures, html, outcome, tried
+from cggm_ray.report import charts, curves, figures, html, outcome, terms, tried
 from cggm_ray.report.run_record import RunRecord, flat, part, read_run_record, with_contributions
 from cggm_ray.runs.contributions import Contributions
 from cggm_ray.runs.verdict import verdict
@@ -67,7 +65,7 @@ def write_page(runs: Sequence[RunRecord], out: Path) -> Path:
         StorageError: it cannot be written.
     """
     drawn: dict[str, bytes] = {}
-    text = _page(runs, drawn)
+    text = page_html(runs, drawn)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, data in {**drawn, PAGE: text.encode()}.items():
@@ -77,24 +75,55 @@ def write_page(runs: Sequence[RunRecord], out: Path) -> Path:
     return out / PAGE
 
 
-def _page(runs: Sequence[RunRecord], drawn: dict[str, bytes]) -> str:
-    """The page; the files of its pictures are put into `drawn`."""
+def page_html(runs: Sequence[RunRecord], drawn: dict[str, bytes] | None = None, *, live: bool = False) -> str:
+    """Returns the page of one or several runs.
+
+    Args:
+        runs: in their order.
+        drawn: receives the files of the pictures; None draws only those that the page itself holds.
+        live: the page asks the server that it comes from for its newer self.
+    """
     several = len(runs) > 1
     metric = runs[0].metric if len({run.metric for run in runs}) == 1 else "loss"
     with_lines = [run for run in runs if run.lines]
+    if drawn is not None:
+        _draw_files(runs, metric, drawn)
+    shared = curves.shared_ends(with_lines) if several and with_lines else None
     content = {
         "title": f"{len(runs)} runs of cggm-ray" if several else f"{runs[0].label}: a run of cggm-ray",
         "results": _results(runs),
-        "compared": _draw(drawn, "compared", figures.compared(with_lines, metric), "Validation by epoch.")
-        if several and with_lines
-        else None,
+        "compared": curves.compared(with_lines, metric) if several and with_lines else None,
         "several": several,
-        "runs": [_run(run, drawn) for run in runs],
+        "runs": [_run(run, shared) for run in runs],
         "differing": "between the runs" if several else "from the default",
         "configuration": _configuration(runs),
         "versions": _versions(runs),
+        "terms": terms.TERMS,
+        "plots": bool(with_lines) or any(run.truth is not None for run in runs),
+        "live": live,
     }
     return html.render("page.html", content)
+
+
+def _draw_files(runs: Sequence[RunRecord], metric: str, drawn: dict[str, bytes]) -> None:
+    """Draws the pictures that lie beside the page, for papers and slides."""
+    with_lines = [run for run in runs if run.lines]
+    if len(runs) > 1 and with_lines:
+        drawn["compared.png"] = figures.png(figures.compared(with_lines, metric)[0])
+    for run in runs:
+        files = {
+            "curves": figures.curves(run) if run.lines else None,
+            "balance": figures.balance(run) if run.lines else None,
+            "coefficients": figures.coefficients(run) if run.lines else None,
+            "subsets": outcome.subset_bars(run.contributions)
+            if run.contributions and not run.contributions.missing
+            else None,
+            "predictions": outcome.predictions(run),
+        }
+        for name, drawing in files.items():
+            if drawing is not None:
+                tones = PICTURE_TONES if name == "predictions" else figures.TONES
+                drawn[f"{run.label}-{name}.png"] = figures.png(drawing[0], tones)
 
 
 def _results(runs: Sequence[RunRecord]) -> html.Table:
@@ -102,10 +131,18 @@ def _results(runs: Sequence[RunRecord]) -> html.Table:
     names = list(dict.fromkeys(name for run in runs if run.result for name in run.result.test))
     if len(runs) == 1 and (only := runs[0].result) is not None:
         # In columns, which a telephone shows whole.
-        pairs: list[list[object]] = [[name, only.valid.get(name), only.test[name]] for name in names]
+        run = runs[0]
+        pairs: list[list[object]] = [
+            [_directed(run, name), only.valid.get(name), only.test[name], terms.METRICS.get(name, ("", ""))[1]]
+            for name in names
+        ]
         which = f"epoch {only.best_epoch}, the best on validation" if only.best_epoch else "an ensemble"
         return html.Table(
-            caption=f"Metrics of {which}", head=["metric", "validation", "test"], rows=pairs, name="results"
+            caption=f"Metrics of {which}",
+            head=["metric", "validation", "test", "unit"],
+            rows=pairs,
+            name="results",
+            look="single",
         )
     rows: list[list[object]] = []
     for run in runs:
@@ -117,13 +154,16 @@ def _results(runs: Sequence[RunRecord]) -> html.Table:
             )
         if result is None:
             rows.append([run.label, f"unfinished: {len(run.lines)} of {planned} epochs", None, *([None] * len(names))])
-    head = ["run", "split", "best epoch", *names]
+    head = ["run", "split", "best epoch", *(_directed(runs[0], name) for name in names)]
     return html.Table(caption="Metrics of the best checkpoint", head=head, rows=rows, name="results")
 
 
-def _run(run: RunRecord, drawn: dict[str, bytes]) -> dict[str, Any]:
+def _directed(run: RunRecord, name: str) -> str:
+    return terms.metric_name(name, terms.direction(name, run.metric, run.better))
+
+
+def _run(run: RunRecord, shared: Mapping[str, tuple[float, float]] | None) -> dict[str, Any]:
     """What the section of a run shows, see `templates/run.html`."""
-    drawing = outcome.predictions(run)
     return {
         "label": run.label,
         "finished": run.result is not None,
@@ -131,41 +171,49 @@ def _run(run: RunRecord, drawn: dict[str, bytes]) -> dict[str, Any]:
         "planned": run.planned,
         "verdict": verdict(run.contributions) if run.contributions else "",
         "demonstration": run.config.data.data_path is None,
+        "strategy": run.config.modulation.modulation,
         "notes": run.notes,
         "search": tried.searched(run.search, run.choice) if run.search else None,
         "ensemble": tried.ensemble(run.ensemble) if run.ensemble else None,
-        "training": _training(run, drawn) if run.lines else None,
-        "contributions": _contributions(run.label, run.contributions, drawn) if run.contributions else None,
+        "learning": curves.learning(run) if run.lines else (),
+        "balance": curves.balance(run, shared) if run.lines else (),
+        "numbers": _numbers(run) if run.lines else None,
+        "contributions": _contributions(run.contributions) if run.contributions else None,
         "headroom": _headroom(run.headroom) if run.headroom else None,
-        "predictions": _draw(drawn, f"{run.label}-predictions", drawing, drawing[1], PICTURE_TONES)
-        if drawing
-        else None,
+        "predictions": outcome.shown_predictions(run),
     }
 
 
-def _contributions(label: str, found: Contributions, drawn: dict[str, bytes]) -> dict[str, Any]:
+def _contributions(found: Contributions) -> dict[str, Any]:
     """Scores of the subsets of modalities, and where all were scored the Shapley values."""
     names = {subset: " + ".join(found.names(subset)) or "none" for subset in found.scores}
+    metric = terms.metric_words(found.metric, found.better)
     scores = html.Table(
         caption="Scores of the subsets",
-        head=["modalities", found.metric],
+        head=["modalities", terms.metric_name(found.metric, found.better)],
         rows=[[names[subset], score] for subset, score in found.scores.items()],
     )
     shown = {"missing": len(found.missing), "subsets": len(found.scores) + len(found.missing), "scores": scores}
     if found.missing:
         return shown
-    caption = (
-        "Left: the score when only these modalities are there and the others are masked. Right: what each adds, averaged "
-        "over all orders in which they can be added"
-        + (", as a fall of the metric, so that positive is good." if found.better == "min" else ".")
+    drawn = sorted((subset for subset in found.scores if outcome.has_bar(found, subset)), key=len)
+    subsets = charts.bars(
+        "How good is the network with only these modalities?",
+        {outcome.subset_name(found, subset): found.scores[subset] for subset in drawn},
+        f"{outcome.split_name(found)} {metric}",
+        f"Bars of {found.metric} for {len(drawn)} subsets of modalities, from {found.scores[drawn[0]]:.4g} with none to "
+        f"{found.scores[drawn[-1]]:.4g} with all.",
+        "The other modalities are masked. The network was never trained to do without them.",
     )
-    shapley = html.Table(
-        caption="Shapley values",
-        head=["modality", f"Shapley value ({found.metric})"],
-        rows=list(found.shapley.items()),
+    ranked = dict(sorted(found.shapley.items(), key=lambda item: -item[1]))
+    shapley = charts.bars(
+        "What does each modality contribute?",
+        ranked,
+        f"Shapley value, change of {found.metric}"
+        + (" as a fall, so that positive is good" if found.better == "min" else ", positive is good"),
+        "Shapley values: " + ", ".join(f"{name} {value:.4g}" for name, value in ranked.items()) + ".",
     )
-    picture = _draw(drawn, f"{label}-subsets", outcome.subset_bars(found), caption)
-    return {**shown, "picture": picture, "imbalance": found.imbalance, "shapley": shapley}
+    return {**shown, "shapley": shapley, "subsets_drawn": subsets, "imbalance": found.imbalance}
 
 
 def _headroom(found: Headroom) -> dict[str, Any]:
@@ -174,28 +222,13 @@ def _headroom(found: Headroom) -> dict[str, Any]:
     return {"rows": rows, "notes": found.notes, "conclusion": found.conclusion}
 
 
-def _training(run: RunRecord, drawn: dict[str, bytes]) -> dict[str, Any]:
-    """Learning curves, and what modulation saw and did."""
-    label, modulation = run.label, run.config.modulation
-    balance = (
-        f"Means of each epoch, strategy {modulation.modulation}. The gradient norm is that of the loss's gradient at the "
-        "encoder's weights, with the coefficients in it and before clipping to a largest norm."
-    )
-    drawing = figures.coefficients(run)
-    coefficients = "Coefficient of every encoder's gradient, a mean over the steps of the epoch."
-    if run.recorded("clipped"):
-        coefficients += " A step is clipped for a modality that got worse in it and was counted as unchanged."
-    curves = "Loss, and the metric that chooses the best epoch."
+def _numbers(run: RunRecord) -> html.Table:
+    """What was recorded by epoch."""
     names = [name for name in run.lines[-1] if name != "epoch"]
     count = len(run.lines)
     places = sorted({round(k * (count - 1) / max(1, min(count, MOST_ROWS) - 1)) for k in range(min(count, MOST_ROWS))})
     rows = [[int(run.lines[k]["epoch"] or 0), *(run.lines[k].get(name) for name in names)] for k in places]
-    return {
-        "curves": _draw(drawn, f"{label}-curves", figures.curves(run), curves),
-        "balance": _draw(drawn, f"{label}-balance", figures.balance(run), balance),
-        "coefficients": _draw(drawn, f"{label}-coefficients", drawing, coefficients) if drawing else None,
-        "numbers": html.Table(caption="What was recorded", head=["epoch", *names], rows=rows),
-    }
+    return html.Table(caption="What was recorded", head=["epoch", *names], rows=rows)
 
 
 def _configuration(runs: Sequence[RunRecord]) -> html.Table:
@@ -227,12 +260,3 @@ def _versions(runs: Sequence[RunRecord]) -> html.Table:
     rows.append(["starts", *(len(run.provenance) for run in runs)])
     head = ["", *(run.label for run in runs)]
     return html.Table(caption="Versions and surroundings of the last start", head=head, rows=rows)
-
-
-def _draw(
-    drawn: dict[str, bytes], name: str, drawing: tuple[Figure, str], caption: str, tones: int = figures.TONES
-) -> html.Picture:
-    """A figure of the page, whose file is put into `drawn`."""
-    figure, alternative = drawing
-    data = drawn[f"{name}.png"] = figures.png(figure, tones)
-    return html.Picture(data=data, alternative=alternative, caption=caption)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from cggm_ray.runs.contributions import BALANCE, Contributions, contributions
 from cggm_ray.runs.ensembles import Ensemble, read_ensemble
 from cggm_ray.runs.finished import open_finished, read_config, read_run
 from cggm_ray.runs.pictures import FOLDER as PICTURES
+from cggm_ray.runs.pictures import read_case_notes
 from cggm_ray.runs.provenance import read_provenance
 from cggm_ray.runs.recorded import recorded_epochs, recorded_manifest
 from cggm_ray.runs.result import SUMMARY, Result
@@ -61,6 +62,7 @@ class RunRecord:
         truth, predicted: of the test samples: values, or class numbers; None where there are no predictions.
         classes: names of the classes; empty for values.
         pictures: that the dataset left.
+        case_notes: what it left about them: the legend of their colours, and the Dice of each case.
     """
 
     label: str
@@ -82,6 +84,7 @@ class RunRecord:
     predicted: np.ndarray | None = None
     classes: tuple[str, ...] = ()
     pictures: tuple[Path, ...] = ()
+    case_notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -147,6 +150,7 @@ def read_run_record(folder: Path, label: str | None = None) -> RunRecord:
         ensemble=ensemble,
         provenance=[entry for entry in read_provenance(folder) if isinstance(entry, dict)],
         pictures=tuple(sorted((folder / PICTURES).glob("*.png"))),
+        case_notes=read_case_notes(folder / PICTURES),
     )
     if not (folder / SUMMARY).exists():
         return run

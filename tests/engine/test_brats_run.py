@@ -113,7 +113,10 @@ def test_from_challenge_folders_to_pictures(tmp_path: Path, capsys: pytest.Captu
     assert len(epochs(folder)) == 2
     assert ["pictures:", str(folder / "pictures")] in [line.split() for line in said.splitlines()]
     # A picture of 12 x 20 pixels, padded to multiples of 16, for the one test case of six.
-    (picture,) = (folder / "pictures").iterdir()
+    (picture,) = (folder / "pictures").glob("*.png")
+    notes = json.loads((folder / "pictures" / "cases.json").read_text())
+    assert set(notes["dice"][picture.stem]) == {"dice_et", "dice_tc", "dice_wt"}
+    assert [name for name, _ in notes["legend"]] == ["necrotic core", "oedema", "enhancing tumour"]
     assert picture.stem in {path.name for path in data.iterdir()}
     with Image.open(picture) as image:
         assert image.size == (3 * 32, 16)

@@ -1,24 +1,5 @@
 (function () {
   "use strict";
-  var tabs = Array.prototype.slice.call(document.querySelectorAll("[role=tab]"));
-  function panel(tab) { return document.getElementById(tab.getAttribute("aria-controls")); }
-  function choose(chosen) {
-    tabs.forEach(function (tab) {
-      tab.setAttribute("aria-selected", String(tab === chosen));
-      tab.tabIndex = tab === chosen ? 0 : -1;
-      panel(tab).hidden = tab !== chosen;
-    });
-  }
-  tabs.forEach(function (tab, place) {
-    tab.addEventListener("click", function () { choose(tab); });
-    tab.addEventListener("keydown", function (event) {
-      var step = {ArrowRight: 1, ArrowLeft: -1}[event.key];
-      if (!step) { return; }
-      var next = tabs[(place + step + tabs.length) % tabs.length];
-      choose(next);
-      next.focus();
-    });
-  });
   document.querySelectorAll("button.copy").forEach(function (button) {
     button.addEventListener("click", function () {
       var range = document.createRange(), selection = window.getSelection();
@@ -38,7 +19,17 @@
       trials.forEach(function (trial) { trial.classList.toggle("off", Number(trial.dataset.rank) > Number(slider.value)); });
     });
   });
-  if (tabs.length) { choose(tabs[0]); }
+  document.querySelectorAll(".cases").forEach(function (cases) {
+    var shown = cases.querySelectorAll(".case"), choice = cases.querySelector("select");
+    function show(number) {
+      choice.selectedIndex = (number + shown.length) % shown.length;
+      shown.forEach(function (one, place) { one.hidden = place !== choice.selectedIndex; });
+    }
+    choice.addEventListener("change", function () { show(choice.selectedIndex); });
+    cases.querySelector(".before").addEventListener("click", function () { show(choice.selectedIndex - 1); });
+    cases.querySelector(".after").addEventListener("click", function () { show(choice.selectedIndex + 1); });
+    show(0);
+  });
   var box = document.getElementById("only-differing");
   if (box) {
     var show = function () {
