@@ -72,6 +72,17 @@ def build_commands() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, what in _RECIPE_COMMANDS.items():
         commands.add_parser(name, help=what, add_help=False)
+    one = commands.add_parser("bench", help="compare arms over sets and seeds, each with an equal search")
+    one.add_argument(
+        "file", type=partial(local_path, "bench"), help="yaml of the benchmark, or a folder with its results"
+    )
+    one.add_argument(
+        "--storage_path", type=partial(local_path, "storage_path"), default="cggm_runs", help="gets its folder"
+    )
+    one.add_argument("--local", action="store_true", help="one run after the other in this process, without Ray")
+    one.add_argument("--hours", type=float, help="after which no further run starts; the same command goes on")
+    one.add_argument("--page", action="store_true", help="make the page of a folder anew, without any run")
+    one.set_defaults(do=_bench)
     one = commands.add_parser("verify", help="evaluate the best checkpoint of a run again, and compare")
     one.add_argument("run", type=run_place, help="folder or URL of the run")
     one.set_defaults(do=_verify)
@@ -166,6 +177,18 @@ def _runs(arguments: argparse.Namespace) -> int:
         print_run(arguments.run)
     else:
         clean(arguments.storage, arguments.delete)
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from cggm_ray.commands.bench import Places, bench, page_of
+
+    if arguments.hours is not None and not arguments.hours > 0:
+        raise UsageError(f"hours: found {arguments.hours}; expected a positive number")
+    if arguments.page:
+        print(page_of(arguments.file))
+        return 0
+    bench(arguments.file, Places(storage=arguments.storage_path, local=arguments.local, hours=arguments.hours))
     return 0
 
 

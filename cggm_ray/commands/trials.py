@@ -20,7 +20,13 @@ from cggm_ray.studies.store import FAILED, FINISHED, Trial, ended, read_record, 
 
 
 def run_trials(
-    config: Config, folder: Path, trials: Sequence[Trial], until: Callable[[], bool] = lambda: False
+    config: Config,
+    folder: Path,
+    trials: Sequence[Trial],
+    until: Callable[[], bool] = lambda: False,
+    *,
+    test: bool = True,
+    minutes: float | None = None,
 ) -> None:
     """Runs the trials of a study that are not over, in this process or on Ray.
 
@@ -29,17 +35,19 @@ def run_trials(
         folder: of the study.
         trials: that are numbered as they stand.
         until: called before each trial in this process, and once on Ray; True leaves the rest for another start.
+        test: whether each one tests its best checkpoint.
+        minutes: after which no further trial starts on Ray; None for no limit.
 
     Raises:
         StorageError: the storage failed; a trial that fails by itself is recorded as such.
     """
     if config.run.local:
-        _run_here(trials, until)
+        _run_here(trials, until, test)
     elif not until():
-        run_on_ray(config, folder, trials)
+        run_on_ray(config, folder, trials, test=test, minutes=minutes)
 
 
-def _run_here(trials: Sequence[Trial], until: Callable[[], bool]) -> None:
+def _run_here(trials: Sequence[Trial], until: Callable[[], bool], test: bool) -> None:
     """Runs one trial after the other in this process."""
     for number, trial in enumerate(trials, start=1):
         if read_record(trial).over:
@@ -54,7 +62,8 @@ def _run_here(trials: Sequence[Trial], until: Callable[[], bool]) -> None:
                 training = open_decided(trial.config, trial.shards, runtime, trial.folder)
                 started(trial, training.state.epoch)
                 train(training)
-                finish(training)
+                if test:
+                    finish(training)
             ended(trial, FINISHED)
         except StorageError:
             # The storage failed, not the run, so the run can continue later.

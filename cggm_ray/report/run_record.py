@@ -165,15 +165,20 @@ def read_run_record(folder: Path, label: str | None = None) -> RunRecord:
     return _with_predictions(run)
 
 
-def with_contributions(run: RunRecord) -> RunRecord:
+def with_contributions(run: RunRecord, *, told: bool = True) -> RunRecord:
     """The run with the scores of all subsets, computed if the run is finished and did not leave them.
 
     They are kept in the run's folder where that can be written. Where they cannot be had, a note says why.
+
+    Args:
+        run: of one or more modalities.
+        told: whether a line says that they are computed.
     """
     if (run.contributions is not None and not run.contributions.missing) or run.result is None:
         return run
     # To stderr: what a program prints is the path of the page.
-    print(f"{run.folder}: scoring the subsets of modalities (--no_contributions leaves them out)", file=sys.stderr)
+    if told:
+        print(f"{run.folder}: scoring the subsets of modalities (--no_contributions leaves them out)", file=sys.stderr)
     try:
         finished = open_finished(run.folder)
         found = contributions(

@@ -139,6 +139,9 @@ class Headroom:
         rows: label, kind, choice, runs, valid, test, gain over joint training and its standard error.
         notes: what is missing, and why.
         conclusion: sentences.
+        learned: whether the best network is not behind the best simple model; None where that cannot be told.
+        room: whether the best alternative is better than joint training by more than the standard error, or a strategy is;
+            None where that cannot be told, or the network has not learned.
     """
 
     metric: str
@@ -146,6 +149,8 @@ class Headroom:
     rows: Sequence[Mapping[str, Any]]
     notes: Sequence[str] = ()
     conclusion: Sequence[str] = ()
+    learned: bool | None = None
+    room: bool | None = None
 
     def save(self, path: Path) -> None:
         """Writes JSON.
@@ -209,8 +214,32 @@ def headroom(measure: Measure, candidates: Sequence[Candidate], notes: Sequence[
                 "error": None if gain is None else gain.error,
             }
         )
-    conclusion = [] if joint is None else conclusions(measure, candidates, joint)
-    return Headroom(metric=measure.metric, better=measure.better, rows=rows, notes=notes, conclusion=conclusion)
+    learned, room = (None, None) if joint is None else _learned_and_room(measure, candidates, joint)
+    return Headroom(
+        metric=measure.metric,
+        better=measure.better,
+        rows=rows,
+        notes=notes,
+        conclusion=[] if joint is None else conclusions(measure, candidates, joint),
+        learned=learned,
+        room=room,
+    )
+
+
+def _learned_and_room(
+    measure: Measure, candidates: Sequence[Candidate], joint: Candidate
+) -> tuple[bool | None, bool | None]:
+    """Returns `Headroom.learned` and `Headroom.room`."""
+    simple = measure.best([c for c in candidates if c.kind == SIMPLE])
+    network = measure.best([c for c in candidates if c.kind in NETWORKS])
+    ahead = measure.gain(simple, network) if simple is not None and network is not None else None
+    learned = None if ahead is None or ahead.error is None else not ahead.certain
+    if learned is False:
+        return learned, None
+    best = [measure.best([c for c in candidates if c.kind in kinds]) for kinds in (ALTERNATIVES, (STRATEGY,))]
+    gains = [gain for gain in (measure.gain(c, joint) for c in best if c is not None) if gain is not None]
+    known = [gain for gain in gains if gain.error is not None]
+    return learned, any(gain.certain for gain in known) if known else None
 
 
 def conclusions(measure: Measure, candidates: Sequence[Candidate], joint: Candidate) -> list[str]:

@@ -37,12 +37,15 @@ SEARCHERS = ("random", "optuna")
 SECTIONS = ("inputs", "model", "modulation", "loss", "optim", "train", "options")
 """Sections of the configuration that a space may change, beside those of strategies and networks; data and run are the same
 for all trials."""
-SETTLED = {
-    "num_epochs": "max_epochs of the scheduler sets it",
-    **dict.fromkeys(("min_steps", "max_steps", "valid_interval"), "all trials have the same length"),
+NO_SETTING = {
     **dict.fromkeys(("preset", "minutes"), "it is no setting of a trial"),
     "select": "the search's own metric selects",
     "log_interval": "it changes no result",
+}
+SETTLED = {
+    **NO_SETTING,
+    "num_epochs": "max_epochs of the scheduler sets it",
+    **dict.fromkeys(("min_steps", "max_steps", "valid_interval"), "all trials have the same length"),
 }
 KEPT_IN_TRAINING = (
     *("nlevels", "cls_layers", "num_heads", "proj_dim", "optim", "schedule", "seed"),
@@ -143,12 +146,12 @@ def read_search(path: Path, base: Config) -> Search:
     return make_search(read_yaml(path, "tune"), base, str(path))
 
 
-def make_search(content: Any, base: Config, source: str) -> Search:
-    """See `read_search`; `source` is named in messages."""
+def make_search(content: Any, base: Config, source: str, settled: Mapping[str, str] = SETTLED) -> Search:
+    """See `read_search`; `source` is named in messages, and `settled` says why a key cannot be searched."""
     content = mapping(content, source, [f.name for f in dataclasses.fields(Search)])
     scheduler = _fill(Scheduler, content.get("scheduler", {}), f"{source}: scheduler")
     resources = _fill(Resources, content.get("resources", {}), f"{source}: resources")
-    space = _space(content.get("space"), base, source)
+    space = _space(content.get("space"), base, source, settled)
     points = read_points(content.get("points_to_evaluate", []), space, base, source)
     made = {"space": space, "scheduler": scheduler, "resources": resources, "points_to_evaluate": points}
     plain = {key: value for key, value in content.items() if key not in made}
@@ -190,7 +193,7 @@ def try_values(base: Config, values: Values, source: str) -> Config:
         raise UsageError(f"{source}: the trial with {shown}: {str(error).removeprefix(f'{source}: ')}") from None
 
 
-def _space(content: Any, base: Config, source: str) -> tuple[Parameter, ...]:
+def _space(content: Any, base: Config, source: str, settled: Mapping[str, str]) -> tuple[Parameter, ...]:
     if not isinstance(content, Mapping) or not content:
         raise UsageError(f"{source}: space: found {short_repr(content)}; expected at least one field with its values")
     keys = {key.name: (section, key) for section, key in base.fields()}
@@ -204,8 +207,8 @@ def _space(content: Any, base: Config, source: str) -> tuple[Parameter, ...]:
         section, spec = keys[key]
         if section not in (*SECTIONS, *base.strategies, *base.networks):
             raise UsageError(f"{place}: a trial cannot change it; the section {section} is the same for all trials")
-        if key in SETTLED:
-            raise UsageError(f"{place}: leave it out; {SETTLED[key]}")
+        if key in settled:
+            raise UsageError(f"{place}: leave it out; {settled[key]}")
         if key in found:
             raise UsageError(f"{place}: the space has {key} twice")
         found[key] = _parameter(key, described, place, type(base.sections()[section]), spec, aliases)

@@ -22,7 +22,7 @@ PAGES = [
     *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-CONSOLE = ("verify", "report", "predict", "export", "serve", "publish", "fetch", "runs")
+CONSOLE = ("bench", "verify", "report", "predict", "export", "serve", "publish", "fetch", "runs")
 ELLIPSIS = "[...]"
 """Stands for the flags of the rows of a table."""
 

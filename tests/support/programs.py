@@ -11,9 +11,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def blocks(page: str) -> list[str]:
-    """The Python programs of a page of docs."""
-    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+def blocks(page: str, language: str = "python") -> list[str]:
+    """The programs of a page of docs, or its files in another language."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
 
 
 def python(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
