@@ -1,9 +1,11 @@
-"""Kinds of input of a modality: a sequence, a vector or an image."""
+"""Kinds of input of a modality: a sequence, a vector, an image, or the frames of a video."""
 
 from __future__ import annotations
 
 SEQUENCE, VECTOR, IMAGE = "sequence", "vector", "image"
 KINDS = {SEQUENCE: "[T, D]", VECTOR: "[D]", IMAGE: "[H, W], [C, H, W] or [H, W, C]"}
+FRAMES = "frames"
+"""Pictures [F, C, H, W] of one video, which one network sees one by one. Files of features have no such kind."""
 
 
 def kind_of(shape: tuple[int, ...]) -> str | None:
@@ -21,16 +23,19 @@ def channels_last(shape: tuple[int, ...]) -> bool:
 def feature_shape(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the shape of a value per feature, which broadcasts over a sample.
 
-    A vector has a feature for every entry, a sequence one for every entry of a time step, and an image one for every channel.
+    A vector has a feature for every entry, a sequence one for every entry of a time step, and images and frames have one for
+    every channel.
 
     Args:
-        kind: one of `KINDS`.
+        kind: one of `KINDS`, or `FRAMES`.
         shape: of a sample.
     """
     if kind == VECTOR:
         return shape
     if kind == SEQUENCE:
         return (1, *shape[1:])
+    if kind == FRAMES:
+        return (1, shape[1], 1, 1)
     channels = shape[-1] if channels_last(shape) else shape[0] if len(shape) == 3 else 1
     return (1, 1, channels) if channels_last(shape) else (channels, 1, 1)[3 - len(shape) :]
 

@@ -8,7 +8,7 @@ Data tasks or in this process. A dataset whose work needs several steps, one wit
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,6 +25,7 @@ from cggm_ray.data.settings import DatasetOptions, DatasetSettings
 from cggm_ray.data.shards.shards import (
     Manifest,
     RawShard,
+    Shard,
     Source,
     Stage,
     TensorSpec,
@@ -161,6 +162,19 @@ class Dataset(ABC):
 
     def notes(self) -> dict[str, Any]:
         """Returns plain values that the manifest keeps for `task`, `network` and `open_split`; called after `read`."""
+        return {}
+
+    def inspect(self, folder: Path, raw: Sequence[RawShard], shards: Sequence[Shard]) -> dict[str, Any]:
+        """Returns further notes, or the same ones anew, from shards that are written and not yet published.
+
+        Args:
+            folder: of the shards.
+            raw: what was read, in the order of the shards.
+            shards: written from them.
+
+        Raises:
+            DataError: the shards show what `read` could not see, such as too many files that do not decode; the set is dropped.
+        """
         return {}
 
     def specs(self, first: RawShard) -> Mapping[str, TensorSpec]:

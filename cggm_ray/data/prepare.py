@@ -101,8 +101,9 @@ def convert(
             for split in SPLITS
         }
         made = described(table_specs(unpack(pq.read_table(staging / shards[0].file))))
+        notes = draft.notes | dataset.inspect(staging, raw, shards)
         check_sole()
-        publish(staging, folder, dataclasses.replace(draft, splits=splits, **made))
+        publish(staging, folder, dataclasses.replace(draft, splits=splits, notes=notes, **made))
     finally:
         drop(staging, folder)
 

@@ -12,7 +12,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from cggm_ray.config.fields import at_least, check, one_of, option
 from cggm_ray.engine.budget import Budget
-from cggm_ray.engine.schedules import SCHEDULES, CosineSchedule, PlateauSchedule, Schedule
+from cggm_ray.engine.schedules import SCHEDULES, CosineSchedule, PlateauSchedule, Schedule, StepSchedule
 from cggm_ray.strategies.rates import parameter_groups, with_own_rate
 
 OPTIMIZERS = ("Adam", "AdamW", "SGD")
@@ -87,7 +87,10 @@ def build_schedule(settings: OptimConfig, budget: Budget | None, optimizer: Opti
     """
     if settings.schedule == "plateau":
         return PlateauSchedule(optimizer, when=settings.when)
-    assert budget is not None, "the schedule cosine needs the length of the run"
+    assert budget is not None, f"the schedule {settings.schedule} needs the length of the run"
+    if settings.schedule == "step":
+        every = settings.decay_epochs * budget.steps_per_pass
+        return StepSchedule(optimizer, every=every, peak=settings.lr, factor=settings.decay)
     warmup = settings.warmup_epochs * budget.steps_per_pass
     return CosineSchedule(
         optimizer,
@@ -150,7 +153,12 @@ class OptimConfig:
     encoder_lr: float = option(5e-5, "highest learning rate of pretrained encoders that are trained (--train_encoders)")
     weight_decay: float = option(0.0, "weight decay of the model")
     cls_weight_decay: float = option(0.0, "weight decay of the guide classifiers")
-    schedule: str = option("plateau", "learning rate of the model: plateau (by epoch), cosine (by step, with warm-up)")
+    schedule: str = option(
+        "plateau",
+        "learning rate of the model: plateau (by epoch), cosine (by step, with warm-up), step (falls after every decay_epochs)",
+    )
+    decay_epochs: int = option(70, "step: passes over the training split between two falls of the learning rate")
+    decay: float = option(0.1, "step: factor of every fall")
     when: int = option(10, "plateau: epochs without a lower validation loss before the learning rate falls to a tenth")
     warmup_epochs: int = option(0, "cosine: epochs of linear warm-up")
     warmup_share: float = option(0.0, "cosine: share of all steps that is warm-up, in place of warmup_epochs")
@@ -166,5 +174,6 @@ class OptimConfig:
         for name in ("weight_decay", "cls_weight_decay", "clip", "warmup_lr", "final_lr"):
             check(getattr(self, name) >= 0, self, name, "zero or a positive number")
         check(0 <= self.warmup_share < 1, self, "warmup_share", "a number in [0, 1)")
-        for name in ("when", "warmup_epochs"):
-            at_least(self, name, 0)
+        check(0 < self.decay <= 1, self, "decay", "a number above 0, of at most 1")
+        for name, least in (("when", 0), ("warmup_epochs", 0), ("decay_epochs", 1)):
+            at_least(self, name, least)

@@ -77,6 +77,26 @@ class CosineSchedule(Schedule):
         set_rate(self._optimizer, lr)
 
 
+class StepSchedule(Schedule):
+    """Multiplies the learning rate by a factor after every so many steps, whatever the validation says.
+
+    The learning rate is a function of the step, so the schedule has no state.
+
+    Args:
+        optimizer: of the model.
+        every: steps between two falls.
+        peak: the learning rate of the first step.
+        factor: of every fall.
+    """
+
+    def __init__(self, optimizer: Optimizer, *, every: int, peak: float, factor: float) -> None:
+        self._optimizer, self._every, self._peak, self._factor = optimizer, every, peak, factor
+
+    def before_step(self, step: int) -> None:
+        """Sets the learning rate of the step."""
+        set_rate(self._optimizer, self._peak * self._factor ** (step // self._every))
+
+
 def cosine_with_warmup(step: int, total: int, warmup: int, *, peak: float, final: float, start: float) -> float:
     """Returns the learning rate of a step, which rises from `start` to `peak` in `warmup` steps and falls towards `final`."""
     if step < warmup:
@@ -84,5 +104,5 @@ def cosine_with_warmup(step: int, total: int, warmup: int, *, peak: float, final
     return final + (peak - final) * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
 
 
-SCHEDULES = ("plateau", "cosine")
+SCHEDULES = ("plateau", "cosine", "step")
 """Schedules by the name that `--schedule` takes."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,6 +46,21 @@ class GlobalBatch:
             weight: [N], 0 for samples of this worker that do not count; None when all do.
         """
         return self.entered(_Scope(weight))
+
+    def among(self, there: Tensor | None, repeats: int = 1) -> AbstractContextManager[None]:
+        """Inside, only samples that are there count, and each of them fills several places of the batch dimension.
+
+        Args:
+            there: bool [N], such as whether a sample has the modality of an encoder; None when all have.
+            repeats: places [N * repeats] that the layers get for N samples, such as the frames of a video.
+        """
+        scope = self.scope or _Scope(is_global=False)
+        weight = scope.weight
+        if there is not None:
+            weight = there.to(torch.float32) if weight is None else weight * there
+        if weight is not None and repeats > 1:
+            weight = weight.repeat_interleave(repeats)
+        return self.entered(replace(scope, weight=weight))
 
     @contextmanager
     def entered(self, scope: _Scope | None) -> Iterator[None]:
@@ -143,9 +158,10 @@ class BatchNorm2d(nn.BatchNorm2d):
         count, mean, variance = moments[0], *moments[1:].chunk(2)
         self.num_batches_tracked += 1
         momentum = 0.1 if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         unbiased = variance * count / (count - 1).clamp(min=1)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+        for running, found in ((self.running_mean, mean), (self.running_var, unbiased)):
+            # A batch in which no sample counts, such as one without the modality, says nothing.
+            running.copy_(torch.where(count > 0, running.lerp(found.to(running.dtype), momentum), running))
 
 
 class _Normalise(torch.autograd.Function):
@@ -169,14 +185,14 @@ class _Normalise(torch.autograd.Function):
         samples = samples if weight_N is None else weight_N.double().sum()[None]
         first, second = (part.sum((0, 2, 3), dtype=torch.float64) for part in (counted, counted * shifted))
         sums = reduce(torch.cat([samples * x[0, 0].numel(), first, second]))
-        count, (first, second) = sums[0], sums[1:].chunk(2)
+        count, (first, second) = sums[0].clamp(min=1), sums[1:].chunk(2)
         mean = first / count
         variance = (second / count - mean**2).clamp(min=0)
         inverse = (variance + eps).rsqrt()
         normalised = (shifted - _channels(mean.to(wide.dtype))) * _channels(inverse.to(wide.dtype))
         ctx.save_for_backward(normalised, inverse, count, weight)
         ctx.reduce, ctx.dtype = reduce, x.dtype
-        moments = torch.cat([count[None], mean + shift_C, variance])
+        moments = torch.cat([sums[:1], mean + shift_C, variance])
         ctx.mark_non_differentiable(moments)
         return normalised, moments
 

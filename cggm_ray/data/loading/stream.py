@@ -129,8 +129,8 @@ class StreamSplit:
         columns = {name: torch.from_numpy(values[rows]) for name, values in small.items()}
         self._target = columns[TARGET]
         self.names: Sequence[str] | None = [names[row] for row in rows] if names else None
-        self._masks = read_masks(columns, modalities, {name: spec.shape for name, spec in self._specs.items()})
-        check_presence(self._masks, modalities, f"{folder}: split {split}", self.names)
+        self.masks = read_masks(columns, modalities, {name: spec.shape for name, spec in self._specs.items()})
+        check_presence(self.masks, modalities, f"{folder}: split {split}", self.names)
         self._labelled = columns.get(LABELLED)
         check_labelled(self._labelled, split, folder, self.names)
         self._views = {name: view_columns(stored, name) for name in modalities}
@@ -218,7 +218,7 @@ class StreamSplit:
                     array[place] = values[columns[name][place]][offsets[place]]
 
     def _batch(self, part: Slice, arrays: dict[str, np.ndarray]) -> Batch:
-        masks = {name: mask[part.index] for name, mask in self._masks.items()}
+        masks = {name: mask[part.index] for name, mask in self.masks.items()}
         return Batch(
             inputs={name: torch.from_numpy(array) for name, array in arrays.items()},
             target=self._target[part.index],

@@ -1,4 +1,4 @@
-"""Fusions that see one vector a modality: `concat`, `late`, `gated` and `bilinear`.
+"""Fusions that see one vector a modality: `concat`, `sum`, `late`, `gated`, `film` and `bilinear`.
 
 A modality that a sample lacks, and one whose features a strategy sets to zero, adds nothing.
 """
@@ -47,6 +47,43 @@ class Concatenation(VectorFusion):
         vectors, _ = self.vectors(features, masks)
         hidden_ND: Tensor = self.linear(torch.cat(vectors, 1))
         return hidden_ND
+
+
+class Sum(VectorFusion):
+    """The sum of a linear layer of each modality; with the head it is the sum of what the modalities say each by itself."""
+
+    def __init__(self, plan: FusionPlan) -> None:
+        super().__init__(plan)
+        self.own = nn.ModuleDict({name: nn.Linear(plan.width, plan.width, bias=False) for name in plan.modalities})
+
+    def forward(self, features: Mapping[str, Tensor], masks: Masks | None = None) -> Tensor:
+        """Features by modality to [N, D]."""
+        vectors, _ = self.vectors(features, masks)
+        own = [linear(vector) for linear, vector in zip(self.own.values(), vectors, strict=True)]
+        return torch.stack(own).sum(0)
+
+
+class FiLM(VectorFusion):
+    """Feature-wise linear modulation (Perez et al. 2018): the last modality, scaled and shifted by each of the others.
+
+    Scales are 1 plus a linear function without bias, so a modality that is not there changes nothing.
+    """
+
+    def __init__(self, plan: FusionPlan) -> None:
+        super().__init__(plan)
+        *conditions, _ = plan.modalities
+        width = plan.width
+        self.scale_and_shift = nn.ModuleDict({name: nn.Linear(width, 2 * width, bias=False) for name in conditions})
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, features: Mapping[str, Tensor], masks: Masks | None = None) -> Tensor:
+        """Features by modality to [N, D]."""
+        (*conditions, hidden), _ = self.vectors(features, masks)
+        for linear, vector in zip(self.scale_and_shift.values(), conditions, strict=True):
+            scale, shift = linear(vector).chunk(2, 1)
+            hidden = (1 + scale) * hidden + shift
+        fused_ND: Tensor = self.out(hidden)
+        return fused_ND
 
 
 class Late(VectorFusion):
@@ -115,6 +152,8 @@ class Bilinear(VectorFusion):
 
 
 FUSIONS.register("concat")(FusionInfo(build=Concatenation))
+FUSIONS.register("sum")(FusionInfo(build=Sum))
+FUSIONS.register("film")(FusionInfo(build=FiLM))
 FUSIONS.register("late")(FusionInfo(build=Late))
 FUSIONS.register("gated")(FusionInfo(build=Gated))
 FUSIONS.register("bilinear")(FusionInfo(build=Bilinear))

@@ -35,12 +35,15 @@ class ComposedOptions(NetworkOptions):
 
     encoders: tuple[str, ...] = option(
         (),
-        "composed: modality:encoder, such as audio:transformer; default by kind: vector mlp, sequence segments, image resnet",
+        "composed: modality:encoder, such as audio:transformer, and *:encoder for all others; default by kind: vector mlp, "
+        "sequence segments, image resnet, frames resnet18",
     )
-    fusion: str = option("concat", "composed: concat, gated, bilinear, attention, late, or one of yours")
+    fusion: str = option("concat", "composed: concat, sum, film, gated, bilinear, attention, late, or one of yours")
     width: int = option(256, "composed: width of encoders, fusion and guides")
     depth: int = option(2, "composed: layers of each encoder")
-    inner_width: int = option(64, "composed: width of the transformer layers inside an encoder")
+    inner_width: int = option(
+        64, "composed: width of transformer layers inside an encoder; channels of resnet18's first stage"
+    )
     heads: int = option(4, "composed: attention heads")
     dropout: float | None = option(
         None, "composed: dropout of encoders and fusion; default .3 for classes, .5 for a regression"
@@ -93,6 +96,8 @@ class ComposedOptions(NetworkOptions):
         return found
 
 
+EVERY = "*"
+"""Stands for all modalities whose encoder is not named."""
 DROPOUT, REGRESSION_DROPOUT = 0.3, 0.5
 """Default dropout for classes and for a regression, whose labels are often noisy; both were chosen on the MOSI features."""
 
@@ -124,10 +129,10 @@ def chosen_encoders(plan: NetworkPlan[ComposedOptions]) -> dict[str, str]:
     """
     wanted = plan.options.pairs()
     for name in wanted:
-        if name not in plan.shapes:
+        if name not in (*plan.shapes, EVERY):
             known = ", ".join(plan.shapes)
             raise UsageError(f"encoders: no modality {name!r}{nearest(name, plan.shapes)}; available: {known}")
-    chosen = {name: wanted.get(name) or default_encoder(kind) for name, kind in plan.kinds.items()}
+    chosen = {name: wanted.get(name) or wanted.get(EVERY) or default_encoder(kind) for name, kind in plan.kinds.items()}
     for name, encoder in chosen.items():
         kind = plan.kinds[name]
         if kind not in ENCODERS.get(encoder).kinds:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from cggm_ray.core.kinds import IMAGE, KINDS, SEQUENCE, VECTOR
+from cggm_ray.core.kinds import FRAMES, IMAGE, KINDS, SEQUENCE, VECTOR
 from cggm_ray.core.registry import Registry
 
 
@@ -43,7 +43,7 @@ class EncoderPlan(Sizes):
 
     Attributes:
         shape: of one sample.
-        kind: one of `core.kinds.KINDS`.
+        kind: one of `core.kinds.KINDS`, or `FRAMES`.
     """
 
     shape: tuple[int, ...]
@@ -99,6 +99,6 @@ def default_encoder(kind: str) -> str:
 
 
 def encoders_for(kind: str) -> list[str]:
-    """Returns the names of the encoders that accept a kind of input, one of `KINDS`."""
-    assert kind in KINDS
+    """Returns the names of the encoders that accept a kind of input, one of `KINDS` or `FRAMES`."""
+    assert kind in (*KINDS, FRAMES)
     return [name for name in ENCODERS.names() if kind in ENCODERS.get(name).kinds]

@@ -87,8 +87,13 @@ class Audio(MediaKind):
         return [None if one is None else decoded(one, self.what, read) for one in cells.to_pylist()]
 
 
-def waveform(source: Path | io.BytesIO, seconds: float) -> np.ndarray:
-    """Returns the beginning of an audio file, the mean of its channels, float32 [samples] at `RATE`.
+def waveform(source: Path | io.BytesIO, seconds: float, rate: int = RATE) -> np.ndarray:
+    """Returns the beginning of an audio file, the mean of its channels, float32 [samples].
+
+    Args:
+        source: of the file.
+        seconds: that are read.
+        rate: samples in a second of the result.
 
     Raises:
         ValueError: there is no sample, or rate or number of channels cannot be.
@@ -103,12 +108,12 @@ def waveform(source: Path | io.BytesIO, seconds: float) -> np.ndarray:
                 f"{RATES[0]:,} to {RATES[1]:,}"
             )
         wave = file.read(math.ceil(seconds * file.samplerate), dtype="float32", always_2d=True).mean(1)
-        rate = int(file.samplerate)
+        found = int(file.samplerate)
     if not len(wave) or not np.isfinite(wave).all():
         raise ValueError("found no samples, or some that are not finite; expected at least one")
-    shared = math.gcd(rate, RATE)
-    made = wave if rate == RATE else signal.resample_poly(wave, RATE // shared, rate // shared)
-    return np.asarray(made[: math.ceil(seconds * RATE)], np.float32)
+    shared = math.gcd(found, rate)
+    made = wave if found == rate else signal.resample_poly(wave, rate // shared, found // shared)
+    return np.asarray(made[: math.ceil(seconds * rate)], np.float32)
 
 
 def log_mel(wave: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ CONTAINERS = {
     "mov": ((".mp4", ".m4v", ".mov"), rb"....ftyp"),
     "matroska": ((".mkv", ".webm"), rb"\x1aE\xdf\xa3"),
     "avi": ((".avi",), rb"RIFF....AVI "),
+    "flv": ((".flv",), rb"FLV"),
 }
 """Formats that are read, with suffixes and beginnings. Others may name further files or addresses."""
 
@@ -103,13 +105,24 @@ class Video(MediaKind):
         return SEQUENCE
 
 
-def frames(source: Path | io.BytesIO, number: int, size: int | None) -> np.ndarray:
-    """Returns frames at equal distances, from the first to the last one, uint8 [number, H, W, 3].
+def from_end_to_end(total: int, number: int) -> np.ndarray:
+    """Returns the places of frames at equal distances, from the first to the last one, int64 [number]."""
+    return np.round(np.linspace(0, total - 1, number)).astype(np.int64)
+
+
+def frames(
+    source: Path | io.BytesIO,
+    number: int,
+    size: int | None,
+    places: Callable[[int, int], np.ndarray] = from_end_to_end,
+) -> np.ndarray:
+    """Returns frames of a video, uint8 [number, H, W, 3].
 
     Args:
         source: of the video.
         number: of frames; a video with fewer repeats some.
         size: of the square that each becomes; None for that of the video.
+        places: gives their places from the number of frames in the video and that of the wanted ones.
 
     Raises:
         ValueError: it has no picture, or too many or too large ones.
@@ -119,7 +132,7 @@ def frames(source: Path | io.BytesIO, number: int, size: int | None) -> np.ndarr
     total = sum(1 for _ in _decoded(source))
     if not total:
         raise ValueError("found no frame; expected at least one")
-    wanted = np.round(np.linspace(0, total - 1, number)).astype(int).tolist()
+    wanted = places(total, number).tolist()
     kept = {}
     for place, frame in enumerate(_decoded(source)):
         if place in wanted:
@@ -128,7 +141,14 @@ def frames(source: Path | io.BytesIO, number: int, size: int | None) -> np.ndarr
     return np.stack([kept[place] for place in wanted])
 
 
-def _decoded(source: Path | io.BytesIO) -> Iterator[Any]:
+@contextmanager
+def opened_video(source: Path | io.BytesIO) -> Iterator[Any]:
+    """Opens a video file with PyAV.
+
+    Raises:
+        ValueError: it is of none of `CONTAINERS`.
+        Exception: what PyAV raises for a file that it cannot read.
+    """
     av = require("av", extra="media", purpose="table")
     content = source if isinstance(source, io.BytesIO) else io.BytesIO(source.read_bytes())
     content.seek(0)
@@ -138,6 +158,11 @@ def _decoded(source: Path | io.BytesIO) -> Iterator[Any]:
     if form is None:
         raise ValueError(f"found another format; expected one of {', '.join(Video.suffixes)}")
     with av.open(content, mode="r", format=form) as container:
+        yield container
+
+
+def _decoded(source: Path | io.BytesIO) -> Iterator[Any]:
+    with opened_video(source) as container:
         if not container.streams.video:
             raise ValueError("found no video in the file; expected one")
         stream = container.streams.video[0]
