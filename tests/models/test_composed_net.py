@@ -62,20 +62,20 @@ def all_choices() -> list[tuple[dict[str, str], str]]:
 
 @pytest.mark.parametrize(("encoders", "fusion"), all_choices())
 def test_what_stands_in_a_missing_modality_never_matters(encoders: dict[str, str], fusion: str) -> None:
-    net, guides = composed(encoders, fusion, dropout=0.0)
     found, x = masks(), inputs()
     for name in SHAPES:
         found[name][3] = False
-    net.train()
     results = []
     for filler in (0.0, 1e4, math.nan):
+        # Anew, because running statistics move.
+        net, guides = composed(encoders, fusion, dropout=0.0)
+        net.train()
         changed = {}
         for name, mask in found.items():
             there = mask if name == "audio" else mask[:, 0]
             changed[name] = torch.where(
                 there.reshape(*there.shape, *[1] * (x[name].ndim - there.ndim)), x[name], filler
             )
-        net.zero_grad()
         features = net.encode(changed, found)
         output = net.fuse(features, found).logits
         said = [guide(features[name], found[name]).logits for name, guide in guides.items()]
@@ -87,9 +87,14 @@ def test_what_stands_in_a_missing_modality_never_matters(encoders: dict[str, str
         assert all(torch.equal(one, other) for one, other in zip(results[0], result, strict=True))
 
 
-@pytest.mark.parametrize(("encoders", "fusion"), all_choices())
+@pytest.mark.parametrize(
+    ("encoders", "fusion"), [choice for choice in all_choices() if "resnet18" not in choice[0].values()]
+)
 def test_a_sample_is_predicted_alone_as_among_others(encoders: dict[str, str], fusion: str) -> None:
-    """In training too, so a batch in parts, and one over workers, has the gradient of the whole batch."""
+    """In training too, so a batch in parts, and one over workers, has the gradient of the whole batch.
+
+    `resnet18` alone is normalised over the batch.
+    """
     net, _ = composed(encoders, fusion, dropout=0.0)
     x, found = inputs(), masks()
     net.train()

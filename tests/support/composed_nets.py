@@ -19,7 +19,7 @@ TINY = {"width": 8, "depth": 1, "inner_width": 8, "heads": 2}
 OF_KIND = {
     SEQUENCE: ("segments", "pool", "transformer", "mlp", "linear"),
     VECTOR: ("mlp", "linear"),
-    IMAGE: ("resnet", "patches", "mlp", "linear"),
+    IMAGE: ("resnet", "patches", "resnet18", "mlp", "linear"),
 }
 
 

@@ -304,8 +304,12 @@ class Av(Dataset):
         lines += [f"left out: {len(empty)} clips without any medium: {listed(empty, 5)}"] if empty else []
         for line in self._bad:
             print(f"missing: {one_line(line)}", file=sys.stderr)
-        if not kept:
-            raise DataError(f"{self._root}: no clip has a medium that can be read")
+        for name in wanted:
+            if not any(clip.media[name] for clip in kept):
+                raise DataError(
+                    f"{self._root}: none of the {len(clips)} clips has {name} that can be read; expected {EXPECTED[name]}, or "
+                    "--modalities without it"
+                )
         return kept, lines
 
 
