@@ -7,7 +7,7 @@ ImageNet.
 
     cggm train av_ogm_ge                     # a generated demonstration set
     cggm train av_ogm_ge --data_path CREMA-D --modulation none
-    cggm train av_ogm_ge --data_path CREMA-D --modulation ogm-ge --alpha 0.8
+    cggm train av_ogm_ge --data_path CREMA-D --modulation ogm-ge --ogm_alpha 0.8
 
 Data: as for the recipe av; docs/datasets-av.md describes the layouts.
 """

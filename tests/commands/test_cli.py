@@ -175,7 +175,7 @@ def test_a_run_uses_every_field(small_pickle: Path, tmp_path: Path, monkeypatch:
     for name, part in sections.items():
         monkeypatch.setattr(type(part), "__getattribute__", observed(fields[name]))
     flags = ["--local", "--data_path", str(small_pickle), "--storage_path", str(tmp_path), *SMALL, "--num_epochs", "1"]
-    for schedule in ("plateau", "cosine"):
+    for schedule in ("plateau", "cosine", "step"):
         assert main(Config(), [*flags, "--name", schedule, "--schedule", schedule]) == 0
     assert set().union(*fields.values()) - used == READ_ELSEWHERE
 

@@ -23,6 +23,7 @@ import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import test_av
 import test_bad_input
 import test_brats_bad_input
 import test_features_input
@@ -31,6 +32,7 @@ import test_iemocap
 import test_space as test_search
 import yaml
 from brats_files import write_challenge, write_released
+from clips import configuration, crema
 from feature_sets import arrays, as_npz, as_parquet
 from food101_files import edit, write_set
 from hostile_files import (
@@ -100,6 +102,7 @@ RECIPES = {
     "iemocap": Config(model=TINY, options=IemocapOptions()).replace({"dataset": "iemocap"}),
     "food101": Config(model=TINY, options=Food101Options(text_length=6)).replace({"dataset": "food101"}),
     "brats": Config(options=BratsOptions(crop=16)).replace({"dataset": "brats"}),
+    "av": configuration(None, Path()),
     "features": Config(model=TINY, options=FeatureOptions()).replace({"dataset": "features"}),
     "table": Config(options=TableOptions()).replace({"dataset": "table"}),
 }
@@ -119,6 +122,11 @@ def raw_file(name: str, content: bytes) -> Callable[[Path], list[str]]:
         return given(folder / name)
 
     return make
+
+
+def at(place: str, spoil: Callable[[Path], None]) -> Spoil:
+    """Damage to one file or folder of the data."""
+    return lambda data: spoil(data / place)
 
 
 def spoilt(make: Callable[[Path], object], spoil: Spoil, *flags: str) -> Callable[[Path], list[str]]:
@@ -361,6 +369,7 @@ TAKEN = {
     "iemocap": {name: spoilt(small_layout, spoil) for name, spoil in test_iemocap.BROKEN.items()},
     "food101": {name: spoilt(food, spoil) for name, spoil in test_food101.BAD.items()},
     "brats": {name: spoilt(write_released, first_case(change)) for name, change in test_brats_bad_input.BAD_H5.items()},
+    "av": {name: spoilt(crema, at(place, spoil)) for name, (place, spoil, _) in test_av.BROKEN.items()},
     "features": {name: features(row) for name, row in test_features_input.BAD.items()},
     "search": {name: yaml_file("tune", yaml.safe_dump(content)) for name, (content, _) in test_search.BAD.items()},
 }
