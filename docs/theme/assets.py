@@ -55,6 +55,11 @@ PACKAGES = {
         "@fontsource-variable/jetbrains-mono/-/jetbrains-mono-5.3.0.tgz",
         "F32xpS2NsGYoQi2ADSkKTgpJj7ozajsGgDJ8woTnqjmIB+dxDIqImjl4pXZVEExu8UFZ2ndhmX18EBS/hdz3Lw==",
     ): {"files/jetbrains-mono-latin-wght-normal.woff2": "fonts/jetbrains-mono.woff2"},
+    # Search without a server: browsers start no worker from a file.
+    (
+        "iframe-worker/-/iframe-worker-1.0.4.tgz",
+        "roeaaI+Lg1LJNfgpCjoRe/+WzEjy9+Z08LoEvu85MCPbBjwm+qXz8Ag5U05lHa6V1CysZyGzE0SOkAtSUA5q7Q==",
+    ): {"shim/index.js": "iframe-worker.js"},
 }
 """(Path of a package in the registry, SHA-512) to the files that are taken from it, with their names in the site."""
 NAMES = sorted(name for files in PACKAGES.values() for name in files.values())

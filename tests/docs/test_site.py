@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -16,6 +18,7 @@ from programs import ROOT
 import cggm_ray
 from cggm_ray.commands.completion import subcommands
 from cggm_ray.engine.configuration import Config
+from cggm_ray.strategies.registry import STRATEGIES
 
 pytest.importorskip("mkdocs", reason="needs pip install '.[docs]'")
 ASSETS = runpy.run_path(str(ROOT / "docs" / "theme" / "assets.py"))
@@ -87,3 +90,35 @@ def test_another_byte_in_a_package_is_an_error(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ValueError, match="found SHA-512"):
         ASSETS["fetch"](tmp_path / "assets")
     assert not (tmp_path / "assets").exists()
+
+
+def test_every_strategy_has_its_formula() -> None:
+    text = (ROOT / "docs" / "formulas.md").read_text()
+    named = re.findall(r"^(?:\*\*|- )`([\w-]+)`|\*\*`([\w-]+)`\*\* adds|and `([\w-]+)` leaves", text, re.MULTILINE)
+    assert {name for names in named for name in names if name} == set(STRATEGIES.names())
+    for family in text.split("\n## ")[2:]:
+        for part in re.split(r"^\*\*`", family, flags=re.MULTILINE)[1:]:
+            assert "$$" in part or "$L = " in part, part
+
+
+@pytest.mark.skipif(shutil.which("node") is None or not ASSETS["complete"](), reason="needs node, and make docs before")
+def test_katex_reads_every_formula() -> None:
+    """With errors for what KaTeX only warns of."""
+    texts = [
+        re.sub(r"```.*?```|`[^`]*`", "", page.read_text(), flags=re.DOTALL) for page in (ROOT / "docs").glob("*.md")
+    ]
+    found = [
+        formula
+        for text in texts
+        for pair in re.findall(r"\$\$(.*?)\$\$|\$([^$\n][^$]*)\$", text, re.DOTALL)
+        for formula in pair
+    ]
+    formulas = [formula for formula in found if formula]
+    assert len(formulas) > 100
+    script = (
+        f"const katex = require({json.dumps(str(ASSETS['FOLDER'] / 'katex.min.js'))});"
+        "for (const each of JSON.parse(require('fs').readFileSync(0, 'utf8')))"
+        " katex.renderToString(each, { displayMode: true, strict: 'error' });"
+    )
+    done = subprocess.run(["node", "-e", script], input=json.dumps(formulas), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
