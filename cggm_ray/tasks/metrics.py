@@ -71,7 +71,7 @@ class RegressionMetrics(Metrics):
 
     def update(self, logits: Tensor, batch: Batch) -> None:
         """Adds a batch of predictions [N, 1] or [N] and targets with as many values."""
-        p, y, w = _flat(logits, batch)
+        p, y, w = flat(logits, batch)
         self.sums[:7] += torch.stack([w.sum(), *(torch.sum(w * v) for v in ((p - y).abs(), p, y, p * p, y * y, p * y))])
 
     def compute(self, sums: Tensor) -> dict[str, float]:
@@ -98,7 +98,7 @@ class SentimentMetrics(RegressionMetrics):
     def update(self, logits: Tensor, batch: Batch) -> None:
         """Adds a batch of predictions [N, 1] or [N] and targets with as many values."""
         super().update(logits, batch)
-        p, y, w = _flat(logits, batch)
+        p, y, w = flat(logits, batch)
         same = [(p.clamp(-k, k).round() == y.clamp(-k, k).round()) * w for k in (SENTIMENT_RANGE, 2)]
         self.sums[7:9] += torch.stack([s.sum() for s in same])
         self.sums[9:13] += confusion_counts(y >= 0, p >= 0, 2, w)
@@ -308,7 +308,7 @@ def _volume(batch: Batch) -> Tensor:
     return batch.group
 
 
-def _flat(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def flat(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Returns predictions, targets and weights of all values, float64, 1-D."""
     p, y = logits.detach().reshape(-1).double(), batch.target.reshape(-1).double()
     if len(p) != len(y):

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from clips import RATE, colours, configuration, converted, crema, crema_names, split_of, tone
+from clips import RATE, colours, configuration, converted, crema, crema_names, small_wav2vec, split_of, tone
 
 from cggm_ray.commands.predict import predict
 from cggm_ray.commands.train import run
@@ -190,7 +190,7 @@ def test_media_are_decoded_as_they_were_written(tmp_path: Path) -> None:
         medium(PICTURES, tmp_path / "b"),
         *(medium(VIDEO, tmp_path / f"a.{end}") for end in ("mp4", "avi", "flv")),
     ):
-        found = pictures(one, 3, 16)
+        found = np.stack(pictures(one, 3, 16))
         assert found.shape == (3, 16, 16, 3)
         np.testing.assert_allclose(found.mean((1, 2)), shown[[1, 4, 7], 0, 0], atol=6)
 
@@ -388,6 +388,30 @@ def test_from_raw_clips_to_predictions(tmp_path: Path) -> None:
         write_video(new / f"{number}.mp4", colours(number), None)
     table = pq.read_table(predict(tmp_path / "runs" / "run", new, None, tmp_path / "p.parquet").path)
     assert table.column("id").to_pylist() == ["0", "1", "2"]
+
+
+def test_frozen_encoders(tmp_path: Path) -> None:
+    """Their states are those of the models called by hand; a missing modality is masked, and new clips get the same models."""
+    from tables import small_vit
+    from transformers import ViTModel
+
+    raw = crema(tmp_path / "raw")
+    (raw / "AudioWAV" / f"{crema_names()[3][0]}.wav").unlink()
+    models = {"image_model": str(small_vit(tmp_path / "vit")), "audio_model": str(small_wav2vec(tmp_path / "wav2vec"))}
+    settings = configuration(raw, tmp_path, skip_bad=1, frames=2, **models)
+    split = split_of(settings, "test")
+    (batch,) = split.batches([Slice.whole(torch.arange(len(split)))], 0)
+    assert batch.inputs["vision"].shape == (6, 2, 16)
+    assert batch.masks is not None
+    assert not batch.masks["audio"][0].any()
+    assert batch.masks["audio"][1:].all(1).all()
+    shown = torch.from_numpy(colours(3, 3)[[0, 2], :24, :24].transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    with torch.no_grad():
+        states = ViTModel.from_pretrained(models["image_model"], add_pooling_layer=False)((shown - 0.5) / 0.5)
+    torch.testing.assert_close(batch.inputs["vision"][0], states.last_hidden_state.mean(1), atol=0.05, rtol=0)
+    run(settings)
+    found = predict(tmp_path / "runs" / "run", raw, "test", tmp_path / "p.parquet")
+    assert pq.read_table(found.path).num_rows == 6
 
 
 @pytest.mark.slow

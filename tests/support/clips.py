@@ -91,3 +91,17 @@ def split_of(settings: Config, name: str) -> Split:
     """A split of a set that is converted."""
     folder, manifest = converted(settings)
     return build_dataset(settings).open_split(folder, manifest, name, tuple(manifest.modalities), torch.device("cpu"))
+
+
+def small_wav2vec(folder: Path) -> Path:
+    """Saves a random wav2vec 2.0 with its feature extractor, in the format of transformers; returns the folder."""
+    from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    settings = Wav2Vec2Config(
+        **sizes, conv_dim=(8, 8), conv_stride=(10, 16), conv_kernel=(10, 16), num_conv_pos_embeddings=4
+    )
+    Wav2Vec2Model(settings).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
+    return folder

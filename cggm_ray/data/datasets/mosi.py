@@ -9,7 +9,6 @@ lists, arrays of objects, keys as bytes, MAG-BERT's samples.
 from __future__ import annotations
 
 import dataclasses
-import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cggm_ray.config.fields import option
+from cggm_ray.config.fields import one_of, option
 from cggm_ray.core.errors import DataError, UsageError
 from cggm_ray.core.kinds import SEQUENCE
 from cggm_ray.core.seeding import derive_seed
@@ -26,6 +25,7 @@ from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset
 from cggm_ray.data.datasets.feature_files import split_pickles
 from cggm_ray.data.datasets.new_samples import Labels, masked_steps, new_shards, part_of
 from cggm_ray.data.datasets.sentiment import target_in
+from cggm_ray.data.datasets.sentiment_layouts import LAYOUTS, write_layout
 from cggm_ray.data.datasets.sentiment_sets import Sentiments, read_sentiments, tables_of
 from cggm_ray.data.formats.layouts import columns_by_split
 from cggm_ray.data.formats.safe_pickle import load_pickle
@@ -38,7 +38,6 @@ from cggm_ray.data.shards.shards import (
     is_modality,
     tensor_column,
 )
-from cggm_ray.storage.files import write_bytes
 from cggm_ray.tasks import Regression, Task
 
 LABELS = "labels"
@@ -50,8 +49,12 @@ class MosiOptions(DatasetOptions):
 
     target: str | None = option(None, "field of the sentiment; default labels, else regression_labels (MMSA)")
     target_index: int | None = option(None, "which of several targets of a sample, from 0")
+    demonstration: str = option(
+        "released", "layout of the generated set that is made without data_path: released, mmsa, mult", resume=True
+    )
 
     def __post_init__(self) -> None:
+        one_of(self, "demonstration", tuple(LAYOUTS))
         if self.target_index is not None and self.target_index < 0:
             raise UsageError(f"target_index: found {self.target_index}; expected a whole number of at least 0")
 
@@ -77,7 +80,7 @@ class Mosi(Dataset):
 
     def shard_options(self) -> dict[str, Any]:
         """Returns the chosen target, if one was chosen."""
-        return {key: value for key, value in vars(self.options).items() if value is not None}
+        return {key: value for key, value in vars(self.options).items() if value is not None and key != "demonstration"}
 
     def locate(self, path: Path) -> list[Path]:
         """Returns the pickle itself, the one that a folder holds, or its pickles that are named after the splits."""
@@ -138,11 +141,13 @@ class Mosi(Dataset):
 
     def demonstration(self, folder: Path, seed: int) -> Path:
         """Writes `mosi-<seed>.pkl`: text is learned fast, audio and vision carry information that text lacks."""
-        path = folder / f"mosi-{seed}.pkl"
-        if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            write_bytes(path, pickle.dumps(planted_imbalance(seed)))
-        return path
+        layout = self.options.demonstration
+        name = f"{self.name}-{seed}.pkl" if layout == "released" else f"{self.name}-{layout}-{seed}.pkl"
+        return write_layout(folder / name, self.generated(seed), layout)
+
+    def generated(self, seed: int) -> dict[str, Any]:
+        """Returns the generated set in the released layout."""
+        return planted_imbalance(seed)
 
     def task(self, manifest: Manifest) -> Task:
         """Returns L1 regression with the sentiment metrics."""

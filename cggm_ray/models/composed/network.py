@@ -35,8 +35,8 @@ class ComposedOptions(NetworkOptions):
 
     encoders: tuple[str, ...] = option(
         (),
-        "composed: modality:encoder, such as audio:transformer, and *:encoder for all others; default by kind: vector mlp, "
-        "sequence segments, image resnet, frames resnet18",
+        "composed: modality:encoder, such as audio:transformer, and *:encoder for all others that it accepts; default by kind: "
+        "vector mlp, sequence segments, image resnet, frames resnet18",
     )
     fusion: str = option("concat", "composed: concat, sum, film, gated, bilinear, attention, late, or one of yours")
     width: int = option(256, "composed: width of encoders, fusion and guides")
@@ -121,6 +121,11 @@ class ComposedGuide(nn.Module):
         return HeadOutput(self.head(hidden), hidden)
 
 
+def kinds_of(name: str | None) -> tuple[str, ...]:
+    """Returns the kinds of input that an encoder accepts; none without a name."""
+    return () if name is None else ENCODERS.get(name).kinds
+
+
 def chosen_encoders(plan: NetworkPlan[ComposedOptions]) -> dict[str, str]:
     """Returns the name of the encoder of every modality.
 
@@ -132,7 +137,11 @@ def chosen_encoders(plan: NetworkPlan[ComposedOptions]) -> dict[str, str]:
         if name not in (*plan.shapes, EVERY):
             known = ", ".join(plan.shapes)
             raise UsageError(f"encoders: no modality {name!r}{nearest(name, plan.shapes)}; available: {known}")
-    chosen = {name: wanted.get(name) or wanted.get(EVERY) or default_encoder(kind) for name, kind in plan.kinds.items()}
+    every = kinds_of(wanted.get(EVERY))
+    chosen = {
+        name: wanted.get(name) or (wanted[EVERY] if kind in every else default_encoder(kind))
+        for name, kind in plan.kinds.items()
+    }
     for name, encoder in chosen.items():
         kind = plan.kinds[name]
         if kind not in ENCODERS.get(encoder).kinds:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import sys
@@ -19,18 +20,19 @@ import pyarrow as pa
 import torch
 
 from cggm_ray.core.errors import DataError, listed, one_line
-from cggm_ray.core.kinds import FRAMES, IMAGE
+from cggm_ray.core.kinds import FRAMES, IMAGE, SEQUENCE
 from cggm_ray.core.optional import check_installed
 from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset
 from cggm_ray.data.datasets.av.augment import ClipSplit
 from cggm_ray.data.datasets.av.decoding import SilentError, decoded, problem, reason_of, sample_shape
 from cggm_ray.data.datasets.av.demonstration import write_demonstration
+from cggm_ray.data.datasets.av.frozen import EncodeClips, context_of, frozen_again, frozen_states, model_files
 from cggm_ray.data.datasets.av.layouts import AUDIO, OPTICAL, RGB, VISION, Clip, modalities_of, read_clips
 from cggm_ray.data.datasets.av.media import FOLDERS, Media, Medium
-from cggm_ray.data.datasets.av.options import NOT_IN_SHARDS, AvOptions
+from cggm_ray.data.datasets.av.options import MODELS, NOT_IN_SHARDS, AvOptions
 from cggm_ray.data.datasets.av.splitting import divide
 from cggm_ray.data.datasets.av.stages import MEDIUM, DecodeClips, packed, refusal, unpacked
-from cggm_ray.data.loading.split import Split
+from cggm_ray.data.loading.split import Split, about_columns
 from cggm_ray.data.shards.chunks import chunks
 from cggm_ray.data.shards.reading import open_shard
 from cggm_ray.data.shards.shards import (
@@ -39,6 +41,7 @@ from cggm_ray.data.shards.shards import (
     LABELLED,
     PREDICT,
     PRESENT,
+    STEPS,
     TARGET,
     Manifest,
     RawShard,
@@ -61,6 +64,8 @@ class Av(Dataset):
     network = "composed"
     Options = AvOptions
 
+    _modalities: tuple[str, ...] = ()
+
     @property
     def options(self) -> AvOptions:
         """The configuration's section of this dataset."""
@@ -71,11 +76,12 @@ class Av(Dataset):
         """Returns the options that change a sample or a split, and the modalities, because only those are decoded."""
         names = self.settings.data.modalities
         plain = {key: value for key, value in vars(self.options).items() if key not in NOT_IN_SHARDS}
-        return plain | {"modalities": None if names is None else sorted(names)}
+        models = {name: getattr(self.options, name) is not None for name in MODELS}
+        return plain | models | {"modalities": None if names is None else sorted(names)}
 
     def locate(self, path: Path) -> list[Path]:
-        """Returns the lists below a folder, or the folder's media where there is none."""
-        return self._found(path, labelled=True)
+        """Returns the lists below a folder, or the folder's media where there is none, and the files of frozen encoders."""
+        return [*self._found(path, labelled=True), *model_files(self.options)]
 
     def locate_new(self, path: Path) -> list[Path]:
         """Returns the lists below a folder, or its media; no label is needed."""
@@ -104,6 +110,8 @@ class Av(Dataset):
 
     def read(self, sources: list[Path]) -> Iterator[RawShard]:
         """Yields the places of the media of every clip, after looking at the beginning of each file."""
+        self._context = context_of(self.settings, self.options, self._root)
+        self._frozen = frozen_states(self._modalities, self.options, self._context)
         self._classes = sorted({clip.label for clip in self._clips if clip.label is not None})
         kept, lines = self._usable(self._clips, self.options.skip_bad)
         splits, how = divide(kept, self.options)
@@ -121,6 +129,7 @@ class Av(Dataset):
         self._lines = [
             f"data: {self._root}, layout {self._layout}, {len(kept)} clips with {' and '.join(self._modalities)}",
             f"target: classification, {len(self._classes)} classes: {listed(self._classes, 10)}",
+            *(f"{name}: frozen {one['architecture']} of {one['model']}" for name, one in self._frozen.items()),
             *lines,
             f"clips: {', '.join(f'{split} {len(part)}' for split, part in splits.items())}; {how}",
         ]
@@ -129,6 +138,8 @@ class Av(Dataset):
 
     def read_new(self, sources: list[Path], trained: Manifest, split: str | None) -> Iterator[RawShard]:
         """Yields all clips, or those of a split, with or without labels."""
+        self._context = context_of(self.settings, self.options, self._root)
+        self._frozen = frozen_again(trained.notes["frozen"], self._context)
         self._classes = list(trained.notes["classes"])
         self._modalities = tuple(trained.modalities)
         clips = [clip for clip in self._clips if split in (None, clip.split)]
@@ -161,17 +172,21 @@ class Av(Dataset):
             yield RawShard(split=split, number=number, table=pa.table(columns))
 
     def stages(self) -> tuple[Stage, ...]:
-        """Returns the decoding of clips, in tasks."""
-        decode = DecodeClips(options=self.options, modalities=self._modalities)
-        return (Stage(make=lambda: decode),)
+        """Returns the decoding of clips, in tasks, and their encoding where the frozen encoders are held."""
+        decode = DecodeClips(options=self.options, modalities=self._modalities, frozen=self._frozen)
+        first = Stage(make=functools.partial(_itself, decode))
+        if not self._frozen:
+            return (first,)
+        make = functools.partial(EncodeClips, self._frozen, self._modalities, self._context)
+        return first, Stage(make=make, pooled=True)
 
     def notes(self) -> dict[str, Any]:
         """Returns the classes, and lines about the set."""
-        return {"classes": self._classes, "taken": self._lines, "layout": self._layout}
+        return {"classes": self._classes, "taken": self._lines, "layout": self._layout, "frozen": self._frozen}
 
     def specs(self, first: RawShard) -> Mapping[str, TensorSpec]:
-        """Returns the shapes of spectrograms and pictures, which follow from the options."""
-        return self._specs()
+        """Returns the shapes of spectrograms and pictures, which follow from the options; of states those of the first clip."""
+        return super().specs(first) if self._frozen else self._specs()
 
     def _specs(self) -> dict[str, TensorSpec]:
         specs = {
@@ -186,9 +201,11 @@ class Av(Dataset):
         bad = list(self._bad)
         for part, shard in zip(raw, shards, strict=True):
             with open_shard(folder / shard.file) as file:
-                flags = file.read([PRESENT + name for name in self._modalities])
+                stored = file.schema_arrow.names
+                flags = file.read(about_columns(stored, self._modalities))
             for name in self._modalities:
-                there = flags.column(PRESENT + name).to_pylist()
+                column = (PRESENT if PRESENT + name in stored else STEPS) + name
+                there = flags.column(column).to_pylist()
                 cells = part.table.column(MEDIUM + name).to_pylist()
                 for cell, found in zip(cells, there, strict=True):
                     if cell is not None and not found:
@@ -205,9 +222,8 @@ class Av(Dataset):
             print(one_line(line), flush=True)
         return {"taken": [*self._lines, *lines]}
 
-    def _why(self, modality: str, medium: Medium | None) -> str | None:
+    def _why(self, modality: str, medium: Medium) -> str | None:
         """Returns why a medium could not be decoded, or None where it has no sound."""
-        assert medium is not None
         try:
             decoded(modality, medium, self.options)
         # Whatever a damaged file raised in its task it raises here.
@@ -228,18 +244,20 @@ class Av(Dataset):
         return trained == found
 
     def kinds(self, manifest: Manifest, modalities: tuple[str, ...]) -> dict[str, str]:
-        """Returns an image for a spectrogram, and frames for pictures and flow."""
-        return {name: IMAGE if name == AUDIO else FRAMES for name in modalities}
+        """Returns an image for a spectrogram, frames for pictures and flow, and a sequence for states of a frozen encoder."""
+        frozen = manifest.notes["frozen"]
+        return {name: SEQUENCE if name in frozen else IMAGE if name == AUDIO else FRAMES for name in modalities}
 
     def open_split(
         self, folder: Path, manifest: Manifest, split: str, modalities: tuple[str, ...], device: torch.device
     ) -> Split:
         """Opens clips; pictures are cropped anew in every epoch of training."""
         inner = super().open_split(folder, manifest, split, modalities, device)
-        pictures = (VISION, RGB) if split == "train" and self.options.crop else ()
+        seen = [name for name in (VISION, RGB) if name in modalities and name not in manifest.notes["frozen"]]
+        pictures = tuple(seen) if split == "train" and self.options.crop else ()
         masks = getattr(inner, "masks", {})
         whole = tuple(name for name, mask in masks.items() if bool(mask.all()))
-        return ClipSplit(inner, tuple(name for name in pictures if name in modalities), whole, self.settings.seed)
+        return ClipSplit(inner, pictures, whole, self.settings.seed)
 
     def demonstration(self, folder: Path, seed: int) -> Path:
         """Writes `av-<layout>-<seed>`: a modality that is easy, and a hard one that says more."""
@@ -311,6 +329,11 @@ class Av(Dataset):
                     "--modalities without it"
                 )
         return kept, lines
+
+
+def _itself(decode: DecodeClips) -> DecodeClips:
+    """Returns the stage, in the process that runs it."""
+    return decode
 
 
 def _folder_version(path: Path, medium: Medium) -> tuple[int, str]:

@@ -17,6 +17,7 @@ from cggm_ray.data.datasets.av.options import AvOptions
 from cggm_ray.data.datasets.food101.augment import resized
 from cggm_ray.data.datasets.food101.lists import IMAGE_SUFFIXES
 from cggm_ray.data.datasets.table.audio import waveform
+from cggm_ray.data.datasets.table.images import colours
 from cggm_ray.data.datasets.table.video import frames, opened_video
 from cggm_ray.storage.places import as_path, is_local
 
@@ -54,7 +55,7 @@ def decoded(modality: str, medium: Medium, options: AvOptions) -> np.ndarray:
         return spectrogram(sound(medium, options.audio_seconds, options.audio_rate), options)
     if modality == OPTICAL:
         return flow(medium, options)
-    return np.ascontiguousarray(pictures(medium, options.frames, options.image_size).transpose(0, 3, 1, 2))
+    return np.stack(pictures(medium, options.frames, options.image_size)).transpose(0, 3, 1, 2)
 
 
 def problem(medium: Medium) -> str | None:
@@ -116,20 +117,21 @@ def spectrogram(wave: np.ndarray, options: AvOptions) -> np.ndarray:
     return (found.abs() + FLOOR).log().numpy().astype(np.float16)
 
 
-def pictures(medium: Medium, number: int, size: int | None) -> np.ndarray:
-    """Returns pictures of a clip, uint8 [number, H, W, 3].
+def pictures(medium: Medium, number: int, size: int | None) -> list[np.ndarray]:
+    """Returns pictures of a clip, each uint8 [H, W, 3].
 
     Args:
         medium: a video, or a folder of pictures in the order of their numbers.
         number: of pictures.
-        size: of the square that each becomes.
+        size: of the square that each becomes; None for its own.
     """
     if medium.form == VIDEO:
-        return frames(_source(medium.paths[0]), number, size, middles)
+        return list(frames(_source(medium.paths[0]), number, size, middles))
     files = image_files(medium.paths[0], but=(ACROSS, DOWN))
+    places = middles(len(files), number)
     if size is None:
-        raise ValueError("found pictures in a folder; expected a size")
-    return np.stack([resized(_source(files[place]), size, upright=True) for place in middles(len(files), number)])
+        return [colours(_source(files[place])) for place in places]
+    return [resized(_source(files[place]), size, upright=True) for place in places]
 
 
 def flow(medium: Medium, options: AvOptions) -> np.ndarray:

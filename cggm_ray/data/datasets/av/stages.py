@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,11 @@ import pyarrow as pa
 
 from cggm_ray.core.errors import CggmError, DataError, listed
 from cggm_ray.data.datasets.av.decoding import SilentError, decoded, reason_of, sample_shape
+from cggm_ray.data.datasets.av.frozen import PREPARED, prepared, taken_by_encoder
 from cggm_ray.data.datasets.av.layouts import AUDIO
 from cggm_ray.data.datasets.av.media import Medium
 from cggm_ray.data.datasets.av.options import AvOptions
+from cggm_ray.data.datasets.table.kinds import State
 from cggm_ray.data.shards.shards import IDENTITY, PRESENT, tensor_column
 
 MEDIUM = "medium/"
@@ -27,10 +29,8 @@ def packed(medium: Medium | None) -> str | None:
     return None if medium is None else json.dumps([medium.form, *medium.paths])
 
 
-def unpacked(cell: str | None) -> Medium | None:
+def unpacked(cell: str) -> Medium:
     """Returns the medium of a cell."""
-    if cell is None:
-        return None
     form, *paths = json.loads(cell)
     return Medium(form=form, paths=tuple(paths))
 
@@ -51,10 +51,12 @@ class DecodeClips:
     Attributes:
         options: of the set.
         modalities: in their order.
+        frozen: state of the encoder of every modality that has one.
     """
 
     options: AvOptions
     modalities: tuple[str, ...]
+    frozen: Mapping[str, State] = field(default_factory=dict)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Returns the table with a sample for every medium, zeros and a False where there is none.
@@ -66,22 +68,28 @@ class DecodeClips:
         for modality in self.modalities:
             cells = table.column(MEDIUM + modality).to_pylist()
             table = table.drop_columns([MEDIUM + modality])
-            shape = sample_shape(modality, self.options)
-            values = np.zeros((len(cells), *shape), np.float16 if modality == AUDIO else np.uint8)
-            there = np.zeros(len(cells), bool)
-            for row, medium in enumerate(map(unpacked, cells)):
-                if medium is None:
-                    continue
-                found = self._sample(modality, medium, bad)
-                if found is not None:
-                    values[row], there[row] = found, True
-            table = table.append_column(modality, tensor_column(values))
+            samples = (None if cell is None else self._sample(modality, unpacked(cell), bad) for cell in cells)
+            if modality in self.frozen:
+                every = list(samples)
+                there = np.array([sample is not None for sample in every])
+                column = prepared(modality, every, self.frozen[modality])
+                table = table.append_column(PREPARED + modality, column)
+            else:
+                shape = sample_shape(modality, self.options)
+                values = np.zeros((len(cells), *shape), np.float16 if modality == AUDIO else np.uint8)
+                there = np.zeros(len(cells), bool)
+                for row, sample in enumerate(samples):
+                    if sample is not None:
+                        values[row], there[row] = sample, True
+                table = table.append_column(modality, tensor_column(values))
             table = table.append_column(PRESENT + modality, pa.array(there))
         _check_some(table, self.modalities)
         return table
 
-    def _sample(self, modality: str, medium: Medium, bad: list[str]) -> np.ndarray | None:
+    def _sample(self, modality: str, medium: Medium, bad: list[str]) -> Any:
         try:
+            if modality in self.frozen:
+                return taken_by_encoder(modality, medium, self.frozen[modality])
             return decoded(modality, medium, self.options)
         except SilentError:
             return None
@@ -103,8 +111,3 @@ def _check_some(table: pa.Table, modalities: tuple[str, ...]) -> None:
         raise DataError(
             f"clip {name}: neither {' nor '.join(modalities)} is there once its media are decoded; take it out of the list"
         )
-
-
-def described(samples: Mapping[str, Any]) -> str:
-    """Returns numbers by name as one text."""
-    return ", ".join(f"{name} {number}" for name, number in samples.items())
