@@ -15,6 +15,7 @@ import csv
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import av
@@ -78,7 +79,7 @@ def into_parquet(folder: Path, times: int) -> Path:
     return path
 
 
-def memory(driver: psutil.Process) -> dict[str, int]:
+def memory(driver: psutil.Process, kinds: Mapping[str, str] = KINDS) -> dict[str, int]:
     """Returns the largest proportional set size in bytes by the kind of process, of a driver and of what it has started."""
     found: dict[str, int] = {}
     for process in [driver, *driver.children(recursive=True)]:
@@ -86,7 +87,7 @@ def memory(driver: psutil.Process) -> dict[str, int]:
             name, size = " ".join(process.cmdline()), process.memory_full_info().pss
         except psutil.Error:
             continue
-        kind = next((kind for kind, mark in KINDS.items() if mark in name), None)
+        kind = next((kind for kind, mark in kinds.items() if mark in name), None)
         if kind is not None:
             found[kind] = max(found.get(kind, 0), size)
     return found

@@ -28,6 +28,10 @@ from cggm_ray.data.datasets.av.layouts import read_clips
 from cggm_ray.data.datasets.av.media import FLOW, PICTURES, SOUND, VIDEO, Media, Medium
 from cggm_ray.data.datasets.av.options import AvOptions
 from cggm_ray.data.loading.sampler import Slice
+from cggm_ray.engine.budget import budget_of
+from cggm_ray.engine.optim import build_schedule
+from cggm_ray.engine.tracking import read_metrics
+from cggm_ray.recipes import av_ogm_ge
 
 pytest.importorskip("av")
 pytest.importorskip("soundfile")
@@ -412,6 +416,41 @@ def test_frozen_encoders(tmp_path: Path) -> None:
     run(settings)
     found = predict(tmp_path / "runs" / "run", raw, "test", tmp_path / "p.parquet")
     assert pq.read_table(found.path).num_rows == 6
+
+
+def test_recipe_of_the_field() -> None:
+    """That of OGM-GE for CREMA-D: the rate of every epoch is that of torch's StepLR."""
+    recipe = av_ogm_ge.RECIPE
+    net = torch.nn.Linear(1, 1)
+    optimizer, theirs = (torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4) for _ in range(2))
+    scheduler = torch.optim.lr_scheduler.StepLR(theirs, 70, 0.1)
+    budget = budget_of(recipe.train, 100)
+    schedule = build_schedule(recipe.optim, budget, optimizer)
+    for epoch in range(recipe.train.num_epochs):
+        for step in range(budget.steps):
+            schedule.before_step(epoch * budget.steps + step)
+            assert optimizer.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"])
+        theirs.step()
+        scheduler.step()
+    chosen = recipe.optim
+    assert (chosen.optim, chosen.weight_decay, chosen.clip, recipe.train.batch_size) == ("SGD", 1e-4, 0.0, 64)
+    assert recipe.train.num_epochs == 100
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_two_ray_workers_follow_a_local_run(tmp_path: Path) -> None:
+    """Decoded by Ray Data, trained by two workers: the curve of one process, crops and missing modalities included."""
+    raw = crema(tmp_path / "raw")
+    (raw / "AudioWAV" / f"{crema_names()[0][0]}.wav").unlink()
+    curves = []
+    for place, changes in (("here", {"local": True}), ("ray", {"local": False, "workers": "2", "cpus_per_worker": 1})):
+        result = run(configuration(raw, tmp_path / place, {**changes, "num_epochs": 2, "lr": 1e-3}, skip_bad=1))
+        assert result is not None
+        curves.append(read_metrics(result.folder))
+    one, two = curves
+    for name in ("train/loss", "valid/loss", "valid/accuracy"):
+        assert [epoch[name] for epoch in two] == pytest.approx([epoch[name] for epoch in one], rel=1e-4), name
 
 
 @pytest.mark.slow

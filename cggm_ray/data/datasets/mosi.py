@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -68,6 +68,8 @@ class Mosi(Dataset):
     network = "sequence"
     kind = SEQUENCE
     Options = MosiOptions
+    rounds: ClassVar[bool] = True
+    """Whether the metrics round sentiments to whole numbers."""
 
     def __init__(self, settings: DatasetSettings) -> None:
         if type(settings.options) is DatasetOptions:
@@ -96,7 +98,7 @@ class Mosi(Dataset):
         contents = {path: load_pickle(path) for path in sources}
         where = str(sources[0] if len(sources) == 1 else sources[0].parent)
         found = read_sentiments(
-            contents, where, self.options.target, self.options.target_index, self.settings.data.modalities
+            contents, where, self.options.target, self.options.target_index, self.settings.data.modalities, self.rounds
         )
         self._notes = {
             "taken": found.taken,

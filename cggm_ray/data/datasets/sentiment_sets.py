@@ -44,6 +44,7 @@ def read_sentiments(
     target: str | None = None,
     index: int | None = None,
     wanted: Sequence[str] | None = None,
+    rounds: bool = True,
 ) -> Sentiments:
     """Returns the splits as arrays: modalities [N, T, D] with known steps, sentiments [N, 1], names.
 
@@ -53,6 +54,7 @@ def read_sentiments(
         target: field of the sentiment; None for the first of the usual names.
         index: which of several targets of a sample.
         wanted: modalities that must be there; None for all.
+        rounds: whether the metrics round sentiments to whole numbers, which a line then says.
 
     Raises:
         DataError: names the file, the split, the field, what was found and what was expected.
@@ -97,7 +99,7 @@ def read_sentiments(
     chosen = field if index is None else f"{field} [{index}]"
     taken = block(
         where,
-        f"{chosen}, {range_of(labels, sentiment=True)}",
+        f"{chosen}, {range_of(labels, sentiment=rounds)}",
         splits,
         described,
         {},

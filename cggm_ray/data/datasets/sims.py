@@ -16,6 +16,7 @@ class Sims(Mosi):
     """CH-SIMS: a sentiment in [-1, 1] from text, audio and vision."""
 
     name = "sims"
+    rounds = False
 
     def generated(self, seed: int) -> dict[str, Any]:
         """Returns the generated set with sentiments in [-1, 1]."""
