@@ -13,7 +13,8 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cggm_ray.core.kinds import IMAGE, SEQUENCE, VECTOR, channels_last
+from cggm_ray.core.errors import UsageError
+from cggm_ray.core.kinds import FRAMES, IMAGE, SEQUENCE, VECTOR, channels_last
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.registry import NETWORKS, NetworkInfo, NetworkOptions, NetworkPlan, can_be_recorded
 from cggm_ray.models.sequence import SequenceEncoder, TransformerFusion, sequence_guides, transformer_config
@@ -105,9 +106,20 @@ def shaped_net(
     )
 
 
+def _check(plan: NetworkPlan[NetworkOptions]) -> None:
+    """Raises a UsageError for frames, which `composed` alone takes."""
+    for name, kind in plan.kinds.items():
+        if kind == FRAMES:
+            raise UsageError(
+                f"network: shaped takes no frames, found {name} of shape {list(plan.shapes[name])}; take --network composed"
+            )
+
+
 def _build(plan: NetworkPlan[NetworkOptions]) -> tuple[MultimodalNet, dict[str, nn.Module]]:
     net = shaped_net(plan.sizes, plan.shapes, plan.kinds, plan.outputs)
     return net, sequence_guides(plan.sizes, plan.shapes, plan.outputs)
 
 
-NETWORKS.register("shaped")(NetworkInfo(build=_build, options=NetworkOptions, against_graph=can_be_recorded))
+NETWORKS.register("shaped")(
+    NetworkInfo(build=_build, options=NetworkOptions, check=_check, against_graph=can_be_recorded)
+)

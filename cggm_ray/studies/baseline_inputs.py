@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cggm_ray.core.batch import Batch
-from cggm_ray.core.kinds import IMAGE, SEQUENCE
+from cggm_ray.core.kinds import FRAMES, IMAGE, SEQUENCE
 from cggm_ray.core.optional import require
 from cggm_ray.data.loading.sampler import slices
 from cggm_ray.data.loading.split import Split
@@ -91,6 +91,8 @@ def _rows(batch: Batch, name: str, kind: str, layout: str, most: int) -> Tensor:
     mask = None if batch.masks is None else batch.masks.get(name)
     if kind == IMAGE:
         rows = pixels(values).flatten(1)
+    elif kind == FRAMES:
+        rows = pixels(values.flatten(1, 2)).flatten(1)
     elif kind == SEQUENCE and (layout == POOLED or math.prod(values.shape[1:]) > most):
         rows = pooled(values, mask)
     elif kind == SEQUENCE and mask is not None and mask.shape[1] == values.shape[1]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,8 @@ from clips import RATE, colours, configuration, converted, crema, crema_names, s
 
 from cggm_ray.commands.predict import predict
 from cggm_ray.commands.train import run
-from cggm_ray.core.errors import DataError
+from cggm_ray.core.errors import DataError, UsageError
+from cggm_ray.core.kinds import FRAMES, IMAGE
 from cggm_ray.data.datasets.av.augment import cropped, crops
 from cggm_ray.data.datasets.av.decoding import FLOOR, decoded, flow, middles, pictures, sound, spectrogram
 from cggm_ray.data.datasets.av.demonstration import (
@@ -31,7 +33,9 @@ from cggm_ray.data.loading.sampler import Slice
 from cggm_ray.engine.budget import budget_of
 from cggm_ray.engine.optim import build_schedule
 from cggm_ray.engine.tracking import read_metrics
+from cggm_ray.models.settings import ModelConfig
 from cggm_ray.recipes import av_ogm_ge
+from cggm_ray.studies.baseline_inputs import FLAT, read_rows
 
 pytest.importorskip("av")
 pytest.importorskip("soundfile")
@@ -249,6 +253,9 @@ def test_clips_reach_the_loop(tmp_path: Path) -> None:
         batch.inputs["vision"][0].numpy(),
         decoded("vision", medium(PICTURES, one), settings.options),  # type: ignore[arg-type]
     )
+    rows = read_rows(split, {"audio": IMAGE, "vision": FRAMES}, FLAT).inputs
+    assert np.isnan(rows["audio"][0]).all()
+    assert rows["vision"].shape[1] == 3 * 16 * 16
     train = split_of(settings, "train")
     plan = [Slice.whole(torch.arange(len(train)))]
     first, again, later = (next(iter(train.batches(plan, epoch))).inputs["vision"] for epoch in (0, 0, 1))
@@ -258,6 +265,13 @@ def test_clips_reach_the_loop(tmp_path: Path) -> None:
     part = next(iter(train.batches([Slice.whole(torch.tensor([4, 2]))], 0)))
     torch.testing.assert_close(part.inputs["vision"], first[[4, 2]])
     assert part.masks is None
+
+
+def test_another_network_is_refused(tmp_path: Path) -> None:
+    raw = crema(tmp_path / "raw")
+    settings = dataclasses.replace(configuration(raw, tmp_path), model=ModelConfig(network="shaped"))
+    with pytest.raises(UsageError, match=r"shaped takes no frames, found vision of shape \[1, 3, 16, 16\]"):
+        converted(settings)
 
 
 def test_crops() -> None:
