@@ -1,27 +1,29 @@
 """CGGM at the edge of the encoders: its two ideas in a form that Adam does not undo.
 
-CGGM (Guo et al., NeurIPS 2024) scales the gradient of each encoder, and turns that of the fused head towards those of the guides. An
-optimizer that divides a gradient by its running size, like Adam, takes a scale out again. So here
+CGGM (Guo et al., NeurIPS 2024) scales the gradient of each encoder, and turns that of the fused head towards those of the
+guides. An optimizer that divides a gradient by its running size, like Adam, takes a scale out again. So here
 
     loss = task loss + sum_m w_m L_m
 
 where the gradient of L_m, the loss of a guide on the features of encoder m, does flow into the encoder:
 
-- **Magnitude** is the ratio in which the task's and the encoder's own gradient mix. The weights keep the mean `edge_rho` and follow
-  CGGM's coefficient, the improvement of the others over that of all,
+- **Magnitude** is the ratio in which the task's and the encoder's own gradient mix. The weights keep the mean `edge_rho` and
+  follow CGGM's coefficient, the improvement of the others over that of all,
 
       w_m = rho M / (M - 1) * sum_(k != m) d_k / sum_k d_k,   d_m = s_m + floor,
       s_m <- a s_m + (1 - a) max(0, 1 - v_m / v'_m),   a = `edge_smoothing`,
 
   so a modality that improves by itself gets less of a gradient of its own, and one that does not gets more.
-- **Direction** is what conflicts at that edge: the own gradient of a sample loses the part that opposes the gradient of the task
+- **Direction** is what conflicts at that edge: the own gradient of a sample loses the part that opposes that of the task
   (`cggm_ray.strategies.multiloss`, where the projection is shown).
-- **Utility** is measured on held-out samples: v_m is the loss of guide m on the validation split now, v'_m that of the epoch before.
+- **Utility** is measured on held-out samples: v_m is the loss of guide m on the validation split now, v'_m that of the epoch
+  before.
 
-Until there are two validations the weights are `edge_rho`, so `edge_rho` 1 starts as `multiloss` with the projection. One backward pass;
-the projection concerns single samples and the weights come from losses of all workers, so any number of workers does the same.
+Until there are two validations the weights are `edge_rho`, so `edge_rho` 1 starts as `multiloss` with the projection. One
+backward pass; the projection concerns single samples and the weights come from losses of all workers, so any number of workers
+does the same.
 
-The source is this package: it is a variant under test, and docs/experiments.md says whether it helps.
+The source is this package: it is a variant under test, of which docs/verdict-registration.md says how it is judged.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ class EdgeOptions(StrategyOptions):
     edge_rho: float = option(1.0, "cggm-edge: mean weight of the losses of the guides")
     edge_smoothing: float = option(0.8, "cggm-edge: share of the old improvement when a new one comes in")
     edge_floor: float = option(
-        0.01, "cggm-edge: improvement that is added to all, so that equal weights follow where none improves"
+        0.01, "cggm-edge: improvement that is added to all; where none improves weights are equal"
     )
     edge_project: bool = option(True, "cggm-edge: take out of a guide's gradient what opposes that of the task")
 
@@ -92,8 +94,8 @@ class Edge(MultiLoss):
         count = len(guides)
         self.register_buffer("weight_M", torch.full((count,), rho, dtype=torch.float64))
         self.register_buffer("gain_M", torch.zeros(count, dtype=torch.float64))
-        # NaN before the first validation.
-        self.register_buffer("valid_M", torch.full((count,), torch.nan, dtype=torch.float64))
+        # Zero before the first validation, which is no reference.
+        self.register_buffer("valid_M", torch.zeros(count, dtype=torch.float64))
 
     weight_M: Tensor
     gain_M: Tensor
@@ -112,7 +114,7 @@ class Edge(MultiLoss):
         # A loss that is not a number says nothing, and is no reference for the next one.
         known_M = torch.isfinite(now_M)
         gain_M = (1 - now_M / self.valid_M).clamp(min=0)
-        compared_M = known_M & torch.isfinite(gain_M)
+        compared_M = known_M & (self.valid_M > 0)
         smoothed_M = self._smoothing * self.gain_M + (1 - self._smoothing) * gain_M
         self.gain_M.copy_(torch.where(compared_M, smoothed_M, self.gain_M))
         self.valid_M.copy_(torch.where(known_M, now_M, self.valid_M))
