@@ -199,7 +199,7 @@ class Running:
         for name, arm in wanted.arms.items():
             own = base.replace({**arm.flags}, source=f"bench: arms: {name}")
             check(self._seeded(own, given, wanted.search_seed), shards)
-            trials[name] = self._draws(own, arm, f"{where}: arm {name}")
+            trials[name] = self._draws(own, {**wanted.space, **given.space}, arm, f"{where}: arm {name}")
         return Plan(given=given, base=base, shards=shards, metric=metric, better=task.better(metric), trials=trials)
 
     def _base(self, given: BenchSet) -> Config:
@@ -218,9 +218,7 @@ class Running:
         return dataclasses.replace(base, data=dataclasses.replace(base.data, shard_path=str(base.shard_root)))
 
     def _seeded(self, config: Config, given: BenchSet, seed: int) -> Config:
-        return config.replace(
-            dict.fromkeys(("seed", *given.by_seed), seed), source=f"bench: sets: {given.name}: by_seed"
-        )
+        return config.replace(given.seeded(seed), source=f"bench: sets: {given.name}: by_seed")
 
     def _shards(self, config: Config) -> Path:
         if config.run.local:
@@ -229,7 +227,7 @@ class Running:
 
         return prepare_on_ray(config)
 
-    def _draws(self, own: Config, arm: Arm, source: str) -> list[Values]:
+    def _draws(self, own: Config, space: Values, arm: Arm, source: str) -> list[Values]:
         """Returns what the trials of an arm change: nothing in the first one, then draws that all arms share, and its own."""
         wanted = self.wanted
         if not wanted.trials:
@@ -237,9 +235,9 @@ class Running:
         from cggm_ray.distributed.tune.draws import draw_trials
 
         found: list[list[Values]] = []
-        for space in (wanted.space, arm.space):
-            content: dict[str, Any] = {"trials": wanted.trials, "seed": wanted.search_seed, "space": space}
-            search = make_search({**content, "scheduler": {"name": "none"}}, own, source, NO_SETTING) if space else None
+        for part in (space, dict(arm.space)):
+            content: dict[str, Any] = {"trials": wanted.trials, "seed": wanted.search_seed, "space": part}
+            search = make_search({**content, "scheduler": {"name": "none"}}, own, source, NO_SETTING) if part else None
             if search is not None and any(p.kind == "grid" for p in search.space):
                 raise UsageError(f"{source}: space: a grid is no equal budget; expected choice, uniform or loguniform")
             found.append(draw_trials(search, own, source) if search is not None else [{}])
@@ -269,7 +267,7 @@ class Running:
             for number, changes in enumerate(drawn):
                 if (plan.given.name, arm, number) in self.results.trials:
                     continue
-                values = {**self.wanted.arms[arm].flags, **changes, **self._seeds(plan, self.wanted.search_seed)}
+                values = {**self.wanted.arms[arm].flags, **changes, **plan.given.seeded(self.wanted.search_seed)}
                 keys.append((arm, number, changes))
                 trials.append(
                     make_trial(plan.base, study, len(trials), f"{arm}-trial-{number:03d}", values, plan.shards)
@@ -307,7 +305,7 @@ class Running:
                     self._fail(f"{name}: {arm}: no trial of its search has a value")
                     continue
                 changes = {} if best is None else best.changes
-                values = {**self.wanted.arms[arm].flags, **changes, **self._seeds(plan, seed)}
+                values = {**self.wanted.arms[arm].flags, **changes, **plan.given.seeded(seed)}
                 keys.append((arm, seed))
                 trials.append(make_trial(plan.base, study, len(trials), f"{arm}{SEED}{seed}", values, shards))
 
@@ -321,9 +319,6 @@ class Running:
             self.results.save(self.folder)
 
         self._run(plan, study, trials, record, test=True)
-
-    def _seeds(self, plan: Plan, seed: int) -> Values:
-        return dict.fromkeys(("seed", *plan.given.by_seed), seed)
 
     def _run(self, plan: Plan, study: Path, trials: Sequence[Trial], record: Callable[[], None], *, test: bool) -> None:
         if not trials or self.late():

@@ -11,15 +11,16 @@
       lr: {loguniform: [5.0e-4, 5.0e-3]}
       max_steps: {choice: [500, 1500]}
     sets:
-      digits: {recipe: features, flags: {data_path: digits.npz}, by_seed: [split_seed]}
+      digits: {recipe: features, flags: {data_path: digits.npz}, by_seed: {split_seed: "{seed}"}}
     arms:
       none: {}
       cggm: {space: {rho: {uniform: [0.8, 2.0]}}}
       multiloss: {flags: {multiloss_weight: 0.5}}
 
 An arm is the strategy of its name, unless its flags have another `modulation`. The first trial of a search has the values of
-the recipe and the flags; the others draw what all arms share with the same numbers. `by_seed` names fields that get the seed of
-a run, such as that of the split. Everything is checked here, before anything starts.
+the recipe and the flags; the others draw what all arms share with the same numbers. `by_seed` names fields whose value follows
+the seed of a run, such as that of the split, or its column (`split_{seed}`). A set may have a `space` of its own, which changes
+that of all arms there. Everything is checked before anything starts.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from cggm_ray.studies.parameters import mapping
 FILE = "bench.yaml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]*")
 RANGE = re.compile(r"(\d+)-(\d+)")
+SEED = "{seed}"
 MINUS = " - "
 """Stands between the two arms of a question."""
 
@@ -55,13 +57,20 @@ class BenchSet:
         name: of the set.
         recipe: that its runs start from.
         flags: fields that all its runs change in the recipe.
-        by_seed: fields that get the seed of a run.
+        by_seed: field to its value, in which `{seed}` stands for the seed of a run.
+        space: of the searches on this set, in place of or beside that of all.
     """
 
     name: str
     recipe: str
     flags: Mapping[str, Any] = field(default_factory=dict)
-    by_seed: tuple[str, ...] = ()
+    by_seed: Mapping[str, str] = field(default_factory=dict)
+    space: Mapping[str, Any] = field(default_factory=dict)
+
+    def seeded(self, seed: int) -> dict[str, Any]:
+        """Returns the fields that follow the seed of a run, the seed itself among them."""
+        own = {key: seed if text == SEED else text.replace(SEED, str(seed)) for key, text in self.by_seed.items()}
+        return {"seed": seed, **own}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +120,7 @@ class Bench:
         content = dataclasses.asdict(self)
         for part in ("sets", "arms"):
             content[part] = {
-                name: {key: list(v) if isinstance(v, tuple) else v for key, v in each.items() if key != "name"}
-                for name, each in content[part].items()
+                name: {k: v for k, v in each.items() if k != "name"} for name, each in content[part].items()
             }
         return {**content, "seeds": list(self.seeds), "questions": [MINUS.join(pair) for pair in self.questions]}
 
@@ -192,11 +200,16 @@ def _set(name: str, part: Any, place: str) -> BenchSet:
     given = mapping(part or {}, place, [f.name for f in dataclasses.fields(BenchSet) if f.name != "name"])
     if not isinstance(given.get("recipe"), str):
         raise UsageError(f"{place}: recipe: found {short_repr(given.get('recipe'))}; expected the name of a recipe")
-    fields = given.get("by_seed", [])
-    if not isinstance(fields, list) or not all(isinstance(each, str) for each in fields):
-        raise UsageError(f"{place}: by_seed: found {short_repr(fields)}; expected a list of fields")
+    fields = _mapped(given.get("by_seed"), f"{place}: by_seed")
+    for key, text in fields.items():
+        if not isinstance(text, str) or SEED not in text:
+            raise UsageError(f"{place}: by_seed: {key}: found {short_repr(text)}; expected a text with {SEED}")
     return BenchSet(
-        name=name, recipe=given["recipe"], flags=_mapped(given.get("flags"), f"{place}: flags"), by_seed=tuple(fields)
+        name=name,
+        recipe=given["recipe"],
+        flags=_mapped(given.get("flags"), f"{place}: flags"),
+        by_seed=fields,
+        space=_mapped(given.get("space"), f"{place}: space"),
     )
 
 

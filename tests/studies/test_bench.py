@@ -40,7 +40,7 @@ SMALL = {
     "seeds": [3, 4],
     "trials": 2,
     "space": {"lr": {"loguniform": [1e-3, 1e-2]}, "max_steps": {"choice": [4, 8]}},
-    "sets": {"one": {"recipe": "features"}, "two": {"recipe": "features", "by_seed": ["split_seed"]}},
+    "sets": {"one": {"recipe": "features"}, "two": {"recipe": "features", "by_seed": {"split_seed": "{seed}"}}},
     "arms": {"none": {}, "cggm": {"space": {"rho": {"uniform": [0.8, 2.0]}}}},
 }
 
@@ -73,6 +73,7 @@ def test_a_file_is_read_and_written(tmp_path: Path) -> None:
     assert (bench.name, bench.seeds, bench.baseline) == ("small", (5, 6, 7), "none")
     assert bench.arms["cggm"].flags == {"modulation": "cggm"}
     assert bench.questions == (("cggm", "none"),)
+    assert bench.sets["two"].seeded(7) == {"seed": 7, "split_seed": 7}
     write_bench(tmp_path, bench)
     assert read_bench(tmp_path / FILE) == bench
     more = read_bench(written(tmp_path, seeds="5-9", arms={**SMALL["arms"], "mlb": {}}))
@@ -96,7 +97,7 @@ def test_the_file_of_the_page_is_one(tmp_path: Path) -> None:
         ({"arms": {}}, "arms: found none"),
         ({"arms": {"a b": {}}}, "arms: found the name 'a b'"),
         ({"sets": {"one": {}}}, "sets: one: recipe: found None"),
-        ({"sets": {"one": {"recipe": "features", "by_seed": "x"}}}, "sets: one: by_seed: found 'x'"),
+        ({"sets": {"one": {"recipe": "features", "by_seed": {"split": "x"}}}}, "sets: one: by_seed: split: found 'x'"),
         ({"seeds": [1, 1]}, "seeds: found [1, 1]; expected different whole numbers"),
         ({"seeds": None}, "seeds: found None"),
         ({"trials": -1}, "trials: found -1"),
