@@ -94,6 +94,11 @@ def build_commands() -> argparse.ArgumentParser:
     one.add_argument(
         "--no_contributions", action="store_true", help="leave out the subsets of modalities that a run has not scored"
     )
+    one.add_argument(
+        "--serve", action="store_true", help="serve the page, and keep it as new as the runs while they train"
+    )
+    one.add_argument("--host", default="127.0.0.1", help="with --serve: address to listen at [127.0.0.1]")
+    one.add_argument("--port", type=int, default=8001, help="with --serve: 0 takes a free one [8001]")
     one.set_defaults(do=_report)
     one = commands.add_parser("predict", help="write what the best checkpoint of a run predicts, and its metrics")
     one.add_argument("run", type=run_place, help="folder or URL of the run")
@@ -206,6 +211,11 @@ def _report(arguments: argparse.Namespace) -> int:
     from cggm_ray.report.study_page import study_report
     from cggm_ray.report.study_record import is_study
 
+    if arguments.serve:
+        from cggm_ray.report.live import serve_page
+
+        serve_page(arguments.runs, arguments.host, arguments.port)
+        return 0
     with ExitStack() as stack:
         runs = [stack.enter_context(at_hand(run)) for run in arguments.runs]
         if len(runs) == 1 and is_study(runs[0]):

@@ -14,6 +14,7 @@ import torch
 from cggm_ray.commands.headroom import Finished, check_headroom, write_headroom
 from cggm_ray.core.console import Form, form, print_result, printing, use_form
 from cggm_ray.core.errors import CggmError, NonFiniteError, StoppedError, TrainingError, UsageError, one_line
+from cggm_ray.core.live import bar, moved
 from cggm_ray.core.tables import listing
 from cggm_ray.data.shards.opening import open_manifest, print_taken
 from cggm_ray.data.shards.shards import write_shards_here
@@ -96,6 +97,11 @@ def run_one(config: Config, stop_request: StopRequest) -> Result | None:
         config: of the run.
         stop_request: receives the number of a signal.
     """
+    with bar():
+        return _run_one(config, stop_request)
+
+
+def _run_one(config: Config, stop_request: StopRequest) -> Result | None:
     folder = run_folder(config)
     if config.run.local or "TORCHELASTIC_RUN_ID" in os.environ:
         result = run_locally(config, folder, stop_request)
@@ -119,6 +125,7 @@ def run_one(config: Config, stop_request: StopRequest) -> Result | None:
 def write_report(folder: Path, stop_request: StopRequest) -> None:
     """Draws the page of a finished run until a signal comes. An error is printed and changes nothing else."""
     print("drawing the report (--report false leaves it out)", flush=True)
+    moved("report", 0, 0)
     try:
         with interrupting(stop_request):
             # Imported here: a run without a page does without matplotlib.

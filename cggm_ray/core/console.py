@@ -128,6 +128,11 @@ def print_result(text: str) -> None:
     print(text, file=sys.stdout.behind if isinstance(sys.stdout, _Silence) else sys.stdout, flush=True)
 
 
+def is_silent() -> bool:
+    """Returns whether `--quiet` keeps the lines of a run back."""
+    return isinstance(sys.stdout, _Silence)
+
+
 class _Silence:
     """A standard output that keeps nothing, and knows the one that it stands for."""
 

@@ -203,6 +203,7 @@ def train_epoch(training: Training, console: Console | None, take: TakeStep | No
             console.say(f"epoch {state.epoch + 1}  step {number}/{steps}  loss {float(values['loss']):.4f}")
         if number % settings.log_interval == 0 or number == steps:
             meter.tell(state, training.modalities)
+        meter.show(state, training.modalities, steps, training.budget.epochs)
         with meter.saving():
             between_steps(settings.save_every, state, runtime)
     return state.averages.read(training.modalities)

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from cggm_ray.core.console import form, show
 from cggm_ray.core.errors import UsageError
+from cggm_ray.core.live import FILE, from_file
 from cggm_ray.core.mirrored import in_urls
 from cggm_ray.core.optional import check_installed, is_installed
 from cggm_ray.core.registry import nearest
@@ -125,6 +126,7 @@ def following(folder: Path, period: float = 0.3) -> Iterator[None]:
                 # Where the storage is away, whoever writes there says so.
                 with suppress(OSError):
                     mirror.look(LOG, longer=True)
+            from_file(folder)
             if path.exists():
                 with path.open() as file:
                     file.seek(position)
@@ -139,6 +141,7 @@ def following(folder: Path, period: float = 0.3) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+        (folder / FILE).unlink(missing_ok=True)
 
 
 class Progress:

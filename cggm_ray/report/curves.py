@@ -13,6 +13,7 @@ import numpy as np
 from cggm_ray.report import terms
 from cggm_ray.report.figures import WIDE
 from cggm_ray.report.run_record import RunRecord
+from cggm_ray.studies.store import Outcome
 
 MOST_POINTS = 3000
 """Test samples in a scatter; of more, evenly spread ones are drawn."""
@@ -181,6 +182,32 @@ def compared(runs: Sequence[RunRecord], metric: str) -> list[Curves]:
             )
         )
     return drawn
+
+
+def trials(order: Sequence[Outcome], metric: str, better: str) -> Curves:
+    """Returns the validation metric by epoch of the best trials of a search.
+
+    Args:
+        order: the trials, best first.
+        metric: that was searched for.
+        better: 'min' or 'max'.
+    """
+    epochs = sorted({line["epoch"] or 0.0 for outcome in order for line in outcome.lines})
+    lines = []
+    for number, outcome in enumerate(order):
+        values = {line["epoch"]: line.get(f"valid/{metric}") for line in outcome.lines}
+        lines.append(Line(label=outcome.record.name, values=[values.get(epoch) for epoch in epochs], style=number))
+    return Curves(
+        title="How do the best trials learn?",
+        x=epochs,
+        x_label="epoch",
+        y_label=f"validation {terms.metric_words(metric, better)}",
+        lines=lines,
+        alternative=f"Best validation values of {len(order)} trials: "
+        + ", ".join(f"{outcome.record.name} {outcome.best:.4g}" for outcome in order)
+        + ".",
+        caption="A line that ends early belongs to a trial that was stopped, or that still trains.",
+    )
 
 
 def scatter(truth: np.ndarray, predicted: np.ndarray) -> Curves:

@@ -111,4 +111,4 @@ def render(template: str, content: Mapping[str, Any]) -> str:
     """A page from its template in the folder `templates`; a name that the content lacks is an error."""
     pages = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)
     pages.filters["text"], pages.tests["quantity"] = text, quantity
-    return pages.get_template(template).render({"live": False, "plots": False, **content}) + "\n"
+    return pages.get_template(template).render({"live": "", "plots": False, **content}) + "\n"

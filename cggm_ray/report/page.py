@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,13 +76,13 @@ def write_page(runs: Sequence[RunRecord], out: Path) -> Path:
     return out / PAGE
 
 
-def page_html(runs: Sequence[RunRecord], drawn: dict[str, bytes] | None = None, *, live: bool = False) -> str:
+def page_html(runs: Sequence[RunRecord], drawn: dict[str, bytes] | None = None, *, live: str = "") -> str:
     """Returns the page of one or several runs.
 
     Args:
         runs: in their order.
         drawn: receives the files of the pictures; None draws only those that the page itself holds.
-        live: the page asks the server that it comes from for its newer self.
+        live: state of the files, for a page that asks its server for its newer self; empty for a page that stays as it is.
     """
     several = len(runs) > 1
     metric = runs[0].metric if len({run.metric for run in runs}) == 1 else "loss"
@@ -94,12 +95,13 @@ def page_html(runs: Sequence[RunRecord], drawn: dict[str, bytes] | None = None, 
         "results": _results(runs),
         "compared": curves.compared(with_lines, metric) if several and with_lines else None,
         "several": several,
-        "runs": [_run(run, shared) for run in runs],
+        "side": _side_by_side(with_lines, shared) if shared is not None else (),
+        "runs": [_run(run) for run in runs],
         "differing": "between the runs" if several else "from the default",
         "configuration": _configuration(runs),
         "versions": _versions(runs),
         "terms": terms.TERMS,
-        "plots": bool(with_lines) or any(run.truth is not None for run in runs),
+        "plots": bool(live or with_lines) or any(run.truth is not None for run in runs),
         "live": live,
     }
     return html.render("page.html", content)
@@ -162,7 +164,21 @@ def _directed(run: RunRecord, name: str) -> str:
     return terms.metric_name(name, terms.direction(name, run.metric, run.better))
 
 
-def _run(run: RunRecord, shared: Mapping[str, tuple[float, float]] | None) -> dict[str, Any]:
+def _side_by_side(
+    runs: Sequence[RunRecord], shared: Mapping[str, tuple[float, float]]
+) -> list[tuple[str, str, list[curves.Curves]]]:
+    """Question, explanation and a picture of each run that recorded the quantity."""
+    drawn = [(run.label, {each.title: each for each in curves.balance(run, shared)}) for run in runs]
+    titles = dict.fromkeys(title for _, found in drawn for title in found)
+    rows = []
+    for title in titles:
+        pictures = [(label, found[title]) for label, found in drawn if title in found]
+        alone = [dataclasses.replace(each, title=label, caption="") for label, each in pictures]
+        rows.append((title, pictures[0][1].caption, alone))
+    return rows
+
+
+def _run(run: RunRecord) -> dict[str, Any]:
     """What the section of a run shows, see `templates/run.html`."""
     return {
         "label": run.label,
@@ -176,7 +192,7 @@ def _run(run: RunRecord, shared: Mapping[str, tuple[float, float]] | None) -> di
         "search": tried.searched(run.search, run.choice) if run.search else None,
         "ensemble": tried.ensemble(run.ensemble) if run.ensemble else None,
         "learning": curves.learning(run) if run.lines else (),
-        "balance": curves.balance(run, shared) if run.lines else (),
+        "balance": curves.balance(run) if run.lines else (),
         "numbers": _numbers(run) if run.lines else None,
         "contributions": _contributions(run.contributions) if run.contributions else None,
         "headroom": _headroom(run.headroom) if run.headroom else None,

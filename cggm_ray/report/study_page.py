@@ -11,7 +11,7 @@ import yaml
 from tabulate import tabulate
 
 from cggm_ray.core.errors import StorageError
-from cggm_ray.report import charts, html, terms
+from cggm_ray.report import charts, curves, html, terms
 from cggm_ray.report.run_record import flat, part
 from cggm_ray.report.study_record import StudyRecord, read_study_record
 from cggm_ray.storage.files import write_bytes
@@ -24,6 +24,8 @@ from cggm_ray.studies.store import FAILED, FINISHED, STOPPED, Outcome
 FOLDER, PAGE = "report", "report.html"
 LEADERS = 10
 """Trials in the tables to copy."""
+SHOWN = 8
+"""Best trials whose curves are drawn."""
 SURE = 0.05
 """Corrected p-value below which a difference is called certain."""
 
@@ -52,8 +54,8 @@ def study_report(folder: Path, out: Path | None = None) -> Path:
     return out / PAGE
 
 
-def study_html(study: StudyRecord) -> str:
-    """Returns the page of a study."""
+def study_html(study: StudyRecord, *, live: str = "") -> str:
+    """Returns the page of a study; `live` is that of `report.page.page_html`."""
     kind = "search" if study.search is not None else "comparison"
     content = {
         "title": f"{study.folder.name}: a {kind} of cggm-ray",
@@ -70,6 +72,8 @@ def study_html(study: StudyRecord) -> str:
         "configuration": _configuration(study),
         "versions": _versions(study),
         "terms": terms.TERMS,
+        "live": live,
+        "plots": bool(live) or study.search is not None,
     }
     return html.render("study.html", content)
 
@@ -87,6 +91,7 @@ def search_part(study: StudyRecord, search: Search) -> dict[str, Any]:
     return {
         "verdict": _search_verdict(study),
         "stopped": stopped,
+        "curves": curves.trials(order[:SHOWN], study.metric, study.better),
         "parallel": charts.parallel(
             search.space,
             order,

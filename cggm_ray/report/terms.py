@@ -58,8 +58,8 @@ TERMS = {
     "stopped": "A trial is stopped early where others were better after as many epochs. It counts with the best value "
     "that it had until then.",
     "scatter": "Each point is a test sample. Both axes have the same range, so points on the diagonal are exact.",
-    "confusion": "Rows are true classes, columns are predicted classes. A cell has the number of test samples; the darker, the "
-    "larger its share of the true class.",
+    "confusion": "Rows are true classes, columns are predicted classes. A cell has the number of test samples; the bar in it "
+    "is its share of the true class.",
     "dice": "Dice is twice the overlap of prediction and truth, divided by the sum of their sizes: 1 where they are "
     "the same, 0 where they share nothing.",
 }

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from cggm_ray.core.batch import Batch, Feature
 from cggm_ray.core.errors import CggmError, TrainingError, UsageError
+from cggm_ray.core.live import moved
 from cggm_ray.core.shapley import all_subsets, shapley_values
 from cggm_ray.data.loading.sampler import slices
 from cggm_ray.data.loading.split import Split
@@ -208,9 +209,11 @@ def contributions(
     # Nothing and everything first: what they differ by is what the modalities bring together.
     left = sorted(chosen, key=lambda subset: len(subset) not in (0, len(modalities)))
     state, at_once = task.metrics(groups=split.groups), FIRST
-    ended, scores = _Deadline(runtime, seconds), {}
+    scores: dict[Subset, float] = {}
+    ended = _Deadline(runtime, seconds)
     while left:
         part, start = left[:at_once], time.monotonic()
+        moved("contributions", len(scores), len(chosen), f"{len(scores)}/{len(chosen)} subsets of modalities")
         failure: Exception | None = None
         try:
             sums = _local_sums(settings, net, task, split, runtime, part, ended)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from cggm_ray.core.errors import one_line
+from cggm_ray.core.live import moved
 from cggm_ray.core.tables import listing, text_table
 from cggm_ray.engine.state import BEST, PREDICTIONS
 from cggm_ray.engine.tracking import METRICS, Console
@@ -71,7 +72,8 @@ def draw_pictures(training: Training) -> None:
         return
     say("drawing pictures of test cases")
     try:
-        for path in pictures:
+        for number, path in enumerate(pictures, start=1):
+            moved("pictures", number, 0, path.name)
             folder = path.parent
             if training.runtime.stop_requested():
                 break

@@ -6,6 +6,7 @@ import json
 from contextlib import ExitStack, closing
 
 from cggm_ray.core.errors import TrainingError
+from cggm_ray.core.live import moved
 from cggm_ray.engine.checkpoints import check_checkpoint
 from cggm_ray.engine.evaluation import Parts, Predictions, evaluate
 from cggm_ray.engine.opening import Training
@@ -39,6 +40,12 @@ def finish(training: Training) -> Result:
         raise TrainingError(f"{folder}: the checkpoint of the best epoch, {state.best.epoch}, is gone")
     check_checkpoint(checkpoint)
     load_weights(state.net, checkpoint)
+    moved(
+        "test",
+        0,
+        0,
+        f"validation and {len(splits['test'])} test samples with the checkpoint of epoch {state.best.epoch}",
+    )
     valid = evaluate(config.train, state.net, task, splits["valid"], runtime)
     with ExitStack() as stack:
         collected = None

@@ -164,9 +164,7 @@ def test_several_runs_are_told_apart_by_their_configuration(
     assert page.text.count("Imbalance degree") == 2
     # The same quantity has the same axis in all runs.
     charts = [json.loads(found["data-chart"] or "") for _, found in page.attributes if "data-chart" in found]
-    norms = [
-        (chart["low"], chart["high"]) for chart in charts if chart["title"] == "How large is each encoder's gradient?"
-    ]
+    norms = [(chart["low"], chart["high"]) for chart in charts if chart["y_label"] == "gradient norm"]
     assert len(norms) == 3
     assert len(set(norms)) == 1
     # A run without modulation has gradient norms and neither coefficients nor guides.

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import threading
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,7 @@ from test_report import check
 
 from cggm_ray.__main__ import main as command
 from cggm_ray.engine.configuration import Config
+from cggm_ray.report.live import server
 from cggm_ray.studies.store import FAILED, FINISHED, RUNNING, STOPPED, Record, write_record
 
 SPACE = {
@@ -135,3 +140,40 @@ def test_a_damaged_record_is_one_line(search: Path, capsys: pytest.CaptureFixtur
     assert command(["report", str(search)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "trial.json cannot be read" in line
+
+
+def get(url: str) -> str:
+    with urllib.request.urlopen(url) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+def test_a_served_page_follows_a_search(search: Path) -> None:
+    with server([search], "127.0.0.1", 0) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        try:
+            url = f"http://127.0.0.1:{listening.server_address[1]}/"
+            first, stamp = get(url), get(f"{url}stamp")
+            assert "connect-src 'self'" in first
+            assert stamp in first
+            assert get(f"{url}stamp") == stamp
+            record = Record(number=7, name="trial-007", values={"lr": 0.01, "rho": 1.0}, status=RUNNING)
+            write_trial(search, record, [0.05])
+            assert get(f"{url}stamp") != stamp
+            assert "The best of 8 trials is trial-007: validation loss 0.0500" in get(url)
+            # A damaged file leaves the page before.
+            (search / "trials" / "trial-007" / "trial.json").write_text("{")
+            assert "The best of 8 trials" in get(url)
+            with pytest.raises(urllib.error.HTTPError):
+                get(f"{url}config.yaml")
+        finally:
+            listening.shutdown()
+
+
+def test_what_cannot_be_served_is_one_line(search: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert command(["report", str(search), "--serve", "--port", str(taken.getsockname()[1])]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be used" in line

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Protocol, TypeVar
 
+from cggm_ray.core.live import moved
+
 EVERY = 10.0
 """Seconds between two lines."""
 
@@ -36,6 +38,9 @@ class Progress:
         """Counts a shard that was written, prints a line if the last one is long ago, and returns the shard."""
         self._done, self._bytes = self._done + 1, self._bytes + shard.bytes
         now = time.monotonic()
+        moved(
+            "conversion", self._done, self._shards, f"{self._done}/{self._shards} shards  {self._bytes / 2**20:.0f} MiB"
+        )
         if now - self._said >= EVERY and self._done < self._shards:
             self._said = now
             left = (now - self._began) * (self._shards / self._done - 1)

@@ -18,6 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cggm_ray.core.console import Form, use_form
 from cggm_ray.core.errors import TrainingError
+from cggm_ray.core.live import looked_at, to_file, told_to
 from cggm_ray.data.shards.opening import print_taken
 from cggm_ray.distributed.cluster import connect, cpus_per_worker, joins, own_error
 from cggm_ray.distributed.data.ingest import write_shards_with_ray
@@ -160,6 +161,7 @@ def trainer(
             "folder": str(folder),
             "threads": cpus,
             "test": test,
+            "live": looked_at(),
         },
         torch_config=TorchConfig(timeout_s=config.run.collective_timeout),
         scaling_config=scaling(config.run, cpus),
@@ -192,7 +194,8 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
     folder = Path(arguments["folder"])
     runtime = RayRuntime(folder, config.run)
     use_form(Form(config.run.log_format, folder.name, runtime.rank))
-    with mirror_of(folder).taking_part(runtime.rank == 0):
+    looks = to_file(folder) if arguments["live"] and runtime.rank == 0 else None
+    with mirror_of(folder).taking_part(runtime.rank == 0), told_to(looks):
         _train_on_worker(arguments, config, folder, runtime)
 
 

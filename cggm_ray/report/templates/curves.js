@@ -101,5 +101,4 @@
   ["(prefers-color-scheme:dark)", "print"].forEach(function (query) {
     window.matchMedia(query).addEventListener("change", function () { plots.forEach(function (plot) { plot.redraw(false); }); });
   });
-  window.drawCurves();
 })();

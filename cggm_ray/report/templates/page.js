@@ -1,5 +1,6 @@
-(function () {
+window.beginPage = function () {
   "use strict";
+  if (window.drawCurves) { window.drawCurves(); }
   document.querySelectorAll("button.copy").forEach(function (button) {
     button.addEventListener("click", function () {
       var range = document.createRange(), selection = window.getSelection();
@@ -40,4 +41,5 @@
     box.addEventListener("change", show);
     show();
   }
-})();
+};
+window.beginPage();

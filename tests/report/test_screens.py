@@ -1,0 +1,107 @@
+"""Pages in Chromium at three widths, light and dark: nothing is cut off, and axe-core has no serious finding.
+
+The screenshots stay in the folder that CGGM_SCREENSHOTS names. axe-core comes from npm: `npm pack axe-core`, or the file that
+CGGM_AXE names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import Browser, find_chromium
+from PIL import Image
+from test_study_page import comparison, search, write_study
+
+from cggm_ray.commands.cli import main
+from cggm_ray.data.datasets.features import FeatureOptions
+from cggm_ray.data.settings import DataConfig
+from cggm_ray.engine.configuration import Config
+from cggm_ray.report.page import report
+from cggm_ray.report.study_page import study_report
+from conftest import SMALL, small_set, write_pickle
+
+__all__ = ["comparison", "search", "write_study"]
+WIDTHS = (390, 1280, 1920)
+AXE = "axe-core@4.14.1"
+SERIOUS = ("serious", "critical")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The script of axe-core; skips where neither a file nor npm has it."""
+    if given := os.environ.get("CGGM_AXE"):
+        return Path(given).read_text()
+    folder = tmp_path_factory.mktemp("axe")
+    if shutil.which("npm") is None:
+        pytest.skip("no npm for axe-core (or set CGGM_AXE to axe.min.js)")
+    done = subprocess.run(["npm", "pack", AXE], cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"npm has no {AXE}: {done.stderr[-200:]}")
+    with tarfile.open(next(folder.glob("*.tgz"))) as packed:
+        member = packed.extractfile("package/axe.min.js")
+        assert member is not None
+        return member.read().decode()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of a regression, and one with classes."""
+    find_chromium()
+    folder = tmp_path_factory.mktemp("runs")
+    pickle = write_pickle(folder / "small.pkl", small_set())
+    flags = ["--local", *SMALL, "--storage_path", str(folder)]
+    for name, strategy in (("one", "cggm"), ("two", "none")):
+        assert main(Config(), [*flags, "--data_path", str(pickle), "--name", name, "--modulation", strategy]) == 0
+    features = Config(data=DataConfig(dataset="features"), options=FeatureOptions())
+    assert main(features, [*flags, "--name", "classes"]) == 0
+    return folder
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    opened = Browser(tmp_path / "profile")
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("kind", ["run", "classes", "runs", "search", "comparison"])
+def test_pages_at_three_widths(
+    kind: str, runs: Path, tmp_path: Path, browser: Browser, axe: str, request: pytest.FixtureRequest
+) -> None:
+    if kind in ("search", "comparison"):
+        page = study_report(request.getfixturevalue(kind), tmp_path / "page")
+    else:
+        names = {"run": ["one"], "classes": ["classes"], "runs": ["one", "two"]}[kind]
+        page = report([runs / name for name in names], tmp_path / "page")
+    screens = Path(os.environ.get("CGGM_SCREENSHOTS", tmp_path / "screens"))
+    screens.mkdir(parents=True, exist_ok=True)
+    for scheme in ("light", "dark"):
+        tones = []
+        for width in WIDTHS:
+            browser.look(width, scheme)
+            browser.open(page)
+            browser.wait("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+            assert browser.value("document.documentElement.scrollWidth <= window.innerWidth"), (kind, width)
+            cut = "[...document.querySelectorAll('figure,p,h1,h2,h3')].filter(e => e.scrollWidth > e.clientWidth + 1)"
+            assert browser.value(f"{cut}.map(e => e.outerHTML.slice(0, 80))") == [], (kind, width)
+            picture = screens / f"{kind}-{width}-{scheme}.png"
+            browser.screenshot(picture)
+            with Image.open(picture) as image:
+                tones.append(image.convert("L").getpixel((2, 2)))
+        assert all(tone > 200 if scheme == "light" else tone < 60 for tone in tones)
+        browser.value(f"{axe};1")
+        run = "axe.run(document, {resultTypes: ['violations']})"
+        found = json.loads(
+            browser.wait(f"{run}.then(r => JSON.stringify(r.violations.map(v => [v.impact, v.id, v.nodes[0].html])))")
+        )
+        assert [finding for finding in found if finding[0] in SERIOUS] == []
+    assert not browser.errors
