@@ -26,7 +26,8 @@ def execute(path: Path) -> None:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             printed = "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
-            cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=without_places(printed, folder))]
+            text = without_places(printed, folder)
+            cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=text)] if text else []
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"]}
     nbformat.write(notebook, path)
 
