@@ -17,7 +17,7 @@ BENCH := OMP_NUM_THREADS=2 $(BIN)/python benchmarks
 .PHONY: run test coverage package docs notebooks slow lint bench clean
 
 run: $(VENV)/.run
-	$(BIN)/python pipelines/mosi.py --num_epochs 8
+	$(BIN)/python pipelines/mosi.py --num_epochs 5
 
 test: $(VENV)/.test lint
 	$(BIN)/python -m pytest -m "not ray and not slow" --numprocesses 2 --dist loadfile --durations=40

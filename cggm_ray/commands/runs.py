@@ -53,7 +53,7 @@ def print_run(folder: Path) -> None:
             result = read_summary(folder)
         except (ValueError, KeyError, TypeError):
             raise UsageError(f"{folder / SUMMARY} is damaged; expected the result that a finished run wrote") from None
-        print(table(result))
+        print(table(result, generated=config.data.data_path is None))
     else:
         print("the run is not finished; its command, given again, goes on with it")
 

@@ -68,7 +68,7 @@ def _run_named(config: Config) -> Result | None:
     if not folds:
         result = run_one(config, StopRequest())
         if config.run.quiet and result is not None:
-            print_result(table(result))
+            print_result(table(result, generated=config.data.data_path is None))
         return result
     results, stop_request = {}, StopRequest()
     for fold, part in folds.items():

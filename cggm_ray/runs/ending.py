@@ -39,7 +39,8 @@ def after_test(training: Training, result: Result) -> None:
         if runtime.rank == 0:
             Console(folder).say(line)
 
-    say(table(result, {name: training.task.better(name) for name in result.test}))
+    better = {name: training.task.better(name) for name in result.test}
+    say(table(result, better, generated=config.data.data_path is None))
     if runtime.rank == 0:
         draw_pictures(training)
     if config.run.report and config.run.contributions_seconds:
@@ -84,12 +85,13 @@ def draw_pictures(training: Training) -> None:
         say(listing({"pictures": folder}))
 
 
-def table(result: Result, better: Mapping[str, str] | None = None) -> str:
+def table(result: Result, better: Mapping[str, str] | None = None, *, generated: bool = False) -> str:
     """Returns the metrics of validation and test side by side, and the paths of the results.
 
     Args:
         result: of the run.
         better: metric to 'min' or 'max', which is shown as an arrow; None where it is not known.
+        generated: whether the data is that of a demonstration, which the table says.
     """
     arrows = {"min": " ↓", "max": " ↑"}
     rows = [
@@ -106,4 +108,5 @@ def table(result: Result, better: Mapping[str, str] | None = None) -> str:
     }
     found = {what: result.folder / where for what, where in places.items() if (result.folder / where).exists()}
     of = "ensemble" if result.best_epoch == NO_EPOCH else f"best epoch {result.best_epoch}"
+    of += " on demonstration data, which was generated" if generated else ""
     return "\n".join([of, text_table(rows, ["", "valid", "test"]), listing(found)])

@@ -46,7 +46,7 @@ def lines_until(process: subprocess.Popen[str], beginning: str) -> list[str]:
 
 def check_finished(run: Path, before: list[str], after: str) -> None:
     """The table was there before the signal, and the run is a finished one."""
-    table = before.index("best epoch 1")
+    table = before.index("best epoch 1 on demonstration data, which was generated")
     assert before[table + 1].split() == ["valid", "test"]
     summary = json.loads((run / "summary.json").read_text())
     row = ["dice_mean", "↑", *(f"{summary[split]['dice_mean']:.4f}" for split in ("valid", "test"))]
@@ -69,7 +69,9 @@ def test_a_signal_leaves_out_what_follows_the_test(number: signal.Signals, tmp_p
     assert process.returncode == 0, err
     assert "the run is finished; what is left is left out" in err
     assert "subsets were left out" in out
-    assert before.index("best epoch 1") < before.index("drawing pictures of test cases")
+    assert before.index("best epoch 1 on demonstration data, which was generated") < before.index(
+        "drawing pictures of test cases"
+    )
     check_finished(tmp_path / "run", before, out)
 
 
