@@ -2,8 +2,8 @@
 
 This is the one place that imports private modules of Ray, because no public function answers three questions: which cluster
 `ray.init` would join, before it is joined (`services`); which nodes a cluster may grow to, which Ray Train and Ray Data read
-from the same table (`state`); and what the autoscaler of the first version reports (`internal_kv`). The dependency on Ray is
-pinned to one minor version, and tests/ray/test_connect.py fails where one of them has moved.
+from the same table (`state`); and what the autoscaler of the first version reports (`internal_kv`). Which versions
+of Ray are supported is in docs/versions.md, and tests/ray/test_connect.py fails where one of them has moved.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from ray._private import services
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.state import state
 from ray.autoscaler.v2.utils import is_autoscaler_v2
-from ray.exceptions import AuthenticationError
 from ray.experimental.internal_kv import _internal_kv_get as internal_kv_get
 
 from cggm_ray.core.errors import CggmError, UsageError
@@ -114,7 +113,8 @@ def _way_out(error: Exception, address: str | None) -> str:
     text = str(error).lower()
     if "version mismatch" in text:
         return "run this program with the Python and the Ray of the cluster, or set RAY_ADDRESS=local to start one here"
-    if isinstance(error, AuthenticationError) or "token" in text or "/.ray" in text:
+    # Ray has this class from 2.52 on.
+    if type(error).__name__ == "AuthenticationError" or "token" in text or "/.ray" in text:
         return (
             "check the token: RAY_AUTH_TOKEN, or the file ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH, which must be the "
             "cluster's; `ray get-auth-token --generate` makes one"
@@ -235,7 +235,7 @@ def _causes(error: BaseException, seen: set[int]) -> Iterator[BaseException]:
     seen.add(id(error))
     yield error
     failures = getattr(error, "worker_failures", None)
-    nested = [getattr(error, name, None) for name in ("cause", "controller_failure")]
+    nested = [getattr(error, name, None) for name in ("cause", "controller_failure", "_base_exc")]
     nested += [error.__cause__, error.__context__]
     nested += list(failures.values()) if isinstance(failures, dict) else []
     for inner in nested:

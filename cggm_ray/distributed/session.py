@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray._common.utils import get_default_ray_temp_dir
+from ray._common import utils
 
 from cggm_ray.core.errors import UsageError
 
@@ -22,6 +22,8 @@ OF_PYTHON = SOCKET - len("/pymp-12345678/listener-12345678")
 """Bytes of the longest temporary folder in which the sockets of `multiprocessing` fit, which Ray's dashboard uses."""
 LEAST_FREE = 16
 """Smallest free space in MiB for a session."""
+# It has this name from Ray 2.55 on.
+get_default_ray_temp_dir = getattr(utils, "get_default_ray_temp_dir", None) or utils.get_ray_temp_dir  # type: ignore[attr-defined]
 
 
 def session_folder() -> str | None:

@@ -7,6 +7,10 @@ document.addEventListener("DOMContentLoaded", () => {
         { left: "\\(", right: "\\)", display: false },
       ] });
 
+  // What scrolls can be reached by the keyboard, and the search has a name.
+  document.querySelector(".md-search")?.setAttribute("aria-label", "Search");
+  for (const each of document.querySelectorAll("pre > code, .md-typeset__scrollwrap, .arithmatex, .diagram")) each.tabIndex = 0;
+
   const diagrams = [...document.querySelectorAll(".diagram")];
   if (!diagrams.length) return;
   const texts = diagrams.map((each) => each.textContent);

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ray.exceptions import AuthenticationError
+import ray.exceptions
 
 from cggm_ray.commands.cli import main
 from cggm_ray.engine.configuration import Config
@@ -20,6 +20,8 @@ from conftest import SMALL
 
 cluster = pytest.importorskip("cggm_ray.distributed.cluster")
 session = pytest.importorskip("cggm_ray.distributed.session")
+# Ray 2.50 and 2.51 have no such class.
+AuthenticationError = getattr(ray.exceptions, "AuthenticationError", type("AuthenticationError", (Exception,), {}))
 
 
 @pytest.fixture

@@ -7,17 +7,19 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from inspect import signature
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import ray
 import torch
 from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cggm_ray.core.console import Form, use_form
-from cggm_ray.core.errors import TrainingError
+from cggm_ray.core.errors import TrainingError, UsageError
 from cggm_ray.core.live import looked_at, to_file, told_to
 from cggm_ray.data.shards.opening import print_taken
 from cggm_ray.distributed.cluster import connect, cpus_per_worker, joins, own_error
@@ -125,6 +127,7 @@ def prepare_on_ray(config: Config) -> Path:
     Input is checked before a cluster is started; one that is there is joined first, because a folder that its nodes do not
     share would spoil all further work.
     """
+    check_elastic(config.run)
     if joins():
         connect()
         check_shared({"storage_path": config.run.storage, "shard_path": config.shard_root})
@@ -173,16 +176,27 @@ def trainer(
     )
 
 
+def check_elastic(config: RunConfig) -> None:
+    """Raises a UsageError where the number of workers may change and Ray has groups of a fixed size only, before 2.55."""
+    least, most = config.min_workers, config.max_workers
+    if least < most and "elastic_resize_monitor_interval_s" not in signature(ScalingConfig).parameters:
+        raise UsageError(
+            f"workers: found {least}:{most} with Ray {ray.__version__}, whose groups have a fixed size; expected one number of "
+            "workers, or Ray 2.55 or newer"
+        )
+
+
 def scaling(config: RunConfig, cpus: int) -> ScalingConfig:
     """Returns the size of the group of workers, which is fixed, or between two bounds as the cluster has room."""
     least, most = config.min_workers, config.max_workers
     # A dict, because type checkers read the signature of the older Train, which has no elastic groups.
     arguments: dict[str, Any] = {
-        "num_workers": most if least == most else (least, most),
-        "elastic_resize_monitor_interval_s": config.resize_interval,
+        "num_workers": most,
         "use_gpu": config.use_gpu,
         "resources_per_worker": {"CPU": cpus, **({"GPU": 1} if config.use_gpu else {})},
     }
+    if least < most:
+        arguments |= {"num_workers": (least, most), "elastic_resize_monitor_interval_s": config.resize_interval}
     return ScalingConfig(**arguments)
 
 

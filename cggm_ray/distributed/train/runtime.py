@@ -17,6 +17,8 @@ STOP = ".stop"
 """File in the folder of a run through which the driver tells the workers to save and stop."""
 PERIOD = 2.0
 """Seconds between two queries about preemption. Each query is a barrier through an actor of Ray Train."""
+# Ray has it from 2.58 on.
+_preemption = getattr(ray.train, "get_preemption_info", lambda: None)
 
 
 class RayRuntime(GroupRuntime):
@@ -50,10 +52,11 @@ class RayRuntime(GroupRuntime):
     def local_notice(self) -> Notice:
         """Returns the notice of this worker only.
 
-        While a node is about to be removed, every check returns SAVE; Ray Train starts the workers again afterwards.
+        While a node is about to be removed, every check returns SAVE; Ray Train starts the workers again afterwards. Before
+        Ray 2.58 a run is not told about that, and goes on from its last checkpoint.
         """
         # Ray Train makes this a broadcast: it returns when every worker has called it.
-        preempted = ray.train.get_preemption_info() is not None
+        preempted = _preemption() is not None
         if self.rank == 0 and self.stop_requested():
             return Notice.STOP
         return Notice.SAVE if preempted else Notice.NONE
