@@ -113,9 +113,25 @@ class Strip:
     caption: str = ""
 
 
-def bars(title: str, values: Mapping[str, float], label: str, alternative: str, caption: str = "") -> Strip:
-    """Returns horizontal bars from 0, each with its value; one that is not finite has none."""
-    scale = axis(list(values.values()), label, zero=True)
+def bars(
+    title: str,
+    values: Mapping[str, float],
+    label: str,
+    alternative: str,
+    caption: str = "",
+    beside: Sequence[float] = (),
+) -> Strip:
+    """Returns horizontal bars from 0, each with its value; one that is not finite has none.
+
+    Args:
+        title: the question that the picture answers.
+        values: by name, from the top.
+        label: of the axis.
+        alternative: what it shows, in a sentence.
+        caption: below it.
+        beside: values of the same picture of other runs, for which the axis has room too.
+    """
+    scale = axis([*values.values(), *beside], label, zero=True)
     rows = []
     for name, value in values.items():
         bar = None

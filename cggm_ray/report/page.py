@@ -90,13 +90,14 @@ def page_html(runs: Sequence[RunRecord], drawn: dict[str, bytes] | None = None, 
     if drawn is not None:
         _draw_files(runs, metric, drawn)
     shared = curves.shared_ends(with_lines) if several and with_lines else None
+    shapley = [value for run in runs if run.contributions for value in run.contributions.shapley.values()]
     content = {
         "title": f"{len(runs)} runs of cggm-ray" if several else f"{runs[0].label}: a run of cggm-ray",
         "results": _results(runs),
         "compared": curves.compared(with_lines, metric) if several and with_lines else None,
         "several": several,
         "side": _side_by_side(with_lines, shared) if shared is not None else (),
-        "runs": [_run(run) for run in runs],
+        "runs": [_run(run, shapley) for run in runs],
         "differing": "between the runs" if several else "from the default",
         "configuration": _configuration(runs),
         "versions": _versions(runs),
@@ -178,8 +179,8 @@ def _side_by_side(
     return rows
 
 
-def _run(run: RunRecord) -> dict[str, Any]:
-    """What the section of a run shows, see `templates/run.html`."""
+def _run(run: RunRecord, beside: Sequence[float]) -> dict[str, Any]:
+    """What the section of a run shows, see `templates/run.html`; `beside` are the Shapley values of all runs."""
     return {
         "label": run.label,
         "finished": run.result is not None,
@@ -194,13 +195,13 @@ def _run(run: RunRecord) -> dict[str, Any]:
         "learning": curves.learning(run) if run.lines else (),
         "balance": curves.balance(run) if run.lines else (),
         "numbers": _numbers(run) if run.lines else None,
-        "contributions": _contributions(run.contributions) if run.contributions else None,
+        "contributions": _contributions(run.contributions, beside) if run.contributions else None,
         "headroom": _headroom(run.headroom) if run.headroom else None,
         "predictions": outcome.shown_predictions(run),
     }
 
 
-def _contributions(found: Contributions) -> dict[str, Any]:
+def _contributions(found: Contributions, beside: Sequence[float]) -> dict[str, Any]:
     """Scores of the subsets of modalities, and where all were scored the Shapley values."""
     names = {subset: " + ".join(found.names(subset)) or "none" for subset in found.scores}
     metric = terms.metric_words(found.metric, found.better)
@@ -228,6 +229,7 @@ def _contributions(found: Contributions) -> dict[str, Any]:
         f"Shapley value, change of {found.metric}"
         + (" as a fall, so that positive is good" if found.better == "min" else ", positive is good"),
         "Shapley values: " + ", ".join(f"{name} {value:.4g}" for name, value in ranked.items()) + ".",
+        beside=beside,
     )
     return {**shown, "shapley": shapley, "subsets_drawn": subsets, "imbalance": found.imbalance}
 
