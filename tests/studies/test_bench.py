@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import pytest
 import yaml
 from programs import blocks
 from scipy import stats
+from waiting import wait_for
 
 from cggm_ray.__main__ import main
 from cggm_ray.core.errors import UsageError
@@ -215,9 +215,7 @@ def test_killed_twice_it_ends_with_the_same_table(file: Path, tmp_path: Path) ->
     killed = tmp_path / "killed"
     for marker in ("one/search/trials/cggm-trial-000/metrics.jsonl", "two/seeds/trials/none-seed-3/metrics.jsonl"):
         process = subprocess.Popen([*command, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not (killed / "small" / marker).exists():
-            assert process.poll() is None
-            time.sleep(0.01)
+        wait_for((killed / "small" / marker).exists, f"no {marker}", by=process)
         process.send_signal(signal.SIGKILL)
         process.wait()
     subprocess.run([*command, str(killed)], check=True, capture_output=True)
