@@ -10,9 +10,11 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,23 @@ MOST_SOURCES = 20
 GIT_SECONDS = 10
 
 
+def command_of(argv: Sequence[str]) -> list[str]:
+    """Returns the command of a process, its program by name alone; empty in a notebook, whose kernel has files of its own."""
+    program = Path(argv[0]).name
+    return [] if "kernel_launcher" in program else [program, *argv[1:]]
+
+
+def typed(argv: Sequence[str]) -> str:
+    """Returns the command of a process as a person types it, or that it was a call in Python."""
+    command = command_of(argv)
+    if not command or command[0] in ("", "-c"):
+        return "called from Python"
+    if command[0] == "__main__.py":
+        return shlex.join(["python", "-m", "cggm_ray", *command[1:]])
+    # A script by its path, because that is where it is found again.
+    return shlex.join(["python", *argv] if command[0].endswith(".py") else command)
+
+
 def note_start(
     folder: Path, config: Config, shards: Path, workers: int | None = None, threads: int | None = None
 ) -> None:
@@ -44,7 +63,7 @@ def note_start(
     """
     entry = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": [Path(argument).name if place == 0 else argument for place, argument in enumerate(sys.argv)],
+        "command": command_of(sys.argv),
         "git": git_commit(),
         "versions": versions(),
         "workers": workers,

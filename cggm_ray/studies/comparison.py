@@ -6,7 +6,6 @@ What strategies have in common, the seed and with it the initial weights and the
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import pyarrow.csv
 
 from cggm_ray.core.tables import text_table
 from cggm_ray.engine.configuration import Config
-from cggm_ray.runs.provenance import versions
+from cggm_ray.runs.provenance import typed, versions
 from cggm_ray.runs.result import read_summary
 from cggm_ray.strategies.settings import JOINT
 from cggm_ray.studies.statistics import FEWEST_PAIRS, LEVEL, RESAMPLES, Difference, holm, paired_difference
@@ -120,9 +119,8 @@ def markdown(results: Results, config: Config, failed: Sequence[Outcome] = ()) -
             "table, one a strategy."
         )
     lines += [f"Failed: {outcome.record.name}: {outcome.record.error}" for outcome in failed]
-    command = shlex.join(["python", *sys.argv])
     packages = ", ".join(f"{name} {number}" for name, number in versions().items() if number)
-    lines += ["", f"    {command}", "", f"{config.data.dataset}, {config.train.num_epochs} epochs. {packages}."]
+    lines += ["", f"    {typed(sys.argv)}", "", f"{config.data.dataset}, {config.train.num_epochs} epochs. {packages}."]
     return "\n".join(lines) + "\n"
 
 

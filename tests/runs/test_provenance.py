@@ -20,7 +20,7 @@ from cggm_ray.commands.cli import main
 from cggm_ray.core.seeding import make_deterministic, seed_all
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.state import WEIGHTS
-from cggm_ray.runs.provenance import PROVENANCE, git_commit, note_start, read_provenance
+from cggm_ray.runs.provenance import PROVENANCE, git_commit, note_start, read_provenance, typed
 from conftest import SMALL, tamper
 
 ROOT = Path(__file__).parents[2]
@@ -171,3 +171,17 @@ def test_what_cannot_be_written_or_read_is_said(tmp_path: Path, capsys: pytest.C
     assert line == f"{tmp_path / PROVENANCE} cannot be written: Is a directory; this start is not recorded"
     note_start(tmp_path.joinpath("run-folder-that-is-gone"), Config(), tmp_path)
     assert "No such file or directory; this start is not recorded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        (["pipelines/mosi.py", "--name", "a b"], "python pipelines/mosi.py --name 'a b'"),
+        (["/home/me/.venv/bin/cggm", "compare", "mosi"], "cggm compare mosi"),
+        (["/home/me/cggm_ray/__main__.py", "compare"], "python -m cggm_ray compare"),
+        (["/home/me/ipykernel_launcher.py", "-f", "/home/me/kernel.json"], "called from Python"),
+        (["-c"], "called from Python"),
+    ],
+)
+def test_a_command_is_shown_as_it_was_typed(argv: list[str], shown: str) -> None:
+    assert typed(argv) == shown
