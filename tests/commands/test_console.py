@@ -225,7 +225,7 @@ def test_cleaning_leaves_a_run_that_is_being_written(
     ("line", "expected"),
     [
         ("cggm tr", {"train"}),
-        ("cggm train mo", {"mosi"}),
+        ("cggm train mo", {"mosei", "mosi"}),
         ("cggm train mosi --num_e", {"--num_epochs"}),
         ("cggm tune mosi mosi_a", {"mosi_asha"}),
         ("cggm runs cl", {"clean"}),
