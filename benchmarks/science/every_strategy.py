@@ -1,4 +1,4 @@
-"""All strategies on one small set, with every network for features, on 1 and on 2 workers.
+"""All strategies on small sets, with every network, on 1 and on 2 workers.
 
     python benchmarks/science/every_strategy.py
     python benchmarks/science/every_strategy.py --strategies none,opm --networks sequence,composed:late --epochs 4
@@ -7,8 +7,9 @@ Makes a set of three modalities (a sequence, a picture and a vector; all as sequ
 last says most about the class. Trains every strategy with every network, in one process and in two that share each batch, and
 prints a row for each strategy: test accuracy with 1 worker and, where it is another, with 2; and the largest difference
 between their last validation losses. Strategies that wait for some epochs get settings with which they act within these few.
-The networks are `sequence`, `shaped` and `composed` with each of its fusions; `deeplab` takes volumes, which
-`tests/strategies/test_strategies_brats.py` trains. Returns 1 if a run failed.
+The networks are `sequence`, `shaped` and `composed` with each of its fusions, and `deeplab`, which segments two sequences of
+generated brain scans. Its column is the mean Dice, strategies that need one class a sample have none, and it is left out of the
+difference between workers, because it has a dropout, which every worker draws by itself. Returns 1 if a run failed.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ from cggm_ray.data.settings import DataConfig
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.tracking import read_metrics
 from cggm_ray.models.composed.registry import FUSIONS
+from cggm_ray.recipes.base import RECIPES
 from cggm_ray.runs.result import read_summary
 from cggm_ray.strategies.registry import STRATEGIES
-from cggm_ray.tasks import Classification
+from cggm_ray.tasks import Classification, Segmentation
 
 NAMES = ("words", "face", "age")
 CLASSES = 3
@@ -49,15 +51,26 @@ SOON: dict[str, tuple[str, ...]] = {
     "reconboost": ("--reconboost_epochs", "1", "--reconboost_rectify", "1"),
     "gblend": ("--gblend_super_epoch", "1"),
     "mslr": ("--mslr_strategy", "dynamic", "--mslr_window", "1"),
-    "umt": ("--umt_teachers", ",".join(f"teacher-{name}" for name in NAMES)),
 }
+VOLUMES, SCANS = "deeplab", ("flair", "t1ce")
+"""The network for volumes, and its modalities."""
 DRAWS = ("modality-dropout",)
 """Strategies whose workers draw by themselves."""
 
 
 def networks() -> list[str]:
-    """Returns the networks for features; those of `composed` with their fusion."""
-    return ["sequence", "shaped", *(f"composed:{fusion}" for fusion in FUSIONS.names())]
+    """Returns the networks; those of `composed` with their fusion."""
+    return ["sequence", "shaped", *(f"composed:{fusion}" for fusion in FUSIONS.names()), VOLUMES]
+
+
+def modalities_of(network: str) -> tuple[str, ...]:
+    """Returns the modalities that a network gets."""
+    return SCANS if network == VOLUMES else NAMES
+
+
+def serves(network: str, name: str) -> bool:
+    """Whether a strategy serves the task of a network."""
+    return STRATEGIES.get(name).serves(Segmentation() if network == VOLUMES else Classification(CLASSES))
 
 
 def write_set(path: Path, *, sequences: bool, samples: int = 120) -> None:
@@ -83,6 +96,7 @@ def flags_of(network: str) -> list[str]:
         "sequence": [*sizes, *still],
         "shaped": [*sizes, *still],
         "composed": ["--fusion", fusion, "--width", "16", "--dropout", "0", "--input_dropout", "0"],
+        VOLUMES: ["--backbone", "resnet18", "--crop", "32", "--warmup_epochs", "0", "--overlays", "0"],
     }
     return ["--network", name, *own.get(name, [])]
 
@@ -91,11 +105,18 @@ def train(folder: Path, workers: int, network: str, name: str, epochs: int, *mor
     """Trains a run in `folder/NETWORK/workers/NAME`; returns the error if it fails."""
     storage = folder / network.replace(":", "-") / str(workers)
     data = folder / ("sequences.npz" if network == "sequence" else "set.npz")
-    places = ["--local", "--data_path", str(data), "--storage_path", str(storage), "--name", name]
-    chosen = [] if "--modulation" in more else ["--modulation", name, *SOON.get(name, ())]
-    modalities = [] if "--modalities" in more else ["--modalities", ",".join(NAMES)]
-    sizes = ["--batch_size", "16", "--num_epochs", str(epochs), "--report", "false", "--no_cuda", "true"]
-    recipe = Config(data=DataConfig(dataset="features"), options=FeatureOptions(split="part"))
+    places = ["--local", "--storage_path", str(storage), "--name", name]
+    recipe, size = RECIPES.get("brats").config, 4
+    if network != VOLUMES:
+        recipe = Config(data=DataConfig(dataset="features"), options=FeatureOptions(split="part"))
+        places, size = [*places, "--data_path", str(data)], 16
+    names = modalities_of(network)
+    own = SOON.get(name, ())
+    if name == "umt":
+        own = ("--umt_teachers", ",".join(f"teacher-{modality}" for modality in names))
+    chosen = [] if "--modulation" in more else ["--modulation", name, *own]
+    modalities = [] if "--modalities" in more else ["--modalities", ",".join(names)]
+    sizes = ["--batch_size", str(size), "--num_epochs", str(epochs), "--report", "false", "--no_cuda", "true"]
     said, wrong = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(wrong):
         code = program(recipe, [*places, *sizes, *flags_of(network), *chosen, *modalities, *more])
@@ -106,9 +127,9 @@ def plan(chosen: Sequence[str], nets: Sequence[str]) -> list[tuple[str, str, tup
     """Returns network, name and further flags of every run, the teachers of a network before its strategies."""
     runs: list[tuple[str, str, tuple[str, ...]]] = []
     for network in nets:
-        teachers = NAMES if "umt" in chosen else ()
+        teachers = modalities_of(network) if "umt" in chosen else ()
         runs += [(network, f"teacher-{m}", ("--modalities", m, "--modulation", "none")) for m in teachers]
-        runs += [(network, name, ()) for name in chosen]
+        runs += [(network, name, ()) for name in chosen if serves(network, name)]
     return runs
 
 
@@ -128,11 +149,14 @@ def work(rank: int, workers: int, ports: Sequence[int], folder: Path, runs: Sequ
 
 def cell(folder: Path, network: str, name: str) -> tuple[str, float]:
     """Returns what the table says of a strategy with a network, and the distance of the validation losses."""
+    if not serves(network, name):
+        return "-", 0.0
+    metric = "dice_mean" if network == VOLUMES else "accuracy"
     found = []
     for workers in (1, 2):
         run = folder / network.replace(":", "-") / str(workers) / name
         try:
-            found.append((read_summary(run).test["accuracy"], read_metrics(run)[-1]["valid/loss"]))
+            found.append((read_summary(run).test[metric], read_metrics(run)[-1]["valid/loss"]))
         except (OSError, KeyError, IndexError, ValueError):
             return "failed", float("nan")
     (one, first), (two, second) = found
@@ -162,7 +186,8 @@ def main() -> int:
         rows = []
         for name in chosen:
             cells = [cell(folder, network, name) for network in nets]
-            off = "draws of its own" if name in DRAWS else f"{max(distance for _, distance in cells):.1e}"
+            apart = [distance for net, (_, distance) in zip(nets, cells, strict=True) if net != VOLUMES]
+            off = "draws of its own" if name in DRAWS else f"{max(apart):.1e}" if apart else ""
             rows.append([name, *(text for text, _ in cells), off])
         print(text_table(rows, ["strategy", *nets, "workers apart"], markdown=True))
         failed = [(folder / f"failed-{workers}.txt").read_text() for workers in (1, 2)]
