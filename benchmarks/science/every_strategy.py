@@ -1,15 +1,16 @@
 """All strategies on small sets, with every network, on 1 and on 2 workers.
 
     python benchmarks/science/every_strategy.py
+    python benchmarks/science/every_strategy.py --networks deeplab --strategies none,cggm
     python benchmarks/science/every_strategy.py --strategies none,opm --networks sequence,composed:late --epochs 4
 
 Makes a set of three modalities (a sequence, a picture and a vector; all as sequences for the network `sequence`), of which the
 last says most about the class. Trains every strategy with every network, in one process and in two that share each batch, and
 prints a row for each strategy: test accuracy with 1 worker and, where it is another, with 2; and the largest difference
 between their last validation losses. Strategies that wait for some epochs get settings with which they act within these few.
-The networks are `sequence`, `shaped` and `composed` with each of its fusions, and `deeplab`, which segments two sequences of
-generated brain scans. Its column is the mean Dice, strategies that need one class a sample have none, and it is left out of the
-difference between workers, because it has a dropout, which every worker draws by itself. Returns 1 if a run failed.
+The networks are `sequence`, `shaped` and `composed` with each of its fusions. `deeplab`, where it is named, segments two
+sequences of generated brain scans: its column is the mean Dice, strategies that need one class a sample have none, and it is left
+out of the difference between workers, because it has a dropout, which every worker draws by itself. Returns 1 if a run failed.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ DRAWS = ("modality-dropout",)
 
 
 def networks() -> list[str]:
-    """Returns the networks; those of `composed` with their fusion."""
-    return ["sequence", "shaped", *(f"composed:{fusion}" for fusion in FUSIONS.names()), VOLUMES]
+    """Returns the networks for features; those of `composed` with their fusion."""
+    return ["sequence", "shaped", *(f"composed:{fusion}" for fusion in FUSIONS.names())]
 
 
 def modalities_of(network: str) -> tuple[str, ...]:
