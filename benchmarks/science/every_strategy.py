@@ -9,8 +9,9 @@ last says most about the class. Trains every strategy with every network, in one
 prints a row for each strategy: test accuracy with 1 worker and, where it is another, with 2; and the largest difference
 between their last validation losses. Strategies that wait for some epochs get settings with which they act within these few.
 The networks are `sequence`, `shaped` and `composed` with each of its fusions. `deeplab`, where it is named, segments two
-sequences of generated brain scans: its column is the mean Dice, strategies that need one class a sample have none, and it is left
-out of the difference between workers, because it has a dropout, which every worker draws by itself. Returns 1 if a run failed.
+sequences of generated brain scans: its column is the mean Dice, strategies that need one class a sample have none, and it is
+left out of the difference between workers, because it has a dropout, which every worker draws by itself. Returns 1 if a run
+failed.
 """
 
 from __future__ import annotations
