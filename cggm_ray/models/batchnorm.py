@@ -132,7 +132,11 @@ class BatchNorm2d(nn.BatchNorm2d):
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """[N, C, H, W] to the same shape."""
         if not self.training:
-            return super().forward(x_NCHW)
+            if not x_NCHW.requires_grad or self.running_mean is None or self.running_var is None:
+                return super().forward(x_NCHW)
+            # The backward pass reads them, and a pass in training mode may have moved them by then.
+            kept = self.running_mean.clone(), self.running_var.clone()
+            return F.batch_norm(x_NCHW, *kept, self.weight, self.bias, training=False, eps=self.eps)
         scope = self.global_batch.scope or _Scope(is_global=False)
         single = x_NCHW.numel() == x_NCHW.shape[1]
         reduce = self.global_batch.reduce if scope.is_global else SINGLE_WORKER

@@ -137,3 +137,17 @@ def test_two_processes_follow_one(tmp_path: Path) -> None:
             assert got.keys() == want.keys()
             for name, value in want.items():
                 torch.testing.assert_close(got[name], value, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_evaluation_mode_keeps_the_statistics_that_its_backward_pass_needs() -> None:
+    """A strategy asks in evaluation mode before the pass in training mode that moves the statistics."""
+    torch.manual_seed(0)
+    norm = BatchNorm2d(3).double()
+    norm.running_var.copy_(torch.tensor([0.5, 2.0, 3.0]))
+    before = norm.running_var.clone()
+    x = torch.randn(4, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    asked = norm.eval()(x)
+    norm.train()(10 * torch.randn(4, 3, 2, 2, dtype=torch.float64))
+    assert not torch.allclose(norm.running_var, before)
+    asked.sum().backward()
+    torch.testing.assert_close(x.grad, (before + norm.eps).rsqrt()[:, None, None].expand(4, 3, 2, 2))
