@@ -52,9 +52,9 @@ def write_leaderboard(folder: Path, bench: Bench, results: Results, standings: M
         StorageError: it cannot be written.
     """
     board = reached(bench, results, standings)
-    asked = {pair: answers(results, standings, pair) for pair in bench.questions}
-    verdicts = [said(pair, found) for pair, found in asked.items()]
-    questions = [question_table(pair, found) for pair, found in asked.items() if found]
+    by_question = {pair: answers(results, standings, pair) for pair in bench.questions}
+    verdicts = [sentence(pair, found) for pair, found in by_question.items()]
+    questions = [question_table(pair, found) for pair, found in by_question.items() if found]
     sets = [
         {"name": name, "room": room(standing.headroom), "tables": set_tables(bench, results, name, standing)}
         for name, standing in standings.items()
@@ -64,6 +64,8 @@ def write_leaderboard(folder: Path, bench: Bench, results: Results, standings: M
             "leaderboard.html",
             {
                 "title": f"{bench.name}: a benchmark of cggm-ray",
+                "live": False,
+                "plots": False,
                 "verdicts": verdicts,
                 "board": board,
                 "questions": questions,
@@ -133,7 +135,7 @@ def question_table(pair: tuple[str, str], found: Sequence[Answer]) -> html.Table
     return html.Table(caption=f"{MINUS.join(pair)}, on test, seed by seed", head=head, rows=rows)
 
 
-def said(pair: tuple[str, str], found: Sequence[Answer]) -> str:
+def sentence(pair: tuple[str, str], found: Sequence[Answer]) -> str:
     """Returns the answer to a question in a sentence."""
     counted = [each for each in found if each.counted]
     first, second = pair

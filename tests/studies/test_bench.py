@@ -18,7 +18,7 @@ from waiting import wait_for
 
 from cggm_ray.__main__ import main
 from cggm_ray.core.errors import UsageError
-from cggm_ray.report.leaderboard import said, write_leaderboard
+from cggm_ray.report.leaderboard import sentence, write_leaderboard
 from cggm_ray.studies.bench import FILE, read_bench, write_bench
 from cggm_ray.studies.bench_results import (
     RESULTS,
@@ -169,7 +169,7 @@ def test_answers_against_scipy() -> None:
     assert corrected == pytest.approx([2 * small, max(2 * small, large)])
     assert given["three"].change.p_holm is None
     assert not given["three"].counted
-    text = said(("cggm", "none"), list(given.values()))
+    text = sentence(("cggm", "none"), list(given.values()))
     assert "of 2 sets" in text
     assert "better beyond chance on one" in text
 
