@@ -28,6 +28,7 @@ from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.shards.shards import write_shards_here
 from cggm_ray.engine.assembly import build_dataset, check, fold_runs, prepare_data, selected_modalities
 from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.header import opening
 from cggm_ray.engine.stopping import StopRequest
 from cggm_ray.runs.folder import named, open_folder, run_folder, sole_owner
 from cggm_ray.runs.provenance import note_start
@@ -74,11 +75,13 @@ def compare(config: Config, strategies: Sequence[str], seeds: Sequence[int], fix
     config = named(config, "compare" if strategies else "seeds")
     folder = run_folder(config)
     shown = tuple(strategies) or (config.modulation.modulation,)
-    trials = plan_runs(config, folder, shown, tuple(seeds) or (config.train.seed,), fixed)
-    with printing(config.run.quiet, Form(config.run.log_format, config.run.name)), sole_owner(folder):
-        open_folder(config, folder)
-        note_start(folder, config, trials[0].shards)
-        run_all(config, folder, trials, shown)
+    with printing(config.run.quiet, Form(config.run.log_format, config.run.name)):
+        print(opening(config, folder, ", ".join(shown)), flush=True)
+        trials = plan_runs(config, folder, shown, tuple(seeds) or (config.train.seed,), fixed)
+        with sole_owner(folder):
+            open_folder(config, folder)
+            note_start(folder, config, trials[0].shards)
+            run_all(config, folder, trials, shown)
 
 
 def run_all(config: Config, folder: Path, trials: Sequence[Trial], strategies: Sequence[str]) -> None:

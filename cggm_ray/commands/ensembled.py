@@ -17,7 +17,7 @@ from cggm_ray.core.errors import TrainingError, UsageError
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.stopping import StopRequest
-from cggm_ray.runs.ending import table
+from cggm_ray.runs.ending import directions, table
 from cggm_ray.runs.folder import open_folder, sole_owner
 from cggm_ray.runs.provenance import note_start
 from cggm_ray.runs.recorded import record_data
@@ -58,7 +58,7 @@ def train_ensemble(config: Config, plan: Plan, candidates: Sequence[Candidate]) 
         open_ensemble_folder(config, folder, plan.shards, cpus)
         result = assemble_on_ray(config, folder, runs, plan.shards, cpus)
     if config.run.quiet:
-        print_result(table(result))
+        print_result(table(result, directions(config, result)))
     if config.run.headroom:
         headroom_of_run(config, folder, stop_request)
     if config.run.report:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cggm_ray.core.errors import CggmError, StorageError, UsageError
 from cggm_ray.core.tables import listing, text_table
-from cggm_ray.runs.ending import table
+from cggm_ray.runs.ending import directions, table
 from cggm_ray.runs.finished import read_config
 from cggm_ray.runs.inventory import deletable, list_runs
 from cggm_ray.runs.provenance import read_provenance
@@ -53,7 +53,7 @@ def print_run(folder: Path) -> None:
             result = read_summary(folder)
         except (ValueError, KeyError, TypeError):
             raise UsageError(f"{folder / SUMMARY} is damaged; expected the result that a finished run wrote") from None
-        print(table(result, generated=config.data.data_path is None))
+        print(table(result, directions(config, result), generated=config.data.data_path is None))
     else:
         print("the run is not finished; its command, given again, goes on with it")
 

@@ -32,6 +32,7 @@ from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.engine.assembly import build_dataset, input_kinds
 from cggm_ray.engine.budget import planned_epochs
 from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.header import opening
 from cggm_ray.engine.presets import BEST, GOOD, QUICK
 from cggm_ray.engine.tracking import METRICS
 from cggm_ray.models.standardise import AUTO, ON
@@ -109,6 +110,7 @@ def searched(config: Config, fixed: Collection[str] = ()) -> tuple[Config, Plan,
         raise UsageError(f"preset: {preset}: this configuration stands for several folds; choose one")
     folder = config.run.storage / str(config.run.name)
     check_folder(config, folder)
+    print(opening(config, folder), flush=True)
     plan = plan_preset(config, folder, fixed)
     with sole_owner(folder):
         start_over(config, folder)

@@ -22,13 +22,14 @@ from cggm_ray.engine.assembly import fold_runs, prepare_data, selected_modalitie
 from cggm_ray.engine.checkpoints import storage_errors
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.guards import reporting_missing_ranks
+from cggm_ray.engine.header import opening
 from cggm_ray.engine.loop import train
 from cggm_ray.engine.presets import SEARCHED
 from cggm_ray.engine.probes import open_decided
 from cggm_ray.engine.runtime import LocalRuntime
 from cggm_ray.engine.stopping import LEAVING_OUT, Interrupted, StopRequest, interrupting, stopping_on_signals
 from cggm_ray.engine.tracking import check_trackers, read_metrics
-from cggm_ray.runs.ending import after_test, table
+from cggm_ray.runs.ending import after_test, directions, table
 from cggm_ray.runs.finishing import finish
 from cggm_ray.runs.folder import named, prepare_run_folder, run_folder, sole_owner
 from cggm_ray.runs.folds import fold_table, save_folds
@@ -68,7 +69,8 @@ def _run_named(config: Config) -> Result | None:
     if not folds:
         result = run_one(config, StopRequest())
         if config.run.quiet and result is not None:
-            print_result(table(result, generated=config.data.data_path is None))
+            better = directions(config, result)
+            print_result(table(result, better, generated=config.data.data_path is None))
         return result
     results, stop_request = {}, StopRequest()
     for fold, part in folds.items():
@@ -103,9 +105,12 @@ def run_one(config: Config, stop_request: StopRequest) -> Result | None:
 
 def _run_one(config: Config, stop_request: StopRequest) -> Result | None:
     folder = run_folder(config)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(opening(config, folder), flush=True)
     if config.run.local or "TORCHELASTIC_RUN_ID" in os.environ:
         result = run_locally(config, folder, stop_request)
     else:
+        moved("starting Ray", 0, 0)
         # Ray is imported here and not above: the library and local runs do without it.
         from cggm_ray.distributed.train.launch import run_on_ray
 

@@ -19,9 +19,10 @@ from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.engine.assembly import build_dataset, check
 from cggm_ray.engine.budget import planned_epochs
 from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.header import opening
 from cggm_ray.engine.own_code import entries
 from cggm_ray.engine.state import BEST
-from cggm_ray.runs.ending import table
+from cggm_ray.runs.ending import directions, table
 from cggm_ray.runs.folder import look, named, open_folder, run_folder, sole_owner, start_over
 from cggm_ray.runs.pictures import FOLDER as PICTURES
 from cggm_ray.runs.provenance import note_start
@@ -58,8 +59,11 @@ def sweep(config: Config, path: Path) -> None:
     """
     if config.run.local:
         raise UsageError("tune: a search runs on Ray; leave out --local")
+    config = named(config, "tune")
     with printing(config.run.quiet, Form(config.run.log_format, config.run.name)):
-        plan = plan_search(config, read_search(path, config), str(path))
+        search = read_search(path, config)
+        print(opening(config, config.run.storage / str(config.run.name)), flush=True)
+        plan = plan_search(config, search, str(path))
         with sole_owner(plan.folder):
             run_search(dataclasses.replace(plan, base=start_over(plan.base, plan.folder)))
 
@@ -75,7 +79,8 @@ def run_search(plan: Plan) -> None:
     conclude(plan, done, result)
     print_result(leaders(plan, done.order))
     generated = plan.base.data.data_path is None
-    print_result(table(dataclasses.replace(result, folder=plan.folder), generated=generated))
+    better = directions(plan.base, result)
+    print_result(table(dataclasses.replace(result, folder=plan.folder), better, generated=generated))
     trained, full = sum(outcome.epochs for outcome in found), plan.epochs * len(found)
     print_result(f"{trained} of {full} epochs trained, {1 - trained / full:.0%} saved")
     places = {"all trials": f"{TABLE}.csv", "best configuration": BEST_CONFIG, "pictures": PICTURES}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tabulate import tabulate
-
 from cggm_ray.core.mirrored import in_urls
 
 
@@ -18,6 +16,9 @@ def text_table(rows: Sequence[Sequence[object]], head: Sequence[str] = (), *, ma
         markdown: draws the table in Markdown, columns to the left. Otherwise the first column stands to the left and the
             others to the right.
     """
+    # Imported here, because a run prints its first lines sooner without it.
+    from tabulate import tabulate
+
     cells = [["" if c is None else f"{c:.4f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
     if markdown:
         return tabulate(cells, head, tablefmt="github", disable_numparse=True)

@@ -28,6 +28,7 @@ from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.experimental.internal_kv import _internal_kv_get as internal_kv_get
 
 from cggm_ray.core.errors import CggmError, UsageError
+from cggm_ray.core.live import moved
 from cggm_ray.distributed.session import session_folder, short_temporary_folder
 from cggm_ray.engine.own_code import imported_modules
 from cggm_ray.engine.runtime import RunConfig
@@ -94,6 +95,8 @@ def connect() -> None:
         return
     address = running_cluster()
     session = session_folder() if address is None else None
+    print(f"joining the Ray cluster at {address}" if address else "starting Ray on this machine", flush=True)
+    moved("starting Ray", 0, 0)
     where: dict[str, Any] = {"address": "local", "_temp_dir": session} if address is None else {"address": address}
     try:
         with short_temporary_folder(session):

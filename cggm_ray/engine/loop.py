@@ -59,7 +59,7 @@ def _train(training: Training) -> None:
     console = Console(training.folder) if runtime.rank == 0 else None
     trackers: list[Tracker] = []
     if console is not None:
-        console.say("\n".join(header(training)))
+        console.say(header(training))
         metric = state.best.metric
         trackers = default_trackers(
             config.run.trackers,

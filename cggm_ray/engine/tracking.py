@@ -99,10 +99,14 @@ class Console:
 
     def say(self, line: str) -> None:
         """Prints and keeps one line."""
+        show(self.keep(line))
+
+    def keep(self, line: str) -> str:
+        """Keeps one line that is printed elsewhere, and returns it in the form of this process."""
         line = form().line(in_urls(line), self.step)
-        show(line)
         with self._path.open("a") as file:
             file.write(line + "\n")
+        return line
 
 
 @contextmanager

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING
 from cggm_ray.core.errors import one_line
 from cggm_ray.core.live import moved
 from cggm_ray.core.tables import listing, text_table
+from cggm_ray.engine.assembly import build_dataset
+from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.state import BEST, PREDICTIONS
 from cggm_ray.engine.tracking import METRICS, Console
 from cggm_ray.runs.card import CARD, try_card
 from cggm_ray.runs.contributions import write_contributions
 from cggm_ray.runs.ensembles import ENSEMBLE
 from cggm_ray.runs.pictures import FOLDER, PICTURES
+from cggm_ray.runs.recorded import recorded_manifest
 from cggm_ray.runs.result import CONFIG, NO_EPOCH
 from cggm_ray.runs.verdict import verdict
 
@@ -83,6 +86,20 @@ def draw_pictures(training: Training) -> None:
         say(f"{training.folder}: the pictures were not drawn: {one_line(f'{type(error).__name__}: {error}')}")
     if folder is not None:
         say(listing({"pictures": folder}))
+
+
+def directions(config: Config, result: Result) -> dict[str, str]:
+    """Returns 'min' or 'max' for the metrics of a result; nothing where the run did not record its data.
+
+    Args:
+        config: of the run.
+        result: of the run.
+    """
+    manifest = recorded_manifest(result.folder)
+    if manifest is None:
+        return {}
+    task = build_dataset(config, manifest.dataset).task(manifest)
+    return {name: task.better(name) for name in result.test}
 
 
 def table(result: Result, better: Mapping[str, str] | None = None, *, generated: bool = False) -> str:

@@ -18,7 +18,9 @@ from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.statistics import MapShards, map_shards_here
 from cggm_ray.engine.assembly import check, standardised_kinds
 from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.header import opening
 from cggm_ray.engine.inputs import write_statistics
+from cggm_ray.engine.tracking import Console
 from cggm_ray.runs.recorded import record_data
 from cggm_ray.runs.result import CONFIG
 from cggm_ray.storage.files import clear_partials, write_text
@@ -141,6 +143,7 @@ def prepare_run_folder(config: Config, folder: Path, shards: Path, map_shards: M
     check(config, shards)
     open_folder(config, folder)
     try:
+        Console(folder).keep(opening(config, folder))
         manifest = open_manifest(shards)
         record_data(folder, manifest, config)
         if config.inputs.standardises:

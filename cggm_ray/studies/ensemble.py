@@ -142,7 +142,7 @@ def assemble(folder: Path, config: Config, runs: Mapping[str, Path], shards: Pat
     write_text(folder / SUMMARY, json.dumps(content, indent=1))
     if failed := try_card(folder):
         say(failed)
-    say(table(result))
+    say(table(result, {name: task.better(name) for name in result.test}))
     if config.run.report and config.run.contributions_seconds:
         write_contributions(
             run.config.train,

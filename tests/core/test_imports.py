@@ -24,6 +24,12 @@ def test_importing_brings_in_neither_ray_nor_transformers(module: str) -> None:
     assert not modules_after(f"import {module}").intersection(HEAVY)
 
 
+def test_a_command_line_is_read_without_libraries_that_it_does_not_need() -> None:
+    """The first lines of a run wait for these imports."""
+    found = modules_after("import cggm_ray.commands.cli, cggm_ray.recipes.mosi")
+    assert not found.intersection({*HEAVY, "pandas", "matplotlib", "scipy", "tabulate", "rich", "optuna"})
+
+
 def test_local_training_brings_in_neither(small_pickle: object, tmp_path: object) -> None:
     from conftest import SMALL
 

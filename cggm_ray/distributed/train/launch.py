@@ -20,7 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cggm_ray.core.console import Form, use_form
 from cggm_ray.core.errors import TrainingError, UsageError
-from cggm_ray.core.live import looked_at, to_file, told_to
+from cggm_ray.core.live import looked_at, moved, to_file, told_to
 from cggm_ray.data.shards.opening import print_taken
 from cggm_ray.distributed.cluster import connect, cpus_per_worker, joins, own_error
 from cggm_ray.distributed.data.ingest import write_shards_with_ray
@@ -78,6 +78,9 @@ def run_on_ray(config: Config, folder: Path, stop_request: StopRequest) -> Resul
                 stopping_workers(folder, stop_request),
                 storage_errors(Checkpoints(folder)),
             ):
+                workers = config.run.workers
+                print(f"starting {workers} worker{'' if workers == '1' else 's'}", flush=True)
+                moved("starting workers", 0, 0)
                 trainer(config, shards, folder, cpus).fit()
         except Exception as error:
             raise own_error(error) or TrainingError(f"{folder}: the run failed: {error}") from error

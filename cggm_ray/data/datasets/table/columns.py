@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from tabulate import tabulate
 from torch import nn
 
 from cggm_ray.core.errors import DataError, UsageError, listed, one_line
@@ -182,6 +181,8 @@ def column_lines(schema: Schema, columns: Mapping[str, Mapping[str, Any]], missi
         columns: kind, modality and state by column.
         missing: number of missing cells by column.
     """
+    from tabulate import tabulate
+
     shown = [
         (
             one_line(name)[:40],

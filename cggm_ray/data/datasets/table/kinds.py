@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pandas.util import hash_array
 
 from cggm_ray.core.kinds import VECTOR, kind_of
 from cggm_ray.core.registry import Registry
@@ -73,7 +72,9 @@ class Facts:
         if is_list(self.type) or pa.types.is_struct(self.type) or isinstance(self.type, pa.BaseExtensionType):
             return self.count
         if is_text(self.type) and self.known.nbytes >= LEAST_BYTES:
-            # A set of all texts would take several times their memory.
+            # A set of all texts would take several times their memory. Other datasets start sooner without pandas.
+            from pandas.util import hash_array
+
             parts = (self.known.slice(start, ROWS) for start in range(0, self.count, ROWS))
             return len(np.unique(np.concatenate([hash_array(np.array(part.to_pylist(), object)) for part in parts])))
         return int(pc.count_distinct(self.known).as_py())
