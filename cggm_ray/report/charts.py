@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,6 +120,7 @@ def bars(
     alternative: str,
     caption: str = "",
     beside: Sequence[float] = (),
+    words: Callable[[float], str] = html.text,
 ) -> Strip:
     """Returns horizontal bars from 0, each with its value; one that is not finite has none.
 
@@ -130,6 +131,7 @@ def bars(
         alternative: what it shows, in a sentence.
         caption: below it.
         beside: values of the same picture of other runs, for which the axis has room too.
+        words: makes the text of a value.
     """
     scale = axis([*values.values(), *beside], label, zero=True)
     rows = []
@@ -138,7 +140,7 @@ def bars(
         if math.isfinite(value):
             ends = sorted((scale.at(0.0), scale.at(value)))
             bar = (ends[0], round(ends[1] - ends[0], 2))
-        rows.append(Row(label=name, text=html.text(float(value)), bar=bar))
+        rows.append(Row(label=name, text=words(float(value)), bar=bar))
     return Strip(title=title, axis=scale, rows=rows, alternative=alternative, caption=caption)
 
 

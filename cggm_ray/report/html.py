@@ -94,7 +94,8 @@ def text(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
-    return "-" if value is None else str(value)
+    # A value and its deviation stay in one line.
+    return "-" if value is None else str(value).replace(" ± ", "\u00a0±\u00a0")
 
 
 def plain(value: object) -> object:

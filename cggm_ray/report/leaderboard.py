@@ -208,12 +208,15 @@ def plan_table(bench: Bench) -> html.Table:
     search = f"{bench.trials} trials for every arm and set, seed {bench.search_seed}" if bench.trials else "none"
     about = {"search": search, **{f"searched: {key}": str(value) for key, value in bench.space.items()}}
     about["seeds of the tested runs"] = ", ".join(map(str, bench.seeds))
-    about |= {f"set {name}": f"{each.recipe}: {changes(each.flags)}" for name, each in bench.sets.items()}
+    about |= {
+        f"set {name}": each.recipe + (f": {changes(each.flags)}" if each.flags else "")
+        for name, each in bench.sets.items()
+    }
     for name, arm in bench.arms.items():
         own = f"; searched besides: {', '.join(arm.space)}" if arm.space else ""
         about[f"arm {name}"] = changes(arm.flags) + own
     rows: list[list[object]] = [[what, value] for what, value in about.items()]
-    return html.Table(caption="What was run", head=["", ""], rows=rows)
+    return html.Table(caption="What was run", head=["what", "settings"], rows=rows)
 
 
 def changes(values: Mapping[str, object]) -> str:

@@ -277,4 +277,4 @@ def _versions(runs: Sequence[RunRecord]) -> html.Table:
     rows.append(["set", *(html.plain(part(entry, "data").get("set")) for entry in last)])
     rows.append(["starts", *(len(run.provenance) for run in runs)])
     head = ["", *(run.label for run in runs)]
-    return html.Table(caption="Versions and surroundings of the last start", head=head, rows=rows)
+    return html.Table(caption="Versions of the last start", head=head, rows=rows)

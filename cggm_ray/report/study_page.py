@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,7 @@ def search_part(study: StudyRecord, search: Search) -> dict[str, Any]:
             {key: 100 * share for key, share in shares.items()},
             "share of the variance of ranks that the parameter explains (%)",
             "Bar chart: " + ", ".join(f"{key} {share:.0%}" for key, share in shares.items()) + ".",
+            words=lambda value: f"{value:.0f} %",
         )
         if shares
         else None,
@@ -336,7 +338,7 @@ def _copies(rows: Sequence[Sequence[object]], head: Sequence[str]) -> list[html.
     for sign, command in {"±": r"$\pm$", "↓": r"$\downarrow$", "↑": r"$\uparrow$"}.items():
         latex = latex.replace(sign, command)
     return [
-        html.Copy(title="Table as Markdown", text=markdown, of="markdown"),
+        html.Copy(title="Table as Markdown", text=markdown),
         html.Copy(title="Table as LaTeX", text=latex, of="needs the package booktabs"),
     ]
 
@@ -368,5 +370,7 @@ def _configuration(study: StudyRecord) -> html.Table:
 def _versions(study: StudyRecord) -> html.Table:
     last: Mapping[str, Any] = study.provenance[-1] if study.provenance else {}
     rows: list[list[object]] = [[name, html.plain(version)] for name, version in part(last, "versions").items()]
-    rows += [[key, html.plain(last.get(key))] for key in ("time", "device", "seed", "command")]
-    return html.Table(caption="Versions and surroundings of the last start", head=["", "value"], rows=rows)
+    rows += [[key, html.plain(last.get(key))] for key in ("time", "device", "seed")]
+    command = last.get("command")
+    rows.append(["command", shlex.join(map(str, command)) if isinstance(command, list) else command])
+    return html.Table(caption="Versions of the last start", head=["", "value"], rows=rows)

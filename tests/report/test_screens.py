@@ -17,14 +17,17 @@ from pathlib import Path
 import pytest
 from browser import Browser, find_chromium
 from PIL import Image
+from test_bench import results, written
 from test_study_page import comparison, search, write_study
 
 from cggm_ray.commands.cli import main
 from cggm_ray.data.datasets.features import FeatureOptions
 from cggm_ray.data.settings import DataConfig
 from cggm_ray.engine.configuration import Config
+from cggm_ray.report.leaderboard import write_leaderboard
 from cggm_ray.report.page import report
 from cggm_ray.report.study_page import study_report
+from cggm_ray.studies.bench import read_bench
 from conftest import SMALL, small_set, write_pickle
 
 __all__ = ["comparison", "search", "write_study"]
@@ -73,12 +76,17 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
     opened.close()
 
 
-@pytest.mark.parametrize("kind", ["run", "classes", "runs", "search", "comparison"])
+@pytest.mark.parametrize("kind", ["run", "classes", "runs", "search", "comparison", "benchmark"])
 def test_pages_at_three_widths(
     kind: str, runs: Path, tmp_path: Path, browser: Browser, axe: str, request: pytest.FixtureRequest
 ) -> None:
     if kind in ("search", "comparison"):
         page = study_report(request.getfixturevalue(kind), tmp_path / "page")
+    elif kind == "benchmark":
+        found, standings = results()
+        sets = {name: {"recipe": "features"} for name in standings}
+        bench = read_bench(written(tmp_path, sets=sets, arms={"none": {}, "cggm": {}}, trials=0, space={}))
+        page = write_leaderboard(tmp_path, bench, found, standings)
     else:
         names = {"run": ["one"], "classes": ["classes"], "runs": ["one", "two"]}[kind]
         page = report([runs / name for name in names], tmp_path / "page")
