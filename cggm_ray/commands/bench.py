@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cggm_ray.commands.compare import networks_alone
 from cggm_ray.commands.headroom import Finished, write_headroom
 from cggm_ray.commands.trials import run_trials
 from cggm_ray.config.parsing import read_yaml
@@ -214,6 +215,7 @@ class Running:
             )
         if build_dataset(base).folds():
             raise UsageError(f"bench: sets: {given.name}: this configuration stands for several folds; choose one")
+        base = networks_alone(base)
         # Runs of all stages read the same shards.
         return dataclasses.replace(base, data=dataclasses.replace(base.data, shard_path=str(base.shard_root)))
 

@@ -30,6 +30,7 @@ from cggm_ray.engine.assembly import build_dataset, check, fold_runs, prepare_da
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.header import opening
 from cggm_ray.engine.stopping import StopRequest
+from cggm_ray.models.standardise import AUTO, OFF
 from cggm_ray.runs.folder import named, open_folder, run_folder, sole_owner
 from cggm_ray.runs.provenance import note_start
 from cggm_ray.storage.files import write_text
@@ -70,6 +71,8 @@ def compare(config: Config, strategies: Sequence[str], seeds: Sequence[int], fix
         TrainingError: some runs failed; the table of the others is written.
     """
     check_headroom(config)
+    if strategies:
+        config = networks_alone(config)
     if len(strategies) > 1:
         check_installed("scipy", extra="compare", purpose="compare")
     config = named(config, "compare" if strategies else "seeds")
@@ -82,6 +85,12 @@ def compare(config: Config, strategies: Sequence[str], seeds: Sequence[int], fix
             open_folder(config, folder)
             note_start(folder, config, trials[0].shards)
             run_all(config, folder, trials, shown)
+
+
+def networks_alone(config: Config) -> Config:
+    """Returns the configuration without a ridge regression that nobody asked for, because strategies change networks only."""
+    blend = OFF if config.train.ridge_blend == AUTO else config.train.ridge_blend
+    return config.replace({"ridge_blend": blend})
 
 
 def run_all(config: Config, folder: Path, trials: Sequence[Trial], strategies: Sequence[str]) -> None:

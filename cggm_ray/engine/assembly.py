@@ -29,6 +29,7 @@ from cggm_ray.engine.ema import MovingAverage
 from cggm_ray.engine.finite import DeviceWatch
 from cggm_ray.engine.inputs import check_inputs
 from cggm_ray.engine.optim import OptimConfig, build_schedule, guide_optimizer, model_optimizer
+from cggm_ray.engine.ridge import check_ridge
 from cggm_ray.engine.runtime import Runtime
 from cggm_ray.engine.state import Best, TrainState
 from cggm_ray.engine.teachers import find_teachers, load_teachers
@@ -159,7 +160,8 @@ def build_task(config: Config, dataset: Dataset, manifest: Manifest, shards: Pat
             config.loss, Targets(torch.bincount(values.flatten().long(), minlength=task.outputs), none, none)
         )
     values = values.double()
-    return task.with_loss(config.loss, Targets(none, values.mean(0), values.std(0, correction=0)))
+    # In the precision of the heads, from which a finished run reads them.
+    return task.with_loss(config.loss, Targets(none, values.mean(0).float(), values.std(0, correction=0).float()))
 
 
 def check_configuration(config: Config, dataset: Dataset, manifest: Manifest) -> None:
@@ -177,6 +179,7 @@ def check_configuration(config: Config, dataset: Dataset, manifest: Manifest) ->
     config = with_strategy(config, modalities)
     check_network(config, dataset, manifest, modalities)
     check_inputs(config.inputs, dataset, manifest, modalities)
+    check_ridge(config.train, dataset, manifest, modalities)
     name, info = config.modulation.modulation, STRATEGIES.get(config.modulation.modulation)
     if not info.serves(task):
         able = [other for other in STRATEGIES.names() if STRATEGIES.get(other).serves(task)]

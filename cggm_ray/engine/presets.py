@@ -34,6 +34,7 @@ QUICK_VALUES: dict[str, object] = {
     "clip": 1.0,
     "label_smoothing": 0.1,
     "linear_path": AUTO,
+    "ridge_blend": AUTO,
     "batch_size": 0,
     "num_epochs": 20,
     "min_steps": 1500,
@@ -63,8 +64,8 @@ def with_preset(config: Config, name: str, given: Collection[str] = ()) -> Confi
     elif "max_steps" in given:
         del values["min_steps"]
     if sizes_among(given):
-        # The network that has the size has no such option.
-        del values["linear_path"]
+        # The network that has the size has no such option, and is tested as it is.
+        del values["linear_path"], values["ridge_blend"]
     else:
         chosen = dataclasses.replace(chosen, model=ModelConfig(network=QUICK_NETWORK))
     return chosen.replace(values)
@@ -100,8 +101,10 @@ def configured(recipe: Config, *layers: tuple[Mapping[str, Any], str]) -> Config
         # The recipe's sizes are those of another network.
         config = dataclasses.replace(config, model=ModelConfig(network=config.model.network))
     if network is not None and network != QUICK_NETWORK:
-        # Nor has it the options of the preset's network.
-        config = dataclasses.replace(config, networks=recipe.networks)
+        # Nor has it the options of the preset's network, and it is tested as it is.
+        config = dataclasses.replace(config, networks=recipe.networks).replace(
+            {"ridge_blend": recipe.train.ridge_blend}
+        )
     for values, source in layers:
         config = config.replace(values, source=source)
     return config

@@ -42,6 +42,13 @@ class TrainConfig:
         0.0, "decay of an average of the weights, which is validated and kept in their place; 0 for none"
     )
     find_lr: bool = option(False, "choose the learning rate by a short test of rising rates before training")
+    ridge_blend: str = option(
+        "off",
+        "average the predictions of the trained network with those of ridge regression on the same inputs, by a weight that "
+        "validation chooses: on, off, or auto, which is on for a regression on vectors and sequences and off where "
+        "strategies are compared; preset quick: auto",
+        resume=True,
+    )
     seed: int = option(666, "seed of weights, sample order and dropout")
     select: str | None = option(None, "validation metric that chooses the best checkpoint; default the task's own")
     select_latest: bool = option(
@@ -99,6 +106,7 @@ class TrainConfig:
         check(self.minutes > 0, self, "minutes", "a positive number")
         check(0 <= self.ema < 1, self, "ema", "a number in [0, 1)")
         one_of(self, "on_nonfinite", ON_NONFINITE)
+        one_of(self, "ridge_blend", ("auto", "on", "off"))
         at_least(self, "seed", 0)
         one_of(self, "precision", PRECISIONS)
         one_of(self, "step", STEPS)

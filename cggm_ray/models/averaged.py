@@ -29,12 +29,12 @@ def mean_prediction(logits_MNC: Tensor, share_M: Tensor, *, classes: bool) -> Te
 class AveragedNet(MultimodalNet):
     """The weighted mean of networks that take the same modalities and predict one vector a sample.
 
-    The feature of a modality is the tuple of those of all members. Its own encoders only name the modalities; encoders, fusion
-    and head are those of the members.
+    The feature of a modality is the tuple of those of all members, which may be such means themselves. Its own encoders only name
+    the modalities; encoders, fusion and head are those of the members.
 
     Args:
         members: the networks.
-        counts: how often each one is counted.
+        counts: how often each one is counted, or shares.
         modalities: that they take.
         classes: whether they predict classes.
     """
@@ -42,7 +42,7 @@ class AveragedNet(MultimodalNet):
     share: Tensor
 
     def __init__(
-        self, members: Sequence[MultimodalNet], counts: Sequence[int], modalities: Sequence[str], *, classes: bool
+        self, members: Sequence[MultimodalNet], counts: Sequence[float], modalities: Sequence[str], *, classes: bool
     ) -> None:
         super().__init__({name: nn.Identity() for name in modalities}, nn.Identity(), nn.Identity())
         self.members = nn.ModuleList(members)
@@ -55,27 +55,40 @@ class AveragedNet(MultimodalNet):
         Raises:
             UsageError: an encoder gives several tensors.
         """
-        found = [self._member(number).encode(batch, masks) for number in range(len(self.members))]
-        return {name: tuple(_single(name, features[name]) for features in found) for name in self.encoders}
+        found = [(member, member.encode(batch, masks)) for member in self._members()]
+        return {
+            name: tuple(part for member, features in found for part in _parts(name, member, features[name]))
+            for name in self.encoders
+        }
 
     def fuse(self, features: Mapping[str, Feature], masks: Masks | None = None) -> HeadOutput:
         """The mean of the predictions from the features."""
-        logits = [
-            self._member(number).fuse({name: parts[number] for name, parts in features.items()}, masks).logits.float()
-            for number in range(len(self.members))
-        ]
+        logits, start = [], 0
+        for member in self._members():
+            if isinstance(member, AveragedNet):
+                own: dict[str, Feature] = {name: parts[start : start + member.size] for name, parts in features.items()}
+                start += member.size
+            else:
+                own = {name: parts[start] for name, parts in features.items()}
+                start += 1
+            logits.append(member.fuse(own, masks).logits.float())
         mean = mean_prediction(torch.stack(logits), self.share, classes=self._classes)
         return HeadOutput(mean, mean)
 
-    def _member(self, number: int) -> MultimodalNet:
-        member = self.members[number]
-        assert isinstance(member, MultimodalNet)
-        return member
+    @property
+    def size(self) -> int:
+        """Number of tensors that are the feature of a modality."""
+        return sum(member.size if isinstance(member, AveragedNet) else 1 for member in self._members())
+
+    def _members(self) -> list[MultimodalNet]:
+        return [member for member in self.members if isinstance(member, MultimodalNet)]
 
 
-def _single(name: str, feature: Feature) -> Tensor:
+def _parts(name: str, member: MultimodalNet, feature: Feature) -> tuple[Tensor, ...]:
+    if isinstance(member, AveragedNet):
+        return tuple(feature)
     if isinstance(feature, Tensor):
-        return feature
+        return (feature,)
     raise UsageError(
         f"encoders: that of {name} gives {len(feature)} tensors; a mean of networks needs encoders with one"
     )

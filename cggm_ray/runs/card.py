@@ -20,6 +20,7 @@ from cggm_ray.data.dataset import DATASETS
 from cggm_ray.data.shards.shards import Manifest
 from cggm_ray.engine.assembly import build_dataset, selected_modalities
 from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.ridge import read_share
 from cggm_ray.engine.state import BEST, WEIGHTS, saved_values
 from cggm_ray.runs.contributions import BALANCE, Contributions
 from cggm_ray.runs.ensembles import read_ensemble
@@ -196,6 +197,9 @@ def _results(folder: Path, result: Result) -> str:
         how = f"The mean of the predictions of {len(members)} runs, which are in folders below this one."
     else:
         how = f"The weights of epoch {result.best_epoch}, which {_selected(folder)}."
+        share = read_share(folder / BEST)
+        if share is not None:
+            how += f" Predictions are averaged with those of ridge regression, which has a weight of {share:g}."
     table = text_table(rows, ["metric", "validation", "test"], markdown=True)
     return f"{how} The test split was evaluated once, after training.\n\n{table}"
 

@@ -14,6 +14,7 @@ from cggm_ray.core.live import moved
 from cggm_ray.core.tables import listing, text_table
 from cggm_ray.engine.assembly import build_dataset
 from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.ridge import read_share
 from cggm_ray.engine.state import BEST, PREDICTIONS
 from cggm_ray.engine.tracking import METRICS, Console
 from cggm_ray.runs.card import CARD, try_card
@@ -125,5 +126,7 @@ def table(result: Result, better: Mapping[str, str] | None = None, *, generated:
     }
     found = {what: result.folder / where for what, where in places.items() if (result.folder / where).exists()}
     of = "ensemble" if result.best_epoch == NO_EPOCH else f"best epoch {result.best_epoch}"
+    share = read_share(result.folder / BEST)
+    of += "" if share is None else f", averaged with ridge regression (weight {share:g})"
     of += " on demonstration data, which was generated" if generated else ""
     return "\n".join([of, text_table(rows, ["", "valid", "test"]), listing(found)])

@@ -26,6 +26,7 @@ from cggm_ray.engine.assembly import (
 )
 from cggm_ray.engine.checkpoints import check_checkpoint
 from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.ridge import with_ridge
 from cggm_ray.engine.runtime import LocalRuntime
 from cggm_ray.engine.state import BEST, load_weights
 from cggm_ray.models.averaged import AveragedNet
@@ -224,7 +225,7 @@ def _opened(
     net = tested_network(folder, config, dataset, trained, modalities).to(runtime.device)
     task = build_task(config, dataset, trained)
     head = scaled_head(net)
-    if isinstance(net, AveragedNet):
+    if read_ensemble(folder) is not None:
         # Members may have other options of the loss, so that of an ensemble has none.
         task = dataset.task(trained)
     elif head is not None and isinstance(task, Regression):
@@ -264,7 +265,7 @@ def tested_network(
     if ensemble is None:
         net, _ = build_network(with_strategy(config, modalities), dataset, trained, modalities)
         load_weights(net, folder / BEST)
-        return net
+        return with_ridge(net, folder / BEST, dataset, trained)
     members = ensemble.folders(folder)
     nets = [tested_network(member, read_config(member), dataset, trained, modalities) for member in members]
     classes = isinstance(dataset.task(trained), Classification)
