@@ -29,8 +29,8 @@ def mean_prediction(logits_MNC: Tensor, share_M: Tensor, *, classes: bool) -> Te
 class AveragedNet(MultimodalNet):
     """The weighted mean of networks that take the same modalities and predict one vector a sample.
 
-    The feature of a modality is the tuple of those of all members, which may be such means themselves. Its own encoders only name
-    the modalities; encoders, fusion and head are those of the members.
+    The feature of a modality is the tuple of those of all members, which may be such means themselves. Its own encoders only
+    name the modalities; encoders, fusion and head are those of the members.
 
     Args:
         members: the networks.
