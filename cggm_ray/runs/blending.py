@@ -1,8 +1,8 @@
 """Averages a trained network with a ridge regression on the same inputs (`--ridge_blend`).
 
 On a small and noisy set a linear model is often as good as a network, and their errors differ, so the average may be better
-than both (stacked regressions, Breiman 1996). The regression is fitted to the training split. Its strength and then its share of
-the average are those with the best validation metric; a share of 0 leaves the network alone.
+than both (stacked regressions, Breiman 1996). The regression is fitted to the training split. Its strength, and then its share
+of the average, are those with the best validation metric; a share of 0 leaves the network alone.
 """
 
 from __future__ import annotations
