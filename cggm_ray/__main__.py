@@ -108,6 +108,11 @@ def build_commands() -> argparse.ArgumentParser:
         help="raw data, labels are not needed; default the run's own",
     )
     one.add_argument(
+        "--media_path",
+        type=partial(local_path, "media_path"),
+        help="folder below which images, sounds and videos of that data lie; default that of the run, or of the data",
+    )
+    one.add_argument(
         "--split", choices=SPLITS, help="part of that data; default all of it, or test of the run's own data"
     )
     one.add_argument(
@@ -234,7 +239,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         raise UsageError(f"workers: found {arguments.workers}; expected a whole number of at least 1")
     workers = arguments.workers if arguments.ray or arguments.workers > 1 else None
     with at_hand(arguments.run) as run:
-        done = predict(run, arguments.data_path, arguments.split, arguments.out, workers)
+        done = predict(run, arguments.data_path, arguments.split, arguments.out, workers, arguments.media_path)
     labelled = {"labelled": done.labelled} if done.labelled < done.samples else {}
     print(text_table(list({"predicted": done.samples, **labelled, **done.metrics}.items())))
     print(shown(done.path))

@@ -48,7 +48,13 @@ class Run:
         return pd.DataFrame(read_metrics(self.folder))
 
     def predict(
-        self, data: Any = None, *, split: str | None = None, out: str | Path | None = None, workers: int | None = None
+        self,
+        data: Any = None,
+        *,
+        split: str | None = None,
+        out: str | Path | None = None,
+        workers: int | None = None,
+        media_path: str | Path | None = None,
     ) -> pd.DataFrame:
         """Predicts other data, or a split of the run's own, with the best checkpoint.
 
@@ -58,6 +64,7 @@ class Run:
             split: part of the data; default all of it, and test of the run's own.
             out: file of the predictions, parquet or .csv, or folder of maps; default in the folder of the run.
             workers: so many predict at once on Ray; None for this process.
+            media_path: folder of the images, sounds and videos that the data names; default that of the run, or of the data.
 
         Returns:
             A row for every sample, see docs/after-training.md; for a segmentation a row for each map with its path.
@@ -69,7 +76,8 @@ class Run:
 
         path = None if data is None else data_file(data, self.folder.parent)
         with at_hand(self.folder) as folder:
-            done = predict(folder, path, split, None if out is None else Path(out), workers)
+            media = None if media_path is None else Path(media_path)
+            done = predict(folder, path, split, None if out is None else Path(out), workers, media)
         if done.path.is_dir():
             return pd.DataFrame({"path": [str(each) for each in sorted(done.path.iterdir())]})
         csv = done.path.suffix.lower() == ".csv"

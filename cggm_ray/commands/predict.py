@@ -47,6 +47,7 @@ def predict(
     split: str | None = None,
     out: Path | None = None,
     workers: int | None = None,
+    media_path: Path | None = None,
 ) -> Predicted:
     """Writes the predictions of a run's best checkpoint.
 
@@ -60,6 +61,8 @@ def predict(
         out: the file, or for a segmentation the folder of maps; default `predictions[-<split>]-<name of the data>` in the
             folder of the run, with .parquet for a file.
         workers: so many predict at once on Ray; None for this process. Maps are always written by this process.
+        media_path: folder of the images, sounds and videos that the data names; default that of the run, or the folder of the
+            data where that is gone.
 
     Raises:
         UsageError: the folder holds no finished run, or `out` is in the way.
@@ -79,10 +82,12 @@ def predict(
         write = write_shards_with_ray
     name = Path(data_path or config.data.data_path or "demonstration").stem
     if data_path is None:
+        if media_path is not None:
+            raise UsageError("media_path: given without --data_path; expected both")
         split = "test" if split is None else split
         run = open_finished(folder, write)
     else:
-        run = open_new(folder, data_path, split, write)
+        run = open_new(folder, data_path, split, write, media_path)
     name = f"predictions-{name}" if split is None else f"predictions-{split}-{name}"
     split = PREDICT if data_path is not None else str(split)
     if not run.task.dense:

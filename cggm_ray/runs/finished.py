@@ -138,7 +138,11 @@ def opened_on(folder: Path, config: Config, result: Result, shards: Path) -> Fin
 
 
 def open_new(
-    folder: Path, data_path: Path, split: str | None = None, write: WriteShards = write_shards_here
+    folder: Path,
+    data_path: Path,
+    split: str | None = None,
+    write: WriteShards = write_shards_here,
+    media_path: Path | None = None,
 ) -> FinishedRun:
     """Reads a finished run with other data, which is a single split, `PREDICT`. The run's own data is not needed.
 
@@ -147,9 +151,10 @@ def open_new(
         data_path: raw data of the same dataset.
         split: the part of it; None for all.
         write: converts it.
+        media_path: folder of the files that the data names; None for that of the run, or of the data where that is gone.
 
     Raises:
-        UsageError: the folder holds no finished run.
+        UsageError: the folder holds no finished run, or its dataset takes no folder of media.
         DataError: the data is not there, bad, or of other features or classes than the run was trained with.
         TrainingError: the checkpoint is damaged.
     """
@@ -160,6 +165,12 @@ def open_new(
     if trained is None:
         trained = _converted_again(folder, config, write)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, data_path=str(data_path)))
+    if media_path is not None:
+        if not hasattr(config.options, "media_path"):
+            raise UsageError(f"media_path: {trained.dataset} reads no files beside its data; leave the flag out")
+        if not media_path.is_dir():
+            raise DataError(f"media_path: {media_path} is no folder; expected the one below which media lie")
+        config = config.replace({"media_path": str(media_path)}, source="flag")
     config = with_classes(config, trained)
     dataset = build_dataset(config, trained.dataset)
     modalities = selected_modalities(config, trained)

@@ -103,7 +103,14 @@ def test_media_of_new_rows_lie_beside_them_where_the_old_folder_is_gone(tmp_path
     assert result is not None
     shutil.move(tmp_path / "old", tmp_path / "new")
     frame.to_csv(tmp_path / "new" / "t.csv", index=False)
-    assert len(predicted(result.folder, tmp_path / "new" / "t.csv", tmp_path / "p.parquet")) == 30
+    found = predicted(result.folder, tmp_path / "new" / "t.csv", tmp_path / "p.parquet")
+    assert len(found) == 30
+    # The table may lie elsewhere, where a folder of media is named.
+    predict(result.folder, tmp_path / "t.csv", None, tmp_path / "q.parquet", media_path=tmp_path / "new")
+    again = pq.read_table(tmp_path / "q.parquet").to_pandas()
+    np.testing.assert_array_equal(np.stack(again["prediction"]), np.stack(found["prediction"]))
+    with pytest.raises(DataError, match=r"media_path: .*gone is no folder"):
+        predict(result.folder, tmp_path / "t.csv", None, tmp_path / "r.parquet", media_path=tmp_path / "gone")
 
 
 def test_a_table_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTra
 from ray.tune.search import Searcher
 
 from cggm_ray.core.errors import TrainingError, UsageError
+from cggm_ray.core.live import bar, moved
 from cggm_ray.core.optional import require
 from cggm_ray.core.seeding import derive_seed
 from cggm_ray.distributed.cluster import connect, nodes_later, nodes_now, own_error
@@ -117,7 +118,8 @@ def run_trials(study: Study, search: Search | None, mode: str) -> list[Trial]:
         ),
     )
     try:
-        with saying_what_is_missing():
+        with saying_what_is_missing(), bar():
+            watch.moved()
             tuner.fit()
     except Exception as error:
         raise own_error(error) or TrainingError(f"{study.folder}: the study failed: {error}") from error
@@ -133,6 +135,7 @@ class Watch(tune.Callback):
     def __init__(self, study: Study, search: Search | None, mode: str) -> None:
         self._study, self._mode = study, mode
         total = len(study.trials) if search is None or search.searcher != "optuna" else search.drawn
+        self._all = total
         self._total = f"/{total}" if study.minutes is None else ""
         self._seen = {trial.number: trial for trial in study.trials}
         over = [outcome.last for outcome in outcomes(study.trials) if outcome.record.over]
@@ -154,6 +157,13 @@ class Watch(tune.Callback):
         """Takes a trial that the searcher made, or that has other values now."""
         found = self._study.trial(str(trial), trial.config)
         self._seen[found.number] = self._running[found.name] = found
+        self.moved()
+
+    def moved(self) -> None:
+        """Moves the bar on a terminal."""
+        moved(
+            "trials", len(self._told), self._all, f"{len(self._told)} of {self._all} over, {len(self._running)} running"
+        )
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -198,6 +208,7 @@ class Watch(tune.Callback):
         if trial.name in self._told:
             return
         self._told.add(trial.name)
+        self.moved()
         (outcome,) = outcomes([trial])
         line = f"[{len(self._told)}{self._total}] {trial.name} {record.status}"
         if record.error is not None:
