@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -163,15 +163,25 @@ class Batch:
         )
 
 
+class Order(Protocol):
+    """Rows of a split in some order, of which any stretch can be had: a tensor, or what computes it when it is needed."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, places: slice, /) -> Tensor:
+        """Returns the rows at some places, int64."""
+        ...
+
+
 class EpochPlan(NamedTuple):
     """The samples of an epoch.
 
     Attributes:
-        order: rows of the training split in their order, int64 [samples of the epoch]; a row may stand there several times.
+        order: rows of the training split in their order, [samples of the epoch]; a row may stand there several times.
         given: name to [samples of the epoch, ...], what a batch brings beside the inputs of its samples (`Batch.given`).
     """
 
-    order: Tensor
+    order: Order
     given: Mapping[str, Tensor]
 
 

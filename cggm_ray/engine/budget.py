@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
+from cggm_ray.core.batch import Order
 from cggm_ray.core.errors import UsageError
-from cggm_ray.data.loading.sampler import WindowOrder, epoch_order
+from cggm_ray.data.loading.sampler import Passes, WindowOrder, epoch_order
 from cggm_ray.engine.settings import TrainConfig
 
 BATCHES_IN_A_PASS = 32
@@ -56,7 +56,7 @@ class Budget:
         """Epochs of the run; the last one may be shorter."""
         return -(-self.total // self.steps)
 
-    def order(self, seed: int, epoch: int, before: int) -> Tensor:
+    def order(self, seed: int, epoch: int, before: int) -> Order:
         """Returns the samples of an epoch in their order, as far as the run still has steps.
 
         Every pass has an order of its own, a function of the seed and the pass, and batches go on from one pass into the next.
@@ -67,16 +67,16 @@ class Budget:
             before: steps of the run before this epoch.
 
         Returns:
-            int64 [samples of the epoch].
+            [samples of the epoch].
         """
         first = epoch * self.passes
-        order = torch.cat([self._pass(seed, number) for number in range(first, first + self.passes)])
-        return order[: (self.total - before) * self.batch_size]
+        passes = [self._pass(seed, number) for number in range(first, first + self.passes)]
+        return Passes(passes, (self.total - before) * self.batch_size)
 
-    def _pass(self, seed: int, number: int) -> Tensor:
+    def _pass(self, seed: int, number: int) -> Order:
         if not self.window:
             return epoch_order(self.samples, seed, number)
-        return WindowOrder(torch.tensor(self.shard_rows), self.window, seed, number).take(0, self.samples)
+        return WindowOrder(torch.tensor(self.shard_rows), self.window, seed, number)
 
 
 def with_window(budget: Budget, window: int, shard_rows: Sequence[int]) -> Budget:

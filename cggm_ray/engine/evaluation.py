@@ -11,7 +11,7 @@ from torch import Tensor
 from cggm_ray.core.batch import Batch, Feature
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Reduction
 from cggm_ray.data.loading.collector import Collector
-from cggm_ray.data.loading.sampler import slices
+from cggm_ray.data.loading.sampler import InOrder, Plan
 from cggm_ray.data.loading.split import Split
 from cggm_ray.engine.runtime import Record, Runtime
 from cggm_ray.engine.settings import TrainConfig
@@ -152,7 +152,7 @@ def evaluate(
     metrics = task.metrics(runtime.device, split.groups)
     loss_sums = torch.zeros(task.n_sums, dtype=torch.float64, device=runtime.device)
     labelled = 0
-    plan = list(slices(torch.arange(len(split)), settings.batch_size, runtime.rank, runtime.world_size))
+    plan = Plan(InOrder(len(split)), settings.batch_size, runtime.rank, runtime.world_size)
     reduce, passed = runtime.reduce(), 0
     for part, batch in zip(plan, split.batches(plan, epoch=0), strict=True):
         logits = predicted(settings.precision, net, batch, observer)

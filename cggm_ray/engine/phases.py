@@ -6,15 +6,14 @@ uninterrupted run does. A checkpoint within an epoch holds what the beginning le
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cggm_ray.core.batch import EpochPlan
+from cggm_ray.core.batch import EpochPlan, Order
 from cggm_ray.core.errors import UsageError
-from cggm_ray.data.loading.sampler import Slice, epoch_order, slices
+from cggm_ray.data.loading.sampler import Plan, epoch_order
 from cggm_ray.data.loading.split import Split
 from cggm_ray.engine.opening import Training
 from cggm_ray.engine.runtime import Runtime
@@ -43,13 +42,16 @@ def begin_epoch(training: Training) -> EpochPlan:
     return planned(strategy, order, state.epoch, settings.seed, settings.batch_size)
 
 
-def planned(strategy: Strategy, order: Tensor, epoch: int, seed: int, batch_size: int) -> EpochPlan:
+def planned(strategy: Strategy, order: Order, epoch: int, seed: int, batch_size: int) -> EpochPlan:
     """Returns the samples that a strategy chooses for an epoch.
 
     Raises:
         UsageError: they are not as many as those of the order, or what it gives them is not.
     """
-    plan = strategy.plan(order, epoch=epoch, seed=seed, batch_size=batch_size)
+    if type(strategy).plan is Strategy.plan:
+        # It chooses nothing, so the order need not be there as a whole.
+        return EpochPlan(order, {})
+    plan = strategy.plan(order[:], epoch=epoch, seed=seed, batch_size=batch_size)
     lengths = {"order": len(plan.order), **{name: len(values) for name, values in plan.given.items()}}
     for name, length in lengths.items():
         if length != len(order):
@@ -60,7 +62,7 @@ def planned(strategy: Strategy, order: Tensor, epoch: int, seed: int, batch_size
     return plan
 
 
-def rest_of(plan: EpochPlan, within: int, batch_size: int, runtime: Runtime) -> list[Slice]:
+def rest_of(plan: EpochPlan, within: int, batch_size: int, runtime: Runtime) -> Plan:
     """Returns a worker's batches of the samples that an epoch still has.
 
     Args:
@@ -69,8 +71,7 @@ def rest_of(plan: EpochPlan, within: int, batch_size: int, runtime: Runtime) -> 
         batch_size: samples of a global batch.
         runtime: of the worker.
     """
-    given: Mapping[str, Tensor] = {name: values[within:] for name, values in plan.given.items()}
-    return list(slices(plan.order[within:], batch_size, runtime.rank, runtime.world_size, given))
+    return Plan(plan.order, batch_size, runtime.rank, runtime.world_size, plan.given, within)
 
 
 @torch.no_grad()
@@ -102,7 +103,7 @@ def measured_split(
     place = torch.full((len(split),), -1)
     place[rows] = torch.arange(len(rows))
     found: Any = None
-    for batch in split.batches(list(slices(rows, settings.batch_size, runtime.rank, runtime.world_size)), epoch=0):
+    for batch in split.batches(Plan(rows, settings.batch_size, runtime.rank, runtime.world_size), epoch=0):
         with torch.autocast(batch.target.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             values = strategy.measure(net.encode(batch), batch).double()
         if found is None:

@@ -24,7 +24,7 @@ from cggm_ray.core.batch import Batch, Feature
 from cggm_ray.core.errors import CggmError, TrainingError, UsageError
 from cggm_ray.core.live import moved
 from cggm_ray.core.shapley import all_subsets, shapley_values
-from cggm_ray.data.loading.sampler import slices
+from cggm_ray.data.loading.sampler import InOrder, Plan
 from cggm_ray.data.loading.split import Split
 from cggm_ray.engine.runtime import Runtime
 from cggm_ray.engine.settings import TrainConfig
@@ -351,7 +351,7 @@ def _local_sums(
     device = runtime.device
     states = [task.metrics(device, split.groups) for _ in chosen]
     loss_sums = [torch.zeros(task.n_sums, dtype=torch.float64, device=device) for _ in chosen]
-    plan = list(slices(torch.arange(len(split)), settings.batch_size, runtime.rank, runtime.world_size))
+    plan = Plan(InOrder(len(split)), settings.batch_size, runtime.rank, runtime.world_size)
     for batch in split.batches(plan, epoch=0):
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             features = net.encode(batch)

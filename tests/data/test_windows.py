@@ -37,7 +37,7 @@ def order(seed: int = 1, epoch: int = 0, window: int = 2) -> WindowOrder:
 
 @pytest.mark.parametrize("window", [1, 2, 3, 7, 20])
 def test_every_sample_once_and_few_shards_at_a_time(window: int) -> None:
-    found = order(window=window).take(0, sum(ROWS)).numpy()
+    found = order(window=window)[: sum(ROWS)].numpy()
     assert sorted(found) == list(range(sum(ROWS)))
     # All samples of a window come before those of the next.
     begun = list(dict.fromkeys(SHARD_OF[found].tolist()))
@@ -50,17 +50,17 @@ def test_every_sample_once_and_few_shards_at_a_time(window: int) -> None:
 
 
 def test_any_stretch_is_that_of_the_whole() -> None:
-    whole = order().take(0, sum(ROWS))
+    whole = order()[: sum(ROWS)]
     for start in range(sum(ROWS)):
         for stop in range(start + 1, sum(ROWS) + 3):
-            assert torch.equal(order().take(start, stop), whole[start:stop])
+            assert torch.equal(order()[start:stop], whole[start:stop])
 
 
 def test_a_function_of_seed_and_epoch() -> None:
-    whole = order().take(0, 28)
-    assert torch.equal(order().take(0, 28), whole)
+    whole = order()[:28]
+    assert torch.equal(order()[:28], whole)
     for other in (order(seed=2), order(epoch=1), order(window=3)):
-        assert not torch.equal(other.take(0, 28), whole)
+        assert not torch.equal(other[:28], whole)
 
 
 def test_a_hundred_million_samples_need_little_memory() -> None:
@@ -70,7 +70,7 @@ def test_a_hundred_million_samples_need_little_memory() -> None:
     found = WindowOrder(shard_rows, 4, 1, 3)
     assert len(found) == 10**8
     for start in (0, 7, 54_321_000, 10**8 - 64):
-        part = found.take(start, start + 64)
+        part = found[start : start + 64]
         assert len(part) == 64
         assert len(set((part // rows).tolist())) <= 8
     _, peak = tracemalloc.get_traced_memory()
@@ -81,10 +81,10 @@ def test_a_hundred_million_samples_need_little_memory() -> None:
 
 def test_the_budget_goes_through_the_windows() -> None:
     budget = Budget(samples=28, batch_size=5, passes=2, total=100)
-    wanted = torch.cat([order(seed=9, epoch=2).take(0, 28), order(seed=9, epoch=3).take(0, 28)])
+    wanted = torch.cat([order(seed=9, epoch=2)[:28], order(seed=9, epoch=3)[:28]])
     windowed = with_window(budget, 2, ROWS)
-    assert torch.equal(windowed.order(9, 1, 0), wanted)
-    assert torch.equal(with_window(budget, 0, ROWS).order(9, 1, 0), budget.order(9, 1, 0))
+    assert torch.equal(windowed.order(9, 1, 0)[:], wanted)
+    assert torch.equal(with_window(budget, 0, ROWS).order(9, 1, 0)[:], budget.order(9, 1, 0)[:])
     with pytest.raises(UsageError, match="window: found 2; expected 0, because this dataset draws its samples"):
         with_window(budget, 2, [5, 5])
     # Any number of workers takes the same global batches, from any place on.
@@ -149,7 +149,7 @@ def test_an_epoch_requests_the_bytes_of_the_shards(
         urls._storage.cache_clear()
         split = StreamSplit(cold, manifest, "train", ("a",), device, 0, 2**30, 2)
         for epoch in (0, 1):
-            plan = list(slices(WindowOrder(torch.tensor(rows), 2, 0, epoch).take(0, 900), 50, 0, 1))
+            plan = list(slices(WindowOrder(torch.tensor(rows), 2, 0, epoch)[:900], 50, 0, 1))
             for batch in split.batches(plan, epoch):
                 assert np.array_equal(batch.inputs["a"].numpy(), columns["a"][batch.index])
         assert store.sent <= 1.1 * sum(shard.bytes for shard in manifest.splits["train"])

@@ -89,7 +89,7 @@ def test_draws_are_those_of_the_sample_for_any_number_of_workers(tmp_path: Path)
                 rows = zip(part.index.tolist(), part.given[DRAWS].tolist(), strict=True)
                 found |= dict(rows) if part.weight is None else {}
         assert found == dict(zip(plan.order.tolist(), plan.given[DRAWS].tolist(), strict=True))
-    part = rest_of(plan, 4, 4, LocalRuntime(tmp_path, RunConfig(no_cuda=True)))[0]
+    part = next(iter(rest_of(plan, 4, 4, LocalRuntime(tmp_path, RunConfig(no_cuda=True)))))
     assert torch.equal(part.index, plan.order[4:8])
     left, right = with_given(batch, dataclasses.replace(part)).split(2)
     assert left.given is not None

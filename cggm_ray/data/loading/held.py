@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -54,25 +54,27 @@ class FetchAhead:
     """Copies files of a store into the cache of the node, in a thread, a few before they are needed.
 
     Args:
-        paths: in the order in which they are needed first.
+        paths: in the order in which they are needed; one that came before is passed over.
         depth: files that are copied ahead.
     """
 
-    def __init__(self, paths: Sequence[Path], depth: int) -> None:
-        self._paths, self._depth = paths, depth
-        self._places = {path: place for place, path in enumerate(paths)}
-        self._begun = 0
+    def __init__(self, paths: Iterable[Path], depth: int) -> None:
+        self._paths, self._depth = iter(paths), depth
+        self._places: dict[Path, int] = {}
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="fetch")
 
     def needs(self, path: Path) -> None:
         """Says that a file is needed now."""
         with self._lock:
-            stop = min(len(self._paths), self._places.get(path, 0) + 1 + self._depth)
-            for place in range(self._begun, stop):
-                # An error is that of whoever reads the file.
-                self._pool.submit(local_copy, self._paths[place])
-            self._begun = max(self._begun, stop)
+            while path not in self._places or len(self._places) <= self._places[path] + self._depth:
+                following = next(self._paths, None)
+                if following is None:
+                    return
+                if following not in self._places:
+                    self._places[following] = len(self._places)
+                    # An error is that of whoever reads the file.
+                    self._pool.submit(local_copy, following)
 
     def close(self) -> None:
         """Begins no further copy."""

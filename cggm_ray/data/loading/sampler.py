@@ -6,14 +6,17 @@ or four workers, and a run that was resumed, process the same global batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from cggm_ray.core.batch import Batch
+from cggm_ray.core.batch import Batch, Order
 from cggm_ray.core.seeding import generator
+
+STRETCH = 2**16
+"""Samples of an order that are computed at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +73,12 @@ class WindowOrder:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def take(self, start: int, stop: int) -> Tensor:
-        """Returns the samples at the places `start` to `stop` of the order, int64 [stop - start]."""
-        stop = min(stop, len(self))
-        first, last = torch.searchsorted(self._starts, torch.tensor([start, max(start, stop - 1)]), right=True) - 1
+    def __getitem__(self, places: slice) -> Tensor:
+        """Returns the samples at some places of the order, int64."""
+        start, stop, _ = places.indices(len(self))
+        if start >= stop:
+            return torch.zeros(0, dtype=torch.int64)
+        first, last = torch.searchsorted(self._starts, torch.tensor([start, stop - 1]), right=True) - 1
         parts = [self._samples(number) for number in range(int(first), int(last) + 1)]
         begin = int(self._starts[first])
         return torch.cat(parts)[start - begin : stop - begin]
@@ -84,6 +89,80 @@ class WindowOrder:
         pairs = zip(self._first[members].tolist(), self._rows[members].tolist(), strict=True)
         samples = torch.cat([torch.arange(first, first + rows) for first, rows in pairs])
         return samples[torch.randperm(len(samples), generator=generator(self._seed, "window", self._epoch, number))]
+
+
+class Passes:
+    """Orders one after the other, as one.
+
+    Args:
+        parts: the orders.
+        samples: of them that count; the rest is left out.
+    """
+
+    def __init__(self, parts: Sequence[Order], samples: int) -> None:
+        self._parts = parts
+        self._samples = min(samples, sum(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def __getitem__(self, places: slice) -> Tensor:
+        """Returns the samples at some places, int64."""
+        start, stop, _ = places.indices(self._samples)
+        found, begun = [torch.zeros(0, dtype=torch.int64)], 0
+        for part in self._parts:
+            here = slice(max(0, start - begun), max(0, min(len(part), stop - begun)))
+            if here.start < here.stop:
+                found.append(part[here])
+            begun += len(part)
+        return torch.cat(found)
+
+
+class InOrder:
+    """The rows of a split as they are.
+
+    Args:
+        samples: of the split.
+    """
+
+    def __init__(self, samples: int) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def __getitem__(self, places: slice) -> Tensor:
+        """Returns the samples at some places, int64."""
+        start, stop, _ = places.indices(self._samples)
+        return torch.arange(start, max(start, stop))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A worker's part of every global batch of an order, computed some batches at a time whenever it is iterated over.
+
+    Attributes:
+        order: rows of the split.
+        batch_size: of the global batch.
+        rank: of the worker.
+        world_size: number of workers.
+        given: name to [samples, ...], what the samples bring beside their inputs.
+        start: samples of the order that are left out, which were seen before.
+    """
+
+    order: Order
+    batch_size: int
+    rank: int
+    world_size: int
+    given: Mapping[str, Tensor] | None = None
+    start: int = 0
+
+    def __iter__(self) -> Iterator[Slice]:
+        stretch = max(1, STRETCH // self.batch_size) * self.batch_size
+        for start in range(self.start, len(self.order), stretch):
+            here = slice(start, min(start + stretch, len(self.order)))
+            given = {name: values[here] for name, values in (self.given or {}).items()}
+            yield from slices(self.order[here], self.batch_size, self.rank, self.world_size, given)
 
 
 def slices(

@@ -151,8 +151,10 @@ class StreamSplit:
             for name, columns in self._views.items()
             if len(columns) > 1
         }
-        plan = list(plan)
-        samples = max((len(part.index) for part in plan), default=1)
+        # It is gone through twice where files are copied ahead.
+        plan = list(plan) if isinstance(plan, Iterator) else plan
+        # Only the last batches are smaller than the first one.
+        samples = next((len(part.index) for part in plan), 1)
         stored = samples * sum(spec.bytes for spec in self._specs.values())
         wide = samples * sum(spec.bytes * (2 if spec.dtype == "float16" else 1) for spec in self._specs.values())
         # The loop holds a batch in full precision while the next is made; one more is waited for beside those ahead.
@@ -166,26 +168,21 @@ class StreamSplit:
             if fetch is not None:
                 fetch.close()
 
-    def _fetch_ahead(self, plan: Sequence[Slice]) -> FetchAhead | None:
+    def _fetch_ahead(self, plan: Iterable[Slice]) -> FetchAhead | None:
         """Returns what copies whole shards from a store before they are needed; None where that is of no use."""
-        if self._held is None or is_local(self._folder) or not plan:
+        if self._held is None or is_local(self._folder):
             return None
-        files = self._places[torch.cat([part.index for part in plan]).numpy(), 0]
-        firsts = np.sort(np.unique(files, return_index=True)[1])
-        return FetchAhead([self._files[number] for number in files[firsts]], self._window)
+        numbers = (number for part in plan for number in dict.fromkeys(self._places[part.index.numpy(), 0].tolist()))
+        return FetchAhead((self._files[number] for number in numbers), self._window)
 
     def _read(self, part: Slice, drawn: dict[str, Tensor], fetch: FetchAhead | None) -> Batch:
         rows = part.index.numpy()
         arrays = {name: np.empty((len(rows), *spec.shape), dtype=spec.dtype) for name, spec in self._specs.items()}
-        columns = {
-            name: [self._views[name][int(view)] for view in drawn[name][part.index]]
-            if name in drawn
-            else [name] * len(rows)
-            for name in self._specs
-        }
+        of_views = {name: [self._views[name][int(view)] for view in drawn[name][part.index]] for name in drawn}
         if self._held is not None:
-            self._fill(arrays, columns, rows, fetch)
+            self._fill(arrays, of_views, rows, fetch)
             return self._batch(part, arrays)
+        columns = {name: of_views.get(name) or [name] * len(rows) for name in self._specs}
         by_group: dict[tuple[int, int], list[int]] = {}
         for place, (file, group, *_) in enumerate(self._places[rows].tolist()):
             by_group.setdefault((file, group), []).append(place)
@@ -201,7 +198,7 @@ class StreamSplit:
     def _fill(
         self,
         arrays: dict[str, np.ndarray],
-        columns: dict[str, list[str]],
+        of_views: dict[str, list[str]],
         rows: np.ndarray,
         fetch: FetchAhead | None,
     ) -> None:
@@ -214,8 +211,11 @@ class StreamSplit:
             values = self._held.get(int(file))
             places = np.flatnonzero(files == file)
             for name, array in arrays.items():
+                if name not in of_views:
+                    array[places] = values[name][offsets[places]]
+                    continue
                 for place in places:
-                    array[place] = values[columns[name][place]][offsets[place]]
+                    array[place] = values[of_views[name][place]][offsets[place]]
 
     def _batch(self, part: Slice, arrays: dict[str, np.ndarray]) -> Batch:
         masks = {name: mask[part.index] for name, mask in self.masks.items()}
