@@ -1,8 +1,9 @@
-"""How a GPU computes in single precision."""
+"""In how many digits numbers are held and multiplied."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
 def choose_arithmetic(*, tf32: bool, benchmark: bool) -> None:
@@ -18,3 +19,8 @@ def choose_arithmetic(*, tf32: bool, benchmark: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = benchmark
+
+
+def in_precision(x: Tensor) -> Tensor:
+    """Returns a tensor in float32 at least: a number in bfloat16 has two digits."""
+    return x.float() if x.dtype.itemsize < 4 else x

@@ -37,6 +37,7 @@ from cggm_ray.engine.tracking import check_trackers
 from cggm_ray.models.composed.pretrained import PretrainedEncoder
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.outputs import scale_outputs
+from cggm_ray.models.precision import in_double
 from cggm_ray.models.registry import NETWORKS, NetworkPlan
 from cggm_ray.models.settings import ModelConfig
 from cggm_ray.models.standardise import standardise_modules
@@ -289,6 +290,8 @@ def build_network(
             for head in scale_outputs(net, guides.values()):
                 if task.location is not None and task.unit is not None:
                     head.fill(task.location, task.unit)
+    if config.train.precision == "fp64":
+        in_double(net, guides.values(), modalities)
     return net, guides
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cggm_ray.core.arithmetic import in_precision
 from cggm_ray.core.batch import Batch, Feature
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Reduction
 from cggm_ray.data.loading.collector import Collector
@@ -182,4 +183,4 @@ def predicted(precision: str, net: MultimodalNet, batch: Batch, observer: Observ
         logits = net.fuse(features, batch.masks).logits
         if observer is not None:
             observer.see(features, batch)
-    return logits.float() if logits.dtype.itemsize < 4 else logits
+    return in_precision(logits)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from cggm_ray.config.fields import at_least, check, one_of, option
 from cggm_ray.core.errors import UsageError
 
-PRECISIONS = ("fp32", "tf32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp64")
 
 
 ON_NONFINITE = ("stop", "skip")
@@ -57,7 +57,8 @@ class TrainConfig:
     patience: int | None = option(None, "stop after so many epochs without a better validation metric", resume=True)
     precision: str = option(
         "fp32",
-        "fp32; tf32 for single precision whose products an NVIDIA GPU rounds to 10 bits; bf16 for autocast",
+        "fp32; tf32 for single precision whose products an NVIDIA GPU rounds to 10 bits; bf16 for autocast; fp64 to check "
+        "that two curves are one to the last digits, at about twice the time",
         resume=True,
     )
     cudnn_benchmark: bool = option(

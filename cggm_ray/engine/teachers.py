@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from cggm_ray.core.errors import UsageError, short_repr
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.state import BEST, VALUES, WEIGHTS
+from cggm_ray.models.precision import Double
 from cggm_ray.models.standardise import Standardise
 from cggm_ray.storage.base import is_url
 from cggm_ray.storage.mirror import mirror_of
@@ -78,6 +80,8 @@ def load_teachers(
             if values:
                 inputs[name] = Standardise(tuple(values["mean"].shape))
                 inputs[name].load_state_dict(values)
+            if any(part.dtype == torch.float64 for part in teacher.parameters()):
+                inputs[name] = inputs[name].double() if name in inputs else Double()
         except (OSError, SafetensorError, RuntimeError, KeyError) as error:
             # torch lists every parameter on a line of its own.
             reason = " ".join(str(error).split())[:300]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from cggm_ray.core.arithmetic import in_precision
 from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.errors import UsageError
 from cggm_ray.models.net import Masks, MultimodalNet
@@ -71,7 +72,7 @@ class AveragedNet(MultimodalNet):
             else:
                 own = {name: parts[start] for name, parts in features.items()}
                 start += 1
-            logits.append(member.fuse(own, masks).logits.float())
+            logits.append(in_precision(member.fuse(own, masks).logits))
         mean = mean_prediction(torch.stack(logits), self.share, classes=self._classes)
         return HeadOutput(mean, mean)
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cggm_ray.core.arithmetic import in_precision
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduction
 
 
@@ -180,7 +181,7 @@ class _Normalise(torch.autograd.Function):
         reduce: Callable[[Tensor], Tensor],
         eps: float,
     ) -> tuple[Tensor, Tensor]:
-        wide = x.float() if x.dtype.itemsize < 4 else x
+        wide = in_precision(x)
         weight = None if weight_N is None else weight_N.to(wide.dtype)[:, None, None, None]
         # Shifted by the running mean, the same on all workers: less cancels in E[x^2] - E[x]^2.
         shifted = wide - _channels(shift_C.to(wide.dtype))

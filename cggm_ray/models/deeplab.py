@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cggm_ray.config.fields import one_of, option
+from cggm_ray.core.arithmetic import in_precision
 from cggm_ray.core.batch import Feature, HeadOutput
 from cggm_ray.core.errors import DataError
 from cggm_ray.models.batchnorm import BatchNorm2d, recompute_contexts
@@ -39,6 +40,7 @@ class DeepLabConfig:
         channels: of the pyramid's output and of the decoder.
         low_channels: to which the low-level features are reduced.
         recompute: whether the activations of the encoders are computed again in the backward pass instead of being kept.
+        dropouts: probabilities after the pyramid, and after the first and the second block of the decoder.
     """
 
     backbone: ResNetConfig
@@ -46,6 +48,7 @@ class DeepLabConfig:
     channels: int = 256
     low_channels: int = 48
     recompute: bool = False
+    dropouts: tuple[float, float, float] = (0.5, 0.5, 0.1)
 
 
 class Atrous(nn.Module):
@@ -79,7 +82,7 @@ class SpatialPyramid(nn.Module):
         )
         self.conv1 = nn.Conv2d((self.rates + 1) * config.channels, config.channels, 1, bias=False)
         self.bn1 = BatchNorm2d(config.channels)
-        self.dropout = nn.Dropout(0.5)
+        self.dropout = nn.Dropout(config.dropouts[0])
         _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,11 +138,11 @@ class Decoder(nn.Module):
         self.last_conv = nn.Sequential(
             BatchNorm2d(config.channels),
             nn.ReLU(),
-            nn.Dropout(0.5),
+            nn.Dropout(config.dropouts[1]),
             nn.Conv2d(config.channels, config.channels, 3, padding=1, bias=False),
             BatchNorm2d(config.channels),
             nn.ReLU(),
-            nn.Dropout(0.1),
+            nn.Dropout(config.dropouts[2]),
         )
         _initialise(self)
 
@@ -202,7 +205,7 @@ class DeepLab(MultimodalNet):
 def predict(head: nn.Module, hidden: Tensor) -> HeadOutput:
     """Logits [N, C, H, W] from the head's input [N, D, H/4, W/4]; the head's own map is `raw`."""
     raw = head(hidden)
-    raw = raw.float() if raw.dtype.itemsize < 4 else raw
+    raw = in_precision(raw)
     size = [LOW_STRIDE * pixels for pixels in hidden.shape[2:]]
     resize = partial(F.interpolate, size=size, mode="bilinear", align_corners=True)
     return HeadOutput(resize(raw), hidden, raw, resize=resize)
@@ -234,6 +237,7 @@ class DeepLabOptions(NetworkOptions):
         False, "compute the encoders' activations again in the backward pass instead of keeping them", resume=True
     )
     channels_last: bool = option(False, "channels last in memory, for the matrix units of a GPU", resume=True)
+    map_dropout: bool = option(True, "dropout of the released network: .5 after the pyramid, .5 and .1 in the decoder")
 
     def __post_init__(self) -> None:
         one_of(self, "backbone", tuple(BACKBONES))
@@ -241,7 +245,8 @@ class DeepLabOptions(NetworkOptions):
 
 def _build(plan: NetworkPlan[DeepLabOptions]) -> tuple[MultimodalNet, dict[str, nn.Module]]:
     options, modalities = plan.options, tuple(plan.shapes)
-    config = DeepLabConfig(backbone=BACKBONES[options.backbone], recompute=options.recompute)
+    dropouts = DeepLabConfig.dropouts if options.map_dropout else (0.0, 0.0, 0.0)
+    config = DeepLabConfig(backbone=BACKBONES[options.backbone], recompute=options.recompute, dropouts=dropouts)
     net, guides = DeepLab(config, modalities, plan.outputs), deeplab_guides(config, modalities, plan.outputs)
     if options.channels_last:
         for module in (net, *guides.values()):

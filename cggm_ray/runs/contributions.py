@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cggm_ray.core.arithmetic import in_precision
 from cggm_ray.core.batch import Batch, Feature
 from cggm_ray.core.errors import CggmError, TrainingError, UsageError
 from cggm_ray.core.live import moved
@@ -362,7 +363,7 @@ def _local_sums(
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
                 seen = {name: (features if name in subset else nothing)[name] for name in features}
                 logits = net.fuse(seen, _masks(batch, subset, net)).logits
-            logits = logits.float() if logits.dtype.itemsize < 4 else logits
+            logits = in_precision(logits)
             state.update(logits, batch)
             losses += task.sums(logits, batch)
         if ended.over:

@@ -38,19 +38,12 @@ import torch
 from torch import Tensor
 
 from cggm_ray.config.fields import check, one_of, option
+from cggm_ray.core.arithmetic import in_precision
 from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
 from cggm_ray.core.shapley import all_subsets, shapley_values
 from cggm_ray.strategies.base import Memo, Strategy
-from cggm_ray.strategies.features import (
-    Predict,
-    as_in_inference,
-    blank_features,
-    each,
-    in_precision,
-    keep_only,
-    logits_of,
-)
+from cggm_ray.strategies.features import Predict, as_in_inference, blank_features, each, keep_only, logits_of
 from cggm_ray.strategies.gate import Gates
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.strategies.responses import ResponseStrategy

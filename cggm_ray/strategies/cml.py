@@ -31,11 +31,12 @@ import torch
 from torch import Tensor
 
 from cggm_ray.config.fields import check, one_of, option
+from cggm_ray.core.arithmetic import in_precision
 from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
 from cggm_ray.core.seeding import generator
 from cggm_ray.strategies.base import Memo, Strategy
-from cggm_ray.strategies.features import Predict, as_in_inference, check_several, each, in_precision
+from cggm_ray.strategies.features import Predict, as_in_inference, check_several, each
 from cggm_ray.strategies.guided import losses_of
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks.base import Task

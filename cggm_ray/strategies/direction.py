@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cggm_ray.core.arithmetic import in_precision
 from cggm_ray.core.batch import Batch, HeadOutput
 from cggm_ray.core.errors import UsageError
 from cggm_ray.tasks.base import Task
@@ -49,7 +50,7 @@ def weight_gradient_sums(task: Task, head: HeadOutput, batch: Batch) -> Tensor:
     Raises:
         UsageError: the pass has no gradient, and the network does not say how it resizes its logits.
     """
-    logits = head.logits.float() if head.logits.dtype.itemsize < 4 else head.logits
+    logits = in_precision(head.logits)
     residuals = task.residuals(logits, batch)
     if head.raw is not None:
         residuals = torch.stack([_pull_back(*_resizing(head), residual) for residual in residuals])

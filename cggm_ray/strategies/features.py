@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cggm_ray.core.arithmetic import in_precision
 from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.errors import UsageError
 from cggm_ray.models.net import MultimodalNet, zeroed_feature
@@ -45,11 +46,6 @@ def keep_only(features: Mapping[str, Feature], kept: Container[str]) -> dict[str
         name: detached(feature) if name in kept else each(feature, torch.zeros_like)
         for name, feature in features.items()
     }
-
-
-def in_precision(logits: Tensor) -> Tensor:
-    """Logits in float32 at least: a score from bfloat16 has two digits."""
-    return logits.float() if logits.dtype.itemsize < 4 else logits
 
 
 def pooled(feature: Feature, mask: Tensor | None = None) -> Tensor:

@@ -38,13 +38,13 @@ import torch
 from torch import Tensor, nn
 
 from cggm_ray.config.fields import at_least, check, option
+from cggm_ray.core.arithmetic import in_precision
 from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
 from cggm_ray.models.ensemble import members_of
 from cggm_ray.models.net import Masks, MultimodalNet
 from cggm_ray.strategies.base import Memo, Strategy
-from cggm_ray.strategies.features import in_precision
 from cggm_ray.strategies.guided import losses_of
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks import Classification, Task

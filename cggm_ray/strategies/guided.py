@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from cggm_ray.core.arithmetic import in_precision
 from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
 from cggm_ray.strategies.base import Memo, Strategy
-from cggm_ray.strategies.features import detached, in_precision
+from cggm_ray.strategies.features import detached
 from cggm_ray.tasks.base import Task, Utility
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]

@@ -32,11 +32,11 @@ import torch
 from torch import Tensor
 
 from cggm_ray.config.fields import at_least, check, one_of, option
+from cggm_ray.core.arithmetic import in_precision
 from cggm_ray.core.batch import Batch, HeadOutput
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce
 from cggm_ray.models.ensemble import ensemble_net, members_of
 from cggm_ray.strategies.base import Memo, Strategy
-from cggm_ray.strategies.features import in_precision
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks.base import Task
 from cggm_ray.tasks.classification import Classification

@@ -32,10 +32,11 @@ import torch
 from torch import Tensor, nn
 
 from cggm_ray.config.fields import check, option
+from cggm_ray.core.arithmetic import in_precision
 from cggm_ray.core.batch import Batch, HeadOutput
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce
 from cggm_ray.strategies.base import Memo, Strategy
-from cggm_ray.strategies.features import check_several, in_precision
+from cggm_ray.strategies.features import check_several
 from cggm_ray.strategies.guided import Guided, MakeOptimizer
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks.base import Task

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from cggm_ray.config.fields import check, option
+from cggm_ray.core.arithmetic import in_precision
 from cggm_ray.core.batch import Batch, Feature
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
@@ -151,7 +152,7 @@ class _Part(torch.autograd.Function):
 
 
 def _wide(grad: Tensor) -> Tensor:
-    return grad.float() if grad.dtype.itemsize < 4 else grad
+    return in_precision(grad)
 
 
 def _by_sample(products: Tensor) -> Tensor:

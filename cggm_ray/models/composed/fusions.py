@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from cggm_ray.core.arithmetic import in_precision
 from cggm_ray.models.composed.registry import FUSIONS, FusionInfo, FusionPlan
 from cggm_ray.models.composed.steps import AttentionPooling, there
 from cggm_ray.models.net import Masks, mask_of
@@ -120,7 +121,7 @@ class Gated(VectorFusion):
         """Features by modality to [N, D]."""
         vectors, has_NM = self.vectors(features, masks)
         own_NMD = torch.stack([linear(v) for linear, v in zip(self.own.values(), vectors, strict=True)], 1)
-        score_NMD = self.gates(torch.cat(vectors, 1)).reshape(own_NMD.shape).float()
+        score_NMD = in_precision(self.gates(torch.cat(vectors, 1)).reshape(own_NMD.shape))
         gate_NMD = score_NMD.masked_fill(~has_NM[..., None], torch.finfo(torch.float32).min).softmax(1)
         return (gate_NMD.to(own_NMD.dtype) * own_NMD).sum(1)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cggm_ray.core.arithmetic import in_precision
+
 
 def there(x_NTF: Tensor, mask: Tensor | None) -> Tensor:
     """Returns which steps are there, bool [N, T], from a mask [N, T] or [N, 1], or from none."""
@@ -61,6 +63,6 @@ class AttentionPooling(nn.Module):
     def forward(self, h_NTD: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features [N, T, D], and a mask [N, T] or [N, 1], to [N, D]; zeros for a sample without any step."""
         there_NT1 = there(h_NTD, mask)[..., None]
-        score_NT1 = self.score(h_NTD).float().masked_fill(~there_NT1, torch.finfo(torch.float32).min)
+        score_NT1 = in_precision(self.score(h_NTD)).masked_fill(~there_NT1, torch.finfo(torch.float32).min)
         weight_NT1 = score_NT1.softmax(1).to(h_NTD.dtype).masked_fill(~there_NT1, 0)
         return (weight_NT1 * h_NTD.masked_fill(~there_NT1, 0)).sum(1)
