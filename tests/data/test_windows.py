@@ -16,6 +16,7 @@ from stored_sets import stored
 from cggm_ray.commands.cli import main
 from cggm_ray.core.errors import UsageError
 from cggm_ray.data.datasets.features import FeatureOptions
+from cggm_ray.data.loading import sampler
 from cggm_ray.data.loading.held import FetchAhead, Held, check_window
 from cggm_ray.data.loading.sampler import WindowOrder, slices
 from cggm_ray.data.loading.stream import StreamSplit
@@ -77,6 +78,26 @@ def test_a_hundred_million_samples_need_little_memory() -> None:
     tracemalloc.stop()
     # Tensors are outside of what is traced, so they are counted by their shapes: three of the shards, one of the windows.
     assert peak + 8 * (3 * shards + shards // 4 + 2 * 8 * rows) < 50 * 2**20
+
+
+def test_a_plan_is_that_of_the_whole_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler, "STRETCH", 11)
+    budget = with_window(Budget(samples=28, batch_size=5, passes=2, total=9), 2, ROWS)
+    found = budget.order(3, 1, 0)
+    whole = found[:]
+    assert len(found) == len(whole) == 45
+    given = {"double": 2 * whole}
+    for start, rank, workers in ((0, 0, 1), (10, 1, 2), (40, 2, 3), (45, 0, 1)):
+        plan = sampler.Plan(found, 5, rank, workers, given, start)
+        wanted = slices(whole[start:], 5, rank, workers, {"double": 2 * whole[start:]})
+        # It can be gone through again.
+        for part, again, other in zip(plan, plan, wanted, strict=True):
+            assert torch.equal(part.index, other.index)
+            assert torch.equal(again.index, other.index)
+            assert part.samples == other.samples
+            assert part.given is not None
+            assert torch.equal(part.given["double"], 2 * other.index)
+    assert torch.equal(torch.cat([part.index for part in sampler.Plan(sampler.InOrder(28), 5, 0, 1)]), torch.arange(28))
 
 
 def test_the_budget_goes_through_the_windows() -> None:
