@@ -78,7 +78,10 @@ def ridge_net(net: MultimodalNet, dataset: Dataset, manifest: Manifest, outputs:
     """
     modalities = tuple(net.encoders)
     kinds, shapes = dataset.kinds(manifest, modalities), dataset.shapes(manifest, modalities)
-    return linear_net(kinds, {name: tuple(shape) for name, shape in shapes.items()}, outputs, dict(net.inputs.items()))
+    ridge = linear_net(kinds, {name: tuple(shape) for name, shape in shapes.items()}, outputs, dict(net.inputs.items()))
+    # `--precision fp64` has a network of that type.
+    ridge.head.to(next(net.parameters()).dtype)
+    return ridge
 
 
 def blended(net: MultimodalNet, ridge: MultimodalNet, share: float) -> AveragedNet:

@@ -166,6 +166,13 @@ def test_two_processes_fit_the_regression_of_one(tmp_path: Path) -> None:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-7)
 
 
+def test_a_run_in_double_precision_has_one(tmp_path: Path) -> None:
+    run = trained(tmp_path, "run", "--precision", "fp64")
+    assert load_file(run / "best" / RIDGE)["weight"].dtype is torch.float64
+    verified = verify(run)
+    assert verified.equal, verified.table()
+
+
 def test_comparisons_leave_it_out_unless_it_is_given() -> None:
     quick = configured(FEATURES, ({"preset": "quick"}, "flag"))
     assert quick.train.ridge_blend == "auto"
