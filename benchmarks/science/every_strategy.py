@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import io
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -134,6 +135,10 @@ def train(folder: Path, workers: int, network: str, name: str, epochs: int, *mor
     said, wrong = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(wrong):
         code = program(recipe, [*places, *sizes, *flags_of(network), *chosen, *modalities, *more])
+    if code == 0 and os.environ.get("RANK", "0") == "0":
+        # A network for volumes leaves a gigabyte, of which only teachers are read again.
+        for part in ("checkpoints",) if name.startswith("teacher-") else ("checkpoints", "best"):
+            shutil.rmtree(storage / name / part, ignore_errors=True)
     return None if code == 0 else wrong.getvalue().strip().splitlines()[-1]
 
 

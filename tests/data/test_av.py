@@ -1,4 +1,4 @@
-"""Sets of sound and pictures: their layouts, what is decoded, how they are split, and media that cannot be read."""
+"""Sets of sound and pictures: what is decoded, how they are split, and media that cannot be read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from av_layouts import ucf
 from clips import RATE, colours, configuration, converted, crema, crema_names, small_wav2vec, split_of, tone
 
 from cggm_ray.commands.predict import predict
@@ -22,12 +23,10 @@ from cggm_ray.data.datasets.av.decoding import FLOOR, decoded, flow, middles, pi
 from cggm_ray.data.datasets.av.demonstration import (
     write_demonstration,
     write_pictures,
-    write_rows,
     write_sound,
     write_video,
 )
-from cggm_ray.data.datasets.av.layouts import read_clips
-from cggm_ray.data.datasets.av.media import FLOW, PICTURES, SOUND, VIDEO, Media, Medium
+from cggm_ray.data.datasets.av.media import FLOW, PICTURES, SOUND, VIDEO, Medium
 from cggm_ray.data.datasets.av.options import AvOptions
 from cggm_ray.data.loading.sampler import Slice
 from cggm_ray.engine.budget import budget_of
@@ -39,132 +38,6 @@ from cggm_ray.studies.baseline_inputs import FLAT, read_rows
 
 pytest.importorskip("av")
 pytest.importorskip("soundfile")
-
-
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(b"")
-
-
-def kinetics(root: Path) -> None:
-    rows = [("label", "youtube_id", "time_start", "time_end", "split")]
-    for number, split in enumerate(("train", "validate", "val", "test")):
-        rows.append(("tap dancing", f"abcdefghij{number}", "5", "15", split))
-        touch(root, f"{split}/tap dancing/abcdefghij{number}_000005_000015.mp4")
-    write_rows(root / "kinetics.csv", [row for row in rows if row[-1] != "validate"])
-
-
-def vggsound(root: Path) -> None:
-    write_rows(
-        root / "vggsound.csv", [("---g-f_I2yQ", 1, "people marching", "test"), ("--0PQM4-hqg", 30, "dog", "train")]
-    )
-    touch(root, "video/---g-f_I2yQ_000001.mp4", "audio/--0PQM4-hqg_000030.wav")
-    touch(root, "frames/--0PQM4-hqg_000030/0001.jpg")
-
-
-def ogm(root: Path) -> None:
-    write_rows(root / "data/CREMAD/train.csv", [("1001_DFA_ANG_XX", "ANG")])
-    write_rows(root / "data/CREMAD/test.csv", [("1002_IEO_HAP_HI", "HAP")])
-    for name in ("1001_DFA_ANG_XX", "1002_IEO_HAP_HI"):
-        touch(root, f"AudioWAV/{name}.wav", f"Image-01-FPS/{name}/00001.jpg")
-
-
-def ave(root: Path) -> None:
-    head, lines = (
-        "Category&VideoID&Quality&StartTime&EndTime",
-        ("Church bell&RUhOCu3LNXM&good&0&10", "Bark&abc&bad&1&5"),
-    )
-    (root / "Annotations.txt").write_text("\n".join((head, *lines)))
-    (root / "trainSet.txt").write_text(lines[0] + "\n")
-    (root / "testSet.txt").write_text(lines[1] + "\n")
-    touch(root, "AVE/RUhOCu3LNXM.mp4", "AVE/abc.mp4")
-
-
-def ucf(root: Path) -> None:
-    names = ("Archery/v_Archery_g08_c01.avi", "Bowling/v_Bowling_g01_c02.avi")
-    (root / "classInd.txt").write_text("1 Archery\n2 Bowling\n")
-    (root / "trainlist01.txt").write_text(f"{names[0]} 1\n")
-    (root / "testlist01.txt").write_text(f"{names[1]}\n")
-    touch(root, *(f"UCF-101/{name}" for name in names))
-    touch(root, "tvl1/u/v_Archery_g08_c01/frame000001.jpg", "tvl1/v/v_Archery_g08_c01/frame000001.jpg")
-    touch(root, *(f"tsn/v_Bowling_g01_c02/{side}_00001.jpg" for side in ("flow_x", "flow_y", "img")))
-
-
-def folders(root: Path) -> None:
-    touch(root, "train/dog/1.mp4", "val/dog/1.mp4", "test/cat/2.wav", "test/cat/2/0001.png")
-
-
-Found = list[tuple[str, str | None, str | None, str | None, dict[str, str | None]]]
-LAYOUTS: dict[str, tuple[Callable[[Path], None], str, Found]] = {
-    "OGM-GE": (
-        ogm,
-        "lists",
-        [
-            ("1002_IEO_HAP_HI", "HAP", "test", "1002", {"audio": SOUND, "vision": PICTURES}),
-            ("1001_DFA_ANG_XX", "ANG", "train", "1001", {"audio": SOUND, "vision": PICTURES}),
-        ],
-    ),
-    "Kinetics": (
-        kinetics,
-        "lists",
-        [
-            (
-                f"abcdefghij{number}_000005_000015",
-                "tap dancing",
-                split,
-                f"abcdefghij{number}",
-                dict.fromkeys(("audio", "vision"), VIDEO),
-            )
-            for number, split in ((0, "train"), (2, "valid"), (3, "test"))
-        ],
-    ),
-    "VGGSound": (
-        vggsound,
-        "lists",
-        [
-            ("---g-f_I2yQ_000001", "people marching", "test", "---g-f_I2yQ", {"audio": VIDEO, "vision": VIDEO}),
-            ("--0PQM4-hqg_000030", "dog", "train", "--0PQM4-hqg", {"audio": SOUND, "vision": PICTURES}),
-        ],
-    ),
-    "AVE": (
-        ave,
-        "ave",
-        [
-            ("RUhOCu3LNXM", "Church bell", "train", "RUhOCu3LNXM", {"audio": VIDEO, "vision": VIDEO}),
-            ("abc", "Bark", "test", "abc", {"audio": VIDEO, "vision": VIDEO}),
-        ],
-    ),
-    "UCF-101": (
-        ucf,
-        "ucf101",
-        [
-            ("v_Archery_g08_c01", "Archery", "train", "v_Archery_g08", {"rgb": VIDEO, "flow": FLOW}),
-            ("v_Bowling_g01_c02", "Bowling", "test", "v_Bowling_g01", {"rgb": PICTURES, "flow": FLOW}),
-        ],
-    ),
-    "folders": (
-        folders,
-        "folders",
-        [
-            ("test/cat/2", "cat", "test", None, {"audio": SOUND, "vision": PICTURES}),
-            ("train/dog/1", "dog", "train", None, {"audio": VIDEO, "vision": VIDEO}),
-            ("valid/dog/1", "dog", "valid", None, {"audio": VIDEO, "vision": VIDEO}),
-        ],
-    ),
-}
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_layouts_of_the_field(tmp_path: Path, name: str) -> None:
-    write, layout, expected = LAYOUTS[name]
-    write(tmp_path)
-    found, clips = read_clips(Media(tmp_path), "auto", 1, True)
-    plain = [
-        (c.name, c.label, c.split, c.source, {m: medium and medium.form for m, medium in c.media.items()})
-        for c in clips
-    ]
-    assert (found, plain) == (layout, expected)
 
 
 def medium(form: str, *paths: Path) -> Medium:
@@ -454,17 +327,20 @@ def test_recipe_of_the_field() -> None:
 @pytest.mark.slow
 @pytest.mark.ray
 def test_two_ray_workers_follow_a_local_run(tmp_path: Path) -> None:
-    """Decoded by Ray Data, trained by two workers: the curve of one process, crops and missing modalities included."""
+    """Decoded by Ray Data, trained by two workers: the curve of one process, crops and missing modalities included.
+
+    In double precision, because batch normalisation makes what single precision rounds grow from step to step.
+    """
     raw = crema(tmp_path / "raw")
     (raw / "AudioWAV" / f"{crema_names()[0][0]}.wav").unlink()
-    curves = []
+    curves, learned = [], {"num_epochs": 3, "lr": 1e-3, "precision": "fp64"}
     for place, changes in (("here", {"local": True}), ("ray", {"local": False, "workers": "2", "cpus_per_worker": 1})):
-        result = run(configuration(raw, tmp_path / place, {**changes, "num_epochs": 2, "lr": 1e-3}, skip_bad=1))
+        result = run(configuration(raw, tmp_path / place, {**changes, **learned}, skip_bad=1))
         assert result is not None
         curves.append(read_metrics(result.folder))
     one, two = curves
     for name in ("train/loss", "valid/loss", "valid/accuracy"):
-        assert [epoch[name] for epoch in two] == pytest.approx([epoch[name] for epoch in one], rel=1e-4), name
+        assert [epoch[name] for epoch in two] == pytest.approx([epoch[name] for epoch in one], rel=1e-9), name
 
 
 @pytest.mark.slow

@@ -62,8 +62,8 @@ def refused(config: Config, flags: str, capsys: pytest.CaptureFixture[str]) -> s
     capsys.readouterr()
     assert main(config, flags.split()) == 2
     said = capsys.readouterr()
-    # A dataset may say what it read; a conversion or a run would say more.
-    assert all(line.startswith(f"{config.data.dataset}: ") for line in said.out.splitlines())
+    # The first lines of a run say where it is, and a dataset may say what it read; a conversion or a run would say more.
+    assert all(line.startswith(("run: ", "  ", f"{config.data.dataset}: ")) for line in said.out.splitlines())
     (line,) = said.err.splitlines()
     assert not (config.run.storage / "run").exists()
     ray = sys.modules.get("ray")

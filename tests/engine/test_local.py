@@ -52,7 +52,9 @@ def test_what_a_run_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert np.isclose(np.abs(table["prediction"] - table["target"]).mean(), summary["test"]["mae"])
     assert load_file(run / "best" / "model.safetensors")["head.weight"].shape == (1, 8)
     assert list((run / "tensorboard").iterdir())
-    assert (run / "train.log").read_text() in printed
+    # What is printed says besides what the data is like.
+    rest = iter(printed.splitlines())
+    assert all(line in rest for line in (run / "train.log").read_text().splitlines())
     assert "epoch 1  step 2/5  loss " in printed
     for place in ("config.yaml", "metrics.jsonl", "best", "predictions.parquet"):
         assert str(run / place) in printed

@@ -104,7 +104,9 @@ def test_a_second_conversion_waits_and_finds_the_set(small_pickle: Path, tmp_pat
     second = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
     try:
         assert second.stdout is not None
-        assert second.stdout.readline().startswith(f"waits for process {process.pid} on ")
+        # After the first lines of the run.
+        said = next(line for line in second.stdout if not line.startswith(("run: ", "  ")))
+        assert said.startswith(f"waits for process {process.pid} on ")
         # What another one is making is left alone.
         assert unfinished.exists()
         away.rename(made)
