@@ -88,7 +88,7 @@ def compare(config: Config, strategies: Sequence[str], seeds: Sequence[int], fix
 
 
 def networks_alone(config: Config) -> Config:
-    """Returns the configuration without a ridge regression that nobody asked for, because strategies change networks only."""
+    """Returns the configuration without `--ridge_blend auto`, because a comparison is about the networks; `on` stays."""
     blend = OFF if config.train.ridge_blend == AUTO else config.train.ridge_blend
     return config.replace({"ridge_blend": blend})
 

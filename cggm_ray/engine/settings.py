@@ -57,8 +57,8 @@ class TrainConfig:
     patience: int | None = option(None, "stop after so many epochs without a better validation metric", resume=True)
     precision: str = option(
         "fp32",
-        "fp32; tf32 for single precision whose products an NVIDIA GPU rounds to 10 bits; bf16 for autocast; fp64 to check "
-        "that two curves are one to the last digits, at about twice the time",
+        "fp32; tf32 for single precision whose products an NVIDIA GPU rounds to 10 bits; bf16 for autocast; fp64, which is "
+        "slower, to compare two curves to the last digits",
         resume=True,
     )
     cudnn_benchmark: bool = option(

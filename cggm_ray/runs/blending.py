@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cggm_ray.core.batch import Batch
-from cggm_ray.data.loading.sampler import slices
+from cggm_ray.data.loading.sampler import InOrder, Plan
 from cggm_ray.engine.evaluation import Predictions, evaluate, predicted
 from cggm_ray.engine.opening import Training
 from cggm_ray.engine.ridge import ridge_net
@@ -98,7 +98,7 @@ def fitted(training: Training) -> RidgeSums:
     net, runtime, split = training.state.net, training.runtime, training.splits["train"]
     ridge = ridge_net(net, training.dataset, training.manifest, training.task.outputs).to(runtime.device).eval()
     sums = RidgeSums(ridge.head.in_features, training.task.outputs, runtime.device)  # type: ignore[arg-type]
-    plan = list(slices(torch.arange(len(split)), training.config.train.batch_size, runtime.rank, runtime.world_size))
+    plan = Plan(InOrder(len(split)), training.config.train.batch_size, runtime.rank, runtime.world_size)
     for batch in split.batches(plan, epoch=0):
         rows = ridge.fusion(ridge.encode(batch))
         sums.add(rows, batch.target.reshape(len(batch), -1), batch.sample_weights())
@@ -114,7 +114,7 @@ def linear_predictions(training: Training, weights_KCD: Tensor, biases_KC: Tenso
     _fill(ridge.head, weights_KCD.flatten(0, 1), biases_KC.flatten())
     found = torch.zeros(len(split), biases_KC.numel(), dtype=torch.float64)
     settings = training.config.train
-    plan = list(slices(torch.arange(len(split)), settings.batch_size, runtime.rank, runtime.world_size))
+    plan = Plan(InOrder(len(split)), settings.batch_size, runtime.rank, runtime.world_size)
     for batch in split.batches(plan, epoch=0):
         if not batch.is_filler:
             found[batch.index.cpu()] = predicted(settings.precision, ridge, batch).double().cpu()
