@@ -21,10 +21,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-import transformers
-from PIL import Image
+from food101_set import save_encoders, write_set
 
 from cggm_ray.data.datasets.food101.food101_options import Food101Options
 from cggm_ray.data.shards.shards import RawShard, Shard, Stage, Transform
@@ -62,39 +60,6 @@ def write(stages: Sequence[Stage], raw: Sequence[RawShard], folder: Path, *, not
         for stage in stages
     ]
     return write_shards_with_ray(noting, raw, folder)
-
-
-def write_set(folder: Path, samples: int) -> Path:
-    """Returns the layout of UPMC-Food-101: `samples` to train on, an eighth of it each to validate and to test."""
-    rng = np.random.default_rng(0)
-    (folder / "images").mkdir(parents=True)
-    for split, count in {"train": samples, "dev": samples // 8, "test": samples // 8}.items():
-        records = []
-        for number in range(count):
-            path = f"images/{split}{number}.jpg"
-            coarse = Image.fromarray(rng.integers(0, 256, (48, 64, 3), np.uint8))
-            coarse.resize((512, 384), Image.Resampling.BICUBIC).save(folder / path, quality=90)
-            label = "ab"[number % 2]
-            records.append({"id": path, "text_tokens": ["word"] * 12, "img_path": path, "label": label})
-        (folder / f"{split}.json").write_text(json.dumps(records))
-    return folder
-
-
-def save_encoders(folder: Path, hidden: int, layers: int) -> tuple[Path, Path]:
-    """Saves random encoders in the format of transformers."""
-    sizes = {
-        "hidden_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": hidden // 64,
-        "intermediate_size": 4 * hidden,
-    }
-    transformers.utils.logging.disable_progress_bar()
-    transformers.ViTModel(transformers.ViTConfig(**sizes), add_pooling_layer=False).save_pretrained(folder / "vit")
-    bert = transformers.BertConfig(**sizes, vocab_size=30522)
-    transformers.BertModel(bert, add_pooling_layer=False).save_pretrained(folder / "bert")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "word"]
-    (folder / "bert" / "vocab.txt").write_text("\n".join(words) + "\n")
-    return folder / "vit", folder / "bert"
 
 
 def main() -> None:

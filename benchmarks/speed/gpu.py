@@ -15,6 +15,8 @@ part that fails or hangs says so in one line and the next one starts. The file i
     resume          ten steps against five, a checkpoint and five more, by bits
     data parallel   DistributedDataParallel in a process group of one (NCCL) against the bare step, by bits
     commands        train, continue, verify, predict and export on the data of --data
+    compiled run    a run with --compile, stopped and continued
+    extraction      samples a second through frozen encoders as large as ViT-B and BERT-base (needs transformers)
     recorded runs   whole runs with recorded and with eager steps, by bits; BraTS
     streamed        a run whose samples come from shards while it trains, against one whose samples lie on the device
     saves           how long a save of 200 MB stops training
@@ -38,15 +40,17 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 SECONDS = {
-    "waits": 60,
-    "agreement": 60,
-    "graph": 60,
+    "waits": 90,
+    "agreement": 90,
+    "graph": 120,
     "steps": 60,
     "profile": 30,
     "epoch": 30,
     "resume": 40,
     "data parallel": 30,
-    "commands": 120,
+    "commands": 150,
+    "compiled run": 240,
+    "extraction": 60,
     "recorded runs": 75,
     "streamed": 60,
     "saves": 60,
@@ -86,6 +90,8 @@ def parts() -> dict[str, Callable[..., None]]:
         "resume": gpu_checks.resume,
         "data parallel": gpu_checks.data_parallel_alone,
         "commands": gpu_checks.commands,
+        "compiled run": gpu_checks.compiled_run,
+        "extraction": gpu_checks.extraction,
         "recorded runs": gpu_checks.recorded_runs,
         "streamed": gpu_checks.streamed,
         "saves": gpu_times.saves,

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from gpu_where import (
@@ -28,6 +30,10 @@ from gpu_where import (
 from problems import PROBLEMS, STRATEGIES, Problem, Product, product
 
 from cggm_ray.core.seeding import make_deterministic, seed_all
+from cggm_ray.data.datasets.food101.food101_options import Food101Options
+from cggm_ray.data.shards.shards import write_shards_here
+from cggm_ray.engine.assembly import prepare_data
+from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.runtime import data_parallel
 from cggm_ray.engine.saving import HostCopy
 from cggm_ray.engine.step import train_step
@@ -228,7 +234,51 @@ def commands(where: Where, results: Results) -> None:
         command("predict", "predict", run, "--data_path", data, "--out", f"{command.folder}/predictions.parquet")
         command("export", "export", run)
         command("train mosi on the CPU", *command.mosi("cpu"), "--num_epochs", "1", "--no_cuda")
-        command("train mosi with compile", *command.mosi("compiled"), "--num_epochs", "2", "--compile")
+
+
+def compiled_run(where: Where, results: Results) -> None:
+    """A whole run whose steps are compiled as one graph, stopped and continued."""
+    with _Commands(where, results) as command:
+        for epochs in ("1", "2"):
+            flags = ["--num_epochs", epochs, "--compile", "--allow_config_change", "--report", "false"]
+            command(f"train mosi with compile, {epochs} epochs", *command.mosi("compiled"), *flags)
+
+
+def extraction(where: Where, results: Results) -> None:
+    """Frozen encoders as large as ViT-B and BERT-base on images of 512 x 384 pixels: samples a second, and the CPU's features.
+
+    The features are compared in float32; the largest difference is relative to the largest feature.
+    """
+    from food101_set import save_encoders, write_set
+
+    samples, hidden, layers = (8, 64, 1) if where.tiny else (256, 768, 12)
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        vit, bert = save_encoders(folder, hidden, layers)
+        found = {}
+        for name, count, no_cuda in (("few on the CPU", 8, True), ("few", 8, False), ("all", samples, False)):
+            source = folder / f"set{count}"
+            config = Config(options=Food101Options(vit=str(vit), bert=str(bert))).replace(
+                {
+                    "dataset": "food101",
+                    "data_path": str(source if source.exists() else write_set(source, count)),
+                    "storage_path": str(folder / name),
+                    "no_cuda": no_cuda or where.device == "cpu",
+                }
+            )
+            start = time.perf_counter()
+            shards = prepare_data(config, write_shards_here)
+            if name == "all":
+                results["samples per second, loading of encoders included"] = (samples + 2 * (samples // 8)) / (
+                    time.perf_counter() - start
+                )
+            found[name] = pq.read_table(sorted(shards.glob("train-*.parquet")))
+        for column in ("image", "text"):
+            here, there = (
+                np.frombuffer(b"".join(found[name].column(column).to_pylist()), np.float32)
+                for name in ("few on the CPU", "few")
+            )
+            results[f"largest difference of {column}"] = float(np.abs(here - there).max() / np.abs(here).max())
 
 
 def recorded_runs(where: Where, results: Results) -> None:

@@ -30,7 +30,7 @@ The formulas and defaults are those of the released code (github.com/nyukat/gree
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -213,8 +213,8 @@ class Greedy(Strategy):
         m, k = len(self._names), self.task.n_sums
         losses_M = losses_of(self.task, own_sums[: m * k].reshape(m, k))
         if self.training and torch.is_grad_enabled():
-            widths = torch.tensor(self._fusion[0].widths, device=own_sums.device)
-            count_D = own_sums.detach()[-m:].repeat_interleave(widths, output_size=len(self.average_D))
+            counts = zip(own_sums.detach()[-m:], self._fusion[0].widths, strict=True)
+            count_D = torch.cat([count.expand(width) for count, width in counts])
             mean_D = own_sums.detach()[m * k : -m] / count_D.clamp(min=1)
             moved_D = (mean_D + self.average_D * self.averaged) / (self.averaged + 1)
             self.average_D.copy_(torch.where(count_D > 0, moved_D, self.average_D))
@@ -254,12 +254,17 @@ class Greedy(Strategy):
         self.epoch += 1
 
 
-def _rate(parameters: Iterable[nn.Parameter]) -> Tensor:
+def _rate(parameters: Sequence[nn.Parameter]) -> Tensor:
     """Sum of the squared gradients over that of the squared weights."""
-    pairs = [(parameter, parameter.grad) for parameter in parameters]
-    squares = torch.stack([parameter.double().square().sum() for parameter, _ in pairs]).sum()
-    found = [grad.double().square().sum() for _, grad in pairs if grad is not None]
-    return (torch.stack(found).sum() if found else torch.zeros_like(squares)) / squares.clamp(min=1e-300)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    squares = _square(parameters)
+    return (_square(gradients) if gradients else torch.zeros_like(squares)) / squares.clamp(min=1e-300)
+
+
+def _square(tensors: Sequence[Tensor]) -> Tensor:
+    """Sum of all squares, in double precision."""
+    # One operation for all, where a GPU would start three for each.
+    return torch.stack(torch._foreach_norm(list(tensors), 2, torch.float64)).square().sum()
 
 
 def greedy_net(net: MultimodalNet, guides: Mapping[str, nn.Module], options: GreedyOptions) -> MultimodalNet:

@@ -116,15 +116,17 @@ class InfoReg(Strategy):
         super().__init__(task=task, reduce=reduce)
         self.modalities, self._predict, self._threshold = tuple(encoders), (predict,), threshold
         self._paper = paper
-        self._mus = tuple((mus or {}).get(name, 0.95) for name in encoders)
         # In lists: the parameters are the network's, and their values no buffers, which a loop copies in every step.
         self._parameters_M = [list(encoder.parameters()) for encoder in encoders.values()]
         self._before_M = [[values.detach().clone() for values in of_one] for of_one in self._parameters_M]
         size = len(self.modalities)
+        of_each = [(mus or {}).get(name, 0.95) for name in encoders]
+        self.register_buffer("mu_M", torch.tensor(of_each, dtype=torch.float64), persistent=False)
         self.register_buffer("trace_M", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("traces_EM", torch.zeros(EPOCHS + 1, size, dtype=torch.float64))
         self.register_buffer("growth_M", torch.full((size,), float(not paper), dtype=torch.float64))
 
+    mu_M: Tensor
     trace_M: Tensor
     traces_EM: Tensor
     growth_M: Tensor
@@ -183,41 +185,48 @@ class InfoReg(Strategy):
                 score_M = torch.where(seen_M, torch.exp(-losses_M.detach()) * count_M, 0.0)
             gap_M = score_M - (score_M.sum() - score_M) / (seen_M.sum() - 1).clamp(min=1)
         held_M = seen_M & (seen_M.sum() > 1) & (gap_M > 0) & (self.growth_M > self._threshold)
-        mu_M, bent_M = gap_M.new_tensor(self._mus), torch.tanh(gap_M)
+        mu_M, bent_M = self.mu_M, torch.tanh(gap_M)
         memo.beta_M = torch.where(held_M, torch.exp(mu_M * bent_M) if self._paper else mu_M * torch.exp(bent_M), 0.0)
         self.diagnostics = {
             "score": score_M if self._paper else score_M / count_M.clamp(min=1),
             "beta": memo.beta_M,
             "growth": self.growth_M.clone(),
         }
-        pull = self._pull(memo.beta_M)
-        return pull if self._paper else losses_M.sum() + pull
-
-    def _pull(self, beta_M: Tensor) -> Tensor:
-        """A term of value 0 whose gradient is beta (theta - theta of before)."""
-        pulls = []
-        for beta, before, parameters in zip(beta_M, self._before_M, self._parameters_M, strict=True):
-            for old, parameter in zip(before, parameters, strict=True):
-                away = (parameter.detach() - old) * beta.to(parameter.dtype)
-                pulls.append((away * (parameter - parameter.detach())).sum().double())
-        return torch.stack(pulls).sum()
+        return losses_M.new_zeros(()) if self._paper else losses_M.sum()
 
     @torch.no_grad()
     def adjust_gradients(self, memo: Memo) -> None:
-        """Adds the squares of the gradients to the traces; the gradients stay as they are."""
-        squares_M = torch.stack([self._square(index, memo) for index in range(len(self.modalities))])
+        """Holds the encoders by beta (theta - theta of before), and adds the squares of the gradients to the traces.
+
+        The paper's reading takes the squares of what the losses alone ask for.
+        """
+        squares = []
+        for parameters, before, beta in zip(self._parameters_M, self._before_M, memo.beta_M, strict=True):
+            reached = [(p.grad, p, old) for p, old in zip(parameters, before, strict=True) if p.grad is not None]
+            if not reached:
+                squares.append(torch.zeros_like(beta))
+                continue
+            gradients, weights, begun = (list(part) for part in zip(*reached, strict=True))
+            if self._paper:
+                squares.append(self._square(gradients))
+            # Operations on lists: one for all weights, where a GPU would start one for each.
+            away = torch._foreach_sub(weights, begun)
+            torch._foreach_mul_(away, beta.to(away[0].dtype))
+            torch._foreach_add_(gradients, away)
+            if not self._paper:
+                squares.append(self._square(gradients))
+        squares_M = torch.stack(squares)
         self.trace_M.add_(torch.where(squares_M.isfinite().all(), squares_M, 0.0))
 
-    def _square(self, index: int, memo: Memo) -> Tensor:
-        """Of a modality the sum over weights of the mean of their squared gradients; in the paper's reading the sum of all
-        squares, without what holds the encoder."""
-        pairs = [(p, p.grad, old) for p, old in zip(self._parameters_M[index], self._before_M[index], strict=True)]
+    def _square(self, gradients: list[Tensor]) -> Tensor:
+        """The sum over weights of the mean of their squared gradients; in the paper's reading the sum of all squares."""
+        taken = gradients if self._paper else [gradient for gradient in gradients if gradient.ndim > 1]
+        if not taken:
+            return self.trace_M.new_zeros(())
+        squares = torch.stack(torch._foreach_norm(taken, 2, torch.float64)).square()
         if self._paper:
-            beta = memo.beta_M[index]
-            found = [(g.double() - beta * (p - old).double()).square().sum() for p, g, old in pairs if g is not None]
-        else:
-            found = [g.double().square().mean() for p, g, _ in pairs if g is not None and p.ndim > 1]
-        return torch.stack(found).sum() if found else self.trace_M.new_zeros(())
+            return squares.sum()
+        return (squares / torch.cat([torch.full_like(squares[:1], each.numel()) for each in taken])).sum()
 
     def end_epoch(self, train: Mapping[str, float], valid: Mapping[str, float], observed: Tensor) -> None:
         """Finds from the traces whether the next epoch belongs to the window."""

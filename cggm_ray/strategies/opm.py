@@ -144,7 +144,8 @@ class OPM(Confidence):
         scores = self.reduce(self._scores(self.answers(features, batch), batch))
         q_M = self._coefficients(scores)
         self.diagnostics["drop"] = self.diagnostics.pop("coefficient")
-        widths_M = q_M.new_tensor([_width(features[name]) for name in self.modalities])
+        # Filled on the device: a tensor made of a list would wait for it.
+        widths_M = torch.stack([torch.full_like(q_M[0], _width(features[name])) for name in self.modalities])
         theta = (widths_M * q_M).sum() / widths_M.sum()
         draws_N = None if batch.given is None else batch.given.get(DRAWS)
         if draws_N is None:

@@ -32,6 +32,18 @@ def test_no_step_waits_for_the_device(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+@pytest.mark.parametrize("dataset", ["mosi", "iemocap", "brats"])
+def test_no_strategy_waits_for_the_device(dataset: str, tmp_path: Path) -> None:
+    flags = ["--sdpa", "--datasets", dataset, "--strategies", "all", "--batch", "4"]
+    command = [sys.executable, str(PROBE), *flags, "--cache", str(tmp_path), "--json", str(tmp_path / "rows.json")]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert len(rows) > 15
+    assert not [row for row in rows if row["reads"] or row["h2d_sync"] or not row["launches"]]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 def test_an_epoch_of_the_loop_is_counted(tmp_path: Path) -> None:
     flags = ["--loop", "--strategies", "none", "--batch", "4"]
     command = [sys.executable, str(PROBE), *flags, "--cache", str(tmp_path), "--json", str(tmp_path / "rows.json")]

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from cggm_ray.core.arithmetic import choose_arithmetic
 from cggm_ray.core.errors import DataError, short_repr
 from cggm_ray.core.optional import require
 from cggm_ray.data.formats.untrusted import read_json
@@ -263,6 +264,8 @@ def load_model(info: EncoderInfo, precision: str, device: torch.device) -> nn.Mo
         raise DataError(
             f"{info.flag}: the weights in {info.reference} lack {len(lacking)} parameters, {lacking[0]} first"
         )
+    # By default torch rounds the factors of convolutions to TF32; features are those of a CPU to rounding.
+    choose_arithmetic(tf32=False, benchmark=False)
     return model.to(device, EXTRACT_PRECISIONS[precision]).eval().requires_grad_(False)
 
 
