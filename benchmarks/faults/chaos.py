@@ -49,7 +49,7 @@ EXACT = [*SMALL, "--batch_size", str(BATCH), "--num_epochs", "4"]
 # Training amplifies rounding: over three epochs it stays below what is told apart here.
 SMOOTH = [*SMALL, *DROPOUTS, "--batch_size", str(BATCH), "--num_epochs", "3"]
 ROUNDING = 1e-4
-TIMES = {"seconds", "samples_per_second"}
+TIMES = {"seconds", "samples_per_second", "peak_memory"}
 ATTEMPTS = 6
 
 

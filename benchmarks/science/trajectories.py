@@ -26,7 +26,7 @@ DATASETS = {
     "brats": "--backbone resnet18 --crop 32 --batch_size 4 --warmup_epochs 1 --overlays 0",
 }
 STRATEGIES = ("none", "cggm", "cggm-released")
-TIMES = {"seconds", "samples_per_second"}
+TIMES = {"seconds", "samples_per_second", "peak_memory"}
 
 
 def trajectory(checkout: Path, runs: Path, dataset: str, strategy: str) -> tuple[str, str]:

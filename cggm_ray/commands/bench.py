@@ -44,6 +44,7 @@ from cggm_ray.studies.bench import FILE, Arm, Bench, BenchSet, read_bench, write
 from cggm_ray.studies.bench_results import (
     CONTRIBUTION,
     IMBALANCE,
+    MEMORY,
     RESULTS,
     SECONDS,
     SETS,
@@ -348,6 +349,8 @@ def numbers_of(run: Path) -> dict[str, float]:
     about = read_run_record(run, run.name)
     found[SECONDS] = sum(float(line.get("seconds") or 0.0) for line in about.lines)
     found[STEPS] = float(about.lines[-1].get("step") or 0.0) if about.lines else 0.0
+    peaks = [float(peak) for line in about.lines if (peak := line.get(MEMORY)) is not None]
+    found |= {MEMORY: max(peaks)} if peaks else {}
     known = with_contributions(about, told=False).contributions
     if known is not None and not known.missing:
         found |= {CONTRIBUTION + name: float(value) for name, value in known.shapley.items()}

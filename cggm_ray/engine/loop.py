@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cggm_ray.core.batch import Batch
 from cggm_ray.core.errors import StoppedError, UsageError
+from cggm_ray.core.memory import forget_peak, peak_memory
 from cggm_ray.core.seeding import derive_seed, seed_all
 from cggm_ray.data.loading.sampler import with_given
 from cggm_ray.engine.evaluation import Observer, evaluate
@@ -72,6 +73,7 @@ def _train(training: Training) -> None:
             parameters=config.parameters(),
         )
     take = how_to_step(training, console)
+    forget_peak(runtime.device)
     while state.epoch < budget.epochs and not _out_of_patience(config.train.patience, state):
         start, seen = time.perf_counter(), state.samples
         record = train_epoch(training, console, take)
@@ -99,6 +101,7 @@ def _train(training: Training) -> None:
                 "lr": state.optimizer.param_groups[0]["lr"],
                 "seconds": seconds,
                 "samples_per_second": (state.samples - seen) / seconds,
+                **({} if (peak := peak_memory(runtime.device)) is None else {"peak_memory": peak}),
             }
         )
         # The epoch before is reported before this one is logged, and this one is logged before it is reported, because a

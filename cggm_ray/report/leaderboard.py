@@ -28,12 +28,15 @@ from cggm_ray.studies.bench_results import (
     answers,
     quantities,
     relative_cost,
+    relative_memory,
 )
 from cggm_ray.studies.headroom import Headroom
 from cggm_ray.studies.statistics import LEVEL
 
 PAGE, MARKDOWN, LATEX = "leaderboard.html", "leaderboard.md", "leaderboard.tex"
 SIGNIFICANT = 0.05
+RELATIVE = (relative_cost, relative_memory)
+"""What an arm costs in units of the baseline."""
 
 
 def write_leaderboard(folder: Path, bench: Bench, results: Results, standings: Mapping[str, Standing]) -> Path:
@@ -103,15 +106,17 @@ def reached(bench: Bench, results: Results, standings: Mapping[str, Standing]) -
             else []
         )
         wins = f"{sum(a.ahead for a in ahead)} of {len(ahead)}" if ahead else ""
-        costs = [c for name in standings if (c := relative_cost(results, bench, name, arm)) is not None]
-        rows.append([arm, *cells, wins, f"{np.median(costs):.2f}" if costs else ""])
+        costs = [
+            [c for name in standings if (c := relative(results, bench, name, arm)) is not None] for relative in RELATIVE
+        ]
+        rows.append([arm, *cells, wins, *(f"{np.median(each):.2f}" if each else "" for each in costs)])
     heads = [
         f"{name}, {s.metric} {'↓' if s.better == 'min' else '↑'}{'' if s.counted else ' (no room)'}"
         for name, s in standings.items()
     ]
     return html.Table(
         caption=f"Test metrics, mean ± standard deviation over up to {len(bench.seeds)} seeds",
-        head=["arm", *heads, f"ahead of {bench.baseline}", "time of a step"],
+        head=["arm", *heads, f"ahead of {bench.baseline}", "time of a step", "memory"],
         rows=rows,
         name="board",
     )
@@ -170,13 +175,14 @@ def set_tables(bench: Bench, results: Results, name: str, standing: Standing) ->
                 *given,
                 mean(results.of(name, arm, IMBALANCE)),
                 mean(results.of(name, arm, SECONDS)),
-                relative_cost(results, bench, name, arm),
+                *(relative(results, bench, name, arm) for relative in RELATIVE),
             ]
         )
     head = [
         *("arm", "runs", f"validation {standing.metric}", *(f"test {metric}" for metric in metrics)),
         *(f"contribution of {modality}" for modality in modalities),
-        *("imbalance", "seconds of training", f"time of a step relative to {bench.baseline}"),
+        *("imbalance", "seconds of training"),
+        *(f"{what} relative to {bench.baseline}" for what in ("time of a step", "peak memory")),
     ]
     tables = [html.Table(caption="Arms", head=head, rows=rows)]
     found = standing.headroom

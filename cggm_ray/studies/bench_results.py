@@ -30,7 +30,7 @@ SETS, TRIALS, RESULTS = "sets.json", "trials.csv", "results.csv"
 TRIAL_COLUMNS = ("set", "arm", "trial", "status", "value", "changes")
 RESULT_COLUMNS = ("set", "arm", "seed", "quantity", "value")
 TEST, VALID = "test/", "valid/"
-CONTRIBUTION, IMBALANCE, SECONDS, STEPS = "contribution/", "imbalance", "seconds", "steps"
+CONTRIBUTION, IMBALANCE, SECONDS, STEPS, MEMORY = "contribution/", "imbalance", "seconds", "steps", "peak_memory"
 
 Run = tuple[str, str, int]
 """Set, arm and seed, or set, arm and trial."""
@@ -205,11 +205,23 @@ def answers(results: Results, standings: Mapping[str, Standing], question: tuple
 
 def relative_cost(results: Results, bench: Bench, name: str, arm: str) -> float | None:
     """Returns the seconds of a step of an arm over those of the baseline, medians over the runs; None without both."""
-    medians = []
-    for each in (arm, bench.baseline):
+
+    def rate(each: str) -> list[float]:
         seconds, steps = (results.of(name, each, quantity) for quantity in (SECONDS, STEPS))
-        rates = [seconds[seed] / steps[seed] for seed in seconds if steps.get(seed)]
-        medians.append(float(np.median(rates)) if rates else 0.0)
+        return [seconds[seed] / steps[seed] for seed in seconds if steps.get(seed)]
+
+    return _ratio(rate(arm), rate(bench.baseline))
+
+
+def relative_memory(results: Results, bench: Bench, name: str, arm: str) -> float | None:
+    """Returns the peak memory of an arm over that of the baseline, medians over the runs; None without both."""
+    ours, theirs = (list(results.of(name, each, MEMORY).values()) for each in (arm, bench.baseline))
+    return _ratio(ours, theirs)
+
+
+def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
+    """The quotient of the medians; None where one of them is missing or 0."""
+    medians = [float(np.median(values)) if values else 0.0 for values in (ours, theirs)]
     return medians[0] / medians[1] if all(medians) else None
 
 

@@ -21,7 +21,7 @@ from cggm_ray.engine.tracking import read_metrics
 from cggm_ray.runs.folder import named
 from conftest import SMALL, tamper
 
-TIMES = {"seconds", "samples_per_second"}
+TIMES = {"seconds", "samples_per_second", "peak_memory"}
 
 
 def train(pickle: Path, storage: Path, name: str, epochs: int, *flags: str) -> Path:

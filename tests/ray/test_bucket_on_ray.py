@@ -25,7 +25,7 @@ seed: 0
 scheduler: {name: none}
 space: {lr: {loguniform: [1.0e-3, 1.0e-2]}}
 """
-TIMES = {"seconds", "samples_per_second"}
+TIMES = {"seconds", "samples_per_second", "peak_memory"}
 
 
 @pytest.fixture

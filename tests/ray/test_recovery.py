@@ -30,7 +30,7 @@ from cggm_ray.storage.files import copy_files, write_folder
 from conftest import SMALL
 
 PACKAGE = str(Path(cggm_ray.__file__).parent)
-TIMES = {"seconds", "samples_per_second"}
+TIMES = {"seconds", "samples_per_second", "peak_memory"}
 
 
 def argv(pickle: Path, storage: Path, name: str, *flags: str) -> list[str]:

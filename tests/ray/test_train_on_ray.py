@@ -22,7 +22,7 @@ from conftest import SMALL, small_set, write_pickle
 
 pytestmark = pytest.mark.ray
 NO_DROPOUT = [flag for name in ("attn", "relu", "embed", "res", "out") for flag in (f"--{name}_dropout", "0")]
-TIMES = {"seconds", "samples_per_second"}
+TIMES = {"seconds", "samples_per_second", "peak_memory"}
 
 
 @pytest.fixture(scope="module", autouse=True)

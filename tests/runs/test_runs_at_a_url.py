@@ -22,7 +22,7 @@ from cggm_ray.storage.objects import ObjectStorage
 from cggm_ray.storage.work import WORK, work_folder
 from conftest import SMALL, small_set
 
-TIMES = {"seconds", "samples_per_second"}
+TIMES = {"seconds", "samples_per_second", "peak_memory"}
 MACHINES = iter(range(10**6))
 
 

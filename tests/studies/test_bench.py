@@ -21,6 +21,7 @@ from cggm_ray.core.errors import UsageError
 from cggm_ray.report.leaderboard import sentence, write_leaderboard
 from cggm_ray.studies.bench import FILE, read_bench, write_bench
 from cggm_ray.studies.bench_results import (
+    MEMORY,
     RESULTS,
     SECONDS,
     STEPS,
@@ -32,6 +33,7 @@ from cggm_ray.studies.bench_results import (
     answers,
     read_results,
     relative_cost,
+    relative_memory,
     save_standings,
 )
 from cggm_ray.studies.headroom import Headroom
@@ -180,6 +182,11 @@ def test_the_page_is_made_from_the_files_alone(tmp_path: Path, capsys: pytest.Ca
     sets = {name: {"recipe": "features"} for name in standings}
     bench = read_bench(written(tmp_path, sets=sets, arms=arms, trials=0, space={}))
     assert relative_cost(found, bench, "one", "cggm") == pytest.approx(1.5)
+    assert relative_memory(found, bench, "one", "cggm") is None
+    for arm, peak in (("none", 400.0), ("cggm", 500.0)):
+        for (name, each, _), run in found.runs.items():
+            run |= {MEMORY: peak} if (name, each) == ("one", arm) else {}
+    assert relative_memory(found, bench, "one", "cggm") == pytest.approx(1.25)
     folder = tmp_path / "folder"
     found.trials["one", "none", 0] = Tried(status="finished", value=0.5, changes={"lr": 0.1})
     found.save(folder)
@@ -197,11 +204,11 @@ def test_the_page_is_made_from_the_files_alone(tmp_path: Path, capsys: pytest.Ca
 
 
 def numbers(folder: Path) -> list[list[str]]:
-    """All rows of both files but for those about time."""
+    """All rows of both files but for those about time and memory."""
     rows = []
     for name in (TRIALS, RESULTS):
         with (folder / name).open() as file:
-            rows += [row for row in csv.reader(file) if SECONDS not in row]
+            rows += [row for row in csv.reader(file) if not {SECONDS, MEMORY} & set(row)]
     return rows
 
 

@@ -94,7 +94,7 @@ def test_what_a_search_leaves(raw: Path, undisturbed: Path, capsys: pytest.Captu
     storage = undisturbed.parent / "again"
     flags = ["--config", str(undisturbed / "best.yaml"), "--storage_path", str(storage), "--name", "run", "--local"]
     assert main(Config(), [*flags, "--cpus_per_worker", "1"]) == 0
-    times = {"seconds", "samples_per_second"}
+    times = {"seconds", "samples_per_second", "peak_memory"}
     ours, theirs = (
         [{k: v for k, v in line.items() if k not in times} for line in read_metrics(folder)]
         for folder in (storage / "run", undisturbed / "trials" / best)

@@ -44,7 +44,7 @@ SAMPLES = 22
 DROPOUTS = {f"{name}_dropout": 0 for name in ("attn", "relu", "embed", "res", "out")}
 SIZE = {"nlevels": 3, "cls_layers": 1, "num_heads": 2, "proj_dim": 8, "batch_size": 5}
 Prepare = Callable[[TrainingStep], None]
-TIMES = {"seconds", "samples_per_second"}
+TIMES = {"seconds", "samples_per_second", "peak_memory"}
 
 
 class Concatenation(nn.Module):
