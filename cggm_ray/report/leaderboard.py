@@ -5,7 +5,7 @@ It is made from `bench.yaml`, `results.csv` and the head-rooms alone. Beside the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,8 @@ from cggm_ray.studies.statistics import LEVEL
 
 PAGE, MARKDOWN, LATEX = "leaderboard.html", "leaderboard.md", "leaderboard.tex"
 SIGNIFICANT = 0.05
-RELATIVE = (relative_cost, relative_memory)
+Cost = Callable[[Results, Bench, str, str], float | None]
+COSTS: dict[str, Cost] = {"time of a step": relative_cost, "memory": relative_memory}
 """What an arm costs in units of the baseline."""
 
 
@@ -97,8 +98,13 @@ def write_leaderboard(folder: Path, bench: Bench, results: Results, standings: M
 
 def reached(bench: Bench, results: Results, standings: Mapping[str, Standing]) -> html.Table:
     """Returns the leaderboard: an arm a row, a set a column, and over how many sets that count it is ahead of the baseline."""
+    costs = {
+        head: [_median(cost, bench, results, standings, arm) for arm in bench.arms] for head, cost in COSTS.items()
+    }
+    # Runs from before memory was recorded have none.
+    costs = {head: column for head, column in costs.items() if any(column)}
     rows: list[list[object]] = []
-    for arm in bench.arms:
+    for number, arm in enumerate(bench.arms):
         cells = [spread(results.of(name, arm, TEST + standing.metric)) for name, standing in standings.items()]
         ahead = (
             [a for a in answers(results, standings, (arm, bench.baseline)) if a.counted]
@@ -106,20 +112,22 @@ def reached(bench: Bench, results: Results, standings: Mapping[str, Standing]) -
             else []
         )
         wins = f"{sum(a.ahead for a in ahead)} of {len(ahead)}" if ahead else ""
-        costs = [
-            [c for name in standings if (c := relative(results, bench, name, arm)) is not None] for relative in RELATIVE
-        ]
-        rows.append([arm, *cells, wins, *(f"{np.median(each):.2f}" if each else "" for each in costs)])
+        rows.append([arm, *cells, wins, *(column[number] for column in costs.values())])
     heads = [
         f"{name}, {s.metric} {'↓' if s.better == 'min' else '↑'}{'' if s.counted else ' (no room)'}"
         for name, s in standings.items()
     ]
     return html.Table(
         caption=f"Test metrics, mean ± standard deviation over up to {len(bench.seeds)} seeds",
-        head=["arm", *heads, f"ahead of {bench.baseline}", "time of a step", "memory"],
+        head=["arm", *heads, f"ahead of {bench.baseline}", *costs],
         rows=rows,
         name="board",
     )
+
+
+def _median(cost: Cost, bench: Bench, results: Results, standings: Mapping[str, Standing], arm: str) -> str:
+    found = [value for name in standings if (value := cost(results, bench, name, arm)) is not None]
+    return f"{np.median(found):.2f}" if found else ""
 
 
 def question_table(pair: tuple[str, str], found: Sequence[Answer]) -> html.Table:
@@ -175,7 +183,7 @@ def set_tables(bench: Bench, results: Results, name: str, standing: Standing) ->
                 *given,
                 mean(results.of(name, arm, IMBALANCE)),
                 mean(results.of(name, arm, SECONDS)),
-                *(relative(results, bench, name, arm) for relative in RELATIVE),
+                *(cost(results, bench, name, arm) for cost in COSTS.values()),
             ]
         )
     head = [
