@@ -101,7 +101,7 @@ def reached(bench: Bench, results: Results, standings: Mapping[str, Standing]) -
     costs = {
         head: [_median(cost, bench, results, standings, arm) for arm in bench.arms] for head, cost in COSTS.items()
     }
-    # Runs from before memory was recorded have none.
+    # A system may not say how much memory a run took.
     costs = {head: column for head, column in costs.items() if any(column)}
     rows: list[list[object]] = []
     for number, arm in enumerate(bench.arms):

@@ -264,8 +264,7 @@ def load_model(info: EncoderInfo, precision: str, device: torch.device) -> nn.Mo
         raise DataError(
             f"{info.flag}: the weights in {info.reference} lack {len(lacking)} parameters, {lacking[0]} first"
         )
-    # By default torch rounds the factors of convolutions to TF32; features are those of a CPU to rounding.
-    choose_arithmetic(tf32=False, benchmark=False)
+    choose_arithmetic(tf32=False, benchmark=False)  # torch's default for convolutions is TF32, which a CPU has not
     return model.to(device, EXTRACT_PRECISIONS[precision]).eval().requires_grad_(False)
 
 
