@@ -94,30 +94,31 @@ def run_trials(study: Study, search: Search | None, mode: str) -> list[Trial]:
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     watch = Watch(study, search, mode)
     searcher = Numbered(search, study.trials, mode) if search is not None and drawn_later else None
-    tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(train_trial, study=study), trial_resources(study)),
-        param_space={} if searcher is not None else _param_space(study, search),
-        tune_config=tune.TuneConfig(
-            metric=BETTER,
-            mode=mode,
-            scheduler=_scheduler(study, search),
-            search_alg=searcher,
-            num_samples=1 if searcher is None or search is None else search.drawn,
-            # Population based training needs all trials at hand, and takes turns where there is room for some only.
-            trial_name_creator=lambda trial: str(trial.config[NUMBER]),
-            max_concurrent_trials=None if study.exchanges else together,
-            time_budget_s=None if study.minutes is None else 60 * study.minutes,
-            # The next trial in the same process: it need not import torch again.
-            reuse_actors=study.base.run.max_workers == 1 and not study.exchanges,
-        ),
-        run_config=tune.RunConfig(
-            **state.for_ray(),
-            verbose=0,
-            callbacks=[watch],
-            failure_config=tune.FailureConfig(max_failures=study.max_failures),
-        ),
-    )
     try:
+        # It writes its settings at once.
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(train_trial, study=study), trial_resources(study)),
+            param_space={} if searcher is not None else _param_space(study, search),
+            tune_config=tune.TuneConfig(
+                metric=BETTER,
+                mode=mode,
+                scheduler=_scheduler(study, search),
+                search_alg=searcher,
+                num_samples=1 if searcher is None or search is None else search.drawn,
+                # Population based training needs all trials at hand, and takes turns where there is room for some only.
+                trial_name_creator=lambda trial: str(trial.config[NUMBER]),
+                max_concurrent_trials=None if study.exchanges else together,
+                time_budget_s=None if study.minutes is None else 60 * study.minutes,
+                # The next trial in the same process: it need not import torch again.
+                reuse_actors=study.base.run.max_workers == 1 and not study.exchanges,
+            ),
+            run_config=tune.RunConfig(
+                **state.for_ray(),
+                verbose=0,
+                callbacks=[watch],
+                failure_config=tune.FailureConfig(max_failures=study.max_failures),
+            ),
+        )
         with saying_what_is_missing(), bar():
             watch.moved()
             tuner.fit()
