@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cggm_ray.core.errors import CggmError, TrainingError, UsageError, one_line
 from cggm_ray.core.optional import check_installed
-from cggm_ray.engine.own_code import entries
+from cggm_ray.engine.own_code import own_code
 
 if TYPE_CHECKING:
     from cggm_ray.distributed.serve.service import ServiceOptions
@@ -58,7 +58,7 @@ def serve_run(folder: Path, host: str, port: int, options: ServiceOptions) -> No
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     try:
         serve.start(http_options={"host": host, "port": port}, logging_config=quiet)
-        serve.run(application(folder, options, entries(config)), name="cggm", route_prefix="/", logging_config=quiet)
+        serve.run(application(folder, options, own_code(config)), name="cggm", route_prefix="/", logging_config=quiet)
         print(f"http://{host}:{port} answers POST /predict, GET /schema and GET /health, until Ctrl-C", flush=True)
         over.wait()
     except CggmError:

@@ -10,7 +10,7 @@ from cggm_ray.core.errors import CggmError, StorageError
 from cggm_ray.engine.checkpoints import storage_errors
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.loop import train
-from cggm_ray.engine.own_code import entries
+from cggm_ray.engine.own_code import own_code
 from cggm_ray.engine.probes import open_decided
 from cggm_ray.engine.runtime import LocalRuntime
 from cggm_ray.runs.finishing import finish
@@ -99,7 +99,7 @@ def run_on_ray(
         base=config,
         shards=None,
         trials=tuple(trials),
-        own=entries(config),
+        own=own_code(config),
         resources=Resources(cpu=config.run.cpus_per_worker or 1, gpu=1.0 if config.run.use_gpu else 0.0),
         test=test,
         last_start=None if minutes is None else time.time() + 60 * minutes,

@@ -20,7 +20,7 @@ from cggm_ray.engine.assembly import build_dataset, check
 from cggm_ray.engine.budget import planned_epochs
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.header import opening
-from cggm_ray.engine.own_code import entries
+from cggm_ray.engine.own_code import own_code
 from cggm_ray.engine.state import BEST
 from cggm_ray.runs.ending import directions, table
 from cggm_ray.runs.folder import look, named, open_folder, run_folder, sole_owner, start_over
@@ -133,7 +133,7 @@ def make_study(plan: Plan) -> Study:
         base=plan.base,
         shards=plan.shards,
         trials=tuple(first_trials(plan)),
-        own=entries(plan.base),
+        own=own_code(plan.base),
         resources=_resources(search, plan.base),
         test=False,
         exchanges=search.scheduler.name == "pbt",

@@ -1,4 +1,4 @@
-"""Says what a run or a study waits for, where the cluster has no room for it for a while."""
+"""Says what a run, a study or a conversion waits for, where nothing goes on for a while."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -49,6 +50,52 @@ def _watch(done: threading.Event) -> None:
             show(f"waits for {missing}")
 
 
+@dataclass
+class Arrivals:
+    """Says what is expected of tasks on the cluster, where nothing arrives for a while.
+
+    Attributes:
+        what: is expected, such as 'shards'.
+        total: how many of them.
+        done: how many have arrived.
+    """
+
+    what: str
+    total: int
+    done: int = 0
+    _last: float = field(default_factory=time.monotonic)
+
+    def arrived(self, count: int = 1) -> None:
+        """Takes note of some that have arrived."""
+        self.done, self._last = self.done + count, time.monotonic()
+
+    @contextmanager
+    def saying_what_is_expected(self) -> Iterator[None]:
+        """Prints a line while the block runs and nothing arrives: after 30 seconds, and then after twice as long each."""
+        done = threading.Event()
+        thread = threading.Thread(target=self._watch, args=(done,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _watch(self, done: threading.Event) -> None:
+        last, patience = self._last, PATIENCE
+        while not done.wait(min(LOOK, PATIENCE / 2)):
+            if self._last != last:
+                last, patience = self._last, PATIENCE
+            elif time.monotonic() - last >= patience:
+                patience *= 2
+                with suppress(Exception):
+                    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+                    show(
+                        f"{self.done} of {self.total} {self.what} have arrived, none for {time.monotonic() - last:.0f} s; "
+                        f"the cluster has {nodes} node{'s' * (nodes != 1)}, free: {_free()}"
+                    )
+
+
 def what_is_missing() -> str | None:
     """Returns what this job waits for, or None where something of it runs or nothing waits.
 
@@ -63,10 +110,13 @@ def what_is_missing() -> str | None:
         return None
     wanted = Counter(_in_words(bundle) for bundle in waiting[0]["bundles"].values() if _counts(bundle))
     parts = [f"a node with {what}" if count == 1 else f"{count} times {what}" for what, count in wanted.items()]
+    return f"{', and '.join(parts)}; free on the cluster: {_free()}"
+
+
+def _free() -> str:
     free, whole = ray.available_resources(), ray.cluster_resources()
     kinds = [kind for kind in ("CPU", "GPU") if whole.get(kind)]
-    has = ", ".join(f"{free.get(kind, 0):g} of {whole[kind]:g} {kind}s" for kind in kinds) or "no CPU"
-    return f"{', and '.join(parts)}; free on the cluster: {has}"
+    return ", ".join(f"{free.get(kind, 0):g} of {whole[kind]:g} {kind}s" for kind in kinds) or "no CPU"
 
 
 def _counts(bundle: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
+import platform
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from typing import Any
 from torch import nn
 
 from cggm_ray.core.errors import CggmError, UsageError, one_line, short_repr
+from cggm_ray.core.package import check_package, package_digest
 from cggm_ray.core.registry import Place, Registry, nearest
 from cggm_ray.data.dataset import DATASETS
 from cggm_ray.data.datasets.table.kinds import COLUMN_KINDS
@@ -59,21 +61,40 @@ class Entry:
     place: Place | None
 
 
-def entries(config: Config) -> tuple[Entry, ...]:
-    """Returns the entries that another process may lack: the dataset, and all others from user files."""
+@dataclass(frozen=True, kw_only=True)
+class OwnCode:
+    """What another process needs to run the code of this one.
+
+    Attributes:
+        package: digest of this package here.
+        entries: that the other process may lack.
+    """
+
+    package: str
+    entries: tuple[Entry, ...]
+
+
+def own_code(config: Config) -> OwnCode:
+    """Returns what another process may lack: the dataset, and all other entries from user files."""
     names = [("dataset", config.data.dataset)]
     names += [(kind, name) for kind in REGISTRIES if kind != "dataset" for name in REGISTRIES[kind].names()]
     found = [(kind, name, REGISTRIES[kind].place(name)) for kind, name in names]
-    return tuple(
+    made = (
         Entry(kind=kind, name=name, entry=REGISTRIES[kind].get(name), place=place)
         for kind, name, place in found
         if kind == "dataset" or place is not None
     )
+    return OwnCode(package=package_digest(), entries=tuple(made))
 
 
-def adopt(own: Iterable[Entry]) -> None:
-    """Registers entries that came from another process, unless they are known here."""
-    for one in own:
+def adopt(own: OwnCode) -> None:
+    """Registers entries that came from another process, unless they are known here.
+
+    Raises:
+        UsageError: this package is another one here.
+    """
+    check_package(own.package, platform.node())
+    for one in own.entries:
         REGISTRIES[one.kind].adopt(one.name, one.entry, one.place)
 
 

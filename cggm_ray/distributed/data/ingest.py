@@ -19,6 +19,7 @@ from cggm_ray.data.shards.progress import Progress
 from cggm_ray.data.shards.shards import RawShard, Shard, Stage, Transform
 from cggm_ray.distributed.cluster import connect, own_error
 from cggm_ray.distributed.data.extract import ERROR, NUMBER, SPLIT, TASK_CPUS, add_stage
+from cggm_ray.distributed.waiting import Arrivals
 
 
 def write_shards_with_ray(stages: Sequence[Stage], raw: Sequence[RawShard], folder: Path) -> list[Shard]:
@@ -39,13 +40,15 @@ def write_shards_with_ray(stages: Sequence[Stage], raw: Sequence[RawShard], fold
         cpus = TASK_CPUS if any(stage.pooled for stage in steps) else 1
         for number, stage in enumerate(steps, start=1):
             dataset = add_stage(dataset, stage, folder if number == len(steps) else None, cpus)
-        progress = Progress(len(raw))
-        for row in dataset.iter_rows():
-            # The first error stops what still runs.
-            error = row.pop(ERROR)
-            if error is not None:
-                raise DataError(error)
-            written[row["file"]] = progress.after(Shard(**row))
+        progress, arrivals = Progress(len(raw)), Arrivals("shards", len(raw))
+        with arrivals.saying_what_is_expected():
+            for row in dataset.iter_rows():
+                # The first error stops what still runs.
+                error = row.pop(ERROR)
+                if error is not None:
+                    raise DataError(error)
+                written[row["file"]] = progress.after(Shard(**row))
+                arrivals.arrived()
     except Exception as failure:
         raise own_error(failure) or failure from failure
     return [written[shard.file] for shard in raw]

@@ -16,10 +16,11 @@ from cggm_ray.data.loading.sampler import Slice
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.shards.shards import INDEX, LABELLED, TARGET, Manifest
 from cggm_ray.distributed.cluster import connect, own_error
+from cggm_ray.distributed.waiting import Arrivals
 from cggm_ray.engine.assembly import build_dataset
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.evaluation import PREDICTION, Parts, Predictions, predicted
-from cggm_ray.engine.own_code import Entry, adopt, entries
+from cggm_ray.engine.own_code import OwnCode, adopt, own_code
 from cggm_ray.runs.finished import FinishedRun, tested_network
 from cggm_ray.storage.mirror import mirror_of
 
@@ -43,7 +44,7 @@ class Plan:
     """
 
     config: Config
-    own: tuple[Entry, ...]
+    own: OwnCode
     shards: Path
     trained: Manifest
     modalities: tuple[str, ...]
@@ -102,7 +103,7 @@ def predict_on_ray(run: FinishedRun, folder: Path, split: str, workers: int, par
     samples, batch_size = len(run.split(split)), run.config.train.batch_size
     plan = Plan(
         config=run.config,
-        own=entries(run.config),
+        own=own_code(run.config),
         shards=run.shards,
         trained=run.trained,
         modalities=run.modalities,
@@ -125,17 +126,20 @@ def predict_on_ray(run: FinishedRun, folder: Path, split: str, workers: int, par
             num_cpus=1,
             num_gpus=1 if run.config.run.use_gpu else 0,
         )
-        for block in rows.iter_batches(batch_size=None, batch_format="numpy"):
-            early[int(block[INDEX][0])] = Predictions(
-                logits=torch.from_numpy(_stacked(block[PREDICTION])),
-                target=torch.from_numpy(_stacked(block[TARGET])),
-                labelled=torch.from_numpy(np.array(block[LABELLED], dtype=bool)),
-            )
-            while seen in early:
-                part = early.pop(seen)
-                for rows in torch.arange(len(part.target)).split(batch_size):
-                    parts.add(seen + rows, part.logits[rows], part.target[rows], part.labelled[rows])
-                seen += len(part.target)
+        arrivals = Arrivals("ranges of samples", len(starts))
+        with arrivals.saying_what_is_expected():
+            for block in rows.iter_batches(batch_size=None, batch_format="numpy"):
+                arrivals.arrived()
+                early[int(block[INDEX][0])] = Predictions(
+                    logits=torch.from_numpy(_stacked(block[PREDICTION])),
+                    target=torch.from_numpy(_stacked(block[TARGET])),
+                    labelled=torch.from_numpy(np.array(block[LABELLED], dtype=bool)),
+                )
+                while seen in early:
+                    part = early.pop(seen)
+                    for rows in torch.arange(len(part.target)).split(batch_size):
+                        parts.add(seen + rows, part.logits[rows], part.target[rows], part.labelled[rows])
+                    seen += len(part.target)
     except Exception as error:
         raise own_error(error) or TrainingError(f"{folder}: the prediction failed: {error}") from error
     if seen != samples:

@@ -15,6 +15,7 @@ from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.statistics import Moments, Statistics
 from cggm_ray.distributed.cluster import connect, own_error
 from cggm_ray.distributed.data.extract import ERROR, TASK_CPUS
+from cggm_ray.distributed.waiting import Arrivals
 from cggm_ray.engine.assembly import standardised_kinds
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.inputs import shared_statistics
@@ -42,14 +43,17 @@ def map_shards_with_ray(work: Callable[[Path], Statistics], paths: Sequence[Path
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
             lambda row: _row(work, row), num_cpus=TASK_CPUS
         )
-        for row in dataset.iter_rows():
-            # The first error stops what still runs.
-            if row[ERROR]:
-                raise DataError(row[ERROR])
-            early[row[NUMBER]] = _unpacked(row[MOMENTS])
-            while expected in early:
-                yield early.pop(expected)
-                expected += 1
+        arrivals = Arrivals("statistics of shards", len(items))
+        with arrivals.saying_what_is_expected():
+            for row in dataset.iter_rows():
+                arrivals.arrived()
+                # The first error stops what still runs.
+                if row[ERROR]:
+                    raise DataError(row[ERROR])
+                early[row[NUMBER]] = _unpacked(row[MOMENTS])
+                while expected in early:
+                    yield early.pop(expected)
+                    expected += 1
     except Exception as failure:
         raise own_error(failure) or failure from failure
 

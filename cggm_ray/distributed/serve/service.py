@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from cggm_ray.core.errors import CggmError, DataError, one_line
 from cggm_ray.data.requests.base import Sample
 from cggm_ray.distributed.serve.predictor import Answer, Predictor
-from cggm_ray.engine.own_code import Entry, adopt
+from cggm_ray.engine.own_code import OwnCode, adopt
 from cggm_ray.storage.mirror import mirror_of
 
 ROUTES = {"/predict": "POST", "/schema": "GET", "/health": "GET"}
@@ -72,7 +72,7 @@ class Service:
         own: entries from user files.
     """
 
-    def __init__(self, folder: Path, options: ServiceOptions, own: tuple[Entry, ...]) -> None:
+    def __init__(self, folder: Path, options: ServiceOptions, own: OwnCode) -> None:
         adopt(own)
         torch.set_num_threads(max(1, options.cpus))
         mirror_of(folder).join()
@@ -140,7 +140,7 @@ class Service:
         return samples
 
 
-def application(folder: Path, options: ServiceOptions, own: tuple[Entry, ...] = ()) -> serve.Application:
+def application(folder: Path, options: ServiceOptions, own: OwnCode) -> serve.Application:
     """Returns the service of a run as an application of Ray Serve, for `serve.run` or a configuration of your own.
 
     Args:

@@ -25,7 +25,7 @@ from cggm_ray.data.shards.opening import print_taken
 from cggm_ray.distributed.cluster import connect, cpus_per_worker, joins, own_error
 from cggm_ray.distributed.data.ingest import write_shards_with_ray
 from cggm_ray.distributed.data.statistics import map_shards_with_ray
-from cggm_ray.distributed.storage import check_shared
+from cggm_ray.distributed.nodes import check_nodes
 from cggm_ray.distributed.train.failures import Failures
 from cggm_ray.distributed.train.runtime import STOP, RayRuntime
 from cggm_ray.distributed.waiting import saying_what_is_missing
@@ -34,7 +34,7 @@ from cggm_ray.engine.checkpoints import Checkpoints, storage_errors
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.guards import reporting_missing_ranks
 from cggm_ray.engine.loop import train
-from cggm_ray.engine.own_code import adopt, entries
+from cggm_ray.engine.own_code import adopt, own_code
 from cggm_ray.engine.probes import open_decided
 from cggm_ray.engine.runtime import RunConfig
 from cggm_ray.engine.stopping import StopRequest
@@ -133,7 +133,7 @@ def prepare_on_ray(config: Config) -> Path:
     check_elastic(config.run)
     if joins():
         connect()
-        check_shared({"storage_path": config.run.storage, "shard_path": config.shard_root})
+        check_nodes({"storage_path": config.run.storage, "shard_path": config.shard_root})
     return prepare_data(config, write_shards_with_ray)
 
 
@@ -162,7 +162,7 @@ def trainer(
         train_loop_config={
             "config": config,
             # Entries from user files are unknown to a worker, so they are sent with the configuration.
-            "own": entries(config),
+            "own": own_code(config),
             "shards": str(shards),
             "folder": str(folder),
             "threads": cpus,

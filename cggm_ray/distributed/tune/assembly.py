@@ -11,7 +11,7 @@ import torch
 from cggm_ray.core.errors import TrainingError
 from cggm_ray.distributed.cluster import connect, own_error
 from cggm_ray.engine.configuration import Config
-from cggm_ray.engine.own_code import Entry, adopt, entries
+from cggm_ray.engine.own_code import OwnCode, adopt, own_code
 from cggm_ray.engine.tracking import following
 from cggm_ray.runs.result import Result
 from cggm_ray.storage.mirror import mirror_of
@@ -37,7 +37,7 @@ def assemble_on_ray(config: Config, folder: Path, runs: Mapping[str, Path], shar
     remote = ray.remote(num_cpus=cpus, num_gpus=1 if config.run.use_gpu else 0)(_assemble)
     try:
         with following(folder):
-            result: Result = ray.get(remote.remote(entries(config), cpus, config, folder, dict(runs), shards))
+            result: Result = ray.get(remote.remote(own_code(config), cpus, config, folder, dict(runs), shards))
     except Exception as error:
         raise own_error(error) or TrainingError(f"{folder}: the ensemble failed: {error}") from error
     mirror.join()
@@ -45,7 +45,7 @@ def assemble_on_ray(config: Config, folder: Path, runs: Mapping[str, Path], shar
 
 
 def _assemble(
-    own: tuple[Entry, ...], threads: int, config: Config, folder: Path, runs: Mapping[str, Path], shards: Path
+    own: OwnCode, threads: int, config: Config, folder: Path, runs: Mapping[str, Path], shards: Path
 ) -> Result:
     adopt(own)
     torch.set_num_threads(threads)

@@ -31,7 +31,7 @@ from cggm_ray.engine.checkpoints import CHECKPOINTS, check_checkpoint, storage_e
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.loop import train
 from cggm_ray.engine.opening import open_training
-from cggm_ray.engine.own_code import Entry, adopt
+from cggm_ray.engine.own_code import OwnCode, adopt
 from cggm_ray.engine.probes import open_decided
 from cggm_ray.engine.runtime import LocalRuntime, Record, RunConfig
 from cggm_ray.engine.state import Content, Position, copy_as_own, saved_values
@@ -84,7 +84,7 @@ class Study:
     base: Config
     shards: Path | None
     trials: tuple[Trial, ...]
-    own: tuple[Entry, ...]
+    own: OwnCode
     resources: Resources
     test: bool
     exchanges: bool = False

@@ -1,4 +1,4 @@
-"""Checks that the nodes of a cluster share the folders to which a run writes."""
+"""Checks that the nodes of a cluster have the same code, and share the folders to which a run writes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cggm_ray.core.errors import UsageError, listed
+from cggm_ray.core.package import different, package_digest
 from cggm_ray.storage.places import is_local
 from cggm_ray.storage.work import url_of
 
@@ -22,21 +24,25 @@ TIMEOUT = 120.0
 MOST_NAMED = 3
 
 
-def check_shared(folders: Mapping[str, Path]) -> None:
-    """Checks that every living node can write to the same folders. A cluster of one node needs no check.
+def check_nodes(folders: Mapping[str, Path]) -> None:
+    """Checks that every living node has this package's code, and can write to the same folders.
 
-    This program writes a file with a random name into each folder, and a task on every node searches for it.
+    A cluster of one node needs no check. This program writes a file with a random name into each folder, and a task on every
+    node searches for it.
 
     Args:
         folders: by the name of the configuration's field. A folder inside an earlier one is not checked, nor one that
             is a URL or mirrors one.
 
     Raises:
-        UsageError: a folder is another one on some node, or cannot be written. The check leaves no file behind.
+        UsageError: a node has other code; a folder is another one there, or cannot be written. The check leaves no file behind.
     """
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     if len(nodes) < 2:
         return
+    for address, found in _on_every_node(_code, nodes).items():
+        if found != package_digest():
+            raise UsageError(different(address, found, package_digest()))
     seen: list[Path] = []
     for field, folder in folders.items():
         if not is_local(folder) or url_of(folder) is not None or any(folder.is_relative_to(other) for other in seen):
@@ -46,7 +52,7 @@ def check_shared(folders: Mapping[str, Path]) -> None:
 
 
 def _check(field: str, folder: Path, nodes: Mapping[str, str]) -> None:
-    """Checks the folders of `check_shared` on the given nodes, which are addresses by id."""
+    """Checks a folder of `check_nodes` on the given nodes, which are addresses by id."""
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     probe = folder / f".shared-{secrets.token_hex(8)}"
     shared = False
@@ -72,7 +78,13 @@ def _check(field: str, folder: Path, nodes: Mapping[str, str]) -> None:
 
 
 def _nodes_without(probe: Path, nodes: Mapping[str, str]) -> list[str]:
-    """Returns the addresses of the nodes that do not see the file.
+    """Returns the addresses of the nodes that do not see the file."""
+    seen = _on_every_node(_sees, nodes, str(probe), PATIENCE)
+    return sorted(address for address, sees in seen.items() if not sees)
+
+
+def _on_every_node(task: Any, nodes: Mapping[str, str], *arguments: object) -> dict[str, Any]:
+    """Returns what a task gives on each node that answers, by its address.
 
     Raises:
         UsageError: a node cannot run this package.
@@ -80,13 +92,12 @@ def _nodes_without(probe: Path, nodes: Mapping[str, str]) -> list[str]:
     tasks = {}
     for node, address in nodes.items():
         place = NodeAffinitySchedulingStrategy(node, soft=False)
-        tasks[_sees.options(scheduling_strategy=place).remote(str(probe), PATIENCE)] = address
+        tasks[task.options(scheduling_strategy=place).remote(*arguments)] = address
     ray.wait(list(tasks), num_returns=len(tasks), timeout=TIMEOUT)
-    without = []
-    for task, address in tasks.items():
+    found = {}
+    for reference, address in tasks.items():
         try:
-            if not ray.get(task, timeout=0):
-                without.append(address)
+            found[address] = ray.get(reference, timeout=0)
         except RayTaskError as error:
             text = str(error).strip().splitlines()[-1]
             raise UsageError(
@@ -95,8 +106,14 @@ def _nodes_without(probe: Path, nodes: Mapping[str, str]) -> list[str]:
             ) from None
         except (RayError, TimeoutError):
             # The node has left or is too busy to answer; this check does not decide about such a node.
-            ray.cancel(task, force=True)
-    return sorted(without)
+            ray.cancel(reference, force=True)
+    return found
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _code() -> str:
+    """Returns the digest of this package on a node."""
+    return package_digest()
 
 
 @ray.remote(num_cpus=0, max_retries=0)

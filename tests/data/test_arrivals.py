@@ -1,0 +1,39 @@
+"""A conversion or prediction on Ray says what it expects, where nothing arrives for a while."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+waiting = pytest.importorskip("cggm_ray.distributed.waiting")
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines that are shown, with a patience of no time at all."""
+    lines: list[str] = []
+    monkeypatch.setattr(waiting, "PATIENCE", 0.02)
+    monkeypatch.setattr(waiting, "LOOK", 0.01)
+    monkeypatch.setattr(waiting.ray, "nodes", lambda: [{"Alive": True}, {"Alive": False}])
+    monkeypatch.setattr(waiting, "_free", lambda: "0 of 2 CPUs")
+    monkeypatch.setattr(waiting, "show", lines.append)
+    return lines
+
+
+def test_it_says_what_is_expected_again_and_again(shown: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    enough = threading.Event()
+    monkeypatch.setattr(waiting, "show", lambda line: (shown.append(line), len(shown) >= 2 and enough.set()))
+    arrivals = waiting.Arrivals("shards", 5)
+    arrivals.arrived(2)
+    with arrivals.saying_what_is_expected():
+        enough.wait()
+    assert shown[0].startswith("2 of 5 shards have arrived, none for ")
+    assert shown[0].endswith("the cluster has 1 node, free: 0 of 2 CPUs")
+
+
+def test_it_is_silent_where_nothing_is_late(shown: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "PATIENCE", 3600.0)
+    with waiting.Arrivals("shards", 5).saying_what_is_expected():
+        pass
+    assert not shown
