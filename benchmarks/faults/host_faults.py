@@ -660,6 +660,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the rows")
     parser.add_argument("--only", default=",".join(KINDS), help="kinds of work")
     parser.add_argument("--rows", help="numbers of rows")
+    parser.add_argument("--fault", action="append", help="a part of the name of a fault; may be repeated")
     parser.add_argument("--again", action="store_true", help="also rows that are done")
     parser.add_argument("--table", action="store_true", help="print the table of what is done")
     arguments = parser.parse_args()
@@ -674,6 +675,8 @@ def main() -> None:
         wanted = {int(number) for number in arguments.rows.split(",")} if arguments.rows else None
         rows = [row for row in plan() if row.work in works and row.number not in there]
         rows = [row for row in rows if wanted is None or row.number in wanted]
+        faults = arguments.fault or [""]
+        rows = [row for row in rows if any(part in row.fault for part in faults)]
         if rows:
             do_rows(arguments.out, rows)
     rows = stored(arguments.out)
