@@ -135,7 +135,9 @@ class Cluster:
         self.made = ""
         self._faults, self._downs, self._next = net.folder / "store.json", itertools.count(1), itertools.count(3)
         store, log = net.add(STORE), net.folder / "store.out"
-        net.start(store, "python", STORE_SCRIPT, store.address, str(STORE_PORT), str(self._faults), log=log)
+        where = (store.address, str(STORE_PORT), str(self._faults))
+        # What the store has may be larger than the disk of a host.
+        net.start(store, "python", STORE_SCRIPT, *where, log=log, TMPDIR=str(net.folder))
         wait_until(lambda: log.exists() and "s3://" in log.read_text(), "the store does not start", log=log)
         self.bucket = log.read_text().strip()
         write_data(net.folder)

@@ -12,6 +12,7 @@ import errno
 import json
 import logging
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from ray._private.state import state
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.experimental.internal_kv import _internal_kv_get as internal_kv_get
 
+from cggm_ray.core import errors
 from cggm_ray.core.errors import CggmError, UsageError
 from cggm_ray.core.live import moved
 from cggm_ray.distributed.session import session_folder, short_temporary_folder
@@ -34,6 +36,7 @@ from cggm_ray.engine.own_code import imported_modules
 from cggm_ray.engine.runtime import RunConfig
 
 MOST_CPUS = 4
+OWN_ERROR = re.compile(rf"^{re.escape(errors.__name__)}\.(\w+): (.+)$", re.MULTILINE)
 TOKENS = "ray._private.authentication.authentication_token_setup"
 """Logger that warns at every start that a cluster has a token, which Ray makes by itself."""
 ANSWER = 5.0
@@ -229,7 +232,10 @@ def own_error(error: BaseException) -> CggmError | None:
     for inner in _causes(error, seen):
         if isinstance(inner, CggmError):
             return inner
-    return None
+    # An error of a process that did not come up is a text in Ray's error.
+    found = OWN_ERROR.findall(str(error))
+    kind = getattr(errors, found[-1][0], None) if found else None
+    return kind(found[-1][1].strip()) if isinstance(kind, type) and issubclass(kind, CggmError) else None
 
 
 def _causes(error: BaseException, seen: set[int]) -> Iterator[BaseException]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -16,64 +15,39 @@ from ray.util.placement_group import placement_group_table
 from cggm_ray.core.console import show
 
 PATIENCE = 30.0
-"""Seconds of waiting before the first line; the next lines come after twice as long each."""
+"""Seconds of waiting before the first line, and the fewest between two lines."""
+LONGER = 1.25
+"""The next line comes after so many times the seconds of the line before, so that a night of waiting fills no log."""
 LOOK = 2.0
 """Seconds between two looks at the cluster."""
 GONE = ("REMOVED",)
 PLACED = "CREATED"
 
 
-@contextmanager
-def saying_what_is_missing() -> Iterator[None]:
-    """Prints a line while the block waits for resources of the cluster and nothing of this job has any."""
-    done = threading.Event()
-    thread = threading.Thread(target=_watch, args=(done,), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+def _next(patience: float) -> float:
+    return max(patience + PATIENCE, patience * LONGER)
 
 
-def _watch(done: threading.Event) -> None:
-    since, patience = time.monotonic(), PATIENCE
-    while not done.wait(min(LOOK, PATIENCE / 2)):
-        missing = None
-        # The cluster may be busy, or about to end.
-        with suppress(Exception):
-            missing = what_is_missing()
-        if missing is None:
-            since, patience = time.monotonic(), PATIENCE
-        elif time.monotonic() - since >= patience:
-            patience *= 2
-            show(f"waits for {missing}")
+class Heartbeat:
+    """Says that something goes on, or what it waits for, where nothing was heard for a while.
 
-
-@dataclass
-class Arrivals:
-    """Says what is expected of tasks on the cluster, where nothing arrives for a while.
-
-    Attributes:
-        what: is expected, such as 'shards'.
-        total: how many of them.
-        done: how many have arrived.
+    Args:
+        text: the line, of the seconds since something was heard. An error of it is as no line.
     """
 
-    what: str
-    total: int
-    done: int = 0
-    _last: float = field(default_factory=time.monotonic)
+    def __init__(self, text: Callable[[float], str]) -> None:
+        self._text, self._last = text, time.monotonic()
 
-    def arrived(self, count: int = 1) -> None:
-        """Takes note of some that have arrived."""
-        self.done, self._last = self.done + count, time.monotonic()
+    def heard(self) -> None:
+        """Takes note that something was heard."""
+        self._last = time.monotonic()
 
     @contextmanager
-    def saying_what_is_expected(self) -> Iterator[None]:
-        """Prints a line while the block runs and nothing arrives: after 30 seconds, and then after twice as long each."""
+    def beating(self) -> Iterator[None]:
+        """Prints the line while the block runs: after 30 seconds of silence, and then again and again, ever more rarely."""
         done = threading.Event()
-        thread = threading.Thread(target=self._watch, args=(done,), daemon=True)
+        thread = threading.Thread(target=self._beat, args=(done,), daemon=True)
+        self.heard()
         thread.start()
         try:
             yield
@@ -81,19 +55,47 @@ class Arrivals:
             done.set()
             thread.join()
 
-    def _watch(self, done: threading.Event) -> None:
+    def _beat(self, done: threading.Event) -> None:
         last, patience = self._last, PATIENCE
         while not done.wait(min(LOOK, PATIENCE / 2)):
             if self._last != last:
                 last, patience = self._last, PATIENCE
             elif time.monotonic() - last >= patience:
-                patience *= 2
+                patience = _next(patience)
+                # The cluster may be busy, or about to end.
                 with suppress(Exception):
-                    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
-                    show(
-                        f"{self.done} of {self.total} {self.what} have arrived, none for {time.monotonic() - last:.0f} s; "
-                        f"the cluster has {nodes} node{'s' * (nodes != 1)}, free: {_free()}"
-                    )
+                    show(self._text(time.monotonic() - last))
+
+
+class Arrivals(Heartbeat):
+    """What is expected of tasks on the cluster.
+
+    Args:
+        what: is expected, such as 'shards'.
+        total: how many of them.
+    """
+
+    def __init__(self, what: str, total: int) -> None:
+        super().__init__(self._line)
+        self._what, self._total, self._done = what, total, 0
+
+    def arrived(self) -> None:
+        """Takes note of one that has arrived."""
+        self._done += 1
+        self.heard()
+
+    def _line(self, seconds: float) -> str:
+        nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+        return (
+            f"{self._done} of {self._total} {self._what} have arrived, none for {seconds:.0f} s; the cluster has {nodes} "
+            f"node{'s' * (nodes != 1)}, free: {_free()}"
+        )
+
+
+def waits() -> str | None:
+    """Returns a line about what this job waits for, or None where it waits for no node."""
+    missing = what_is_missing()
+    return None if missing is None else f"waits for {missing}"
 
 
 def what_is_missing() -> str | None:

@@ -9,7 +9,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -110,11 +110,12 @@ class Console:
 
 
 @contextmanager
-def following(folder: Path, period: float = 0.3) -> Iterator[None]:
+def following(folder: Path, heard: Callable[[], None] = lambda: None, period: float = 0.3) -> Iterator[None]:
     """Prints the lines that are added to `train.log` while the block runs, which a worker on another machine writes.
 
     Args:
         folder: of the run.
+        heard: called after each line.
         period: seconds between two reads of the file.
     """
     path, done, mirror = folder / LOG, threading.Event(), mirror_of(folder)
@@ -136,6 +137,7 @@ def following(folder: Path, period: float = 0.3) -> Iterator[None]:
                     file.seek(position)
                     while (line := file.readline()).endswith("\n"):
                         show(line[:-1])
+                        heard()
                         position = file.tell()
 
     thread = threading.Thread(target=follow, daemon=True)

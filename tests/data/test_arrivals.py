@@ -25,8 +25,9 @@ def test_it_says_what_is_expected_again_and_again(shown: list[str], monkeypatch:
     enough = threading.Event()
     monkeypatch.setattr(waiting, "show", lambda line: (shown.append(line), len(shown) >= 2 and enough.set()))
     arrivals = waiting.Arrivals("shards", 5)
-    arrivals.arrived(2)
-    with arrivals.saying_what_is_expected():
+    arrivals.arrived()
+    arrivals.arrived()
+    with arrivals.beating():
         enough.wait()
     assert shown[0].startswith("2 of 5 shards have arrived, none for ")
     assert shown[0].endswith("the cluster has 1 node, free: 0 of 2 CPUs")
@@ -34,6 +35,6 @@ def test_it_says_what_is_expected_again_and_again(shown: list[str], monkeypatch:
 
 def test_it_is_silent_where_nothing_is_late(shown: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "PATIENCE", 3600.0)
-    with waiting.Arrivals("shards", 5).saying_what_is_expected():
+    with waiting.Arrivals("shards", 5).beating():
         pass
     assert not shown

@@ -41,7 +41,7 @@ def write_shards_with_ray(stages: Sequence[Stage], raw: Sequence[RawShard], fold
         for number, stage in enumerate(steps, start=1):
             dataset = add_stage(dataset, stage, folder if number == len(steps) else None, cpus)
         progress, arrivals = Progress(len(raw)), Arrivals("shards", len(raw))
-        with arrivals.saying_what_is_expected():
+        with arrivals.beating():
             for row in dataset.iter_rows():
                 # The first error stops what still runs.
                 error = row.pop(ERROR)

@@ -127,7 +127,7 @@ def predict_on_ray(run: FinishedRun, folder: Path, split: str, workers: int, par
             num_gpus=1 if run.config.run.use_gpu else 0,
         )
         arrivals = Arrivals("ranges of samples", len(starts))
-        with arrivals.saying_what_is_expected():
+        with arrivals.beating():
             for block in rows.iter_batches(batch_size=None, batch_format="numpy"):
                 arrivals.arrived()
                 early[int(block[INDEX][0])] = Predictions(

@@ -44,7 +44,7 @@ def map_shards_with_ray(work: Callable[[Path], Statistics], paths: Sequence[Path
             lambda row: _row(work, row), num_cpus=TASK_CPUS
         )
         arrivals = Arrivals("statistics of shards", len(items))
-        with arrivals.saying_what_is_expected():
+        with arrivals.beating():
             for row in dataset.iter_rows():
                 arrivals.arrived()
                 # The first error stops what still runs.

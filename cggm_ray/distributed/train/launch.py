@@ -28,7 +28,7 @@ from cggm_ray.distributed.data.statistics import map_shards_with_ray
 from cggm_ray.distributed.nodes import check_nodes
 from cggm_ray.distributed.train.failures import Failures
 from cggm_ray.distributed.train.runtime import STOP, RayRuntime
-from cggm_ray.distributed.waiting import saying_what_is_missing
+from cggm_ray.distributed.waiting import Heartbeat, waits
 from cggm_ray.engine.assembly import prepare_data
 from cggm_ray.engine.checkpoints import Checkpoints, storage_errors
 from cggm_ray.engine.configuration import Config
@@ -72,9 +72,10 @@ def run_on_ray(config: Config, folder: Path, stop_request: StopRequest) -> Resul
         mirror.push()
         print_taken(shards)
         try:
+            heartbeat = Heartbeat(lambda seconds: waits() or f"no line from the workers for {seconds:.0f} s")
             with (
-                saying_what_is_missing(),
-                following(folder),
+                heartbeat.beating(),
+                following(folder, heartbeat.heard),
                 stopping_workers(folder, stop_request),
                 storage_errors(Checkpoints(folder)),
             ):

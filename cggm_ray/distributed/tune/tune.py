@@ -32,7 +32,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
-from cggm_ray.core.errors import TrainingError, UsageError
+from cggm_ray.core.errors import TrainingError, UsageError, listed
 from cggm_ray.core.live import bar, moved
 from cggm_ray.core.optional import require
 from cggm_ray.core.seeding import derive_seed
@@ -40,7 +40,7 @@ from cggm_ray.distributed.cluster import connect, nodes_later, nodes_now, own_er
 from cggm_ray.distributed.data.statistics import share_statistics
 from cggm_ray.distributed.tune.draws import domain
 from cggm_ray.distributed.tune.trial import NUMBER, Study, train_trial
-from cggm_ray.distributed.waiting import saying_what_is_missing
+from cggm_ray.distributed.waiting import Heartbeat, waits
 from cggm_ray.engine.checkpoints import CHECKPOINTS
 from cggm_ray.storage.mirror import mirror_of
 from cggm_ray.storage.plain import Plain
@@ -59,6 +59,8 @@ TUNE_SETTINGS = {
 }
 EVERY = 30.0
 """Seconds after which a line about a running trial is printed again."""
+MOST_NAMED = 3
+"""Trials that one line names."""
 BETTER = "best_value"
 """What schedulers and searchers compare: the best validation value so far, since that epoch's checkpoint is kept."""
 
@@ -119,7 +121,7 @@ def run_trials(study: Study, search: Search | None, mode: str) -> list[Trial]:
                 failure_config=tune.FailureConfig(max_failures=study.max_failures),
             ),
         )
-        with saying_what_is_missing(), bar():
+        with watch.heartbeat.beating(), bar():
             watch.moved()
             tuner.fit()
     except Exception as error:
@@ -149,10 +151,16 @@ class Watch(tune.Callback):
             outcome.record.name: outcome for outcome in over if not local or (outcome.folder / CHECKPOINTS).exists()
         }
         self._lines: dict[str, float] = {}
+        self.heartbeat = Heartbeat(self._silence)
 
     def trials(self) -> list[Trial]:
         """All trials of the study, in order."""
         return [trial for _, trial in sorted(self._seen.items())]
+
+    def _silence(self, seconds: float) -> str:
+        over = f"{len(self._told)} of {self._all} trials are over"
+        running = f"{listed(sorted(self._running), MOST_NAMED)} still running, {over}" if self._running else over
+        return waits() or running
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Takes a trial that the searcher made, or that has other values now."""
@@ -173,6 +181,7 @@ class Watch(tune.Callback):
         now = time.monotonic()
         if now - self._lines.setdefault(str(trial), now) >= EVERY and BETTER in result:
             self._lines[str(trial)] = now
+            self.heartbeat.heard()
             name = self._study.trial(str(trial), trial.config).name
             best = f"best {result[BETTER]:.4f} at {result['best_epoch']:.0f}"
             print(f"{name}  epoch {result['epoch']:.0f}  {best}", flush=True)
@@ -206,6 +215,7 @@ class Watch(tune.Callback):
         mirror_of(trial.folder).join()
         record = ended(trial, status, error)
         self._running.pop(trial.name, None)
+        self.heartbeat.heard()
         if trial.name in self._told:
             return
         self._told.add(trial.name)
