@@ -62,7 +62,7 @@ from hosts import (
 )
 
 ATTEMPTS = 4
-LIMIT = 300.0
+LIMIT = 600.0
 """Seconds after which a command that has not ended counts as one that hangs."""
 QUIET = 45.0
 """Seconds of silence from which on a row does not hold: a line is due after 30 seconds of waiting."""
