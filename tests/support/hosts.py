@@ -155,6 +155,8 @@ class Network:
             **{"RAY_ADDRESS": f"{NETWORK}.1:{GCS_PORT}", "RAY_TMPDIR": disk, "TMPDIR": f"{disk}/tmp"},
             **{"HOME": f"{disk}/home", "GLOO_SOCKET_IFNAME": "eth0", "PYTHONPATH": str(ROOT)},
             **{**KEY, "AWS_ENDPOINT_URL": f"http://{NETWORK}.{NUMBERS[STORE]}:{STORE_PORT}"},
+            # Ray makes its workers nicer than all else on a host, but these share this machine.
+            "RAY_worker_niceness": "0",
             **{"CGGM_WORK": f"{disk}/work", "CGGM_CACHE": f"{disk}/cache"},
             **variables,
         }
