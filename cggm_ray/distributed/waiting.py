@@ -15,9 +15,10 @@ from ray.util.placement_group import placement_group_table
 from cggm_ray.core.console import show
 
 PATIENCE = 30.0
-"""Seconds of waiting before the first line, and the fewest between two lines."""
+"""Seconds of waiting before the first line, and between two lines of the first minutes."""
+MINUTES = 600.0
 LONGER = 1.25
-"""The next line comes after so many times the seconds of the line before, so that a night of waiting fills no log."""
+"""After `MINUTES` the next line comes after so many times the seconds of the one before: a night of waiting fills no log."""
 LOOK = 2.0
 """Seconds between two looks at the cluster."""
 GONE = ("REMOVED",)
@@ -25,7 +26,7 @@ PLACED = "CREATED"
 
 
 def _next(patience: float) -> float:
-    return max(patience + PATIENCE, patience * LONGER)
+    return patience + PATIENCE if patience < MINUTES else patience * LONGER
 
 
 class Heartbeat:

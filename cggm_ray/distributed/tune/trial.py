@@ -25,6 +25,7 @@ from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.distributed.cluster import own_error
 from cggm_ray.distributed.metrics import Gauges
 from cggm_ray.distributed.train.launch import trainer
+from cggm_ray.distributed.waiting import Heartbeat, waits
 from cggm_ray.engine.assembly import with_batch_size
 from cggm_ray.engine.budget import budget_of
 from cggm_ray.engine.checkpoints import CHECKPOINTS, check_checkpoint, storage_errors
@@ -182,12 +183,15 @@ def test_trial(study: Study, trial: Trial, epochs: int) -> Result:
         CggmError: the checkpoint is gone or damaged.
     """
     run, resources = _without_further_epochs(trial, epochs), study.resources
+    print(f"testing {trial.name}", flush=True)
+    heartbeat = Heartbeat(lambda seconds: waits() or f"{trial.name} is tested for {seconds:.0f} s")
     try:
-        if trial.config.run.max_workers > 1:
-            trainer(run, trial.shards, trial.folder, resources.cpu).fit()
-        else:
-            remote = ray.remote(num_cpus=resources.cpu, num_gpus=resources.gpu)(_test_here)
-            ray.get(remote.remote(study, run, trial))
+        with heartbeat.beating():
+            if trial.config.run.max_workers > 1:
+                trainer(run, trial.shards, trial.folder, resources.cpu).fit()
+            else:
+                remote = ray.remote(num_cpus=resources.cpu, num_gpus=resources.gpu)(_test_here)
+                ray.get(remote.remote(study, run, trial))
     except Exception as error:
         raise own_error(error) or TrainingError(f"{trial.folder}: the test failed: {error}") from error
     mirror_of(trial.folder).join()
