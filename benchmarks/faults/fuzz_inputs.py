@@ -51,9 +51,10 @@ WORDS = {
     "json": r"""[ { } ] " : , null true NaN Infinity 1e999 -0 \ud800 \u0000 "id" "img_path" "../x" "/etc/passwd" """,
     "yaml": r"""[ { } ] &a *a <<: - ? | > !!binary !!set !!python/name:os.system !!timestamp !!int .inf .nan 2001-99-99 0x1g
         1:60 ~ # % @ ` ' " --- ... rho: uniform: choice: when: trials: 1e400 null""",
+    "arrow": r""""" "../x" "/etc/passwd" "\ud800" "\u0000" [ ] { } null 1 "filename" "splits" "train" "test" """,
     "csv": r"""" "" , ; | & ' \ NA nan inf 1e999 ../x /etc/passwd label id split train test 9999999999999999999999 ,, "," """,
     "jsonl": r"""[ { } ] " : , null true NaN Infinity 1e999 -0 \ud800 \u0000 "id" "label" "image" "../x" "/etc/passwd" """,
-    "listing": r"""<Key> </Key> <Size> </Size> <Contents> </Contents> <IsTruncated> true &amp; &#0; &a; ../ <![CDATA[ ]]> <!-- """,
+    "listing": r"""<Key> </Key> <Size> </Size> <Contents> </Contents> <IsTruncated> true &amp; &#0; ../ <![CDATA[ ]]> <!-- """,
 }
 
 

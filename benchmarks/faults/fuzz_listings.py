@@ -23,20 +23,97 @@ CONTENT = b"title,price,split,label\n" + b"".join(
     for n, split in enumerate(("train", "train", "train", "train", "valid", "valid", "test", "test"))
 )
 """Of every file of the store."""
-PLAIN = ("set/train.csv", "set/val.csv", "set/test.csv", "set/x/0.png", "set/a.wav", "set/summary.json", "set/log.jsonl")
+PLAIN = (
+    "set/train.csv",
+    "set/val.csv",
+    "set/test.csv",
+    "set/x/0.png",
+    "set/a.wav",
+    "set/summary.json",
+    "set/log.jsonl",
+)
 ODD = (
-    *("set/train.csv/x", "set/%2e%2e/x", "set/a%00b", "set/a%2fb", "set/C:\\x", "set/a\\..\\b", "set/ ", "set/~", "set/$HOME"),
-    *("set/\u202etxt", "set/" + "x" * 300, "set/" + "d/" * 600 + "x", "set/.hidden.csv", "set/state.json", "set/table.parquet"),
-    *("set", "set/", "set/a", "set/a/b", "set/checkpoints/a", "set/train.jsonl", "set/x.csv", "set/?a=b", "set/*", "set/[a]"),
+    *(
+        "set/train.csv/x",
+        "set/%2e%2e/x",
+        "set/a%00b",
+        "set/a%2fb",
+        "set/C:\\x",
+        "set/a\\..\\b",
+        "set/ ",
+        "set/~",
+        "set/$HOME",
+    ),
+    *(
+        "set/\u202etxt",
+        "set/" + "x" * 300,
+        "set/" + "d/" * 600 + "x",
+        "set/.hidden.csv",
+        "set/state.json",
+        "set/table.parquet",
+    ),
+    *(
+        "set",
+        "set/",
+        "set/a",
+        "set/a/b",
+        "set/checkpoints/a",
+        "set/train.jsonl",
+        "set/x.csv",
+        "set/?a=b",
+        "set/*",
+        "set/[a]",
+    ),
 )
 """Keys that a store may have."""
 KEYS = (
-    *("../x", "a/../../x", "/etc/passwd", "//x", "", ".", "..", "/", "a/", "a//b", "set/../x", "other/x", "s3://other/x"),
-    *("set/\x01", "set/\x1b[31m", "set/a\nb", "set/a\rb", "set/\ufffe", "set/./x", "set/a/", "set//x", "set/" + "x" * 5000),
+    *(
+        "../x",
+        "a/../../x",
+        "/etc/passwd",
+        "//x",
+        "",
+        ".",
+        "..",
+        "/",
+        "a/",
+        "a//b",
+        "set/../x",
+        "other/x",
+        "s3://other/x",
+    ),
+    *(
+        "set/\x01",
+        "set/\x1b[31m",
+        "set/a\nb",
+        "set/a\rb",
+        "set/\ufffe",
+        "set/./x",
+        "set/a/",
+        "set//x",
+        "set/" + "x" * 5000,
+    ),
 )
 """Keys that lead elsewhere, or that no client asked for."""
-SIZES = ("0", "1", "-1", "2147483648", "1099511627776", "9223372036854775807", "18446744073709551615", "99999999999999999999", "x", "")
-DATES = ("2024-01-01T00:00:00.000Z", "1970-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "99999-01-01T00:00:00Z", "yesterday", "")
+SIZES = (
+    "0",
+    "1",
+    "-1",
+    "2147483648",
+    "1099511627776",
+    "9223372036854775807",
+    "18446744073709551615",
+    "99999999999999999999",
+    "x",
+)
+DATES = (
+    "2024-01-01T00:00:00.000Z",
+    "1970-01-01T00:00:00Z",
+    "9999-12-31T23:59:59Z",
+    "99999-01-01T00:00:00Z",
+    "yesterday",
+    "",
+)
 TAGS = ('"a"', "a", "", '"' + "a" * 5000 + '"', "\x01", "é", "W/")
 TOKENS = ("t", "t", "1", "", "../x", "a" * 5000, "&amp;x=1", "\u00e9")
 HEADERS: dict[str, Any] = {"status": 200, "length": None, "etag": '"a"', "modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
@@ -46,7 +123,10 @@ def listing_seeds() -> list[Seed]:
     """Whole lists of one and two pages."""
     one, two = ("set/table.csv",), ("set/train.csv", "set/val.csv", "set/test.csv", "set/x/0.png")
     size = str(len(CONTENT))
-    pages = [[page([(key, size) for key in one])], [page([(two[0], size)], "t"), page([(key, size) for key in two[1:]])]]
+    pages = [
+        [page([(key, size) for key in one])],
+        [page([(two[0], size)], "t"), page([(key, size) for key in two[1:]])],
+    ]
     return [Seed("listing", "listing", ".xml", whole(HEADERS, some)) for some in pages]
 
 
@@ -154,7 +234,10 @@ class Listing:
         length = self.headers["length"]
         lines = [("ETag", self.headers["etag"]), ("Last-Modified", self.headers["modified"])]
         lines.append(("Content-Length", len(CONTENT) if length is None else length))
-        return [(name, str(value).encode("latin-1", "replace").decode("latin-1").replace("\n", " ")) for name, value in lines]
+        return [
+            (name, str(value).encode("latin-1", "replace").decode("latin-1").replace("\n", " "))
+            for name, value in lines
+        ]
 
 
 def listing_server() -> Listing:

@@ -99,7 +99,7 @@ def with_damaged_parts(seeds: list[Seed], draw: random.Random) -> Seed:
 
 
 def parts(content: bytes) -> Iterator[tuple[int, int, str]]:
-    """Yields start, end and byte order of every chunk of a RIFF or AIFF file, or of every box of an MP4 file, with those inside."""
+    """Yields start, end and byte order of all chunks of a RIFF or AIFF file, or of all boxes of an MP4 file, with inner ones."""
     if content[:4] in (b"RIFF", b"FORM"):
         yield from _chunks(content, 0, len(content), "<" if content[:4] == b"RIFF" else ">")
     elif content[4:8] == b"ftyp":
@@ -140,7 +140,9 @@ def _damage(content: bytearray, place: int, end: int, order: str, draw: random.R
         if inner + width <= len(content):
             struct.pack_into(f"{order}{form}", content, inner, draw.choice(NUMBERS) % 2 ** (8 * width))
     elif kind < 0.8:
-        content[place : place + 4] = draw.choice((b"free", b"moov", b"mdat", b"LIST", b"data", b"fmt ", draw.randbytes(4)))
+        content[place : place + 4] = draw.choice(
+            (b"free", b"moov", b"mdat", b"LIST", b"data", b"fmt ", draw.randbytes(4))
+        )
     elif kind < 0.9:
         del content[place:end]
     else:

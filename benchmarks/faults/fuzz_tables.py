@@ -1,4 +1,4 @@
-"""Tables, lists and pickles of sentiment for `fuzz.py`: small whole files, and contents whose structure is damaged, not their bytes.
+"""Tables, lists and pickles of sentiment for `fuzz.py`: small whole files, and contents whose structure is damaged.
 
 A CSV gets other quotes, encodings, zeros, huge cells and ragged rows; JSON lines get repeated keys, deep nesting, numbers that
 JSON lacks and wrong types; a pickle gets fields that are missing, of other shapes or types.
@@ -12,6 +12,7 @@ import json
 import pickle
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -31,19 +32,100 @@ LISTED = {
 }
 """Columns of the CSV files that other readers than that of tables take."""
 CELLS = (
-    *("", " ", "NA", "nan", "NaN", "inf", "-inf", "1e999", "1e-999", "0x1F", "1_000", "1,5", "-0", "9" * 400, "True", "None"),
-    *("2024-13-45", "1970-01-01T00:00:00Z", "../x.png", "/etc/passwd", "C:\\x.png", "a\\..\\..\\b.wav", "s3://b/x.png", "x.mp4"),
-    *('"', '""', 'a"b', "a,b", "a\tb", "a\r\nb", "\r", "\n\n", "'", ";", "|", "\ufeff", "\0", "\x1a", "\x1b[31m", "\x1f/x\x1fc\x1f0"),
-    *("\u202e", "\ud7ff", "\U0010ffff", "e\u0301", "x" * 40_000, "w " * 3000, "=1+1", "train", "valid", "test", "val", "dev"),
+    *(
+        "",
+        " ",
+        "NA",
+        "nan",
+        "NaN",
+        "inf",
+        "-inf",
+        "1e999",
+        "1e-999",
+        "0x1F",
+        "1_000",
+        "1,5",
+        "-0",
+        "9" * 400,
+        "True",
+        "None",
+    ),
+    *("2024-13-45", "1970-01-01T00:00:00Z", "../x.png", "/etc/passwd", "C:\\x.png", "a\\..\\..\\b.wav", "x.mp4"),
+    *(
+        '"',
+        '""',
+        'a"b',
+        "a,b",
+        "a\tb",
+        "a\r\nb",
+        "\r",
+        "\n\n",
+        "'",
+        ";",
+        "|",
+        "\ufeff",
+        "\0",
+        "\x1b[31m",
+        "\x1f/x\x1fc\x1f0",
+    ),
+    *(
+        "\u202e",
+        "\ud7ff",
+        "\U0010ffff",
+        "e\u0301",
+        "x" * 40_000,
+        "w " * 3000,
+        "=1+1",
+        "train",
+        "valid",
+        "test",
+        "val",
+        "dev",
+    ),
 )
 VALUES: tuple[str, ...] = (
-    *("null", "true", "0", "-1", "1.5", "1e308", "1e999", "NaN", "Infinity", "-Infinity", "1" * 30, "9" * 5000, '"x"', '""'),
-    *('"\\ud800"', '"\\u0000"', '"\\u001f/x\\u001fc\\u001f0"', '"../x.png"', '"/etc/passwd"', "[]", "{}", "[1, 2]", "[[1], [2, 3]]"),
-    *('["a", 1]', '{"a": 1}', '{"a": [1]}', '{"a": 1, "a": 2}', '{"bytes": null, "path": "x"}', "[null]", "01", "'x'", "undefined"),
-    *("[" * 200 + "]" * 200, "[" * 100_000, '{"a":' * 5000 + "1" + "}" * 5000, '"' + "x" * 40_000 + '"', "[" + "1," * 5000 + "1]"),
+    *(
+        "null",
+        "true",
+        "0",
+        "-1",
+        "1.5",
+        "1e308",
+        "1e999",
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "1" * 30,
+        "9" * 5000,
+        '"x"',
+        '""',
+    ),
+    *('"\\ud800"', '"\\u0000"', '"\\u001f/x\\u001fc\\u001f0"', '"../x.png"', '"/etc/passwd"', "[]", "{}"),
+    *(
+        "[1, 2]",
+        "[[1], [2, 3]]",
+        '["a", 1]',
+        '{"a": 1}',
+        '{"a": [1]}',
+        '{"a": 1, "a": 2}',
+        '{"bytes": null, "path": "x"}',
+    ),
+    *("[null]", "01", "'x'", "undefined", "[" * 200 + "]" * 200, "[" * 100_000, '{"a":' * 5000 + "1" + "}" * 5000),
+    *('"' + "x" * 40_000 + '"', "[" + "1," * 5000 + "1]"),
 )
 """JSON, and what is nearly JSON."""
-ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "windows-1252", "shift_jis", "utf-7", "cp037")
+ENCODINGS = (
+    "utf-8",
+    "utf-8-sig",
+    "utf-16",
+    "utf-16-le",
+    "utf-16-be",
+    "utf-32",
+    "windows-1252",
+    "shift_jis",
+    "utf-7",
+    "cp037",
+)
 
 
 def rows(names: tuple[str, ...]) -> list[dict[str, str]]:
@@ -73,7 +155,12 @@ def table_seeds() -> list[Seed]:
         Seed("csv", "lists", "", _csv(rows(IMAGE_TEXT), IMAGE_TEXT, ",")),
         Seed("csv", "clips", "", b"a0,p\na1,q\na2,p\na3,q\n"),
         Seed("csv", "vgg", "", b"a0,0,p,train\na1,1,q,train\na2,2,p,val\na3,3,q,test\n"),
-        Seed("csv", "ave", "", b"Category&VideoID&Quality&StartTime&EndTime\np&a0&good&0&10\nq&a1&good&0&10\np&a2&bad&1&5\n"),
+        Seed(
+            "csv",
+            "ave",
+            "",
+            b"Category&VideoID&Quality&StartTime&EndTime\np&a0&good&0&10\nq&a1&good&0&10\np&a2&bad&1&5\n",
+        ),
         Seed("csv", "ucf", "", b"".join(b"%c/a%d.mp4 1\n" % (b"pq"[n % 2], n) for n in range(10))),
         Seed("jsonl", "table", ".jsonl", _lines(rows(COLUMNS))),
         Seed("jsonl", "table", ".ndjson", _lines(_typed())),
@@ -86,8 +173,8 @@ def table_seeds() -> list[Seed]:
     table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
     table = table.append_column("vector", tensor_column(np.arange(12, dtype=np.float32).reshape(6, 2)))
     table = table.append_column("list", pa.array([[1.0, 2.0]] * 6))
-    for open_writer in (pa.ipc.new_stream, pa.ipc.new_file):
-        seeds.append(Seed("arrow", "table", ".arrow", into(lambda file, w=open_writer: _arrow(table, w, file))))
+    seeds.append(Seed("arrow", "table", ".arrow", into(lambda file: _arrow(table, pa.ipc.new_stream, file))))
+    seeds.append(Seed("arrow", "table", ".arrow", into(lambda file: _arrow(table, pa.ipc.new_file, file))))
     seeds.append(Seed("arrow", "table", ".parquet", into(lambda file: pq.write_table(table, file))))
     arrays = {name: np.array(cells) for name, cells in columns.items()} | {"vector": np.ones((6, 3), np.float32)}
     seeds.append(Seed("arrow", "table", ".npz", into(lambda file: np.savez(file, **arrays))))
@@ -133,13 +220,16 @@ def csv_with_damage(seeds: list[Seed], draw: random.Random) -> Seed:
 def lines_with_damage(seeds: list[Seed], draw: random.Random) -> Seed:
     """Returns JSON lines, or a list of JSON, with damaged values, keys or lines."""
     chosen = draw.choice(seeds)
-    records = [[(json.dumps(k), json.dumps(v)) for k, v in row.items()] for row in (rows(IMAGE_TEXT) if chosen.role == "lines" else draw.choice((_typed(), rows(COLUMNS))))]
+    content: list[Any] = rows(IMAGE_TEXT) if chosen.role == "lines" else draw.choice((_typed(), rows(COLUMNS)))
+    records = [[(json.dumps(k), json.dumps(v)) for k, v in row.items()] for row in content]
     for _ in range(draw.choice((1, 1, 2, 3))):
         record = draw.choice(records)
         place = draw.randrange(len(record)) if record else 0
         kind = draw.random()
         if not record or kind < 0.1:
-            record.append((draw.choice(('"new"', '""', '"label"', '"a.b"', '"\\ud800"', "1", "'k'")), draw.choice(VALUES)))
+            record.append(
+                (draw.choice(('"new"', '""', '"label"', '"a.b"', '"\\ud800"', "1", "'k'")), draw.choice(VALUES))
+            )
         elif kind < 0.7:
             record[place] = (record[place][0], draw.choice(VALUES))
         elif kind < 0.8:
@@ -154,7 +244,8 @@ def lines_with_damage(seeds: list[Seed], draw: random.Random) -> Seed:
     whole = ["{" + ", ".join(f"{key}: {value}" for key, value in record) + "}" for record in records]
     for _ in range(draw.choice((0, 0, 1, 2))):
         place = draw.randrange(len(whole))
-        whole[place] = draw.choice((whole[place][: draw.randrange(40)], draw.choice(VALUES), "", whole[place] * 2, "//", "\x1e"))
+        cut = whole[place][: draw.randrange(40)]
+        whole[place] = draw.choice((cut, draw.choice(VALUES), "", whole[place] * 2, "//", "\x1e"))
     end = draw.choice(("\n", "\n", "\r\n", "\n\n"))
     listed = chosen.suffix == ".json" and draw.random() < 0.7
     text = "[" + ",".join(whole) + draw.choice(("]", "]", "]", ",]", "")) if listed else end.join(whole) + end
@@ -185,12 +276,17 @@ def sentiment_with_damage(seeds: list[Seed], draw: random.Random) -> Seed:
         elif kind < 0.8:
             part[name] = draw.choice(_ARRAYS)(part[name], draw)
         else:
-            part[name] = draw.choice((None, 1, "x", [], {}, [[1], [1, 2]], [None], b"x", (1, 2), 10**20, {"a": 1}, [{}]))
+            part[name] = draw.choice(
+                (None, 1, "x", [], {}, [[1], [1, 2]], [None], b"x", (1, 2), 10**20, {"a": 1}, [{}])
+            )
     return Seed(chosen.group, chosen.role, chosen.suffix, pickle.dumps(content, protocol=draw.choice((2, 4, 5))))
 
 
 def _typed() -> list[dict[str, Any]]:
-    return [row | {"price": float(row["price"]), "maker": n % 2, "vector": [1.0, n], "ok": True} for n, row in enumerate(rows(COLUMNS))]
+    return [
+        row | {"price": float(row["price"]), "maker": n % 2, "vector": [1.0, n], "ok": True}
+        for n, row in enumerate(rows(COLUMNS))
+    ]
 
 
 def _csv(content: list[dict[str, str]], names: tuple[str, ...], delimiter: str) -> bytes:
@@ -254,34 +350,49 @@ def _order(cells: list[list[str]], draw: random.Random) -> None:
         cells[:] = cells[:1] + cells[1:] * draw.choice((2, 50))
 
 
-_ROWS: tuple[Callable[[list[list[str]], random.Random], None], ...] = (_cell, _cell, _cell, _column, _ragged, _name, _order)
+_ROWS: tuple[Callable[[list[list[str]], random.Random], None], ...] = (
+    _cell,
+    _cell,
+    _cell,
+    _column,
+    _ragged,
+    _name,
+    _order,
+)
 
 
 def _shape(values: Any, draw: random.Random) -> Any:
-    array = np.asarray(values)
+    array = np.atleast_1d(np.asarray(values))
     return draw.choice((array[:-1], array[:0], array[None], array.reshape(-1), array[..., :1], array.T))
 
 
 def _dtype(values: Any, draw: random.Random) -> Any:
     try:
-        return np.asarray(values).astype(draw.choice((np.float64, np.int8, np.uint64, bool, object, "U5", "S5", np.complex64)))
+        return np.asarray(values).astype(
+            draw.choice((np.float64, np.int8, np.uint64, bool, object, "U5", "S5", np.complex64))
+        )
     except (TypeError, ValueError):
         return values
 
 
 def _values(values: Any, draw: random.Random) -> Any:
-    array = np.array(values)
+    try:
+        array = np.array(values)
+    except ValueError:
+        return values
     if array.size and array.dtype.kind in "fi":
-        worst = (np.nan, np.inf, -np.inf, 1e300, 1e6) if array.dtype.kind == "f" else (-1, 2**31 - 1, 0, 1000)
-        with np.errstate(over="ignore"):
+        worst: tuple[float, ...] = (np.nan, np.inf, -np.inf, 1e300) if array.dtype.kind == "f" else (-1, 2**31 - 1, 0)
+        # Which of them it can hold depends on its type.
+        with np.errstate(over="ignore"), suppress(OverflowError, ValueError):
             array.flat[draw.randrange(array.size)] = draw.choice(worst)
     elif array.size and array.dtype.kind == "O":
-        array.flat[draw.randrange(array.size)] = draw.choice((None, 1, "x" * 9000, "$_$", "a$_$-1", b"x", [1]))
+        array.flat[draw.randrange(array.size)] = draw.choice((None, 1, "x" * 9000, "$_$", "a$_$-1", b"x", {}))
     return array
 
 
 def _list(values: Any, draw: random.Random) -> Any:
-    return draw.choice((list, lambda v: np.asarray(v).tolist(), lambda v: dict(enumerate(v))))(values)
+    array = np.atleast_1d(np.asarray(values))
+    return draw.choice((list, lambda v: v.tolist(), lambda v: dict(enumerate(v))))(array)
 
 
 _ARRAYS: tuple[Callable[[Any, random.Random], Any], ...] = (_shape, _dtype, _values, _values, _list)

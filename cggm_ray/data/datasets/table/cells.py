@@ -220,7 +220,11 @@ def as_texts(values: pa.Array) -> pa.Array:
     if is_list(values.type):
         rows = values.to_pylist()
         return pa.array([None if row is None else " ".join(str(part) for part in row) for row in rows], pa.string())
-    return values.cast(pa.string())
+    try:
+        return values.cast(pa.string())
+    # Structures, and bytes that are no text.
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return pa.array([None if value is None else str(value) for value in values.to_pylist()], pa.string())
 
 
 def concatenated(parts: Sequence[Rows]) -> Rows:
