@@ -99,7 +99,7 @@ def with_damaged_parts(seeds: list[Seed], draw: random.Random) -> Seed:
 
 
 def parts(content: bytes) -> Iterator[tuple[int, int, str]]:
-    """Yields start, end and byte order of all chunks of a RIFF or AIFF file, or of all boxes of an MP4 file, with inner ones."""
+    """Yields start, end and byte order of all chunks of a RIFF or AIFF file, or of all boxes of an MP4 file."""
     if content[:4] in (b"RIFF", b"FORM"):
         yield from _chunks(content, 0, len(content), "<" if content[:4] == b"RIFF" else ">")
     elif content[4:8] == b"ftyp":

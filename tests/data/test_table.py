@@ -16,6 +16,7 @@ from sklearn.impute import SimpleImputer
 from tables import converted, products, table_config, with_photos
 
 from cggm_ray.core.errors import DataError
+from cggm_ray.data.datasets.table.cells import as_texts
 from cggm_ray.data.datasets.table.options import TableOptions
 from cggm_ray.data.datasets.table.readers import read_table
 from cggm_ray.data.datasets.table.splitting import by_groups
@@ -368,3 +369,23 @@ def test_a_name_that_no_file_can_have(tmp_path: Path, name: str) -> None:
     (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
     with pytest.raises(DataError, match=str(tmp_path)):
         converted(table_config(tmp_path, tmp_path))
+
+
+@pytest.mark.parametrize("other", [None, [1.0]])
+def test_arrays_that_differ_between_splits(tmp_path: Path, other: list[float] | None) -> None:
+    """A split may lack them all; arrays of another shape are named with their file."""
+    for name in ("train", "valid", "test"):
+        rows = [{"a": [1.0, n] if name == "train" else other, "b": n, "category": "pq"[n % 2]} for n in range(8)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+    settings = table_config(tmp_path, tmp_path, column=("a=array",))
+    if other is None:
+        assert not converted(settings)[1]["test"].masks["a"].any()
+    else:
+        with pytest.raises(DataError, match=r"valid\.parquet, column a: found arrays of shape \[1\]; expected \[2\]"):
+            converted(settings)
+
+
+def test_structures_and_bytes_as_texts() -> None:
+    """A column of splits or groups may hold them, and they name no split."""
+    assert as_texts(pa.array([{"a": [1]}, None])).to_pylist() == ["{'a': [1]}", None]
+    assert as_texts(pa.array([b"x", b"\xff"])).to_pylist() == ["b'x'", "b'\\xff'"]
