@@ -305,8 +305,9 @@ def lacks_memory(error: BaseException | None) -> bool:
     """Returns whether an error, or one that it took the place of, is about memory."""
     while error is not None:
         # Our own errors quote names from the input, which may say anything; what they took the place of follows in the chain.
-        quotes = isinstance(error, CggmError)
-        if isinstance(error, MemoryError) or (not quotes and any(sign in str(error) for sign in NO_MEMORY)):
+        # FFmpeg names by the same words a size that it refuses, of 2 GiB or more, before it asks for memory.
+        quotes = isinstance(error, CggmError) or type(error).__module__ == "av.error"
+        if not quotes and (isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY)):
             return True
         error = error.__cause__ or error.__context__
     return False
