@@ -273,5 +273,5 @@ def test_one_row_may_be_there_many_times_but_not_fill_the_memory(tmp_path: Path)
 
 def test_names_in_an_array_without_an_axis() -> None:
     assert names_of(np.array("one", object), "x").tolist() == ["one"]
-    with pytest.raises(DataError, match="^x, row 0: found an array of objects"):
+    with pytest.raises(DataError, match=r"^x, row 0: found an array of objects"):
         names_of(np.array({"a": 1}, object), "x")
