@@ -23,7 +23,7 @@ class Array(ColumnKind):
 
     def read(self, cells: Cells, context: Context) -> pa.Array:
         """Returns lists of fixed length, nested by the axes; bytes (uint8) stay bytes, all others become single precision."""
-        if _innermost(cells.values.type) is None:
+        if cells.there.any() and _innermost(cells.values.type) is None:
             raise cells.wrong(int(np.flatnonzero(cells.there)[0]), "a list of numbers, or a tensor")
         there = np.flatnonzero(cells.there)
         rows = _rows(cells, there)

@@ -109,8 +109,11 @@ class Rows:
         return f"{self.places.files[0]}{more}"
 
     def cells(self, column: str) -> Cells:
-        """Returns the cells of a column."""
-        return Cells(name=column, values=combined(self.table.column(column)), places=self.places)
+        """Returns the cells of a column; one that is missing in every row has no type that a kind could refuse."""
+        values = combined(self.table.column(column))
+        if values.null_count == len(values):
+            values = pa.nulls(len(values))
+        return Cells(name=column, values=values, places=self.places)
 
     def take(self, rows: np.ndarray) -> Rows:
         """Returns some of the rows."""
