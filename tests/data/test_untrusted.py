@@ -182,6 +182,7 @@ def test_a_short_fuzz_run_that_notices(tmp_path: Path) -> None:
     files = {"h5", "image", "json", "nifti", "npy", "npz", "parquet", "pickle", "shards", "yaml"}
     recipes = {"arrow", "audio", "csv", "jsonl", "listing", "picture", "sentiment", "video"}
     assert set(counts) == files | recipes
-    assert all(one["fine"] and one["named error"] for one in counts.values())
+    assert all(one["fine"] for one in counts.values())
+    assert sum(one.get("named error", 0) for one in counts.values()) >= 100
     assert sum(sum(one.values()) for one in counts.values()) >= 320
     assert done.stdout.count("; expected ") == 5

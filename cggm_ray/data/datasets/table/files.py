@@ -120,6 +120,6 @@ def _saved(folder: Path) -> tuple[Path, ...]:
     content = read_json(path)
     entries = content.get("_data_files") if isinstance(content, dict) else None
     names = [entry.get("filename") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-    if not names or not all(is_text(name) and inside(name) for name in names):
+    if not names or not all(is_text(name) and inside(str(name)) for name in names):
         raise DataError(f"{path}, field _data_files: expected the names of .arrow files in {folder}")
     return tuple(folder / str(name) for name in names)
