@@ -1,6 +1,6 @@
 """Bad files by the thousand through the readers of raw data, configurations and searches.
 
-    python benchmarks/faults/fuzz.py [--inputs 20000] [--seed 0] [--only pickle,json] [--patience 5] [--keep FOLDER]
+    python benchmarks/faults/fuzz.py [--inputs 20000] [--seed 0] [--only recipes | pickle,json] [--patience 5] [--keep FOLDER]
                                      [--json FILE]
 
 Whole files, generated ones and real ones from ../shared/data where that is there, are flipped, cut, spliced and given absurd
@@ -26,15 +26,21 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from fuzz_files import Seed, generated, whole_folder
+from fuzz_files import generated, whole_folder
 from fuzz_inputs import inputs
 from fuzz_readers import BAD, CRASH, EXECUTED, HANG, MEMORY, OUTCOMES
+from fuzz_seeds import Seed
 
 from cggm_ray.core.errors import listed
 
 MOST_PATIENCE = 60.0
 """Seconds that may pass meanwhile, on a machine that is busy with other things."""
 DATA = Path(os.environ.get("CGGM_DATA", Path(__file__).parents[3] / "shared" / "data"))
+SETS = {
+    "files": ("h5", "image", "json", "nifti", "npy", "npz", "parquet", "pickle", "shards", "yaml"),
+    "recipes": ("arrow", "audio", "csv", "jsonl", "listing", "picture", "sentiment", "video"),
+}
+"""Formats that `--only` names together: files and configurations, and what tables, clips, sets of sentiment and stores are."""
 CANARIES = {"execute": EXECUTED, "memory": MEMORY, "hang": HANG, "crash": CRASH, "error": CRASH}
 
 
@@ -145,10 +151,8 @@ def fuzz(reader: Reader, arguments: argparse.Namespace, whole: Path, folder: Pat
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     slowest: dict[str, float] = defaultdict(float)
     bad: list[dict[str, str]] = []
-    only = arguments.only.split(",") if arguments.only else None
-    for number, (kind, one) in enumerate(inputs(whole, arguments.data, arguments.inputs, arguments.seed)):
-        if only and one.group not in only:
-            continue
+    only = wanted(arguments.only)
+    for number, (kind, one) in enumerate(inputs(whole, arguments.data, arguments.inputs, arguments.seed, only)):
         if one.group not in counts:
             print(f"{time.strftime('%H:%M:%S')} {one.group}", file=sys.stderr, flush=True)
         path = folder / f"input{one.suffix}"
@@ -162,6 +166,11 @@ def fuzz(reader: Reader, arguments: argparse.Namespace, whole: Path, folder: Pat
             keep(arguments.keep, number, one, found)
             print(f"{one.group}/{one.role} {kind} {number}: {found}: {detail}", file=sys.stderr, flush=True)
     return {"seed": arguments.seed, "counts": counts, "slowest_s": slowest, "bad": bad}
+
+
+def wanted(only: str | None) -> list[str] | None:
+    """Returns the formats that `--only` names, one by one or as one of `SETS`; None for all."""
+    return None if only is None else [name for text in only.split(",") for name in SETS.get(text, (text,))]
 
 
 def keep(folder: Path, number: int, one: Seed, found: str) -> None:
@@ -186,7 +195,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="comma-separated formats")
+    parser.add_argument("--only", help=f"comma-separated formats, or {' or '.join(SETS)}")
     parser.add_argument(
         "--keep", type=Path, default=Path("runs/fuzz"), help="folder for inputs that are not well received"
     )

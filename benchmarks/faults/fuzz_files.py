@@ -8,10 +8,7 @@ import pickle
 import shutil
 import struct
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import nibabel
@@ -19,7 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from fuzz_listings import listing_seeds
+from fuzz_media import media_seeds
 from fuzz_readers import READERS
+from fuzz_recipes import whole_recipes
+from fuzz_seeds import Seed, into
+from fuzz_tables import sentiment_seeds, table_seeds
 from PIL import Image
 
 from cggm_ray.data.datasets.mosi import planted_imbalance
@@ -35,23 +37,6 @@ sys.path.insert(0, str(TESTS))
 from brats_files import volume, write_h5
 from feature_sets import arrays
 from iemocap_layout import small_layout
-
-
-@dataclass(frozen=True)
-class Seed:
-    """A whole file.
-
-    Attributes:
-        group: row of the table.
-        role: of `fuzz_readers.READERS`.
-        suffix: of its name.
-        content: bytes.
-    """
-
-    group: str
-    role: str
-    suffix: str
-    content: bytes
 
 
 def whole_folder(folder: Path) -> Path:
@@ -95,6 +80,7 @@ def whole_folder(folder: Path) -> Path:
     manifest |= {"splits": {"train": [shard], "valid": [], "test": []}, "notes": {}, "format": FORMAT}
     (folder / "manifest" / "manifest.json").write_text(json.dumps(manifest))
     (folder / "manifest" / "train-00000.parquet").write_bytes(b"x")
+    whole_recipes(folder)
     return folder
 
 
@@ -148,7 +134,7 @@ def generated(whole: Path) -> list[Seed]:
     for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):
         pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8))
         seeds.append(Seed("image", "image", ".jpg", into(lambda file, p=pixels, f=form: p.save(file, f))))
-    return seeds
+    return [*seeds, *table_seeds(), *sentiment_seeds(), *media_seeds(), *listing_seeds()]
 
 
 def real(data: Path) -> list[Seed]:
@@ -181,10 +167,3 @@ def real(data: Path) -> list[Seed]:
         for p in sorted((data / "fashion_title_image" / "images").glob("*"))[:3]
     ]
     return seeds
-
-
-def into(write: Callable[[io.BytesIO], Any]) -> bytes:
-    """Returns the bytes that a writer writes."""
-    file = io.BytesIO()
-    write(file)
-    return file.getvalue()

@@ -13,7 +13,7 @@ import pickle
 import random
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from fuzz_files import Seed, generated, into, real
+from fuzz_files import generated, real
+from fuzz_listings import listing_with_damage
+from fuzz_media import with_damaged_parts
+from fuzz_seeds import Seed, into
+from fuzz_tables import csv_with_damage, lines_with_damage, sentiment_with_damage
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -34,10 +38,23 @@ from cggm_ray.engine.configuration import Config
 WEIGHTS = {"h5": 0.25}
 """Share of a format among the inputs: every h5 file is looked at by a process of its own first, which takes its time."""
 NUMBERS = [0, 1, 0x7F, 0xFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
+STRUCTURED: dict[str, Callable[[list[Seed], random.Random], Seed]] = {
+    "audio": with_damaged_parts,
+    "csv": csv_with_damage,
+    "jsonl": lines_with_damage,
+    "listing": listing_with_damage,
+    "sentiment": sentiment_with_damage,
+    "video": with_damaged_parts,
+}
+"""By format: what damages the structure of a file; two of three damaged inputs are made by it, the others by `DAMAGES`."""
 WORDS = {
     "json": r"""[ { } ] " : , null true NaN Infinity 1e999 -0 \ud800 \u0000 "id" "img_path" "../x" "/etc/passwd" """,
     "yaml": r"""[ { } ] &a *a <<: - ? | > !!binary !!set !!python/name:os.system !!timestamp !!int .inf .nan 2001-99-99 0x1g
         1:60 ~ # % @ ` ' " --- ... rho: uniform: choice: when: trials: 1e400 null""",
+    "arrow": r""""" "../x" "/etc/passwd" "\ud800" "\u0000" [ ] { } null 1 "filename" "splits" "train" "test" """,
+    "csv": r"""" "" , ; | & ' \ NA nan inf 1e999 ../x /etc/passwd label id split train test 9999999999999999999999 ,, "," """,
+    "jsonl": r"""[ { } ] " : , null true NaN Infinity 1e999 -0 \ud800 \u0000 "id" "label" "image" "../x" "/etc/passwd" """,
+    "listing": r"""<Key> </Key> <Size> </Size> <Contents> </Contents> <IsTruncated> true &amp; &#0; ../ <![CDATA[ ]]> <!-- """,
 }
 
 
@@ -326,11 +343,21 @@ def _drawn(strategy: st.SearchStrategy[Any], take: Callable[[Any], None], count:
     draw()
 
 
-def inputs(whole: Path, data: Path, count: int, number: int) -> Iterator[tuple[str, Seed]]:
-    """(how it came about, input), about `count` in all, every format in its turn."""
+def inputs(
+    whole: Path, data: Path, count: int, number: int, only: Sequence[str] | None = None
+) -> Iterator[tuple[str, Seed]]:
+    """Yields how an input came about, and the input; about `count` in all, every format in its turn.
+
+    Args:
+        whole: folder of `whole_folder`.
+        data: folder of real files, or one that is not there.
+        count: of inputs.
+        number: seed.
+        only: formats that are wanted; None for all.
+    """
     draw = random.Random(number)
     seeds = generated(whole) + real(data)
-    groups = sorted({one.group for one in seeds})
+    groups = sorted({one.group for one in seeds if only is None or one.group in only})
     whole_share = count / sum(WEIGHTS.get(group, 1.0) for group in groups)
     for group in groups:
         share = math.ceil(whole_share * WEIGHTS.get(group, 1.0))
@@ -349,4 +376,7 @@ def inputs(whole: Path, data: Path, count: int, number: int) -> Iterator[tuple[s
             for _ in range(share // 4):
                 yield "program", Seed(group, "mosi", ".pkl", programs(draw))
         for _ in range(max(0, share - len(mine) - len(strange) - (share // 4 if group == "pickle" else 0))):
-            yield "damaged", damaged(mine, draw)
+            if group in STRUCTURED and draw.random() < 2 / 3:
+                yield "structure", STRUCTURED[group](mine, draw)
+            else:
+                yield "damaged", damaged(mine, draw)

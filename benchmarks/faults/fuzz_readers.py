@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from fuzz_listings import BUCKET
+from fuzz_recipes import RECIPES, WORK
 
 from cggm_ray.commands.cli import parse
 from cggm_ray.core.errors import LONGEST, CggmError
@@ -204,6 +206,7 @@ READERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "config": (lambda path: parse(Config(), ["--config", str(path)]), ""),
     "search": (search, ""),
     "image": (image, ""),
+    **RECIPES,
     "canary execute": (canary_execute, ""),
     "canary memory": (canary_memory, ""),
     "canary hang": (canary_hang, ""),
@@ -226,6 +229,8 @@ class Canary:
         self.seen: list[str] = []
         self.allowed: Path | None = None
         """Folder of the input; nothing is looked at where it is None."""
+        self.writable: Path | None = None
+        """Folder in which the reader may write, such as copies of files of a store; None for none."""
         sys.addaudithook(self._hook)
 
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -233,6 +238,8 @@ class Canary:
             return
         noted = ""
         if event == "subprocess.Popen" and list(arguments[1]) == [sys.executable, str(PROBE)]:
+            return
+        if event.startswith(CHANGES) and self._may_change(event, arguments):
             return
         if event.startswith((*STARTS, *CHANGES, *REACHES)):
             noted = f"{event} {arguments!r:.80}"
@@ -243,16 +250,29 @@ class Canary:
             name = os.path.abspath(os.fsdecode(path))
             writes = bool((flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
             places = (str(self.allowed), sys.prefix, sys.base_prefix, "/proc/", "/sys/", "/usr/", "/etc/mime")
-            if writes or not name.startswith(places):
+            if (writes and not self._may_write(name)) or not name.startswith(places):
                 noted = f"open {name} {'to write' if writes else 'outside'}"
         if noted:
             self.seen.append(noted)
             raise PermissionError(f"the canary stops {noted}")
 
+    def _may_write(self, name: str) -> bool:
+        return self.writable is not None and Path(os.path.realpath(name)).is_relative_to(self.writable)
 
-def outcome(read: Callable[[Path], Any], path: Path, folder: Path, canary: Canary, watch: bool) -> tuple[str, str]:
+    def _may_change(self, event: str, arguments: tuple[Any, ...]) -> bool:
+        """Returns whether a change is below the folder in which the reader may write; names may be relative to open folders."""
+        names = [os.fsdecode(one) for one in arguments if isinstance(one, str | bytes | os.PathLike)]
+        folders = [one for one in arguments[1:] if isinstance(one, int) and one > 2] if event != "os.mkdir" else []
+        above = os.readlink(f"/proc/self/fd/{folders[-1]}") if folders else os.getcwd()
+        return bool(names) and all(self._may_write(os.path.join(above, name)) for name in names)
+
+
+def outcome(
+    read: Callable[[Path], Any], path: Path, folder: Path, canary: Canary, watch: bool, role: str
+) -> tuple[str, str]:
     """Returns what became of one input, and what to say about it; without `watch` modules may be imported."""
     canary.seen.clear()
+    canary.writable = folder / WORK if role in RECIPES else None
     canary.allowed = folder if watch else None
     error: BaseException | None = None
     with warnings.catch_warnings(record=True) as warned:
@@ -276,7 +296,7 @@ def outcome(read: Callable[[Path], Any], path: Path, folder: Path, canary: Canar
         return CRASH, told
     if len(told.splitlines()) != 1 or len(told) > 3 * LONGEST or not told.isprintable():
         return CRASH, f"not one line: {told!r:.300}"
-    if str(folder) not in told:
+    if str(folder) not in told and not (role == "listing" and BUCKET in told):
         return CRASH, f"names no file: {told}"
     return NAMED, told.replace(str(folder), "...")
 
@@ -285,8 +305,9 @@ def lacks_memory(error: BaseException | None) -> bool:
     """Returns whether an error, or one that it took the place of, is about memory."""
     while error is not None:
         # Our own errors quote names from the input, which may say anything; what they took the place of follows in the chain.
-        quotes = isinstance(error, CggmError)
-        if isinstance(error, MemoryError) or (not quotes and any(sign in str(error) for sign in NO_MEMORY)):
+        # FFmpeg names by the same words a size that it refuses, of 2 GiB or more, before it asks for memory.
+        quotes = isinstance(error, CggmError) or type(error).__module__ == "av.error"
+        if not quotes and (isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY)):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -303,6 +324,10 @@ def serve(whole: Path, folder: Path) -> None:
 
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
+    (folder / WORK).mkdir()
+    os.environ.update(dict.fromkeys(("CGGM_FUZZ_WORK", "CGGM_CACHE", "CGGM_WORK"), str(folder / WORK)))
+    # What libraries open by a relative name lies in it.
+    os.chdir(folder)
     canary = Canary()
     answers = os.fdopen(os.dup(1), "w")
     # What libraries print of a damaged file is not for the reader of the answers.
@@ -319,7 +344,7 @@ def serve(whole: Path, folder: Path) -> None:
         target = folder / role / place if place else folder / f"input{source.suffix}"
         target.unlink(missing_ok=True)
         shutil.copyfile(source, target)
-        found, detail = outcome(read, folder / role if place else target, folder, canary, not question["first"])
+        found, detail = outcome(read, folder / role if place else target, folder, canary, not question["first"], role)
         answers.write(json.dumps({"outcome": found, "detail": detail[:600]}) + "\n")
         answers.flush()
         if question.get("settle"):
@@ -329,4 +354,4 @@ def serve(whole: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), Path(sys.argv[2]))
+    serve(Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve())

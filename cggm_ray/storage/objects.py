@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import errno
 import os
+import queue
 import re
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from cggm_ray.core.errors import one_line
+from cggm_ray.core.errors import one_line, short_repr
 from cggm_ray.core.optional import require
 from cggm_ray.storage.base import STORAGES, Entry, Storage, check_key
 
@@ -34,6 +37,10 @@ TRIES = 3
 PAUSE = 0.25
 """Seconds before the second try; each further pause is twice as long."""
 MOST_TEXT = 300
+QUIET = 300.0
+"""Seconds for which a list may name no further file; a request takes about half of it with all its repetitions."""
+MOST_NAMED = 2
+"""Times that a list may name a key; a file and a mark of a folder can have the same one."""
 
 
 @STORAGES.register("s3")
@@ -91,8 +98,8 @@ class ObjectStorage(Storage):
         folder = prefix.rpartition("/")[0]
 
         def listed() -> list[Entry]:
-            chunks = self._obstore.list(self._store, folder or None)
-            found = [_entry(meta) for chunk in chunks for meta in chunk]
+            chunks = _in_time(self._obstore.list(self._store, folder or None))
+            found = list(_ending(_entry(meta) for chunk in chunks for meta in chunk))
             # Some programs, such as pyarrow, mark a folder by an empty file of its name.
             folders = {str(parent) for entry in found for parent in PurePosixPath(entry.key).parents}
             files = (entry for entry in found if entry.key and (entry.size or entry.key not in folders))
@@ -158,7 +165,11 @@ class ObjectStorage(Storage):
             for start in range(0, meta["size"], CHUNK):
                 # All parts are of one version.
                 options = {"range": (start, min(start + CHUNK, meta["size"])), "if_match": meta["e_tag"] or None}
-                out.write(self._obstore.get(self._store, key, options=options).bytes())
+                part = bytes(self._obstore.get(self._store, key, options=options).bytes())
+                if len(part) != min(CHUNK, meta["size"] - start):
+                    # The size may be wrong, and so large that there would be no end.
+                    raise OSError(f"found {len(part):,} bytes from byte {start:,} of {meta['size']:,}")
+                out.write(part)
 
     def _repeated(self, key: str, act: Callable[[], T], check: bool = True) -> T:
         """Returns what a request gives, which is repeated after a failure.
@@ -181,6 +192,51 @@ class ObjectStorage(Storage):
 
 def _entry(meta: Any) -> Entry:
     return Entry(key=meta["path"], size=meta["size"], version=str(meta["e_tag"] or meta["last_modified"]))
+
+
+def _in_time(chunks: Iterable[T]) -> Iterator[T]:
+    """Yields chunks of a list; raises a TimeoutError where there is no next one for `QUIET` seconds.
+
+    A store may answer with pages that are empty and name a next page each. The client then asks on inside of one call, which
+    nothing can interrupt, so it runs in a thread that is left behind.
+    """
+    waiting: queue.SimpleQueue[tuple[T | None, Exception | None]] = queue.SimpleQueue()
+    left = threading.Event()
+
+    def ask() -> None:
+        try:
+            for chunk in chunks:
+                waiting.put((chunk, None))
+                if left.is_set():
+                    return
+            waiting.put((None, None))
+        except Exception as error:
+            waiting.put((None, error))
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        while True:
+            try:
+                chunk, error = waiting.get(timeout=QUIET)
+            except queue.Empty:
+                raise TimeoutError(f"its list has named no further file for {QUIET:g} s; expected an end") from None
+            if error is not None:
+                raise error
+            if chunk is None:
+                return
+            yield chunk
+    finally:
+        left.set()
+
+
+def _ending(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """Yields the files of a list; raises an OSError where it goes round in a circle, as its last page names an earlier one."""
+    named: Counter[str] = Counter()
+    for entry in entries:
+        named[entry.key] += 1
+        if named[entry.key] > MOST_NAMED:
+            raise OSError(f"its list names {short_repr(entry.key)} again and again; expected every file once")
+        yield entry
 
 
 def _quiet(act: Callable[[], T], name: str) -> T:

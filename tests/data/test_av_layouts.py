@@ -81,3 +81,9 @@ def test_layouts_of_the_field(tmp_path: Path, name: str) -> None:
         for c in clips
     ]
     assert (found, plain) == (layout, expected)
+
+
+def test_lists_with_line_ends_of_any_system_and_long_cells(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_bytes(b"a,dog\r" + b"b" * 200_000 + b",cat\r\nc,dog\n")
+    _, clips = read_clips(Media(tmp_path), "auto", 1, True)
+    assert [(len(clip.name), clip.label) for clip in clips] == [(1, "dog"), (200_000, "cat"), (1, "dog")]

@@ -58,3 +58,8 @@ def test_two_absolute_paths_do_not_become_one_file(raw: Path) -> None:
         DataError, match=r"found '/a/soup/7\.jpg', and '/a/pie/7\.jpg' above; .* has images/7\.jpg alone"
     ):
         read(raw)
+
+
+def test_a_name_that_no_file_can_have(raw: Path) -> None:
+    edit(raw / "train.json", lambda content: content[2].update(img_path="x" * 5000 + ".jpg"))
+    assert read(raw)["train"].records[2].file is None

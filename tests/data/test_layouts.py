@@ -19,6 +19,7 @@ from cggm_ray.commands.train import run
 from cggm_ray.core.errors import DataError, UsageError
 from cggm_ray.data.datasets.features import FeatureOptions
 from cggm_ray.data.datasets.mosi import MosiOptions
+from cggm_ray.data.formats.stacked import names_of
 from cggm_ray.data.loading.split import TensorSplit, load_split
 from cggm_ray.data.settings import DataConfig
 from cggm_ray.data.shards.shards import Manifest, open_set, write_shards_here
@@ -268,3 +269,9 @@ def test_one_row_may_be_there_many_times_but_not_fill_the_memory(tmp_path: Path)
     content["train"]["audio"] = [np.zeros((10**6, 3), np.float32), *[np.zeros((1, 3), np.float32)] * 5000]
     with pytest.raises(DataError, match="one sequence is much longer than others"):
         prepare_data(mosi(tmp_path, files.write(tmp_path / "set.pkl", content)), write_shards_here)
+
+
+def test_names_in_an_array_without_an_axis() -> None:
+    assert names_of(np.array("one", object), "x").tolist() == ["one"]
+    with pytest.raises(DataError, match=r"^x, row 0: found an array of objects"):
+        names_of(np.array({"a": 1}, object), "x")

@@ -15,6 +15,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.impute import SimpleImputer
 from tables import converted, products, table_config, with_photos
 
+from cggm_ray.core.errors import DataError
+from cggm_ray.data.datasets.table.cells import as_texts
+from cggm_ray.data.datasets.table.options import TableOptions
+from cggm_ray.data.datasets.table.readers import read_table
 from cggm_ray.data.datasets.table.splitting import by_groups
 from cggm_ray.data.loading.split import TensorSplit
 
@@ -338,3 +342,50 @@ def test_options_that_change_numbers_make_other_shards(tmp_path: Path) -> None:
     for changes in ({}, {"skip_bad": 3}, {"text_features": 7}, {"split_seed": 5}):
         converted(table_config(tmp_path, path, target="label", **changes))
     assert len(list((tmp_path / "runs" / "shards").glob("table-*"))) == 3
+
+
+@pytest.mark.parametrize("line", ['{"\\ud800": 1}', '{"a": ["\\uD83D"]}'])
+def test_half_a_character_in_json_lines(tmp_path: Path, line: str) -> None:
+    """JSON can name it, and no text can hold it; a whole one in two halves is read."""
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"a": "\\ud83d\\ude00"}\n')
+    assert read_table(path, TableOptions()).table.column("a").to_pylist() == ["\U0001f600"]
+    path.write_text('{"a": ["x"]}\n' + line + "\n")
+    with pytest.raises(DataError, match=r"t\.jsonl, row 2: found '.*', half a character"):
+        read_table(path, TableOptions())
+
+
+def test_a_column_without_a_number_in_training_names_the_file(tmp_path: Path) -> None:
+    rows = [
+        f"{'' if n < 8 else n},{n % 2},{'train' if n < 8 else 'valid' if n < 10 else 'test'},{n}" for n in range(12)
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(["size,category,split,other", *rows]))
+    with pytest.raises(DataError, match=r"t\.csv, column size: has no number in the training split"):
+        converted(table_config(tmp_path, tmp_path / "t.csv"))
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "\ud800"])
+def test_a_name_that_no_file_can_have(tmp_path: Path, name: str) -> None:
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
+    with pytest.raises(DataError, match=str(tmp_path)):
+        converted(table_config(tmp_path, tmp_path))
+
+
+@pytest.mark.parametrize("other", [None, [1.0]])
+def test_arrays_that_differ_between_splits(tmp_path: Path, other: list[float] | None) -> None:
+    """A split may lack them all; arrays of another shape are named with their file."""
+    for name in ("train", "valid", "test"):
+        rows = [{"a": [1.0, n] if name == "train" else other, "b": n, "category": "pq"[n % 2]} for n in range(8)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+    settings = table_config(tmp_path, tmp_path, column=("a=array",))
+    if other is None:
+        assert not converted(settings)[1]["test"].masks["a"].any()
+    else:
+        with pytest.raises(DataError, match=r"valid\.parquet, column a: found arrays of shape \[1\]; expected \[2\]"):
+            converted(settings)
+
+
+def test_structures_and_bytes_as_texts() -> None:
+    """A column of splits or groups may hold them, and they name no split."""
+    assert as_texts(pa.array([{"a": [1]}, None])).to_pylist() == ["{'a': [1]}", None]
+    assert as_texts(pa.array([b"x", b"\xff"])).to_pylist() == ["b'x'", "b'\\xff'"]

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from fuzz_listings import EMPTY, HEADERS, Listing, listing_server, page, whole
 from s3_server import KEY
 
 from cggm_ray.__main__ import main
@@ -188,3 +189,33 @@ def test_commands_refuse_in_one_line(tmp_path: Path, folder: Path, capsys: pytes
         assert main(arguments) == 2, arguments
         (line,) = capsys.readouterr().err.splitlines()
         assert wanted in line
+
+
+@pytest.fixture
+def listing(monkeypatch: pytest.MonkeyPatch) -> Listing:
+    """A store whose lists are wrong, and the client for it."""
+    found = listing_server()
+    monkeypatch.setattr(objects, "PAUSE", 0.0)
+    monkeypatch.setattr(objects, "QUIET", 0.5)
+    for name, value in {**KEY, "AWS_ENDPOINT_URL": found.url}.items():
+        monkeypatch.setenv(name, value)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"), [([("a", "5")], "its list names 'a' again"), ([], "has named no further file for 0.5 s")]
+)
+def test_a_list_without_an_end(listing: Listing, entries: list[tuple[str, str]], message: str) -> None:
+    """The last page names a next one, which is the same."""
+    listing.take(whole(HEADERS, [page(entries, "again")]))
+    with pytest.raises(OSError, match=message):
+        open_storage("s3://bucket").entries()
+    listing.take(EMPTY)
+    assert open_storage("s3://bucket").entries() == []
+
+
+def test_a_size_that_is_wrong(listing: Listing, tmp_path: Path) -> None:
+    """A download ends with the first part that is too short, and not after as many parts as the size says."""
+    listing.take(whole(HEADERS | {"length": 2**62}, [page([("a", "5")])]))
+    with pytest.raises(OSError, match=r"found .* bytes|range|length"):
+        open_storage("s3://bucket").download("a", tmp_path / "a")

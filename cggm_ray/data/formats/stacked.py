@@ -212,6 +212,8 @@ def names_of(value: Any, where: str) -> np.ndarray:
         DataError: a name has another type.
     """
     if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.dtype.kind == "O"):
+        # An array of no axis has no rows.
+        value = np.atleast_1d(value) if isinstance(value, np.ndarray) else value
         check_leaves(value, where)
         rows = [np.atleast_1d(_row(row, f"{where}, row {number}", 0)) for number, row in enumerate(value)]
     else:

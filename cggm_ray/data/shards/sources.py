@@ -29,12 +29,12 @@ def describe_sources(paths: Sequence[Path], folder: Path) -> tuple[Source, ...]:
     Raises:
         DataError: a file cannot be read.
     """
-    for path in paths:
-        # A device or a pipe may have no end.
-        if path.exists() and not path.is_file():
-            raise DataError(f"{path}: found no regular file; expected a file")
     local = [path for path in paths if is_local(path)]
     try:
+        for path in paths:
+            # A device or a pipe may have no end.
+            if path.exists() and not path.is_file():
+                raise DataError(f"{path}: found no regular file; expected a file")
         digests = dict(zip(local, file_digests(local, folder if is_local(folder) else cache_folder()), strict=True))
         return tuple(_described(path, digests.get(path)) for path in paths)
     except OSError as error:

@@ -303,7 +303,7 @@ class Av(Dataset):
                 medium = clip.media.get(name)
                 found = None if medium is None else wrong[medium]
                 if medium is None:
-                    self._bad.append(f"clip {clip.name}: no {name} below {self._root}")
+                    self._bad.append(f"clip {listed([clip.name])}: no {name} below {self._root}")
                 elif found:
                     self._bad.append(f"{medium.paths[0]}: {name} cannot be read: {found}")
                 elif found == "" and name == AUDIO:

@@ -16,7 +16,7 @@ from cggm_ray.data.datasets.av.media import ACROSS, DOWN, FLOW, PICTURES, SOUND,
 from cggm_ray.data.datasets.av.options import AvOptions
 from cggm_ray.data.datasets.food101.augment import resized
 from cggm_ray.data.datasets.food101.lists import IMAGE_SUFFIXES
-from cggm_ray.data.datasets.table.audio import waveform
+from cggm_ray.data.datasets.table.audio import check_sound, waveform
 from cggm_ray.data.datasets.table.images import colours
 from cggm_ray.data.datasets.table.video import frames, opened_video
 from cggm_ray.storage.places import as_path, is_local
@@ -185,6 +185,7 @@ def _sound_of_video(source: Path | io.BytesIO, seconds: float, rate: int) -> np.
             raise SilentError
         resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
         for frame in container.decode(container.streams.audio[0]):
+            check_sound(frame.sample_rate, frame.layout.nb_channels)
             for made in resampler.resample(frame):
                 parts.append(made.to_ndarray()[0])
                 found += len(parts[-1])

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from cggm_ray.core.errors import DataError, listed, short_repr
 from cggm_ray.data.datasets.av.media import FLOW, PICTURES, SOUND, VIDEO, Media, Medium, stem
-from cggm_ray.data.formats.untrusted import read_text
+from cggm_ray.data.formats.untrusted import read_text, reading
 from cggm_ray.data.split_names import SPLITS, split_of
 
 AUDIO, VISION, RGB, OPTICAL = "audio", "vision", "rgb", "flow"
@@ -168,7 +168,10 @@ def _says_splits(path: Path) -> bool:
 def _rows(path: Path) -> list[list[str]]:
     """Returns the rows of a CSV that are not empty; at least one."""
     text = read_text(path, "CSV file")
-    rows = [row for row in csv.reader(io.StringIO(text)) if any(cell.strip() for cell in row)]
+    csv.field_size_limit(2**31 - 1)
+    with reading(path, "CSV file"):
+        # Lines may end as on any system; the reader of rows takes them apart.
+        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if any(cell.strip() for cell in row)]
     if not rows:
         raise DataError(f"{path}: no row; expected one for every clip")
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -225,7 +226,13 @@ class ImageFinder:
                         yield file
 
     def _is_file(self, file: str) -> bool:
-        return (self._root / file).is_file()
+        try:
+            return (self._root / file).is_file()
+        except OSError as error:
+            # No file can have such a name.
+            if error.errno == errno.ENAMETOOLONG:
+                return False
+            raise
 
     def _stays(self, parts: tuple[str, ...]) -> bool:
         """Returns whether a path with `..`, from the folder of the list, is below the data folder."""

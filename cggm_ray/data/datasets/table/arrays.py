@@ -23,7 +23,7 @@ class Array(ColumnKind):
 
     def read(self, cells: Cells, context: Context) -> pa.Array:
         """Returns lists of fixed length, nested by the axes; bytes (uint8) stay bytes, all others become single precision."""
-        if _innermost(cells.values.type) is None:
+        if cells.there.any() and _innermost(cells.values.type) is None:
             raise cells.wrong(int(np.flatnonzero(cells.there)[0]), "a list of numbers, or a tensor")
         there = np.flatnonzero(cells.there)
         rows = _rows(cells, there)
@@ -54,11 +54,18 @@ class Array(ColumnKind):
             )
         return {"shape": list(_shape(cells.type))}
 
+    def problem(self, cells: pa.Array, state: State) -> str | None:
+        """Returns that the arrays have another shape, unless all are missing."""
+        found, expected = list(_shape(cells.type)), list(state["shape"])
+        if found == expected or cells.null_count == len(cells):
+            return None
+        return f"found arrays of shape {found}; expected {expected} as in training"
+
     def encode(self, cells: pa.Array, state: State) -> np.ndarray:
         """Returns [N, ...]; bytes are scaled to [0, 1]."""
         shape = tuple(state["shape"])
-        if _shape(cells.type) != shape:
-            raise DataError(f"found arrays of shape {list(_shape(cells.type))}; expected {list(shape)} as in training")
+        if cells.null_count == len(cells):
+            return np.zeros((len(cells), *shape), np.float32)
         kept = cells.drop_null()
         while is_list(kept.type):
             kept = kept.flatten()

@@ -102,18 +102,27 @@ def waveform(source: Path | io.BytesIO, seconds: float, rate: int = RATE) -> np.
     library = require("soundfile", extra="media", purpose="table")
     signal = require("scipy.signal", extra="table", purpose="table")
     with library.SoundFile(source if isinstance(source, io.BytesIO) else str(source)) as file:
-        if not RATES[0] <= file.samplerate <= RATES[1] or file.channels > MOST_CHANNELS:
-            raise ValueError(
-                f"found {file.channels} channels of {file.samplerate} samples a second; expected at most {MOST_CHANNELS} of "
-                f"{RATES[0]:,} to {RATES[1]:,}"
-            )
-        wave = file.read(math.ceil(seconds * file.samplerate), dtype="float32", always_2d=True).mean(1)
+        check_sound(file.samplerate, file.channels)
+        channels = file.read(math.ceil(seconds * file.samplerate), dtype="float32", always_2d=True)
         found = int(file.samplerate)
-    if not len(wave) or not np.isfinite(wave).all():
-        raise ValueError("found no samples, or some that are not finite; expected at least one")
     shared = math.gcd(found, rate)
-    made = wave if found == rate else signal.resample_poly(wave, rate // shared, found // shared)
-    return np.asarray(made[: math.ceil(seconds * rate)], np.float32)
+    # What is not finite, or becomes so, is refused below.
+    with np.errstate(over="ignore", invalid="ignore"):
+        wave = channels.mean(1)
+        made = wave if found == rate else signal.resample_poly(wave, rate // shared, found // shared)
+        made = np.asarray(made[: math.ceil(seconds * rate)], np.float32)
+    if not len(wave) or not np.isfinite(wave).all() or not np.isfinite(made).all():
+        raise ValueError("found no samples, or some that are not finite; expected at least one")
+    return made
+
+
+def check_sound(rate: int, channels: int) -> None:
+    """Raises a ValueError for a rate or a number of channels that no recording has; memory would follow from them."""
+    if not RATES[0] <= rate <= RATES[1] or channels > MOST_CHANNELS:
+        raise ValueError(
+            f"found {channels} channels of {rate} samples a second; expected at most {MOST_CHANNELS} of {RATES[0]:,} to "
+            f"{RATES[1]:,}"
+        )
 
 
 def log_mel(wave: np.ndarray) -> np.ndarray:

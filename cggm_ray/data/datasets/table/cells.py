@@ -109,8 +109,11 @@ class Rows:
         return f"{self.places.files[0]}{more}"
 
     def cells(self, column: str) -> Cells:
-        """Returns the cells of a column."""
-        return Cells(name=column, values=combined(self.table.column(column)), places=self.places)
+        """Returns the cells of a column; one that is missing in every row has no type that a kind could refuse."""
+        values = combined(self.table.column(column))
+        if values.null_count == len(values):
+            values = pa.nulls(len(values))
+        return Cells(name=column, values=values, places=self.places)
 
     def take(self, rows: np.ndarray) -> Rows:
         """Returns some of the rows."""
@@ -220,7 +223,11 @@ def as_texts(values: pa.Array) -> pa.Array:
     if is_list(values.type):
         rows = values.to_pylist()
         return pa.array([None if row is None else " ".join(str(part) for part in row) for row in rows], pa.string())
-    return values.cast(pa.string())
+    try:
+        return values.cast(pa.string())
+    # Structures, and bytes that are no text.
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return pa.array([None if value is None else str(value) for value in values.to_pylist()], pa.string())
 
 
 def concatenated(parts: Sequence[Rows]) -> Rows:

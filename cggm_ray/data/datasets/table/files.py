@@ -9,7 +9,7 @@ from pathlib import Path
 from cggm_ray.core.errors import DataError, listed
 from cggm_ray.data.formats.foreign import foreign_kind
 from cggm_ray.data.formats.layouts import WHOLE
-from cggm_ray.data.formats.untrusted import inside, read_json, reading
+from cggm_ray.data.formats.untrusted import inside, is_text, read_json, reading
 from cggm_ray.data.split_names import SPLITS, split_of
 
 TEXTS = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json")
@@ -100,7 +100,7 @@ def _check_one_format(files: Sequence[Path], where: str) -> None:
 def _saved_splits(folder: Path) -> dict[str, tuple[Path, ...]]:
     content = read_json(folder / DATASETS)
     names = content.get("splits") if isinstance(content, dict) else None
-    if not isinstance(names, list) or not all(isinstance(name, str) and inside(name) for name in names):
+    if not isinstance(names, list) or not all(is_text(name) and inside(name) for name in names):
         raise DataError(f"{folder / DATASETS}, field splits: expected a list of names of folders")
     if len(names) == 1 and split_of(names[0]) in (None, "train"):
         return {WHOLE: _saved(folder / names[0])}
@@ -120,6 +120,6 @@ def _saved(folder: Path) -> tuple[Path, ...]:
     content = read_json(path)
     entries = content.get("_data_files") if isinstance(content, dict) else None
     names = [entry.get("filename") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-    if not names or not all(isinstance(name, str) and inside(name) for name in names):
+    if not names or not all(is_text(name) and inside(str(name)) for name in names):
         raise DataError(f"{path}, field _data_files: expected the names of .arrow files in {folder}")
     return tuple(folder / str(name) for name in names)

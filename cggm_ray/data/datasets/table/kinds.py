@@ -144,6 +144,10 @@ class ColumnKind(ABC):
             DataError: the column cannot be used.
         """
 
+    def problem(self, cells: pa.Array, state: State) -> str | None:
+        """Returns why cells that were read cannot be encoded with what was learned in training; None where they can."""
+        return None
+
     @abstractmethod
     def encode(self, cells: pa.Array, state: State) -> np.ndarray | Encoded:
         """Returns the numbers [N, ...] of cells, in tasks, with steps if they are padded.

@@ -82,8 +82,10 @@ class MediaKind(ColumnKind):
                 given = [None if row is None else row["bytes"] for row in cells.values.to_pylist()]
                 files = [None if file is None else as_path(file).read_bytes() for file in found]
                 found = [file if one is None else one for one, file in zip(given, files, strict=True)]
-        else:
+        elif cells.there.any():
             raise cells.wrong(int(np.flatnonzero(cells.there)[0]), f"the path or the bytes of {self.what}")
+        else:
+            found = [None] * len(cells)
         problems = self.look(found, context)
         bad = {row: problem for row, problem in enumerate(problems) if problem is not None}
         self._allow(cells, bad, context)

@@ -213,9 +213,24 @@ def _json(path: Path, options: TableOptions) -> tuple[pa.Table, str]:
     for number, record in enumerate(records, 1):
         if not isinstance(record, dict):
             raise DataError(f"{path}, row {number}: found a {type(record).__name__}; expected an object with columns")
+    if "\\ud" in text.lower():
+        _check_characters(path, records)
     names = list(dict.fromkeys(name for record in records for name in record))
     columns = {name: _column(path, name, [record.get(name) for record in records]) for name in names}
     return pa.table(columns), about
+
+
+def _check_characters(path: Path, records: Sequence[Any]) -> None:
+    """Raises a DataError for a record with half a character, which JSON can name in keys and texts and no text can hold."""
+    for number, record in enumerate(records, 1):
+        try:
+            with reading(path, "JSON file"):
+                whole = json.dumps(record, ensure_ascii=False)
+            whole.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{path}, row {number}: found {error.object[error.start]!r}, half a character; expected Unicode"
+            ) from None
 
 
 def _column(path: Path, name: str, values: Sequence[Any]) -> pa.Array:

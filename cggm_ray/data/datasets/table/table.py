@@ -147,9 +147,11 @@ class Table(Dataset):
         del parts, first, rows
         self._parts = {}
         columns = {
-            name: vars(one) | {"state": COLUMN_KINDS.get(one.kind).fit(name, cells["train"][name], context)}
+            name: vars(one) | {"state": self._fitted(one.kind, name, cells["train"][name], splits["train"].where)}
             for name, one in schema.inputs.items()
         }
+        for split, rows in splits.items():
+            _check_fit(rows.where, columns, cells[split])
         self._notes = {"task": task, "classes": classes, "columns": columns, "identity": schema.identity}
         self._plan = plan_of(columns)
         present = {split: presence(cells[split], self._plan) for split in splits}
@@ -189,6 +191,7 @@ class Table(Dataset):
         for name in columns:
             rows.check_column("column", name)
         cells = {name: COLUMN_KINDS.get(one["kind"]).read(rows.cells(name), context) for name, one in columns.items()}
+        _check_fit(rows.where, columns, cells)
         for line in context.bad:
             print(f"missing: {one_line(line)}", file=sys.stderr)
         present = presence(cells, self._plan)
@@ -280,6 +283,15 @@ class Table(Dataset):
             for name, one in schema.inputs.items()
         }
 
+    def _fitted(self, kind: str, name: str, cells: pa.Array, where: str) -> Any:
+        """Returns what a kind learns from a column; its errors about the column name the file too."""
+        try:
+            return COLUMN_KINDS.get(kind).fit(name, cells, self._context)
+        except DataError as error:
+            if str(error).startswith("column "):
+                raise DataError(f"{where}, {error}") from None
+            raise
+
     def _target(self, rows: Rows, classes: list[str] | None) -> Target:
         """Returns the target of rows, which may lack it."""
         several = self._notes["task"] == MULTILABEL
@@ -309,3 +321,11 @@ class Table(Dataset):
             for modality, columns in self._plan.items()
         }
         return most
+
+
+def _check_fit(where: str, columns: Mapping[str, Mapping[str, Any]], cells: Columns) -> None:
+    """Raises a DataError for a column whose cells are others than those of training, such as arrays of another shape."""
+    for name, one in columns.items():
+        problem = COLUMN_KINDS.get(one["kind"]).problem(cells[name], one["state"])
+        if problem is not None:
+            raise DataError(f"{where}, column {name}: {problem}")
