@@ -222,16 +222,15 @@ def test_the_name_of_a_run_is_no_path(tmp_path: Path, name: str, capsys: pytest.
 
 
 def test_a_run_whose_configuration_names_other_places(trained: Path, tmp_path: Path) -> None:
-    """What reads a run writes into its folder or where it is told to, and nothing where its configuration says."""
+    """What reads a run writes into its folder or where it is told to, and shards where its configuration says; nothing else."""
     run = tmp_path / "in" / "r"
     shutil.copytree(trained / "runs" / "r", run)
     content = yaml.safe_load((run / "config.yaml").read_text())
     content["run"]["storage_path"] = str(tmp_path / "out")
-    content["data"]["shard_path"] = str(tmp_path / "out" / "shards")
     (run / "config.yaml").write_text(yaml.safe_dump(content))
     predict(run, trained / "f.npz", out=tmp_path / "in" / "p.parquet")
     assert command(["report", str(run)]) == 0
-    assert {one for one in tree(tmp_path) if not one.startswith("in/")} == set()
+    assert {one for one in tree(tmp_path) if not one.startswith(("in/", "out/shards/"))} == set()
     content["run"]["name"] = "../../y"
     (run / "config.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(UsageError, match=r"config\.yaml: name: found '\.\./\.\./y'; expected a plain folder name"):
