@@ -2,6 +2,8 @@
 # make test      installs the test tools as well, then lint, types and tests; those that start a cluster come last, one by one
 # make coverage  the tests without a cluster, and which lines they reach
 # make package   wheel and sdist in dist/, checked
+# make audit     known holes of the packages in constraints.txt, from the database of PyPI; needs the network
+# make sbom      dist/sbom.json, the packages of the environment in CycloneDX
 # make docs      the site of the documentation in build/site; a warning is an error
 # make notebooks runs the notebooks of the documentation and keeps what they print
 # make slow      the tests that take minutes each
@@ -14,7 +16,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 BENCH := OMP_NUM_THREADS=2 $(BIN)/python benchmarks
 
-.PHONY: run test coverage package docs notebooks slow lint bench clean
+.PHONY: run test coverage package audit sbom docs notebooks slow lint bench clean
 
 run: $(VENV)/.run
 	$(BIN)/python pipelines/mosi.py --num_epochs 5
@@ -35,6 +37,16 @@ package: $(VENV)/.run
 	$(BIN)/python -m build --outdir dist
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/check-wheel-contents dist/*.whl
+
+audit: $(VENV)/.run
+	$(PIP) --editable '.[release]'
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
+sbom: $(VENV)/.run
+	$(PIP) --editable '.[release]'
+	mkdir -p dist
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-format JSON \
+		--output-file dist/sbom.json $(BIN)/python
 
 docs: $(VENV)/.docs
 	$(BIN)/python docs/theme/assets.py

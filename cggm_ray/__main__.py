@@ -143,6 +143,8 @@ def build_commands() -> argparse.ArgumentParser:
     one.add_argument("--use_gpu", action="store_true", help="one GPU for each replica")
     one.add_argument("--max_body", type=int, default=16, help="largest body of a request in MiB [16]")
     one.add_argument("--max_samples", type=int, default=256, help="most samples in a request [256]")
+    one.add_argument("--max_held", type=int, default=64, help="bodies that a replica holds at once, in MiB [64]")
+    one.add_argument("--max_seconds", type=int, default=60, help="for a body to come, and for its answer [60]")
     one.add_argument("--max_batch", type=int, default=32, help="most requests that are predicted together [32]")
     one.set_defaults(do=_serve)
     one = commands.add_parser("publish", help="copy a finished run into a storage, under its own name")
@@ -262,7 +264,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     from cggm_ray.commands.serve import check_serve, serve_run
 
     check_serve()
-    for name in ("replicas", "cpus", "max_body", "max_samples", "max_batch"):
+    for name in ("replicas", "cpus", "max_body", "max_samples", "max_held", "max_seconds", "max_batch"):
         if getattr(arguments, name) < 1:
             raise UsageError(f"{name}: found {getattr(arguments, name)}; expected a whole number of at least 1")
     from cggm_ray.distributed.serve.service import ServiceOptions
@@ -274,6 +276,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         body=arguments.max_body * 2**20,
         samples=arguments.max_samples,
         batch=arguments.max_batch,
+        held=arguments.max_held * 2**20,
+        seconds=arguments.max_seconds,
     )
     with at_hand(arguments.run) as run:
         serve_run(run, arguments.host, arguments.port, options)

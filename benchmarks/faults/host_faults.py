@@ -5,7 +5,7 @@
     python benchmarks/faults/host_faults.py --out faults --rows 3,17 --again
     python benchmarks/faults/host_faults.py --out faults --table          # the table of the rows that are there
 
-The hosts are network namespaces of this machine (tests/support/hosts.py): a head and two hosts with one CPU each, every
+The hosts are network namespaces of this machine (hosts.py): a head and two hosts with one CPU each, every
 one with its own address, disk, memory and processes, and an S3 server on a fourth. Raw data, shards and results are in its
 bucket. A row starts one kind of work, waits a moment that its seed decides, and causes one fault. A command that fails is
 given again, up to `ATTEMPTS` times in all; Ray is started again on hosts where it has ended. Compared is then what the work
@@ -39,9 +39,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "support"))
-
 from host_work import KINDS, SMALL, Kind, write_data
 from hosts import (
     DASHBOARD,
@@ -51,6 +48,7 @@ from hosts import (
     NUMBERS,
     PATIENCE,
     RAY,
+    ROOT,
     STORE,
     STORE_PORT,
     Host,
@@ -70,7 +68,7 @@ CLEAN = 30.0
 """Seconds in which processes and placement groups of a work that is over may end."""
 CPUS_OF_HEAD = 1
 REDIS = f"{NETWORK}.{NUMBERS[STORE]}:6379"
-STORE_SCRIPT, COPY_SCRIPT = "tests/support/store_on_host.py", "tests/support/store_copy.py"
+STORE_SCRIPT, COPY_SCRIPT = "benchmarks/faults/host_store.py", "benchmarks/faults/host_copy.py"
 PART = re.compile(r"\.part(/|$)|\.tmp$")
 LEASE = re.compile(r"\.lock\.\d+$")
 HEADINGS = ("row", "work", "fault", "after (s)", "time (s)", "silence (s)", "exit codes", "result", "left")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
+from cggm_ray.core.errors import one_line
 from cggm_ray.core.mirrored import in_urls
 
 
@@ -24,6 +26,16 @@ def text_table(rows: Sequence[Sequence[object]], head: Sequence[str] = (), *, ma
         return tabulate(cells, head, tablefmt="github", disable_numparse=True)
     align = ["left", *["right"] * (max(map(len, [*rows, head])) - 1)]
     return tabulate(cells, head, tablefmt="plain", disable_numparse=True, colalign=align)
+
+
+def markdown_text(text: str) -> str:
+    """Returns a text as Markdown for one line, with no markup: no element, link, emphasis, code or cell of a table."""
+    return re.sub(r"[&<>`|*~\[\]]", lambda found: f"&#{ord(found[0])};", one_line(text))
+
+
+def markdown_code(text: str) -> str:
+    """Returns a text as code in a line of Markdown; a backtick, which would end the code, becomes an apostrophe."""
+    return f"`{one_line(text).replace('`', chr(39))}`"
 
 
 def listing(places: Mapping[str, object]) -> str:

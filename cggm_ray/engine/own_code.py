@@ -119,7 +119,7 @@ def import_recorded(kind: str, name: object, recorded: Iterable[Any], where: Pat
         where: the run's folder, for messages.
 
     Raises:
-        UsageError: nothing was recorded, or the file is gone or does not register the name.
+        UsageError: nothing was recorded, or the file is gone, lies in the folder of the run, or does not register the name.
     """
     registry = REGISTRIES[kind]
     if not isinstance(name, str) or name in registry.names():
@@ -137,6 +137,9 @@ def import_recorded(kind: str, name: object, recorded: Iterable[Any], where: Pat
         raise UsageError(f"{what} was registered in no file; {hint}")
     if not Path(file).is_file():
         raise UsageError(f"{what} was registered in {file}, which is not there; {hint}")
+    # Whoever made a run that was fetched could have put the file there, and importing it runs it.
+    if Path(file).resolve().is_relative_to(where.resolve()):
+        raise UsageError(f"{what} was registered in {file}, a file of the run itself, which is not imported; {hint}")
     print(f"imports {file}, which registered the {kind} {name}", file=sys.stderr)
     if kind == "network" and ".py:" in name:
         adopt_network(name, Path(file))

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from cggm_ray.core.figure_texts import without_formulas
 from cggm_ray.core.optional import require
 from cggm_ray.report.run_record import RunRecord
 
@@ -41,7 +42,7 @@ def png(figure: Figure, tones: int = TONES) -> bytes:
     images = require("PIL.Image", extra="images", purpose="pictures")
 
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=DPI, format="png")
+    without_formulas(figure).savefig(buffer, dpi=DPI, format="png")
     small = io.BytesIO()
     with images.open(buffer) as picture:
         picture.convert("RGB").quantize(tones).save(small, "png", optimize=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -108,8 +109,14 @@ def quantity(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def digest(script: str) -> str:
+    """A script as the policy of a page names it, so that a browser runs this one and no other."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+
+
 def render(template: str, content: Mapping[str, Any]) -> str:
     """A page from its template in the folder `templates`; a name that the content lacks is an error."""
     pages = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)
-    pages.filters["text"], pages.tests["quantity"] = text, quantity
-    return pages.get_template(template).render({"live": "", "plots": False, **content}) + "\n"
+    pages.filters["text"], pages.filters["digest"], pages.tests["quantity"] = text, digest, quantity
+    defaults = {"live": "", "plots": False, "sortable": False}
+    return pages.get_template(template).render({**defaults, **content}) + "\n"

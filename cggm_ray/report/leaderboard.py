@@ -68,8 +68,7 @@ def write_leaderboard(folder: Path, bench: Bench, results: Results, standings: M
             "leaderboard.html",
             {
                 "title": f"{bench.name}: a benchmark of cggm-ray",
-                "live": False,
-                "plots": False,
+                "sortable": True,
                 "verdicts": verdicts,
                 "board": board,
                 "questions": questions,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from cggm_ray.core.figure_texts import without_formulas
 from cggm_ray.report.figures import curves
 from cggm_ray.report.run_record import read_run_record
 
@@ -30,7 +31,7 @@ def run_html(folder: Path) -> str:
     if len(run.lines) > 1:
         figure, text = curves(run)
         drawn = io.StringIO()
-        figure.savefig(drawn, format="svg")
+        without_formulas(figure).savefig(drawn, format="svg")
         picture = re.sub(r"^.*?(?=<svg)", "", drawn.getvalue(), flags=re.DOTALL)
         label = html.escape(text, quote=True)
         parts.append(f'<div role="img" aria-label="{label}">{picture}</div>')

@@ -7,7 +7,9 @@ All of it is read from the folder of the run, so that the card of an older run c
 from __future__ import annotations
 
 import inspect
+import json
 import math
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from cggm_ray.core.errors import CggmError, UsageError, one_line
-from cggm_ray.core.tables import text_table
+from cggm_ray.core.tables import markdown_code, markdown_text, text_table
 from cggm_ray.data.dataset import DATASETS
 from cggm_ray.data.shards.shards import Manifest
 from cggm_ray.engine.assembly import build_dataset, selected_modalities
@@ -88,9 +90,9 @@ def card(folder: Path) -> str:
     parts = [
         f"---\n{_metadata(folder, config, result, task, modalities)}\n---",
         MARK,
-        f"# {folder.name}",
+        f"# {markdown_text(folder.name)}",
         f"A network that predicts {_predicted(task, names)} from {_listed(modalities)}. It was trained by "
-        f"cggm-ray {versions()['cggm-ray']} with the strategy `{config.modulation.modulation}`.",
+        f"cggm-ray {versions()['cggm-ray']} with the strategy {markdown_code(config.modulation.modulation)}.",
         *([DEMONSTRATION] if config.data.data_path is None else []),
         "## Data",
         _data(folder, config, manifest, modalities),
@@ -151,7 +153,9 @@ def _metadata(folder: Path, config: Config, result: Result, task: Task, modaliti
 
 
 def _predicted(task: Task, names: Sequence[str]) -> str:
-    shown = ", ".join(str(name) for name in names[:MOST_CLASSES]) + (", ..." if len(names) > MOST_CLASSES else "")
+    shown = ", ".join(markdown_text(str(name)) for name in names[:MOST_CLASSES]) + (
+        ", ..." if len(names) > MOST_CLASSES else ""
+    )
     if task.dense:
         return "a segmentation"
     if isinstance(task, Classification):
@@ -162,24 +166,25 @@ def _predicted(task: Task, names: Sequence[str]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    shown = [markdown_text(name) for name in names]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
 def _data(folder: Path, config: Config, manifest: Manifest, modalities: Sequence[str]) -> str:
     source = "generated demonstration data"
     if config.data.data_path is not None:
-        source = f"`{Path(str(config.data.data_path)).name}`"
+        source = markdown_code(Path(str(config.data.data_path)).name)
     lines = [f"Dataset `{manifest.dataset}`, {source}."]
     samples = recorded_samples(folder)
     if samples:
         lines[0] += f" Samples: {', '.join(f'{name} {count}' for name, count in samples.items())}."
     started = [entry for entry in read_provenance(folder) if isinstance(entry, dict) and entry.get("data")]
-    rows = [[name, _shape(manifest.modalities[name].shape)] for name in modalities]
+    rows = [[markdown_text(name), _shape(manifest.modalities[name].shape)] for name in modalities]
     lines += ["", text_table(rows, ["modality", "shape of a sample"], markdown=True)]
     if started:
         data = started[-1]["data"]
         lines += ["", "Raw files and their SHA-256:" if data["sources"] else "", ""]
-        lines += [f"- `{Path(path).name}` `{digest}`" for path, digest in data["sources"].items()]
+        lines += [f"- {markdown_code(Path(path).name)} `{digest}`" for path, digest in data["sources"].items()]
         more = data["source_files"] - len(data["sources"])
         lines += [f"- and {more} more"] if more > 0 else []
     return "\n".join(lines)
@@ -215,23 +220,26 @@ def _selected(folder: Path) -> str:
 def _contributions(folder: Path, result: Result) -> str:
     found = Contributions.load(folder / BALANCE) if (folder / BALANCE).exists() else None
     if found is None or found.epoch != result.best_epoch:
-        return f"It was not measured. `cggm report {folder.name}` measures it."
+        return f"It was not measured. {markdown_code(f'cggm report {shlex.quote(folder.name)}')} measures it."
     rows: list[list[object]] = [
-        [" + ".join(found.names(subset)) or "none", score] for subset, score in found.scores.items()
+        [markdown_text(" + ".join(found.names(subset)) or "none"), score] for subset, score in found.scores.items()
     ]
     table = text_table(rows, ["modalities that the network sees", f"validation {found.metric}"], markdown=True)
     if found.missing:
         return f"{table}\n\n{len(found.missing)} subsets were not scored."
-    values = ", ".join(f"{name} {value:.4f}" for name, value in found.shapley.items())
+    values = ", ".join(f"{markdown_text(name)} {value:.4f}" for name, value in found.shapley.items())
     degree = f"Imbalance degree: {found.imbalance:.2f} of 1."
     shapley = f"Shapley values, positive where a modality helps: {values}. {degree}"
-    return "\n\n".join(text for text in (verdict(found), table, shapley) if text)
+    return "\n\n".join(text for text in (markdown_text(verdict(found)), table, shapley) if text)
 
 
 def _training(folder: Path, config: Config) -> str:
     name = config.modulation.modulation
     network = config.model.network or DATASETS.get(config.data.dataset).network
-    lines = [f"- Strategy `{name}`: {_source(name)}", f"- Network: `{network}`{_size(folder)}"]
+    lines = [
+        f"- Strategy {markdown_code(name)}: {_source(name)}",
+        f"- Network: {markdown_code(network)}{_size(folder)}",
+    ]
     lines.append(f"- Optimizer {config.optim.optim}, learning rate {config.optim.lr:g}, seed {config.train.seed}")
     started = [entry for entry in read_provenance(folder) if isinstance(entry, dict)]
     if started:
@@ -263,21 +271,23 @@ def _size(folder: Path) -> str:
 
 
 def _use(folder: Path, config: Config) -> str:
+    # Commands are copied: a name must not end its quotes there.
+    name = shlex.quote(folder.name)
     return f"""In the folder above this one:
 
 ```python
 import cggm_ray
 
-run = cggm_ray.load("{folder.name}")
+run = cggm_ray.load({json.dumps(folder.name, ensure_ascii=False)})
 predictions = run.predict("new_data")  # a path, arrays by name, or a table; labels are not needed
 ```
 
 The same on the command line, a program that needs no cggm-ray, and a service:
 
 ```
-cggm predict {folder.name} --data_path new_data
-cggm export {folder.name}
-cggm serve {folder.name}
+cggm predict {name} --data_path new_data
+cggm export {name}
+cggm serve {name}
 ```
 
 New data has the form of the training data of the dataset `{config.data.dataset}`."""

@@ -17,6 +17,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from cggm_ray.core.figure_texts import without_formulas
 from cggm_ray.storage.files import write_folder
 from cggm_ray.studies.parameters import Parameter
 from cggm_ray.studies.space import Search
@@ -45,7 +46,7 @@ def draw_search(folder: Path, search: Search, found: Sequence[Outcome], metric: 
 
     def write(partial: Path) -> None:
         for name, figure in figures.items():
-            figure.savefig(partial / name, dpi=DPI)
+            without_formulas(figure).savefig(partial / name, dpi=DPI)
 
     write_folder(folder, write)
 

@@ -30,11 +30,13 @@ class Browser:
     Attributes:
         requests: URLs that the page asked for.
         errors: that its scripts raised or the console showed.
+        dialogs: texts of the alerts and questions that it opened; they are closed.
     """
 
     def __init__(self, profile: Path) -> None:
         self.requests: list[str] = []
         self.errors: list[str] = []
+        self.dialogs: list[str] = []
         self._numbers = itertools.count(1)
         self._loaded = False
         ours_in, theirs_out = os.pipe()
@@ -59,10 +61,10 @@ class Browser:
         for domain in ("Page", "Runtime", "Network", "Log"):
             self._call(f"{domain}.enable")
 
-    def open(self, page: Path) -> None:
-        """Loads a file and waits until it is there."""
+    def open(self, page: Path | str) -> None:
+        """Loads a file or an address and waits until it is there."""
         self._loaded = False
-        self._call("Page.navigate", url=page.as_uri())
+        self._call("Page.navigate", url=page.as_uri() if isinstance(page, Path) else page)
         while not self._loaded:
             self._take(self._read())
 
@@ -110,13 +112,17 @@ class Browser:
 
     _session = None
 
-    def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
+    def _send(self, method: str, **parameters: Any) -> int:
         number = next(self._numbers)
         message = {"id": number, "method": method, "params": parameters}
         if self._session is not None:
             message["sessionId"] = self._session
         self._out.write(json.dumps(message).encode() + b"\0")
         self._out.flush()
+        return number
+
+    def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        number = self._send(method, **parameters)
         while True:
             answer = self._read()
             if answer.get("id") == number:
@@ -142,3 +148,6 @@ class Browser:
             self.errors.append(str(parameters["exceptionDetails"]))
         elif method == "Log.entryAdded" and parameters["entry"]["level"] == "error":
             self.errors.append(parameters["entry"]["text"])
+        elif method == "Page.javascriptDialogOpening":
+            self.dialogs.append(parameters["message"])
+            self._send("Page.handleJavaScriptDialog", accept=True)

@@ -282,7 +282,7 @@ class Iemocap(Dataset):
                 where = f"{path}, utterance {name}{listed_in}"
                 if name not in features:
                     raise DataError(f"{where}: the key is missing; the file has {len(features)} utterances")
-                check_dataset(features[name], path, f"utterance {name}")
+                check_dataset(features, name, path, f"utterance {name}")
                 shape, dtype = features[name].shape, features[name].dtype
                 if len(shape) != 2 or not shape[1]:
                     raise DataError(f"{where}: found shape {shape} of {dtype}; expected [steps, features] of numbers")
@@ -299,7 +299,7 @@ class Iemocap(Dataset):
                 where = f"{path}, fold {self.options.cv}, {key}"
                 if f"{self.options.cv}/{key}" not in file:
                     raise DataError(f"{where}: the key is missing; found folds {listed(file)}")
-                check_dataset(file[f"{self.options.cv}/{key}"], path, f"fold {self.options.cv}, {key}")
+                check_dataset(file, f"{self.options.cv}/{key}", path, f"fold {self.options.cv}, {key}")
                 values = file[f"{self.options.cv}/{key}"][()]
                 if values.shape != self._widths["audio"][1:]:
                     raise DataError(f"{where}: shape {values.shape}; the audio has {self._widths['audio'][1]} features")

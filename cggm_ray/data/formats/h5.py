@@ -64,17 +64,24 @@ def _probe(paths: Sequence[Path]) -> None:
         )
 
 
-def check_dataset(dataset: Any, path: Path, where: str) -> None:
+def check_dataset(file: Any, key: str, path: Path, where: str) -> None:
     """Checks that an entry of an h5 file is an array of numbers inside the file, of a size that the file can hold.
 
     Args:
-        dataset: of h5py.
+        file: of h5py, open.
+        key: of the entry.
         path: of the file.
-        where: key, for messages.
+        where: what the entry is called in messages.
 
     Raises:
         DataError: it is something else, or its values are to be read from other files.
     """
+    try:
+        dataset = file[key]
+    except (KeyError, RuntimeError, OSError, ValueError):
+        raise DataError(
+            f"{path}: {where} cannot be opened; expected an array of numbers (a link to nothing, or a broken copy?)"
+        ) from None
     if not hasattr(dataset, "shape") or dataset.shape is None or dataset.dtype.kind not in "fiu":
         found = f"an array of {dataset.dtype}" if hasattr(dataset, "dtype") else "a group"
         raise DataError(f"{path}: {where} is {found}; expected an array of numbers")

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from ray import serve
@@ -22,6 +23,7 @@ from cggm_ray.distributed.serve.predictor import Answer, Predictor
 from cggm_ray.engine.own_code import OwnCode, adopt
 from cggm_ray.storage.mirror import mirror_of
 
+T = TypeVar("T")
 ROUTES = {"/predict": "POST", "/schema": "GET", "/health": "GET"}
 
 
@@ -38,6 +40,8 @@ class ServiceOptions:
         batch: most requests that are predicted together.
         wait: seconds that a request waits for others.
         queue: most requests that a replica holds; more are answered by 503.
+        held: most bytes of bodies that a replica holds at once; a body beyond it is answered by 503.
+        seconds: that a body may take to come, and that its answer may take after it.
     """
 
     replicas: int = 1
@@ -48,6 +52,8 @@ class ServiceOptions:
     batch: int = 32
     wait: float = 0.005
     queue: int = 256
+    held: int = 64 * 2**20
+    seconds: float = 60.0
 
 
 class Refusal(Exception):
@@ -76,7 +82,7 @@ class Service:
         adopt(own)
         torch.set_num_threads(max(1, options.cpus))
         mirror_of(folder).join()
-        self._options, self._name = options, folder.name
+        self._options, self._name, self._held = options, folder.name, 0
         predictor = Predictor(folder, gpu=options.gpus > 0)
 
         async def together(requests: list[Any]) -> list[Any]:
@@ -106,19 +112,38 @@ class Service:
             return {"status": "ok", "run": self._name}
         if path == "/schema":
             return self._predictor.form.schema(self._options.samples)
-        samples = self._samples(await self._body(request))
-        answers: list[Answer] | DataError = await self._batched(samples)
+        taken = [0]
+        try:
+            samples = self._samples(await self._timely(self._body(request, taken), 408, "the body did not come"))
+            answers: list[Answer] | DataError = await self._timely(
+                self._batched(samples), 504, "the samples were not predicted"
+            )
+        finally:
+            # The parsed samples, which are larger than the body, are held as long.
+            self._held -= taken[0]
         if isinstance(answers, DataError):
             raise Refusal(422, str(answers))
         return {"predictions": answers}
 
-    async def _body(self, request: Request) -> bytes:
-        """Reads the body, but never more of it than is allowed."""
-        parts, size = [], 0
+    async def _timely(self, awaited: Awaitable[T], status: int, what: str) -> T:
+        """Returns what is awaited, or refuses the request where it takes too long."""
+        try:
+            return await asyncio.wait_for(awaited, self._options.seconds)
+        except TimeoutError:
+            raise Refusal(status, f"{what} within {self._options.seconds:g} s (--max_seconds)") from None
+
+    async def _body(self, request: Request, taken: list[int]) -> bytes:
+        """Reads the body, but never more of it than is allowed; `taken` counts its bytes among those that the replica holds."""
+        parts = []
         async for part in request.stream():
-            size += len(part)
-            if size > self._options.body:
+            if taken[0] + len(part) > self._options.body:
                 raise Refusal(413, f"the body is larger than {self._options.body} bytes (--max_body)")
+            if self._held + len(part) > self._options.held:
+                raise Refusal(
+                    503, f"the requests at this moment hold {self._options.held} bytes (--max_held); try again"
+                )
+            taken[0] += len(part)
+            self._held += len(part)
             parts.append(part)
         return b"".join(parts)
 

@@ -52,7 +52,7 @@ def check_h5(path: Path, *, labelled: bool = True) -> int:
     def check(file: Any) -> int:
         for key in ("image", "label"):
             if key in file:
-                check_dataset(file[key], path, f"key {key}")
+                check_dataset(file, key, path, f"key {key}")
             elif labelled or key == "image":
                 raise DataError(f"{path}: key {key} is missing; found {listed(file.keys())}; expected image and label")
         image = file["image"].shape
@@ -79,7 +79,7 @@ def read_h5(path: Path, convention: Convention | None = None) -> Volume:
     """
 
     def read(file: Any) -> Volume:
-        check_dataset(file["image"], path, "key image")
+        check_dataset(file, "image", path, "key image")
         order = [_channels(file, path).index(name) for name in SEQUENCES]
         image = file["image"][:]
         for sequence, place in zip(SEQUENCES, order, strict=True):
@@ -93,7 +93,7 @@ def read_h5(path: Path, convention: Convention | None = None) -> Volume:
 def _h5_label(file: Any, path: Path) -> np.ndarray | None:
     if "label" not in file:
         return None
-    check_dataset(file["label"], path, "key label")
+    check_dataset(file, "label", path, "key label")
     return checked_labels(file["label"][:], f"{path}: key label")
 
 

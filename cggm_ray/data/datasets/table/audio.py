@@ -17,6 +17,7 @@ from cggm_ray.core.optional import require
 from cggm_ray.data.datasets.table.kinds import COLUMN_KINDS, Context, Encoded, State
 from cggm_ray.data.datasets.table.media import Content, MediaKind, decoded, problems
 from cggm_ray.data.datasets.table.pretrained import AudioEncoder, model_again, model_state
+from cggm_ray.data.formats.untrusted import check_size
 
 RATE = 16_000
 """Samples in a second, to which all files are brought."""
@@ -24,6 +25,8 @@ WINDOW, HOP, BANDS = 400, 320, 64
 """Samples of a window and between two windows, and mel bands of a spectrogram: one step is 20 ms."""
 RATES = (1_000, 400_000)
 MOST_CHANNELS = 64
+BLOCK = 2**16
+"""Samples of all channels that are decoded together."""
 
 
 class Audio(MediaKind):
@@ -96,19 +99,28 @@ def waveform(source: Path | io.BytesIO, seconds: float, rate: int = RATE) -> np.
         rate: samples in a second of the result.
 
     Raises:
-        ValueError: there is no sample, or rate or number of channels cannot be.
+        ValueError: there is no sample, rate or number of channels cannot be, or it unfolds to too much.
         RuntimeError: what soundfile raises for a file that it cannot read.
     """
     library = require("soundfile", extra="media", purpose="table")
+    held = source.getbuffer().nbytes if isinstance(source, io.BytesIO) else source.stat().st_size
     signal = require("scipy.signal", extra="table", purpose="table")
     with library.SoundFile(source if isinstance(source, io.BytesIO) else str(source)) as file:
         check_sound(file.samplerate, file.channels)
-        channels = file.read(math.ceil(seconds * file.samplerate), dtype="float32", always_2d=True)
-        found = int(file.samplerate)
+        found, most = int(file.samplerate), math.ceil(seconds * file.samplerate)
+        # A small file can hold hours of silence in many channels, so these are never in memory together.
+        try:
+            check_size(4 * min(most, file.frames), held, "one channel", "--audio_seconds reads less of it")
+        except DataError as error:
+            # Whoever called knows the file.
+            raise ValueError(str(error)) from None
+        parts = file.blocks(BLOCK, frames=min(most, file.frames), dtype="float32", always_2d=True)
+        # What is not finite, or becomes so, is refused below.
+        with np.errstate(over="ignore", invalid="ignore"):
+            means = [part.mean(1) for part in parts]
+    wave = np.concatenate(means) if means else np.zeros(0, np.float32)
     shared = math.gcd(found, rate)
-    # What is not finite, or becomes so, is refused below.
     with np.errstate(over="ignore", invalid="ignore"):
-        wave = channels.mean(1)
         made = wave if found == rate else signal.resample_poly(wave, rate // shared, found // shared)
         made = np.asarray(made[: math.ceil(seconds * rate)], np.float32)
     if not len(wave) or not np.isfinite(wave).all() or not np.isfinite(made).all():

@@ -168,6 +168,8 @@ def _decoded(source: Path | io.BytesIO) -> Iterator[Any]:
         stream = container.streams.video[0]
         if stream.codec_context.width * stream.codec_context.height > MOST_PIXELS:
             raise ValueError(f"found frames of more than {MOST_PIXELS:,} pixels")
+        # A frame may be larger than the head of the file says: the decoder refuses it before it takes the memory.
+        stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
         for place, frame in enumerate(container.decode(stream)):
             if place >= MOST_FRAMES:
                 raise ValueError(f"found more than {MOST_FRAMES:,} frames; expected at most so many")

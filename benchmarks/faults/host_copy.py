@@ -1,7 +1,7 @@
 """Copies between a folder and a store, on a host of hosts.py.
 
-python tests/support/store_copy.py up FOLDER s3://bucket/raw
-python tests/support/store_copy.py down s3://bucket/runs FOLDER
+python benchmarks/faults/host_copy.py up FOLDER s3://bucket/raw
+python benchmarks/faults/host_copy.py down s3://bucket/runs FOLDER
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The store of hosts.py: an S3 server whose faults are named in a file.
 
-    python tests/support/store_on_host.py ADDRESS PORT FILE
+    python benchmarks/faults/host_store.py ADDRESS PORT FILE
 
 FILE holds JSON: `{"fault": "503", "share": 0.3}` for one of faulty_store.py in that share of the requests; it may be missing.
 """
@@ -13,6 +13,8 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
 
 from faulty_store import Fault, faulty_store
 from s3_server import make_bucket, s3_server

@@ -23,7 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from raylets import RAY, ROOT
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+
+from raylets import RAY
 from s3_server import KEY
 
 NETWORK = "10.77.0"
