@@ -326,7 +326,8 @@ def disturbed(cluster: Cluster, row: Row, wanted: dict[str, Any]) -> None:
                 done = kind.done(cluster.fetch(name))
         row.silence = max(row.silence, act.command.silence())
         row.exit_codes.append(-1 if code is None else code)
-        if code == 0:
+        # The command that submits a job ends with 0 when somebody stops that job.
+        if code == 0 and (not fault.as_job or act.command.said("succeeded")):
             break
         own = [line for line in act.command.lines if line.strip()]
         row.said.append(own[-1][-600:] if own else "")
