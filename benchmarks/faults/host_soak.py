@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import mean
 
 import yaml
-from host_faults import Cluster, Command
+from host_cluster import Cluster, Command
 from host_work import SMALL
 from hosts import HEAD, STORE, Host, missing, network, sh
 
