@@ -251,14 +251,14 @@ def _quiet(act: Callable[[], T], name: str) -> T:
             raise FileNotFoundError(errno.ENOENT, "there is no such file or bucket", name) from None
         if kind in ("PermissionDeniedError", "UnauthenticatedError") or isinstance(error, PermissionError):
             raise PermissionError(errno.EACCES, f"the store refuses it: {summary(text)}", name) from None
-        raise OSError(errno.EIO, f"{summary(text)}; {_next_step(text)}", name) from None
+        raise OSError(errno.EIO, f"{summary(text)}{_next_step(text)}", name) from None
 
 
 def _next_step(text: str) -> str:
-    """Returns what a person does about an error of a store that may pass."""
+    """Returns what a person does about an error of a store that may pass, or nothing for one that will not."""
     if re.search(r"<Code>(Expired|Invalid)\w*Token\w*</Code>", text):
-        return "renew the credentials; the same command goes on then"
-    return "the same command goes on when the store answers"
+        return "; renew the credentials, then the same command goes on"
+    return "" if re.search(r"status code: 4", text) else "; the same command goes on when the store answers"
 
 
 def summary(text: str) -> str:

@@ -17,8 +17,10 @@ pytest.importorskip("ray.serve")
 
 from cggm_ray.__main__ import main as command
 from cggm_ray.commands.cli import main
+from cggm_ray.core.package import package_digest
 from cggm_ray.distributed.serve import service
 from cggm_ray.distributed.serve.service import Service, ServiceOptions
+from cggm_ray.engine.own_code import OwnCode
 
 OPTIONS = ServiceOptions(body=2**20, samples=40, held=3 * 2**20, seconds=2.0)
 
@@ -45,7 +47,7 @@ def replica(run: Path, monkeypatch: pytest.MonkeyPatch) -> Service:
         return decorate
 
     monkeypatch.setattr(service.serve, "batch", one_by_one)
-    return Service(run, OPTIONS, ())
+    return Service(run, OPTIONS, OwnCode(package=package_digest(), entries=()))
 
 
 class Sent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from cggm_ray.__main__ import main
 from cggm_ray.core.errors import DataError, UsageError
 from cggm_ray.storage import objects
 from cggm_ray.storage.base import INDEX, Storage, open_storage, url_filesystem
+from cggm_ray.storage.objects import _quiet as quiet
 from cggm_ray.storage.objects import summary
 from cggm_ray.storage.others import FsspecStorage
 
@@ -219,3 +221,24 @@ def test_a_size_that_is_wrong(listing: Listing, tmp_path: Path) -> None:
     listing.take(whole(HEADERS | {"length": 2**62}, [page([("a", "5")])]))
     with pytest.raises(OSError, match=r"found .* bytes|range|length"):
         open_storage("s3://bucket").download("a", tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("answer", "step"),
+    [
+        (
+            "status code: 503 Service Unavailable <Code>SlowDown</Code>",
+            "; the same command goes on when the store answers",
+        ),
+        ("error sending request: connection refused", "; the same command goes on when the store answers"),
+        ("status code: 400 Bad <Code>ExpiredToken</Code>", "; renew the credentials, then the same command goes on"),
+        ("status code: 404 Not Found <Code>NoSuchBucket</Code>", ""),
+    ],
+)
+def test_an_error_that_may_pass_says_what_to_do(answer: str, step: str) -> None:
+    def fail() -> None:
+        raise RuntimeError(answer)
+
+    with pytest.raises(OSError, match=re.escape(summary(answer) + step)) as error:
+        quiet(fail, "s3://bucket/key")
+    assert error.value.strerror == f"{summary(answer)}{step}"
