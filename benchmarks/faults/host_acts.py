@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from host_cluster import CPUS_OF_HEAD, Cluster, Command
-from hosts import DASHBOARD, HEAD, MEMORY, NETWORK, NUMBERS, ROOT, STORE, Host
+from hosts import DASHBOARD, HEAD, MEMORY, NETWORK, NUMBERS, ROOT, STORE, Host, wait_until
 
 REDIS = f"{NETWORK}.{NUMBERS[STORE]}:6379"
 
@@ -113,11 +113,16 @@ def _raylet_killed(act: Act) -> Heal:
 
 def _memory(share: float) -> Callable[[Act], Heal]:
     def inject(act: Act) -> Heal:
-        host = act.victim()
+        # The second host is the one on which Ray's monitor may be off.
+        host = act.cluster.net.hosts["host2"]
+        before = set(host.working())
         used = int((host.group / "memory.usage_in_bytes").read_text())
         taken = int(MEMORY * share) - used
         text = f"open('/proc/self/oom_score_adj', 'w').write('-1000'); x = b'x' * {taken}; import time; time.sleep(20)"
         act.cluster.net.start(host, "python", "-c", text, log=subprocess.DEVNULL)
+        wait_until(lambda: not before <= set(host.working()), "the memory was full and no process was killed")
+        if act.command is None or act.command.process.poll() is not None:
+            raise RuntimeError("the work was over before a process was killed")
         return None
 
     return inject

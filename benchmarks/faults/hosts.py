@@ -102,6 +102,9 @@ class Host:
         first: number of the host's first process on this machine.
         ray: `ray start`, if the host is a node.
         flags: of it.
+        prefix: words before every command on this host.
+        variables: of the environment of every command on this host.
+        tended: whether Ray is started again where it has ended.
     """
 
     name: str

@@ -13,12 +13,13 @@ import ray
 from ray.util.placement_group import placement_group_table
 
 from cggm_ray.core.console import show
+from cggm_ray.core.threads import beside
 
 PATIENCE = 30.0
-"""Seconds of waiting before the first line, and between two lines of the first minutes."""
-MINUTES = 600.0
+"""Seconds of waiting before the first line, and between two lines of the first `OFTEN` seconds."""
+OFTEN = 600.0
 LONGER = 1.25
-"""After `MINUTES` the next line comes after so many times the seconds of the one before: a night of waiting fills no log."""
+"""After `OFTEN` seconds each line comes after so many times the seconds of the line before: a night of waiting fills no log."""
 LOOK = 2.0
 """Seconds between two looks at the cluster."""
 GONE = ("REMOVED",)
@@ -26,14 +27,14 @@ PLACED = "CREATED"
 
 
 def _next(patience: float) -> float:
-    return patience + PATIENCE if patience < MINUTES else patience * LONGER
+    return patience + PATIENCE if patience < OFTEN else patience * LONGER
 
 
 class Heartbeat:
-    """Says that something goes on, or what it waits for, where nothing was heard for a while.
+    """Prints a line about what goes on, or what is waited for, when nothing was heard for a while.
 
     Args:
-        text: the line, of the seconds since something was heard. An error of it is as no line.
+        text: returns the line, for the seconds since something was heard. If it raises an error, no line is printed.
     """
 
     def __init__(self, text: Callable[[float], str]) -> None:
@@ -45,16 +46,10 @@ class Heartbeat:
 
     @contextmanager
     def beating(self) -> Iterator[None]:
-        """Prints the line while the block runs: after 30 seconds of silence, and then again and again, ever more rarely."""
-        done = threading.Event()
-        thread = threading.Thread(target=self._beat, args=(done,), daemon=True)
+        """Prints the line while the block runs: after 30 seconds of silence, and again as long as the silence lasts."""
         self.heard()
-        thread.start()
-        try:
+        with beside(self._beat):
             yield
-        finally:
-            done.set()
-            thread.join()
 
     def _beat(self, done: threading.Event) -> None:
         last, patience = self._last, PATIENCE

@@ -21,6 +21,7 @@ from cggm_ray.core.live import FILE, from_file
 from cggm_ray.core.mirrored import in_urls
 from cggm_ray.core.optional import check_installed, is_installed
 from cggm_ray.core.registry import nearest
+from cggm_ray.core.threads import beside
 from cggm_ray.storage.files import write_text
 from cggm_ray.storage.mirror import mirror_of
 
@@ -118,10 +119,10 @@ def following(folder: Path, heard: Callable[[], None] = lambda: None, period: fl
         heard: called after each line.
         period: seconds between two reads of the file.
     """
-    path, done, mirror = folder / LOG, threading.Event(), mirror_of(folder)
+    path, mirror = folder / LOG, mirror_of(folder)
     position = path.stat().st_size if path.exists() else 0
 
-    def follow() -> None:
+    def follow(done: threading.Event) -> None:
         nonlocal position
         last, look = False, 0.0
         while not last:
@@ -140,13 +141,10 @@ def following(folder: Path, heard: Callable[[], None] = lambda: None, period: fl
                         heard()
                         position = file.tell()
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
     try:
-        yield
+        with beside(follow):
+            yield
     finally:
-        done.set()
-        thread.join()
         (folder / FILE).unlink(missing_ok=True)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cggm_ray.core.errors import StorageError
+from cggm_ray.core.threads import beside
 from cggm_ray.storage.base import Storage
 
 LEASE = 45.0
@@ -46,14 +47,10 @@ def leasing(storage: Storage, key: str, busy: Callable[[str], None]) -> Iterator
         OSError: the storage cannot be reached.
     """
     lease = _take(storage, key, busy)
-    done = threading.Event()
-    thread = threading.Thread(target=lease.renew_until, args=(done,), daemon=True)
-    thread.start()
     try:
-        yield
+        with beside(lease.renew_until):
+            yield
     finally:
-        done.set()
-        thread.join()
         lease.release()
 
 

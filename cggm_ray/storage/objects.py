@@ -37,6 +37,8 @@ TRIES = 3
 PAUSE = 0.25
 """Seconds before the second try; each further pause is twice as long."""
 MOST_TEXT = 300
+PASSES = re.compile(r"status code: 5|sending request|connection|timed out|named no further", re.IGNORECASE)
+"""In the text of an error that is over when the store or the network works again."""
 QUIET = 300.0
 """Seconds for which a list may name no further file; a request takes about half of it with all its repetitions."""
 MOST_NAMED = 2
@@ -258,7 +260,7 @@ def _next_step(text: str) -> str:
     """Returns what a person does about an error of a store that may pass, or nothing for one that will not."""
     if re.search(r"<Code>(Expired|Invalid)\w*Token\w*</Code>", text):
         return "; renew the credentials, then the same command goes on"
-    return "" if re.search(r"status code: 4", text) else "; the same command goes on when the store answers"
+    return "; the same command goes on when the store answers" if PASSES.search(text) else ""
 
 
 def summary(text: str) -> str:

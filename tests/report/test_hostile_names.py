@@ -11,7 +11,7 @@ import random
 import shlex
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -113,13 +113,6 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
             record = Record(number=2 * seed + number, name=f"{strategy}-seed-{seed}", values={}, status=FINISHED)
             write_trial(folder, record, [1.0, 0.8], 0.5 - number / 10 + seed / 100)
     return folder
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    opened = Browser(tmp_path / "profile")
-    yield opened
-    opened.close()
 
 
 def flat(text: str) -> str:

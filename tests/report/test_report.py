@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -275,13 +274,6 @@ def test_nothing_that_is_no_number_breaks_a_cell() -> None:
     assert html.text(None) == "-"
     assert html.text(True) == "yes"
     assert html.text([1, "two"]) == "1, two"
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    opened = Browser(tmp_path / "profile")
-    yield opened
-    opened.close()
 
 
 def test_the_page_can_be_used(storage: Path, tmp_path: Path, browser: Browser) -> None:

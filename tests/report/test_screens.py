@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -67,13 +66,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     features = Config(data=DataConfig(dataset="features"), options=FeatureOptions())
     assert main(features, [*flags, "--name", "classes"]) == 0
     return folder
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    opened = Browser(tmp_path / "profile")
-    yield opened
-    opened.close()
 
 
 @pytest.mark.parametrize("kind", ["run", "classes", "runs", "search", "comparison", "benchmark"])
