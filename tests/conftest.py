@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from browser import browser  # noqa: F401
 from hypothesis import HealthCheck, settings
 from s3_server import bucket, s3_endpoint  # noqa: F401
 from safetensors.torch import load_file, save_file

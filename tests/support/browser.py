@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +152,11 @@ class Browser:
         elif method == "Page.javascriptDialogOpening":
             self.dialogs.append(parameters["message"])
             self._send("Page.handleJavaScriptDialog", accept=True)
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    """A Chromium with a profile of its own; the test is skipped where there is none."""
+    opened = Browser(tmp_path / "profile")
+    yield opened
+    opened.close()
