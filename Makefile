@@ -12,7 +12,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+QUIETLY := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+install = $(QUIETLY) --constraint constraints.txt --editable '.$(1)'
+ifneq ($(HASHES),)
+install = $(QUIETLY) --no-deps --require-hashes --requirement $(HASHES) && \
+	$(QUIETLY) --no-deps --no-build-isolation --editable .
+endif
 
 BENCH := OMP_NUM_THREADS=2 $(BIN)/python benchmarks
 
@@ -32,18 +37,18 @@ coverage: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not ray and not slow" --numprocesses 2 --dist loadfile --cov=cggm_ray --cov-report=term
 
 package: $(VENV)/.run
-	$(PIP) --editable '.[release]'
+	$(call install,[release])
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/check-wheel-contents dist/*.whl
 
 audit: $(VENV)/.run
-	$(PIP) --editable '.[release]'
+	$(call install,[release])
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 sbom: $(VENV)/.run
-	$(PIP) --editable '.[release]'
+	$(call install,[release])
 	mkdir -p dist
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-format JSON \
 		--output-file dist/sbom.json $(BIN)/python
@@ -72,17 +77,17 @@ bench: $(VENV)/.run
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable .
+	$(call install)
 	touch $@
 
 $(VENV)/.docs: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[docs]'
+	$(call install,[docs])
 	touch $@ $(VENV)/.run
 
 $(VENV)/.test: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[test]'
+	$(call install,[test])
 	touch $@ $(VENV)/.run
 
 clean:

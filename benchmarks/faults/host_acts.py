@@ -14,6 +14,29 @@ from dataclasses import dataclass
 from host_cluster import CPUS_OF_HEAD, Cluster, Command
 from hosts import DASHBOARD, HEAD, MEMORY, NETWORK, NUMBERS, ROOT, STORE, Host, wait_until
 
+FILL = """
+import time
+from pathlib import Path
+
+Path("/proc/self/oom_score_adj").write_text("-1000")
+group = Path("/sys/fs/cgroup/memory")
+
+def value(file, name):
+    return next(int(line.split()[1]) for line in (group / file).read_text().splitlines() if line.startswith(name + " "))
+
+def used():
+    return int((group / "memory.usage_in_bytes").read_text()) - value("memory.stat", "total_inactive_file")
+
+killed, held = value("memory.oom_control", "oom_kill"), []
+while used() < {goal} and value("memory.oom_control", "oom_kill") == killed:
+    held.append(b"x" * 2**22)
+if value("memory.oom_control", "oom_kill") == killed:
+    time.sleep(20)
+"""
+"""Fills the memory of a host until Ray's monitor counts so many bytes, for 20 seconds, or until the kernel kills a process.
+
+What the kernel can take back, such as pages of files that were read, is no part of it: so much more has to be filled.
+"""
 REDIS = f"{NETWORK}.{NUMBERS[STORE]}:6379"
 
 
@@ -115,11 +138,9 @@ def _memory(share: float) -> Callable[[Act], Heal]:
     def inject(act: Act) -> Heal:
         # The second host is the one on which Ray's monitor may be off.
         host = act.cluster.net.hosts["host2"]
+        wait_until(lambda: bool(host.working()), "nothing works on the host whose memory is to be filled")
         before = set(host.working())
-        used = int((host.group / "memory.usage_in_bytes").read_text())
-        taken = int(MEMORY * share) - used
-        text = f"open('/proc/self/oom_score_adj', 'w').write('-1000'); x = b'x' * {taken}; import time; time.sleep(20)"
-        act.cluster.net.start(host, "python", "-c", text, log=subprocess.DEVNULL)
+        act.cluster.net.start(host, "python", "-c", FILL.format(goal=int(MEMORY * share)), log=subprocess.DEVNULL)
         wait_until(lambda: not before <= set(host.working()), "the memory was full and no process was killed")
         if act.command is None or act.command.process.poll() is not None:
             raise RuntimeError("the work was over before a process was killed")

@@ -37,6 +37,8 @@ from host_work import KINDS, SMALL, Kind
 from hosts import HEAD, missing, network
 
 ATTEMPTS = 4
+MOMENTS = 5
+"""Moments that are tried for a fault, when the work was over before it."""
 QUIET = 45.0
 """Seconds of silence from which on a row does not hold: a line is due after 30 seconds of waiting."""
 CLEAN = 30.0
@@ -113,7 +115,7 @@ def disturbed(cluster: Cluster, row: Row, wanted: dict[str, Any]) -> None:
         cluster.start_nodes()
     name = f"row-{row.number:03d}-{row.seed}"
     words = cluster.words(kind, name)
-    act = Act(cluster, rng, words, f"row-{row.number}")
+    act = Act(cluster, rng, words, name)
     began = time.monotonic()
     done: dict[str, int] = {}
     for attempt in range(ATTEMPTS):
@@ -292,12 +294,14 @@ def do_rows(out: Path, rows: Sequence[Row]) -> None:
         wanted = prepare(cluster, out, sorted({row.work for row in rows}))
         for row in rows:
             try:
-                while True:
+                for again in range(MOMENTS):
+                    # Another moment, if the work was over before this one.
+                    row = Row(row.number, row.work, row.fault, row.seed + 1000 * again)
                     with suppress(TooLate):
                         disturbed(cluster, row, wanted[row.work])
                         break
-                    # Another moment.
-                    row = Row(row.number, row.work, row.fault, row.seed + 1000)
+                else:
+                    raise RuntimeError(f"the work was over before the fault, {MOMENTS} times")
             except RuntimeError as error:
                 row.result = f"the hosts: {str(error)[:200]}"
                 cluster.start_nodes()

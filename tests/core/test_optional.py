@@ -169,6 +169,18 @@ def test_all_that_an_install_brings_is_pinned() -> None:
     assert sorted(set(pinned) - brought) == []
 
 
+def test_the_files_with_a_checksum_are_those_of_the_pinned_versions() -> None:
+    lines = [line for line in (ROOT / ".ci" / "hashes.txt").read_text().splitlines() if not line.startswith("#")]
+    found = {}
+    for line in lines:
+        version, _, checksum = line.partition(" --hash=sha256:")
+        assert len(checksum) == 64, line
+        # The build of torch for CPUs has a version of its own.
+        found[canonicalize_name(version.partition("==")[0])] = version.partition("==")[2].removesuffix("+cpu")
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    assert {name: found[canonicalize_name(name)] for name in pinned} == pinned
+
+
 def test_nothing_but_its_own_extra_brings_an_optional_package() -> None:
     base = needed(PROJECT["dependencies"])
     assert {"torch", "ray", "transformers", "pyarrow", "numpy", "safetensors", "matplotlib"} <= base
