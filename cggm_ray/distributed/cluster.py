@@ -1,9 +1,9 @@
 """Joins or starts a Ray cluster, and computes how many workers fit on it.
 
-This is the one place that imports private modules of Ray, because no public function answers three questions: which cluster
-`ray.init` would join, before it is joined (`services`); which nodes a cluster may grow to, which Ray Train and Ray Data read
-from the same table (`state`); and what the autoscaler of the first version reports (`internal_kv`). Which versions
-of Ray are supported is in docs/versions.md, and tests/ray/test_connect.py fails where one of them has moved.
+This module and `tune/placement_groups.py` alone import private modules of Ray. No public function answers three questions:
+which cluster `ray.init` would join, before it is joined (`services`); which nodes a cluster may grow to, which Ray Train and
+Ray Data read from the same table (`state`); and what the autoscaler of the first version reports (`internal_kv`). Which
+versions of Ray are supported is in docs/versions.md, and tests/ray/test_connect.py fails where one of them has moved.
 """
 
 from __future__ import annotations

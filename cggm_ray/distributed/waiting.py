@@ -22,6 +22,12 @@ LONGER = 1.25
 """After `OFTEN` seconds each line comes after so many times the seconds of the line before: a night of waiting fills no log."""
 LOOK = 2.0
 """Seconds between two looks at the cluster."""
+ANSWER = 5.0
+"""Seconds that the cluster may take to answer a question before it counts as one that does not."""
+NO_ANSWER = (
+    "the head of the cluster does not answer, nothing was heard for {seconds:.0f} s; if Ray ends this program because of that, "
+    "the same command goes on"
+)
 GONE = ("REMOVED",)
 PLACED = "CREATED"
 
@@ -39,6 +45,7 @@ class Heartbeat:
 
     def __init__(self, text: Callable[[float], str]) -> None:
         self._text, self._last = text, time.monotonic()
+        self._asking: threading.Thread | None = None
 
     def heard(self) -> None:
         """Takes note that something was heard."""
@@ -58,9 +65,25 @@ class Heartbeat:
                 last, patience = self._last, PATIENCE
             elif time.monotonic() - last >= patience:
                 patience = _next(patience)
-                # The cluster may be busy, or about to end.
-                with suppress(Exception):
-                    show(self._text(time.monotonic() - last))
+                self._say(time.monotonic() - last)
+
+    def _say(self, seconds: float) -> None:
+        lines: list[str] = []
+
+        def ask() -> None:
+            # The cluster may be about to end.
+            with suppress(Exception):
+                lines.append(self._text(seconds))
+
+        # A question to a cluster whose head is away comes back when the head does, or never: Ray ends this process before.
+        if self._asking is None or not self._asking.is_alive():
+            self._asking = threading.Thread(target=ask, daemon=True)
+            self._asking.start()
+            self._asking.join(ANSWER)
+        if lines:
+            show(lines[0])
+        elif self._asking.is_alive():
+            show(NO_ANSWER.format(seconds=seconds))
 
 
 class Arrivals(Heartbeat):

@@ -38,3 +38,16 @@ def test_it_is_silent_where_nothing_is_late(shown: list[str], monkeypatch: pytes
     with waiting.Arrivals("shards", 5).beating():
         pass
     assert not shown
+
+
+def test_it_says_that_the_cluster_does_not_answer(shown: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "ANSWER", 0.01)
+    enough, head = threading.Event(), threading.Event()
+    monkeypatch.setattr(waiting, "show", lambda line: (shown.append(line), len(shown) >= 2 and enough.set()))
+    questions = []
+    with waiting.Heartbeat(lambda seconds: questions.append(seconds) or str(head.wait())).beating():
+        enough.wait()
+    head.set()
+    assert all(line.startswith("the head of the cluster does not answer") for line in shown)
+    # One question at a time.
+    assert len(questions) == 1

@@ -34,14 +34,15 @@ def write_shards_with_ray(stages: Sequence[Stage], raw: Sequence[RawShard], fold
     written: dict[str, Shard] = {}
     try:
         blocks = [pa.concat_tables(map(_labelled, shards)) for shards in _together(raw)]
-        dataset: ray.data.Dataset = ray.data.from_arrow(blocks)
         steps = list(_fused(stages))
         # More tasks than CPUs take more memory and no less time.
         cpus = TASK_CPUS if any(stage.pooled for stage in steps) else 1
-        for number, stage in enumerate(steps, start=1):
-            dataset = add_stage(dataset, stage, folder if number == len(steps) else None, cpus)
         progress, arrivals = Progress(len(raw)), Arrivals("shards", len(raw))
         with arrivals.beating():
+            # This waits for a task of Ray's own.
+            dataset: ray.data.Dataset = ray.data.from_arrow(blocks)
+            for number, stage in enumerate(steps, start=1):
+                dataset = add_stage(dataset, stage, folder if number == len(steps) else None, cpus)
             for row in dataset.iter_rows():
                 # The first error stops what still runs.
                 error = row.pop(ERROR)

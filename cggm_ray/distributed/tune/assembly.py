@@ -10,6 +10,7 @@ import torch
 
 from cggm_ray.core.errors import TrainingError
 from cggm_ray.distributed.cluster import connect, own_error
+from cggm_ray.distributed.waiting import Heartbeat, waits
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.own_code import OwnCode, adopt, own_code
 from cggm_ray.engine.tracking import following
@@ -35,8 +36,9 @@ def assemble_on_ray(config: Config, folder: Path, runs: Mapping[str, Path], shar
     mirror = mirror_of(folder)
     mirror.push()
     remote = ray.remote(num_cpus=cpus, num_gpus=1 if config.run.use_gpu else 0)(_assemble)
+    heartbeat = Heartbeat(lambda seconds: waits() or f"no line about the ensemble for {seconds:.0f} s")
     try:
-        with following(folder):
+        with heartbeat.beating(), following(folder, heartbeat.heard):
             result: Result = ray.get(remote.remote(own_code(config), cpus, config, folder, dict(runs), shards))
     except Exception as error:
         raise own_error(error) or TrainingError(f"{folder}: the ensemble failed: {error}") from error

@@ -39,6 +39,7 @@ from cggm_ray.core.seeding import derive_seed
 from cggm_ray.distributed.cluster import connect, nodes_later, nodes_now, own_error
 from cggm_ray.distributed.data.statistics import share_statistics
 from cggm_ray.distributed.tune.draws import domain
+from cggm_ray.distributed.tune.placement_groups import removing_abandoned
 from cggm_ray.distributed.tune.trial import NUMBER, Study, train_trial
 from cggm_ray.distributed.waiting import Heartbeat, waits
 from cggm_ray.engine.checkpoints import CHECKPOINTS
@@ -121,7 +122,7 @@ def run_trials(study: Study, search: Search | None, mode: str) -> list[Trial]:
                 failure_config=tune.FailureConfig(max_failures=study.max_failures),
             ),
         )
-        with watch.heartbeat.beating(), bar():
+        with watch.heartbeat.beating(), removing_abandoned(), bar():
             watch.moved()
             tuner.fit()
     except Exception as error:
