@@ -24,7 +24,8 @@ class InputConfig:
 
     standardise: str = option(
         OFF,
-        "subtract the mean of the training split from each feature and divide by its standard deviation: auto, on, off",
+        "subtract the mean of the training split from each feature and divide by its standard deviation: on, off, or auto, "
+        "which two short trainings decide",
     )
     clip_inputs: float = option(
         0.0, "with standardise: largest distance of a feature from its mean, in standard deviations; 0 for no limit"
