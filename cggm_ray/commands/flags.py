@@ -157,7 +157,8 @@ def build_parser(
     groups: dict[str, Any] = {}
     for section, key in recipe.fields():
         if section not in groups:
-            groups[section] = parser.add_argument_group(section)
+            what = "Options of the dataset." if section == "options" else None
+            groups[section] = parser.add_argument_group(section, what)
         kind, _ = value_type(type(sections[section]), key)
         default = getattr(sections[section], key.name)
         shown = "" if default is None or kind is bool else f" [{','.join(default) if kind is tuple else default}]"
