@@ -20,7 +20,7 @@ AUTO, ON, OFF = "auto", "on", "off"
 
 @dataclass(frozen=True, kw_only=True)
 class InputConfig:
-    """What happens to inputs before they are encoded."""
+    """Standardisation of the inputs before they are encoded."""
 
     standardise: str = option(
         OFF,
@@ -85,7 +85,7 @@ def standardise_modules(shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[st
 
     Args:
         shapes: of a sample, by modality.
-        kinds: one of `core.kinds.KINDS` for each.
+        kinds: one of `core.kinds.KINDS`, or `FRAMES`, for each.
     """
     return {name: Standardise(feature_shape(kinds[name], shape)) for name, shape in shapes.items()}
 
