@@ -69,6 +69,9 @@ class AMCo(Guided):
         seed: of the masks, the same on all workers.
         optimizer: makes the guides' optimizer from their parameters.
         reduce: sums a vector over workers.
+
+    Raises:
+        UsageError: fewer than two guides.
     """
 
     def __init__(

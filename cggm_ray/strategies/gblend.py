@@ -61,6 +61,9 @@ class GBlending(Guided):
         floor: least weight of a loss, before the weights are made to sum to 1.
         optimizer: makes the guides' optimizer from their parameters.
         reduce: sums a vector over workers.
+
+    Raises:
+        UsageError: no guides.
     """
 
     observes = True
