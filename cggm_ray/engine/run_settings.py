@@ -46,7 +46,9 @@ class RunConfig:
     use_gpu: bool = option(False, "one GPU per worker", resume=True)
     no_cuda: bool = option(False, "stay on the CPU even where there is a GPU", resume=True)
     cpus_per_worker: int | None = option(
-        None, "CPUs and torch threads of a worker; default its share, at most 4 under Ray", resume=True
+        None,
+        "CPUs and torch threads of a worker; default under Ray as many as fit, at most 4, else torch's own",
+        resume=True,
     )
     keep_checkpoints: int = option(
         2,

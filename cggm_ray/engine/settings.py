@@ -84,7 +84,7 @@ class TrainConfig:
     step: str = option(
         "auto",
         "on a GPU: graph records a whole step as one CUDA graph, with the same results to the bit and several times as fast "
-        "for small networks; eager does not; auto does where it can and prints it",
+        "for small networks; eager does not; auto records where it can and prints it",
         resume=True,
     )
     log_interval: int = option(30, "optimizer steps between two lines of progress", resume=True)

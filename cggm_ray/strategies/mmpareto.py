@@ -46,7 +46,7 @@ class MMParetoOptions(StrategyOptions):
 
     mmpareto_gamma: float = option(1.5, "mmpareto: factor on the gradient of every encoder")
     mmpareto_norm: str = option(
-        "encoder", "mmpareto: by what gradient magnitudes are enhanced: encoder, parameter (released code)"
+        "encoder", "mmpareto: unit whose gradient magnitude is enhanced: encoder, parameter (released code)"
     )
 
     def __post_init__(self) -> None:
