@@ -332,7 +332,9 @@ def _ragged(cells: list[list[str]], draw: random.Random) -> None:
     if row and draw.random() < 0.5:
         del row[draw.randrange(len(row)) :]
     else:
-        row += [draw.choice(CELLS)] * draw.choice((1, 1, 3, 2000))
+        # A row of huge cells many times over, repeated by another damage, is beyond what any reader should be given.
+        cell, many = draw.choice(CELLS), draw.choice((1, 1, 3, 2000))
+        row += [cell] * min(many, 1 + 10**6 // (1 + len(cell)))
 
 
 def _name(cells: list[list[str]], draw: random.Random) -> None:

@@ -98,7 +98,7 @@ def main() -> None:
         places = ("--data_path", f"{cluster.bucket}/raw/mosi.pkl", "--shard_path", f"{cluster.bucket}/shards")
         mosi = ["pipelines/mosi.py", *SMALL, *places, "--storage_path", f"{cluster.bucket}/soak"]
         run = Command(cluster, net.hosts[HEAD], [*mosi, "--name", "run", "--workers", "2", "--num_epochs", "100000"])
-        while not run.said(r"epoch 2/"):
+        while not run.said(r"epoch +2/"):
             if run.process.poll() is not None:
                 raise SystemExit("\n".join(run.lines[-20:]))
             time.sleep(1)

@@ -243,9 +243,8 @@ class Network:
         net = ("ip", "netns", "exec", host.namespace, "nft")
         sh(*net, "delete", "table", "inet", "loss", check=False)
         if percent:
-            rule = f"numgen random mod 100 < {percent} drop"
-            chain = "chain in { type filter hook input priority 0; " + rule + "; }"
-            sh(*net, f"table inet loss {{ {chain} }}")
+            chain = "add table inet loss; add chain inet loss in { type filter hook input priority 0; }"
+            sh(*net, f"{chain}; add rule inet loss in numgen random mod 100 < {percent} drop")
 
     def slow_down(self, host: Host, rate: str | None) -> None:
         """Limits what goes out to a rate such as 2mbit; None has no limit."""

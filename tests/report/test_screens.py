@@ -14,15 +14,21 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from brats_files import write_released
 from browser import Browser, find_chromium
 from PIL import Image
 from test_bench import results, written
 from test_study_page import comparison, search, write_study
 
 from cggm_ray.commands.cli import main
+from cggm_ray.commands.train import run
+from cggm_ray.data.datasets.brats.brats import BratsOptions
 from cggm_ray.data.datasets.features import FeatureOptions
 from cggm_ray.data.settings import DataConfig
 from cggm_ray.engine.configuration import Config
+from cggm_ray.engine.runtime import RunConfig
+from cggm_ray.engine.settings import TrainConfig
+from cggm_ray.models.deeplab import DeepLabOptions
 from cggm_ray.report.leaderboard import write_leaderboard
 from cggm_ray.report.page import report
 from cggm_ray.report.study_page import study_report
@@ -56,7 +62,7 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs of a regression, and one with classes."""
+    """Two runs of a regression, one with classes, and one of a segmentation."""
     find_chromium()
     folder = tmp_path_factory.mktemp("runs")
     pickle = write_pickle(folder / "small.pkl", small_set())
@@ -65,10 +71,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert main(Config(), [*flags, "--data_path", str(pickle), "--name", name, "--modulation", strategy]) == 0
     features = Config(data=DataConfig(dataset="features"), options=FeatureOptions())
     assert main(features, [*flags, "--name", "classes"]) == 0
+    run(
+        Config(
+            data=DataConfig(dataset="brats", data_path=str(write_released(folder / "h5"))),
+            train=TrainConfig(batch_size=2, num_epochs=1),
+            run=RunConfig(storage_path=str(folder), name="segmentation", local=True),
+            options=BratsOptions(crop=16),
+            networks={"deeplab": DeepLabOptions(backbone="resnet18")},
+        )
+    )
     return folder
 
 
-@pytest.mark.parametrize("kind", ["run", "classes", "runs", "search", "comparison", "benchmark"])
+@pytest.mark.parametrize("kind", ["run", "classes", "segmentation", "runs", "search", "comparison", "benchmark"])
 def test_pages_at_three_widths(
     kind: str, runs: Path, tmp_path: Path, browser: Browser, axe: str, request: pytest.FixtureRequest
 ) -> None:
@@ -80,7 +95,7 @@ def test_pages_at_three_widths(
         bench = read_bench(written(tmp_path, sets=sets, arms={"none": {}, "cggm": {}}, trials=0, space={}))
         page = write_leaderboard(tmp_path, bench, found, standings)
     else:
-        names = {"run": ["one"], "classes": ["classes"], "runs": ["one", "two"]}[kind]
+        names = {"run": ["one"], "classes": ["classes"], "segmentation": ["segmentation"], "runs": ["one", "two"]}[kind]
         page = report([runs / name for name in names], tmp_path / "page")
     screens = Path(os.environ.get("CGGM_SCREENSHOTS", tmp_path / "screens"))
     screens.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,12 @@
   var plots = [];
   function colour(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
   function ink(name) { return function () { return colour(name); }; }
-  function short(value) { return value === null || value === undefined ? "-" : String(Number(value.toPrecision(4))); }
+  function short(value) {
+    if (value === null || value === undefined) { return "-"; }
+    var number = Number(value.toPrecision(4)), size = Math.abs(number);
+    // Beside an axis there is room for eight characters.
+    return size >= 1e5 || size > 0 && size < 1e-3 ? number.toExponential() : String(number);
+  }
   function span(low, high) { return function () { return [low, high]; }; }
   function draw(figure) {
     var spec = JSON.parse(figure.dataset.chart), place = figure.querySelector(".canvas"), legend = figure.querySelector(".legend");

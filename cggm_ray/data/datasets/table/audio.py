@@ -25,6 +25,8 @@ WINDOW, HOP, BANDS = 400, 320, 64
 """Samples of a window and between two windows, and mel bands of a spectrogram: one step is 20 ms."""
 RATES = (1_000, 400_000)
 MOST_CHANNELS = 64
+LOUDEST = 2**31
+"""Largest magnitude of a sample: that of 32 bits which nobody has divided. The power of larger ones leaves float32."""
 BLOCK = 2**16
 """Samples of all channels that are decoded together."""
 
@@ -123,8 +125,9 @@ def waveform(source: Path | io.BytesIO, seconds: float, rate: int = RATE) -> np.
     with np.errstate(over="ignore", invalid="ignore"):
         made = wave if found == rate else signal.resample_poly(wave, rate // shared, found // shared)
         made = np.asarray(made[: math.ceil(seconds * rate)], np.float32)
-    if not len(wave) or not np.isfinite(wave).all() or not np.isfinite(made).all():
-        raise ValueError("found no samples, or some that are not finite; expected at least one")
+    # A number that is not finite is beyond any bound too.
+    if not len(wave) or not (np.abs(wave) <= LOUDEST).all() or not (np.abs(made) <= LOUDEST).all():
+        raise ValueError(f"found no samples, or some that are not finite or beyond {LOUDEST:,}; expected at least one")
     return made
 
 
