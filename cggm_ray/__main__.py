@@ -183,9 +183,9 @@ def build_commands() -> argparse.ArgumentParser:
             one.add_argument(
                 "storage",
                 nargs="?",
-                type=partial(place if name == "list" else local_path, "storage_path"),
+                type=partial(place, "storage_path"),
                 default=RunConfig().storage,
-                help="folder of the runs [~/cggm_runs]",
+                help="folder or URL of the runs [that of --storage_path]",
             )
         if name == "clean":
             one.add_argument(

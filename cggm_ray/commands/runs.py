@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from cggm_ray.core.errors import CggmError, StorageError, UsageError
+from cggm_ray.core.errors import CggmError, StorageError, UsageError, reason
 from cggm_ray.core.tables import listing, text_table
 from cggm_ray.runs.ending import directions, table
 from cggm_ray.runs.finished import read_config
 from cggm_ray.runs.inventory import deletable, list_runs
+from cggm_ray.runs.inventory import delete as remove
 from cggm_ray.runs.provenance import read_provenance
 from cggm_ray.runs.result import SUMMARY, read_summary
 
@@ -62,7 +62,7 @@ def clean(storage: Path, delete: bool) -> None:
     """Prints what can be deleted in a folder of runs and how much that frees, and deletes it on demand.
 
     Args:
-        storage: folder of the runs.
+        storage: folder or URL of the runs.
         delete: whether to delete; otherwise nothing changes.
 
     Raises:
@@ -83,9 +83,9 @@ def clean(storage: Path, delete: bool) -> None:
     failed: list[CggmError] = []
     for entry in found:
         try:
-            shutil.rmtree(entry.path) if entry.path.is_dir() else entry.path.unlink(missing_ok=True)
+            remove(entry.path)
         except OSError as error:
-            failed.append(StorageError(f"{entry.path} cannot be deleted: {error.strerror}"))
+            failed.append(StorageError(f"{entry.path} cannot be deleted: {reason(error)}"))
     if failed:
         raise failed[0]
     print(f"deleted {total}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from cggm_ray.runs.provenance import read_provenance
 from cggm_ray.runs.recorded import recorded_epochs
 from cggm_ray.runs.result import CONFIG, SUMMARY, read_summary
 from cggm_ray.runs.search_record import SEARCH
+from cggm_ray.storage.files import CHECKSUMS
 from cggm_ray.storage.leases import holder_of
 from cggm_ray.storage.locks import holding
 from cggm_ray.storage.urls import UrlPath
@@ -69,13 +71,21 @@ def list_runs(storage: Path) -> list[ListedRun]:
     Raises:
         UsageError: there is no such folder.
     """
-    if isinstance(storage, UrlPath):
-        try:
-            storage.hold_listing()
-            return [_listed(folder) for folder in _folders(storage)]
-        except OSError as error:
-            raise StorageError(f"{storage} cannot be read: {reason(error)}") from None
-    return [_listed(folder) for folder in _folders(storage)]
+    with _one_listing(storage):
+        return [_listed(folder) for folder in _folders(storage)]
+
+
+@contextmanager
+def _one_listing(storage: Path) -> Iterator[None]:
+    """Lists what is at a URL once for all questions of a block."""
+    if not isinstance(storage, UrlPath):
+        yield
+        return
+    try:
+        storage.hold_listing()
+        yield
+    except OSError as error:
+        raise StorageError(f"{storage} cannot be read: {reason(error)}") from None
 
 
 def deletable(storage: Path) -> list[Deletable]:
@@ -89,6 +99,11 @@ def deletable(storage: Path) -> list[Deletable]:
     Raises:
         UsageError: there is no such folder.
     """
+    with _one_listing(storage):
+        return _deletable(storage)
+
+
+def _deletable(storage: Path) -> list[Deletable]:
     found: list[Deletable] = []
     folders = [folder for folder in _folders(storage) if not running(folder)]
     aside = {folder for folder in folders if _is_aside(folder)}
@@ -108,9 +123,27 @@ def deletable(storage: Path) -> list[Deletable]:
     return [entry for entry in found if entry.size]
 
 
+def delete(path: Path) -> None:
+    """Deletes a file or folder. Of a folder in a store the files go first that say that others are whole.
+
+    Raises:
+        OSError: something could not be deleted.
+    """
+    if isinstance(path, UrlPath):
+        keys = [entry.key for entry in path.entries()] or [path.key]
+        for key in sorted(keys, key=lambda key: not key.endswith((CHECKSUMS, MANIFEST))):
+            path.storage.delete(key)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def running(folder: Path) -> bool:
     """Returns whether a command holds the run or search of this folder."""
     lock = folder.with_name(f".{folder.name}.lock")
+    if isinstance(folder, UrlPath):
+        return holder_of(folder.storage, folder.with_name(lock.name).key) is not None
     if not lock.exists():
         return False
 

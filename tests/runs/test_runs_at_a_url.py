@@ -245,3 +245,28 @@ def test_runs_at_a_url_are_listed_and_shown(
     assert "best epoch 1" in capsys.readouterr().out
     assert command(["runs", "list", f"{bucket}/nothing"]) == 2
     assert capsys.readouterr().err == f"error: {bucket}/nothing is no folder; expected the --storage_path of runs\n"
+
+
+def test_what_no_result_needs_is_deleted_at_a_url(
+    small_pickle: Path, bucket: str, new_machine: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        assert train(small_pickle, f"{bucket}/runs", "--num_epochs", "1", "--fresh", "--name", "one") == 0
+    store = open_storage(f"{bucket}/runs")
+    store.write("shards/unused/manifest.json", b"{}")
+    before = set(store.list())
+    new_machine()
+    capsys.readouterr()
+    assert command(["runs", "clean", f"{bucket}/runs"]) == 0
+    told = capsys.readouterr().out
+    assert set(store.list()) == before
+    for what in ("runs/one/checkpoints ", "runs/one.1 ", "runs/shards/unused "):
+        assert f"{bucket}/{what}" in told
+    assert command(["runs", "clean", f"{bucket}/runs", "--delete"]) == 0
+    left = set(store.list())
+    gone = ("one/checkpoints/", "one.1/", "shards/unused/")
+    assert left == {key for key in before if not key.startswith(gone)}
+    new_machine()
+    assert command(["verify", f"{bucket}/runs/one"]) == 0
+    assert command(["runs", "clean", f"{bucket}/runs", "--delete"]) == 0
+    assert "has nothing that no result needs" in capsys.readouterr().out
