@@ -185,7 +185,7 @@ def build_commands() -> argparse.ArgumentParser:
                 nargs="?",
                 type=partial(place, "storage_path"),
                 default=RunConfig().storage,
-                help="folder or URL of the runs [that of --storage_path]",
+                help="folder or URL of the runs [~/cggm_runs]",
             )
         if name == "clean":
             one.add_argument(
