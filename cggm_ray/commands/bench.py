@@ -195,12 +195,13 @@ class Running:
         wanted, where = self.wanted, f"bench: sets: {given.name}"
         base = self._base(given)
         shards = self._shards(self._seeded(base, given, wanted.search_seed))
-        task = build_dataset(base).task(open_manifest(shards))
+        manifest = open_manifest(shards)
+        task = build_dataset(base).task(manifest)
         metric = base.train.select or task.selection[0]
         trials = {}
         for name, arm in wanted.arms.items():
             own = base.replace({**arm.flags}, source=f"bench: arms: {name}")
-            check(self._seeded(own, given, wanted.search_seed), shards)
+            check(self._seeded(own, given, wanted.search_seed), manifest)
             trials[name] = self._draws(own, {**wanted.space, **given.space}, arm, f"{where}: arm {name}")
         return Plan(given=given, base=base, shards=shards, metric=metric, better=task.better(metric), trials=trials)
 

@@ -25,7 +25,7 @@ from cggm_ray.core.errors import TrainingError, UsageError, listed
 from cggm_ray.core.optional import check_installed
 from cggm_ray.core.tables import listing
 from cggm_ray.data.shards.opening import open_manifest
-from cggm_ray.data.shards.shards import write_shards_here
+from cggm_ray.data.shards.shards import Manifest, write_shards_here
 from cggm_ray.engine.assembly import build_dataset, check, fold_runs, prepare_data, selected_modalities
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.header import opening
@@ -154,18 +154,19 @@ def plan_runs(
         for _, values in runs:
             part.replace(values, source="compare")
         shards = write(part)
+        manifest = open_manifest(shards)
         for strategy, values in runs:
             name = f"{strategy}{SEED}{values['seed']}" + (f"-{fold}" if fold else "")
             trial = make_trial(part, folder, len(trials), name, values, shards)
-            check(trial.config, shards)
+            check(trial.config, manifest)
             if len(strategies) > 1:
-                check_several_modalities(trial.config, shards)
+                check_several_modalities(trial.config, manifest)
             trials.append(trial)
     return trials
 
 
-def check_several_modalities(config: Config, shards: Path) -> None:
+def check_several_modalities(config: Config, manifest: Manifest) -> None:
     """Raises a UsageError where the data has a single modality, with which strategies are the same."""
-    names = selected_modalities(config, open_manifest(shards))
+    names = selected_modalities(config, manifest)
     if len(names) < 2:
         raise UsageError(f"compare: strategies balance at least two modalities, found {len(names)}: {listed(names)}")

@@ -166,7 +166,8 @@ def plan(study: Path, finished: Sequence[Finished]) -> tuple[list[Part], list[st
     parts: list[Part] = []
     notes: list[str] = []
     for runs in finished:
-        modalities = selected_modalities(runs.config, open_manifest(runs.shards))
+        manifest = open_manifest(runs.shards)
+        modalities = selected_modalities(runs.config, manifest)
         wanted: list[str | None] = [*modalities] if len(modalities) > 1 else []
         for modality in wanted if JOINT in runs.runs else [None, *wanted]:
             values: dict[str, object] = {"modulation": JOINT}
@@ -176,7 +177,7 @@ def plan(study: Path, finished: Sequence[Finished]) -> tuple[list[Part], list[st
             try:
                 name = "-".join(filter(None, (label, runs.name)))
                 trial = make_trial(runs.config, study, len(parts), name, values, runs.shards)
-                check(trial.config, runs.shards)
+                check(trial.config, manifest)
             except CggmError as error:
                 notes.append(f"{label} is missing: {error}")
                 continue

@@ -195,14 +195,16 @@ def plan_search(config: Config, search: Search, source: str) -> Plan:
         raise UsageError(f"{source}: metric: {str(error).removeprefix('select: ')}") from None
     metric, mode = _selection(base, shards, search, source)
     options = build_dataset(base).shard_options()
+    # Once: at a URL it asks the store for a list of the shards.
+    manifest = open_manifest(shards)
     for values in drawn:
         trial = try_values(base, values, source)
         changed = build_dataset(trial).shard_options()
         for name in options:
             if changed[name] != options[name]:
                 raise UsageError(f"{source}: space: {name} changes the converted data, which all trials share")
-        check(trial, shards)
-    epochs = planned_epochs(base.train, open_manifest(shards).rows("train"), base.run.max_workers)
+        check(trial, manifest)
+    epochs = planned_epochs(base.train, manifest.rows("train"), base.run.max_workers)
     check_epochs(search, epochs, source)
     return Plan(
         search=search, source=source, base=base, folder=folder, shards=shards, metric=metric, mode=mode, epochs=epochs

@@ -21,7 +21,6 @@ from cggm_ray.data.dataset import DATASETS, Dataset
 from cggm_ray.data.loading.split import training_targets
 from cggm_ray.data.prepare import prepare
 from cggm_ray.data.settings import DatasetSettings
-from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.shards.shards import Manifest, WriteShards
 from cggm_ray.engine.budget import LARGEST, Budget, batch_size_for
 from cggm_ray.engine.configuration import Config
@@ -295,17 +294,15 @@ def build_network(
     return net, guides
 
 
-def check(config: Config, shards: Path) -> None:
+def check(config: Config, manifest: Manifest) -> None:
     """Raises the errors of the configuration that `open_training` would raise, before any worker starts.
 
     `prepare` calls it before it converts data.
 
     Raises:
-        DataError: the shards are gone.
         UsageError: modalities, strategy, utility or selection metric do not fit the dataset; a tracker is not installed.
     """
     check_trackers(config.run.trackers)
-    manifest = open_manifest(shards)
     check_configuration(config, build_dataset(config, manifest.dataset), manifest)
 
 

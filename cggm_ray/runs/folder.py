@@ -140,11 +140,11 @@ def prepare_run_folder(config: Config, folder: Path, shards: Path, map_shards: M
         DataError: a modality has no standard deviation.
         UsageError: the configuration does not fit the data, or the folder cannot be made.
     """
-    check(config, shards)
+    manifest = open_manifest(shards)
+    check(config, manifest)
     open_folder(config, folder)
     try:
         Console(folder).keep(opening(config, folder))
-        manifest = open_manifest(shards)
         record_data(folder, manifest, config)
         if config.inputs.standardises:
             write_statistics(folder, shards, manifest, standardised_kinds(config, manifest), map_shards)

@@ -15,6 +15,7 @@ from cggm_ray.api import load
 from cggm_ray.commands.cli import main
 from cggm_ray.core.errors import StorageError
 from cggm_ray.engine.configuration import Config
+from cggm_ray.runs.result import stored_result
 from cggm_ray.storage import leases
 from cggm_ray.storage.base import open_storage
 from cggm_ray.storage.mirror import Mirror, mirror_of
@@ -270,3 +271,8 @@ def test_what_no_result_needs_is_deleted_at_a_url(
     assert command(["verify", f"{bucket}/runs/one"]) == 0
     assert command(["runs", "clean", f"{bucket}/runs", "--delete"]) == 0
     assert "has nothing that no result needs" in capsys.readouterr().out
+
+
+def test_a_result_that_a_late_list_lacks_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"the storage does not list their summary\.json"):
+        stored_result(tmp_path)

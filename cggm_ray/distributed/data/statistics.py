@@ -12,6 +12,7 @@ from safetensors.numpy import load, save
 
 from cggm_ray.core.errors import CggmError, DataError
 from cggm_ray.data.shards.opening import open_manifest
+from cggm_ray.data.shards.shards import Manifest
 from cggm_ray.data.statistics import Moments, Statistics
 from cggm_ray.distributed.cluster import connect, own_error
 from cggm_ray.distributed.data.extract import ERROR, TASK_CPUS
@@ -68,9 +69,10 @@ def share_statistics(runs: Iterable[tuple[Config, Path]]) -> None:
         DataError: a shard cannot be read, or a modality has no standard deviation.
     """
     done: list[tuple[Path, dict[str, str]]] = []
+    manifests: dict[Path, Manifest] = {}
     for config, shards in runs:
         if config.inputs.standardises:
-            manifest = open_manifest(shards)
+            manifest = manifests.get(shards) or manifests.setdefault(shards, open_manifest(shards))
             kinds = standardised_kinds(config, manifest)
             if (shards, kinds) not in done:
                 shared_statistics(shards, manifest, kinds, map_shards_with_ray)

@@ -43,7 +43,7 @@ from cggm_ray.runs.ending import after_test
 from cggm_ray.runs.finishing import finish
 from cggm_ray.runs.folder import prepare_run_folder, sole_owner
 from cggm_ray.runs.provenance import note_start
-from cggm_ray.runs.result import Result, read_summary
+from cggm_ray.runs.result import Result, stored_result
 from cggm_ray.storage.mirror import mirror_of
 from cggm_ray.storage.places import as_path
 
@@ -86,7 +86,7 @@ def run_on_ray(config: Config, folder: Path, stop_request: StopRequest) -> Resul
         except Exception as error:
             raise own_error(error) or TrainingError(f"{folder}: the run failed: {error}") from error
         mirror.join()
-        return read_summary(folder)
+        return stored_result(folder)
 
 
 @contextmanager

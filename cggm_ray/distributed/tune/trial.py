@@ -39,7 +39,7 @@ from cggm_ray.engine.state import Content, Position, copy_as_own, saved_values
 from cggm_ray.engine.tracking import read_metrics
 from cggm_ray.runs.finishing import finish
 from cggm_ray.runs.folder import prepare_run_folder
-from cggm_ray.runs.result import Result, read_summary
+from cggm_ray.runs.result import Result, stored_result
 from cggm_ray.storage.files import write_folder
 from cggm_ray.storage.mirror import mirror_of
 from cggm_ray.studies.space import Resources
@@ -195,7 +195,7 @@ def test_trial(study: Study, trial: Trial, epochs: int) -> Result:
     except Exception as error:
         raise own_error(error) or TrainingError(f"{trial.folder}: the test failed: {error}") from error
     mirror_of(trial.folder).join()
-    return read_summary(trial.folder)
+    return stored_result(trial.folder)
 
 
 class TrialRuntime(LocalRuntime):
