@@ -29,7 +29,7 @@ GROWTH = 0.03
 LITTLE = {"memory (MiB)": 20.0, "open files": 10.0, "threads": 10.0, "disk (MiB)": 5.0, "actors": 1.0}
 SEARCH = {
     "metric": "mae",
-    "trials": 10_000,
+    "trials": 1_000,
     "seed": 0,
     "space": {"lr": {"loguniform": [1e-3, 1e-2]}},
     "scheduler": {"name": "none", "max_epochs": 2},

@@ -132,7 +132,7 @@ def compare(
     if config.train.preset in SEARCHED:
         train_searched(config, frozenset(config.names(changes)), strategies, seeds or (config.train.seed,))
     else:
-        comparing.compare(config, strategies, seeds)
+        comparing.compare(config, strategies, seeds, frozenset(config.names(changes)))
     folder = config.run.storage / str(config.run.name)
     table: pd.DataFrame = pyarrow.csv.read_csv(folder / TABLE).to_pandas()
     runs = {path.name: load(path) for path in sorted((folder / "trials").iterdir()) if path.is_dir()}

@@ -6,6 +6,7 @@ every node.
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 from pathlib import Path
@@ -37,12 +38,13 @@ def work_folder(url: str, kind: str = TRAINED) -> Path:
     return _root() / kind / scheme.lower() / rest
 
 
+@functools.cache
 def check_folder_url(field: str, url: str) -> None:
     """Raises a UsageError unless a storage serves the URL of a folder, and what that needs is installed.
 
     Args:
         field: named in the message.
-        url: as it was given.
+        url: as it was given; one that is served is asked about once, because every trial of a study has it.
     """
     check_no_password(field, url)
     scheme, _, folder = url.partition("://")

@@ -97,6 +97,15 @@ def test_a_notebook_shows_metrics_and_curves(run: cggm_ray.Run) -> None:
     assert str(run.folder) in repr(run)
 
 
+def test_what_the_caller_sets_stays_where_a_strategy_brings_its_own_recipe(storage: Path) -> None:
+    entry = "ogm-ge@released"
+    found = cggm_ray.compare(
+        "features", [entry], [1], data=samples(), storage_path=storage, name="set", headroom=False, lr=0.007, **SHORT
+    )
+    section = found.runs[f"{entry}-seed-1"].config.optim
+    assert (section.lr, section.optim) == (0.007, "SGD")
+
+
 def test_strategies_are_compared(storage: Path) -> None:
     found = cggm_ray.compare(
         "features", ["none", "cggm"], [1, 2], data=samples(), storage_path=storage, name="pair", headroom=False, **SHORT

@@ -31,7 +31,7 @@ def maker(name: str) -> Any:
         from ray.util import placement_group
 
         self.group = placement_group([{"CPU": 1}])
-        return self.group.id if self.group.wait(60) else None
+        return self.group.id if self.group.wait() else None
 
     return ray.remote(num_cpus=0)(type(name, (), {"make": make})).remote()
 
@@ -51,7 +51,7 @@ def test_only_groups_of_dead_controllers_are_removed(
     monkeypatch.setattr(placement_groups, "PERIOD", 0.05)
     # One of this process, as those of Tune are, one of a living controller, and one of another dead actor.
     own = placement_group([{"CPU": 1}])
-    assert own.wait(60)
+    assert own.wait()
     dead, living, other = map(maker, ("TrainController", "TrainController", "Other"))
     left = ray.get([actor.make.remote() for actor in (dead, living, other)])[0]
     assert left is not None
