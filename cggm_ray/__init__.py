@@ -1,8 +1,8 @@
-"""cggm-ray: multimodal training in which every modality gets to learn.
+"""cggm-ray: training of multimodal models with strategies that balance the modalities.
 
-Two libraries. A balancing strategy for a model and a loop of your own: `CGGM` and the other classes, which need torch and
-nothing else. And whole runs, as the console program makes them: `train`, `compare`, `tune`, `load` and the `Run` that they
-give, which are imported at their first use (`cggm_ray.api`).
+The package has two parts. `CGGM` and the other strategies work with a model and a training loop of your own, and need only
+torch. `train`, `compare`, `tune` and `load` make and read whole runs, as the console program does; they are imported at
+their first use (`cggm_ray.api`).
 """
 
 from typing import TYPE_CHECKING, Any

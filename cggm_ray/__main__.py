@@ -1,7 +1,7 @@
-"""The console program `cggm`, which is also `python -m cggm_ray`.
+"""Trains multimodal models with balancing strategies on Ray; `python -m cggm_ray` is the same program.
 
-cggm train mosi --data_path mosi.pkl              # a run of a recipe; cggm train lists them
-cggm report RUN [RUN ...]                         # a page with pictures about runs that are there
+cggm train mosi --data_path mosi.pkl              # a run of a recipe; cggm train lists the recipes
+cggm report RUN [RUN ...]                         # a page with figures about one run or several
 cggm runs list                                    # the runs in the default folder
 """
 
@@ -31,14 +31,14 @@ run_place = partial(read_folder, "run")
 SPLITS = ("train", "valid", "test")
 FORMATS = ("pt2", "onnx")
 _RECIPE_COMMANDS = {
-    "train": "run a recipe, such as mosi or features",
-    "tune": "search hyper-parameters of a recipe on Ray Tune",
-    "compare": "run several strategies of a recipe and print their differences",
+    "train": "train and test a model by a recipe, such as mosi or features",
+    "tune": "search hyper-parameters for a recipe on Ray Tune",
+    "compare": "train a recipe with several strategies and print their differences",
 }
 _RUNS = {
-    "list": "a line for every run and search",
-    "show": "settings and result of a run",
-    "clean": "what can be deleted, and how much that frees",
+    "list": "print a line for every run and search",
+    "show": "print the settings and the result of a run",
+    "clean": "print what can be deleted and how much space that frees",
 }
 
 
@@ -70,95 +70,112 @@ def build_commands() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cggm-ray {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, what: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+
     for name, what in _RECIPE_COMMANDS.items():
         commands.add_parser(name, help=what, add_help=False)
-    one = commands.add_parser("bench", help="compare arms over sets and seeds, each with an equal search")
+    one = add("bench", "compare arms (strategies with settings) over datasets and seeds, with an equal search for each")
     one.add_argument(
-        "file", type=partial(local_path, "bench"), help="yaml of the benchmark, or a folder with its results"
+        "file", type=partial(local_path, "bench"), help="yaml file of the benchmark, or the folder of its results"
     )
     one.add_argument(
-        "--storage_path", type=partial(local_path, "storage_path"), default="cggm_runs", help="gets its folder"
+        "--storage_path",
+        type=partial(local_path, "storage_path"),
+        default="cggm_runs",
+        help="folder in which the benchmark has its own folder [cggm_runs]",
     )
-    one.add_argument("--local", action="store_true", help="one run after the other in this process, without Ray")
-    one.add_argument("--hours", type=float, help="after which no further run starts; the same command goes on")
-    one.add_argument("--page", action="store_true", help="make the page of a folder anew, without any run")
+    one.add_argument("--local", action="store_true", help="train one run after the other in this process, without Ray")
+    one.add_argument(
+        "--hours", type=float, help="hours after which no further run starts; the same command goes on with the rest"
+    )
+    one.add_argument("--page", action="store_true", help="write the page of a folder again, without any run")
     one.set_defaults(do=_bench)
-    one = commands.add_parser("verify", help="evaluate the best checkpoint of a run again, and compare")
+    one = add("verify", "evaluate the best checkpoint of a run again and compare with the recorded metrics")
     one.add_argument("run", type=run_place, help="folder or URL of the run")
     one.set_defaults(do=_verify)
-    one = commands.add_parser("report", help="write a page about a run, several beside each other, or a study")
+    one = add("report", "write an HTML page about a run, several runs, or a study (a comparison or a search)")
     one.add_argument("runs", type=run_place, nargs="+", metavar="run", help="folder or URL of a run or a study")
     one.add_argument(
-        "--out", type=partial(local_path, "out"), help="folder for the page; default report in the folder of the run"
+        "--out",
+        type=partial(local_path, "out"),
+        help="folder for the page; default report in the folder of the run, or beside the first of several",
     )
     one.add_argument(
-        "--no_contributions", action="store_true", help="leave out the subsets of modalities that a run has not scored"
+        "--no_contributions",
+        action="store_true",
+        help="do not score the subsets of modalities that a run has not scored",
     )
     one.add_argument(
-        "--serve", action="store_true", help="serve the page, and keep it as new as the runs while they train"
+        "--serve", action="store_true", help="serve the page over HTTP, and update it while the runs train"
     )
     one.add_argument("--host", default="127.0.0.1", help="with --serve: address to listen at [127.0.0.1]")
-    one.add_argument("--port", type=int, default=8001, help="with --serve: 0 takes a free one [8001]")
+    one.add_argument(
+        "--port", type=int, default=8001, help="with --serve: port to listen at; 0 takes a free one [8001]"
+    )
     one.set_defaults(do=_report)
-    one = commands.add_parser("predict", help="write what the best checkpoint of a run predicts, and its metrics")
+    one = add("predict", "write the predictions of the best checkpoint of a run, and print their metrics")
     one.add_argument("run", type=run_place, help="folder or URL of the run")
     one.add_argument(
         "--data_path",
         type=partial(place, "data_path"),
-        help="raw data, labels are not needed; default the run's own",
+        help="raw data, with or without labels; default the data of the run",
     )
     one.add_argument(
         "--media_path",
         type=partial(local_path, "media_path"),
-        help="folder below which images, sounds and videos of that data lie; default that of the run, or of the data",
+        help="with --data_path: folder of its images, sounds and videos; default that of the run, or of the data",
     )
     one.add_argument(
-        "--split", choices=SPLITS, help="part of that data; default all of it, or test of the run's own data"
+        "--split", choices=SPLITS, help="part of the data; default all of --data_path, or test of the run's own data"
     )
     one.add_argument(
         "--out",
         type=partial(local_path, "out"),
-        help="file, parquet or .csv, or folder of maps; default predictions-SPLIT-NAME in the folder of the run",
+        help="file, .csv or else parquet; for a segmentation a new folder; default predictions-* in the folder of the run",
     )
     one.add_argument("--ray", action="store_true", help="convert and predict with Ray Data, for large data")
     one.add_argument(
-        "--workers", type=int, default=1, help="with --ray: so many predict at once; more than 1 implies it"
+        "--workers", type=int, default=1, help="processes that predict at once; more than 1 implies --ray [1]"
     )
     one.set_defaults(do=_predict)
-    one = commands.add_parser("export", help="write the network, without guides, as a torch.export program or as ONNX")
+    one = add("export", "write the network of a run, without guides, as a torch.export program or an ONNX model")
     one.add_argument("run", type=run_place, help="folder or URL of the run")
     one.add_argument(
-        "--out", type=partial(local_path, "out"), help="file; default model.FORMAT in the folder of the run"
+        "--out", type=partial(local_path, "out"), help="file to write; default model.FORMAT in the folder of the run"
     )
     one.add_argument(
-        "--format", choices=FORMATS, help="pt2, torch.export's, or onnx; default by the ending of --out, else pt2"
+        "--format", choices=FORMATS, help="pt2 (torch.export) or onnx; default by the ending of --out, else pt2"
     )
     one.set_defaults(do=_export)
-    one = commands.add_parser("serve", help="answer requests over HTTP with a run, by Ray Serve")
+    one = add("serve", "serve the predictions of a run over HTTP, by Ray Serve")
     one.add_argument("run", type=run_place, help="folder or URL of the run")
-    one.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all [127.0.0.1]")
-    one.add_argument("--port", type=int, default=8000, help="0 takes a free one [8000]")
-    one.add_argument("--replicas", type=int, default=1, help="processes that hold the network [1]")
-    one.add_argument("--cpus", type=int, default=1, help="of each replica [1]")
+    one.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all interfaces [127.0.0.1]")
+    one.add_argument("--port", type=int, default=8000, help="port to listen at; 0 takes a free one [8000]")
+    one.add_argument("--replicas", type=int, default=1, help="number of processes that each hold the network [1]")
+    one.add_argument("--cpus", type=int, default=1, help="CPUs of each replica [1]")
     one.add_argument("--use_gpu", action="store_true", help="one GPU for each replica")
     one.add_argument("--max_body", type=int, default=16, help="largest body of a request in MiB [16]")
-    one.add_argument("--max_samples", type=int, default=256, help="most samples in a request [256]")
-    one.add_argument("--max_held", type=int, default=64, help="bodies that a replica holds at once, in MiB [64]")
-    one.add_argument("--max_seconds", type=int, default=60, help="for a body to come, and for its answer [60]")
-    one.add_argument("--max_batch", type=int, default=32, help="most requests that are predicted together [32]")
+    one.add_argument("--max_samples", type=int, default=256, help="largest number of samples in a request [256]")
+    one.add_argument("--max_held", type=int, default=64, help="MiB of request bodies that a replica holds at once [64]")
+    one.add_argument(
+        "--max_seconds", type=int, default=60, help="seconds for a body to arrive, and again for its answer [60]"
+    )
+    one.add_argument("--max_batch", type=int, default=32, help="largest number of requests in one batch [32]")
     one.set_defaults(do=_serve)
-    one = commands.add_parser("publish", help="copy a finished run into a storage, under its own name")
+    one = add("publish", "copy a finished run into a storage, under its own name")
     one.add_argument("run", type=run_place, help="folder or URL of the run")
-    one.add_argument("url", help="of the storage; a path is a local or mounted folder")
+    one.add_argument("url", help="URL of the storage, or path of a local or mounted folder")
     one.set_defaults(do=_publish)
-    one = commands.add_parser("fetch", help="copy a published run into a new folder")
-    one.add_argument("url", help="that publish printed")
-    one.add_argument("run", type=partial(local_path, "run"), help="folder for the run, which does not exist yet")
+    one = add("fetch", "copy a published run into a new folder")
+    one.add_argument("url", help="URL that publish printed")
+    one.add_argument("run", type=partial(local_path, "run"), help="new folder for the run")
     one.set_defaults(do=_fetch)
-    one = commands.add_parser("runs", help="list the runs of a folder, show one, or delete what no result needs")
+    one = add("runs", "list the runs of a folder, show one, or delete what no result needs")
     tasks = one.add_subparsers(dest="task", required=True)
     for name, what in _RUNS.items():
-        one = tasks.add_parser(name, help=what)
+        one = tasks.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
         add_import(one)
         if name == "show":
             one.add_argument("run", type=run_place, help="folder or URL of the run")
@@ -168,10 +185,12 @@ def build_commands() -> argparse.ArgumentParser:
                 nargs="?",
                 type=partial(place, "storage_path"),
                 default=RunConfig().storage,
-                help="folder or URL of the runs [that of --storage_path]",
+                help="folder or URL of the runs [~/cggm_runs]",
             )
         if name == "clean":
-            one.add_argument("--delete", action="store_true", help="delete it; without the flag nothing changes")
+            one.add_argument(
+                "--delete", action="store_true", help="delete what is printed; without this flag nothing changes"
+            )
         one.set_defaults(do=_runs)
     for name, each in commands.choices.items():
         if name not in (*ARGUMENTS, "runs"):

@@ -1,4 +1,4 @@
-"""What a notebook or a script calls: `train`, `compare`, `tune`, `load`, and the `Run` that they give."""
+"""The functions for notebooks and scripts: `train`, `compare`, `tune`, `load`, and the class `Run`."""
 
 from cggm_ray.api.run import Run, load
 from cggm_ray.api.start import compare, train, tune

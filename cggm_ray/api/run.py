@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A finished run. A notebook shows its metrics and curves.
+    """A finished run, which a notebook shows with its metrics and curves.
 
     Attributes:
         folder: of the run; for a URL the folder of this node that mirrors it.
@@ -42,7 +42,7 @@ class Run:
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """What was recorded after each epoch, a row an epoch."""
+        """The recorded metrics, with one row for each epoch."""
         import pandas as pd
 
         return pd.DataFrame(read_metrics(self.folder))
@@ -61,16 +61,16 @@ class Run:
         Args:
             data: raw data of the same dataset: a path, arrays by name [N, ...], or a table of pandas or pyarrow. It needs
                 neither labels nor splits. None for the run's own data.
-            split: part of the data; default all of it, and test of the run's own.
-            out: file of the predictions, parquet or .csv, or folder of maps; default in the folder of the run.
-            workers: so many predict at once on Ray; None for this process.
-            media_path: folder of the images, sounds and videos that the data names; default that of the run, or of the data.
+            split: part of the data; default all of `data`, or the test split of the run's own data.
+            out: file of the predictions, .csv or else parquet, or a new folder of maps; default in the folder of the run.
+            workers: processes that predict at once on Ray; None for this process.
+            media_path: folder of the images, sounds and videos of `data`; default that of the run, or of the data.
 
         Returns:
             A row for every sample, see docs/after-training.md; for a segmentation a row for each map with its path.
 
         Raises:
-            UsageError, DataError: the data is not there, bad, or of other features than the run was trained with.
+            UsageError, DataError: the data is missing, damaged, or of other features than the run was trained with.
         """
         import pandas as pd
 
@@ -99,8 +99,8 @@ class Run:
         """Writes the network as a program of `torch.export` ('pt2') or an ONNX model ('onnx'), which need no cggm-ray.
 
         Args:
-            out: file; default `model.pt2` or `model.onnx` in the folder of the run.
-            format: default by the ending of `out`, else 'pt2'.
+            out: file to write; default `model.pt2` or `model.onnx` in the folder of the run.
+            format: 'pt2' or 'onnx'; default by the ending of `out`, else 'pt2'.
         """
         with at_hand(self.folder) as folder:
             return export(folder, None if out is None else Path(out), format)

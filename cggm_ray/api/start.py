@@ -1,4 +1,4 @@
-"""Starts runs, comparisons and searches: what the console program does, with values in place of flags."""
+"""Starts runs, comparisons and searches as the console program does, with arguments in place of flags."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Comparison:
 
     Attributes:
         folder: of the comparison.
-        table: strategy by metric: mean, deviation, difference to the baseline, interval and p-value.
-        runs: by 'strategy-seed-number'.
+        table: a row for each strategy and metric: mean, deviation, difference to the baseline, interval and p-values.
+        runs: by name, such as 'cggm-seed-1', followed by the fold where there are folds.
     """
 
     folder: Path
@@ -45,11 +45,11 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """A search that is over.
+    """A finished search.
 
     Attributes:
         folder: of the search.
-        trials: a row a trial, with its values and its best validation metric.
+        trials: a row for each trial, with its values and its best validation metric.
         best: settings of the best trial by section, for `train(..., **settings)`.
     """
 
@@ -67,7 +67,7 @@ def configuration(recipe: str | Recipe | Config, *, data: Any = None, **changes:
         changes: fields of the configuration, by the name of their flag.
 
     Raises:
-        UsageError: an unknown field (the nearest one is named), or a value that cannot be.
+        UsageError: an unknown field (the nearest one is named), or an invalid value.
     """
     if isinstance(recipe, str):
         recipe = RECIPES.get(recipe)
@@ -88,7 +88,8 @@ def train(recipe: str | Recipe | Config, *, data: Any = None, **changes: Any) ->
 
     Args:
         recipe: name of a recipe (`cggm train` lists them), or a recipe or configuration of your own.
-        data: in place of `data_path`: arrays by name [N, ...], or a table of pandas or pyarrow, for the recipe `features`.
+        data: in place of `data_path`: arrays by name [N, ...], or a table of pandas or pyarrow, for the recipes `features`
+            and `table`.
         changes: fields of the configuration, by the name of their flag, such as `local=True` or `preset="good"`.
 
     Raises:
@@ -120,7 +121,7 @@ def compare(
         recipe: as for `train`.
         data: as for `train`.
         changes: as for `train`.
-        strategies: at least two, or none for several seeds of the configuration's own.
+        strategies: the first is the baseline; none for several seeds of the configuration's own.
         seeds: default the configuration's own.
 
     Raises:

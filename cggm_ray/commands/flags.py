@@ -103,7 +103,7 @@ def add_import(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         type=partial(local_path, "import"),
         action="append",
-        help="Python file that registers a dataset, strategy, network, recipe or storage; it is run. May be repeated",
+        help="Python file that is run first and registers a dataset, strategy, network, recipe or storage; may be repeated",
     )
 
 
@@ -138,22 +138,27 @@ def build_parser(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(*HELP_ALL, action="help", help="show the flags of all strategies and networks, and exit")
-    parser.add_argument("--config", metavar="FILE", help="yaml with sections or plain keys; flags go before it")
+    parser.add_argument("--config", metavar="FILE", help="yaml file with sections or plain keys; flags override it")
     add_import(parser)
     parser.add_argument("--dry_run", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument(
         "--tune",
         metavar="FILE",
-        help="yaml of a search over hyper-parameters, run on Ray Tune, or the name of one that comes with the package",
+        help="search hyper-parameters on Ray Tune, by a yaml file or the name of a search that comes with the package",
     )
-    parser.add_argument("--seeds", metavar="1,2,...", help="one run a seed; prints mean and standard deviation")
     parser.add_argument(
-        "--compare", metavar="a,b,...", help="strategies, each with every seed; prints their differences to the first"
+        "--seeds", metavar="1,2,...", help="train one run for each seed, and print mean and standard deviation"
+    )
+    parser.add_argument(
+        "--compare",
+        metavar="a,b,...",
+        help="train each strategy with every seed, and print their differences to the first",
     )
     groups: dict[str, Any] = {}
     for section, key in recipe.fields():
         if section not in groups:
-            groups[section] = parser.add_argument_group(section)
+            what = "Options of the dataset." if section == "options" else None
+            groups[section] = parser.add_argument_group(section, what)
         kind, _ = value_type(type(sections[section]), key)
         default = getattr(sections[section], key.name)
         shown = "" if default is None or kind is bool else f" [{','.join(default) if kind is tuple else default}]"

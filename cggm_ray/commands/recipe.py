@@ -56,6 +56,10 @@ def run_recipe(command: str, argv: Sequence[str]) -> int:
     return exit_code(start)
 
 
+_ABOUT = {
+    "tune": ["SEARCH: a yaml file, or the name of a search that comes with the package, such as mosi_asha", ""],
+    "compare": ["STRATEGIES: names with commas between them; differences are taken to the first", ""],
+}
 _EXAMPLES = {"train": "mosi --local", "tune": "mosi mosi_asha", "compare": "mosi none,cggm --seeds 1,2,3"}
 
 
@@ -67,6 +71,7 @@ def usage(command: str) -> str:
         [
             f"usage: cggm {command} {' '.join(ARGUMENTS[command])} [flags]",
             "",
+            *_ABOUT.get(command, ()),
             "recipes:",
             *lines,
             "",

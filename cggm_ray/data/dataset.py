@@ -48,7 +48,7 @@ class Dataset(ABC):
         converter: version of `read` and its stages; a new number makes new shards.
         Options: class of the configuration's section `options`.
         network: name of the network that is trained where the configuration names none.
-        kind: of all modalities, one of `core.kinds.KINDS`; None where it follows from the shape of a sample.
+        kind: of all modalities, one of `core.kinds.KINDS` or `FRAMES`; None where the shape of a sample decides.
 
     Args:
         settings: the settings of the run that datasets receive; its `options` are an `Options`.
@@ -73,7 +73,7 @@ class Dataset(ABC):
 
     @classmethod
     def parts(cls) -> list[tuple[str, str]]:
-        """Returns kind and name of what the dataset takes from other registries, so that a run records where those are."""
+        """Returns registry and name of the entries that the dataset uses, so that a run records where they are defined."""
         return []
 
     def shard_options(self) -> dict[str, Any]:
@@ -149,8 +149,8 @@ class Dataset(ABC):
 
         It runs in Ray Data tasks or in this process.
 
-        A modality may have further views in the training split, in the columns `view/1/NAME`, `view/2/NAME`, ...; one of
-        them is drawn for every sample and epoch. Where samples may lack a modality m there is a column `present/m` (bool)
+        A modality may have further views in the training split, in the columns `view/1/NAME`, `view/2/NAME`, ...; one view
+        is drawn for every sample and epoch. Where samples may lack a modality m there is a column `present/m` (bool)
         too; where its sequences are padded at the end there may be `steps/m` (int64, 0 where it is missing). All shards of
         a split have the same columns.
         """
@@ -180,8 +180,7 @@ class Dataset(ABC):
     def specs(self, first: RawShard) -> Mapping[str, TensorSpec]:
         """Returns the shape and type of one sample for every column, before there are shards; called after `read`.
 
-        By default those of the first sample, which is taken through the stages here. A dataset whose stages are expensive
-        says them instead.
+        The default converts the first sample by the stages. A dataset whose stages are expensive returns them directly.
         """
         table = first.table.slice(0, 1)
         for stage in self.stages():
@@ -204,7 +203,7 @@ class Dataset(ABC):
         return {name: manifest.modalities[name].shape for name in modalities}
 
     def kinds(self, manifest: Manifest, modalities: tuple[str, ...]) -> dict[str, str]:
-        """Returns one of `core.kinds.KINDS` by modality, for networks that choose encoders by kind.
+        """Returns one of `core.kinds.KINDS`, or `FRAMES`, by modality, for networks that choose encoders by kind.
 
         The default is `kind`, or follows the shape of a sample.
         """

@@ -12,10 +12,10 @@ from cggm_ray.config.fields import at_least, option
 class DataConfig:
     """Settings of the source of the samples."""
 
-    dataset: str = option("mosi", "registered dataset")
+    dataset: str = option("mosi", "name of the dataset")
     data_path: str | None = option(
         None,
-        "raw data, a file or the folder that holds it, or its URL; without it a demonstration set is made",
+        "raw data: a file, a folder or a URL; without it a demonstration set is generated",
         resume=True,
         path=True,
         url=True,

@@ -102,7 +102,7 @@ def selected_modalities(config: Config, manifest: Manifest) -> tuple[str, ...]:
 
 
 def input_kinds(config: Config, manifest: Manifest) -> dict[str, str]:
-    """Returns the kind of every modality of a run (sequence, vector or image), in the order of the dataset."""
+    """Returns the kind of every modality of a run (sequence, vector, image or frames), in the order of the dataset."""
     return build_dataset(config, manifest.dataset).kinds(manifest, selected_modalities(config, manifest))
 
 

@@ -13,7 +13,7 @@ from cggm_ray.models.net import MultimodalNet
 
 
 class MovingAverage:
-    """A copy of a network whose parameters follow it; stored buffers are those of the network.
+    """A copy of a network whose parameters are moving averages of its own; stored buffers are those of the network.
 
     After n updates the decay is min(decay, (1 + n) / (10 + n)), so that the average forgets the initial weights early.
 

@@ -1,4 +1,4 @@
-"""Scores of a split, and the predictions that they come from."""
+"""Metrics of a split, and the predictions from which they follow."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PART_BYTES = 2**26
 
 @dataclass
 class Predictions:
-    """What the network says about every sample of a split, in float64, the type in which every value is exact.
+    """Predictions of the network for samples of a split, in float64, in which every value is exact.
 
     Attributes:
         logits: [samples, C].
@@ -107,7 +107,7 @@ class Parts:
 
 
 class Observer:
-    """What a strategy wants to know of a split.
+    """The sums of `Strategy.observe` over a split.
 
     Args:
         strategy: whose `observe` is called for every batch.

@@ -45,7 +45,11 @@ class Recorder(Protocol):
 
 
 def record_cuda_graph(function: Callable[[], Values]) -> tuple[Values, Callable[[], None]]:
-    """Records a CUDA graph of its own memory; the function runs once on the host and not yet on the device."""
+    """Records a CUDA graph with memory of its own; the function runs once on the host and not yet on the device.
+
+    Raises:
+        TrainingError: the function cannot be recorded.
+    """
     graph = torch.cuda.CUDAGraph()
     # An older graph that the collector of Python finds meanwhile would give its memory back, which ends the recording.
     gc.collect()

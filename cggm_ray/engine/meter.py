@@ -1,4 +1,4 @@
-"""What a run measures of itself while it trains, for whoever looks at it from outside."""
+"""Measurements of a run while it trains, for the bar of a terminal and for the metrics of Ray."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Meter:
-    """Measures an epoch of a worker. Where nobody looks, it reads no numbers from the device.
+    """Measures an epoch of a worker. It reads numbers from the device only where they are shown.
 
     Attributes:
         samples: of the global batches so far.

@@ -40,7 +40,7 @@ from cggm_ray.tasks import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A run that is ready to go on from where its state stands."""
+    """An open run, which training continues from its state."""
 
     config: Config
     folder: Path

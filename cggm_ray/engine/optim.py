@@ -148,22 +148,25 @@ class OptimConfig:
     """Optimizers, schedule and clipping."""
 
     optim: str = option("Adam", "optimizer of model and guides: Adam, AdamW, SGD")
-    lr: float = option(1e-3, "learning rate of the model; of schedule cosine the highest", "base_lr")
+    lr: float = option(1e-3, "learning rate of the model; with the schedule cosine the highest one", "base_lr")
     cls_lr: float = option(5e-4, "learning rate of the guide classifiers")
     encoder_lr: float = option(5e-5, "highest learning rate of pretrained encoders that are trained (--train_encoders)")
     weight_decay: float = option(0.0, "weight decay of the model")
     cls_weight_decay: float = option(0.0, "weight decay of the guide classifiers")
     schedule: str = option(
         "plateau",
-        "learning rate of the model: plateau (by epoch), cosine (by step, with warm-up), step (falls after every decay_epochs)",
+        "schedule of the model's learning rate: plateau (by validation loss), cosine (by step, with warm-up), step (falls "
+        "after every decay_epochs)",
     )
     decay_epochs: int = option(70, "step: passes over the training split between two falls of the learning rate")
-    decay: float = option(0.1, "step: factor of every fall")
-    when: int = option(10, "plateau: epochs without a lower validation loss before the learning rate falls to a tenth")
-    warmup_epochs: int = option(0, "cosine: epochs of linear warm-up")
+    decay: float = option(0.1, "step: factor of each fall of the learning rate")
+    when: int = option(
+        10, "plateau: epochs without a lower validation loss that are allowed before the learning rate falls to a tenth"
+    )
+    warmup_epochs: int = option(0, "cosine: passes over the training split in linear warm-up")
     warmup_share: float = option(0.0, "cosine: share of all steps that is warm-up, in place of warmup_epochs")
     warmup_lr: float = option(0.0, "cosine: learning rate of the first warm-up step", "start_warmup_value")
-    final_lr: float = option(0.0, "cosine: learning rate that the last epoch comes down to")
+    final_lr: float = option(0.0, "cosine: learning rate at the end of the run")
     clip: float = option(0.8, "largest L2 norm of the model's gradient; 0 switches clipping off")
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a person registered in files of their own (datasets, strategies, networks): recorded, imported again, sent elsewhere.
+"""Datasets, strategies and networks from files of the user, which a run records, imports again and sends to its workers.
 
 Importing a file runs it. Only files that the user names with `--import`, or that a run recorded, are imported.
 """
@@ -63,7 +63,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnCode:
-    """What another process needs to run the code of this one.
+    """The entries that another process needs to run the code of this one.
 
     Attributes:
         package: digest of this package here.
@@ -75,7 +75,7 @@ class OwnCode:
 
 
 def own_code(config: Config) -> OwnCode:
-    """Returns what another process may lack: the dataset, and all other entries from user files."""
+    """Returns the entries that another process may lack: the dataset, and all others from user files."""
     names = [("dataset", config.data.dataset)]
     names += [(kind, name) for kind in REGISTRIES if kind != "dataset" for name in REGISTRIES[kind].names()]
     found = [(kind, name, REGISTRIES[kind].place(name)) for kind, name in names]

@@ -1,6 +1,6 @@
 """Presets: what the settings of a run start from, before a file and flags change them.
 
-`released` is the recipe of the pipeline as it stands. `quick` works on most features without any choice by the user: inputs
+`released` is the recipe as it is. `quick` works on most features without any choice by the user: inputs
 standardised, a network by the shape of the samples, and a number of optimizer steps that fits the size of the set. `good` and
 `best` search around `quick`: one trains what a search and several seeds found, the other an ensemble of those runs.
 """
@@ -72,7 +72,7 @@ def with_preset(config: Config, name: str, given: Collection[str] = ()) -> Confi
 
 
 def sizes_among(given: Collection[str]) -> list[str]:
-    """Returns the fields of `ModelConfig` among those that the user sets, which a network such as `composed` has not."""
+    """Returns the fields of `ModelConfig` among those that the user sets; a network such as `composed` has none of them."""
     return [field.name for field in dataclasses.fields(ModelConfig) if field.name != "network" and field.name in given]
 
 
@@ -84,7 +84,7 @@ def configured(recipe: Config, *layers: tuple[Mapping[str, Any], str]) -> Config
         layers: flat field (or alias) to value, and their source for messages; later ones go before earlier ones.
 
     Raises:
-        UsageError: an unknown key, or a value that cannot be.
+        UsageError: an unknown key, or an invalid value.
     """
     layers = tuple(
         ({**values, "network": adopt_network(values["network"])} if values.get("network") else values, source)

@@ -22,7 +22,7 @@ class RunConfig:
 
     local: bool = option(False, "train in this process, without Ray; implied under torchrun", resume=True)
     workers: str = option(
-        "1", "training workers; 2:8 for a group that takes what the cluster has between 2 and 8", resume=True
+        "1", "number of training workers; 2:8 for as many as the cluster has room for, between 2 and 8", resume=True
     )
     resize_interval: int = option(
         60,
@@ -30,7 +30,7 @@ class RunConfig:
         resume=True,
     )
     max_failures: int = option(
-        3, "times that a run on Ray goes on from its last checkpoint after a worker or a node was lost", resume=True
+        3, "times that a run on Ray continues from its last checkpoint after a worker or a node was lost", resume=True
     )
     collective_timeout: int = option(
         1800,
@@ -38,25 +38,28 @@ class RunConfig:
         resume=True,
     )
     allow_config_change: bool = option(
-        False, "go on with a run of the same name although its configuration was another", resume=True
+        False, "continue a run of the same name although its configuration was another", resume=True
     )
     fresh: bool = option(
         False, "start over: a run of the same name is kept, moved aside to NAME.1, NAME.2, ...", resume=True
     )
     use_gpu: bool = option(False, "one GPU per worker", resume=True)
-    no_cuda: bool = option(False, "stay on the CPU even where a GPU is there", resume=True)
+    no_cuda: bool = option(False, "stay on the CPU even where there is a GPU", resume=True)
     cpus_per_worker: int | None = option(
-        None, "CPUs and torch threads of a worker; default its share, at most 4 under Ray", resume=True
+        None,
+        "CPUs and torch threads of a worker; default under Ray as many as fit, at most 4, else torch's own",
+        resume=True,
     )
     keep_checkpoints: int = option(
         2,
-        "newest checkpoints that are kept, beside those of the best epochs; of 1 nothing is left if it is damaged",
+        "number of newest checkpoints to keep, beside those of the best epochs; of 2 the older one serves if the newest is "
+        "damaged",
         resume=True,
     )
-    quiet: bool = option(False, "print the result and errors only; train.log has the lines of progress", resume=True)
+    quiet: bool = option(False, "print only the result and errors; train.log has the lines of progress", resume=True)
     log_format: str = option(
         TEXT,
-        "of lines that are printed and kept in train.log: text, or json, objects with time, run, rank and step",
+        "format of the lines that are printed and kept in train.log: text, or json (objects with time, run, rank, step)",
         resume=True,
     )
     report: bool = option(
@@ -64,18 +67,20 @@ class RunConfig:
     )
     contributions_seconds: int = option(
         300,
-        "seconds for scoring subsets of modalities at the end, without those that take longer; 0 for none",
+        "seconds for scoring subsets of modalities at the end; those that take longer are left out; 0 for none",
         resume=True,
     )
     headroom: bool | None = option(
         None,
-        "train each modality alone, and simple models of scikit-learn, and say what balancing can gain; default after a "
-        "comparison only",
+        "also train each modality alone and simple models of scikit-learn, and print what balancing can gain; default only "
+        "after a comparison",
         resume=True,
     )
     headroom_seconds: int = option(3600, "seconds after which no further part of the head-room is started", resume=True)
     trackers: tuple[str, ...] | None = option(
-        None, "beside metrics.jsonl: tensorboard, mlflow, wandb; default tensorboard where it is installed", resume=True
+        None,
+        "services beside metrics.jsonl: tensorboard, mlflow, wandb; default tensorboard where it is installed",
+        resume=True,
     )
     storage_path: str = option(
         "~/cggm_runs",
@@ -85,7 +90,7 @@ class RunConfig:
         url=True,
     )
     name: str | None = option(
-        None, "folder of this run; the same name continues it; default made from the time", resume=True
+        None, "name of the run's folder; the same name continues the run; default from the time", resume=True
     )
 
     def __post_init__(self) -> None:

@@ -35,13 +35,13 @@ class Schedule:
 
 
 class PlateauSchedule(Schedule):
-    """Divides the learning rate by ten after `when` epochs without a lower validation loss (released code)."""
+    """Divides the learning rate by ten after more than `when` epochs without a lower validation loss (released code)."""
 
     def __init__(self, optimizer: Optimizer, *, when: int) -> None:
         self._inner = ReduceLROnPlateau(optimizer, mode="min", factor=0.1, patience=when)
 
     def after_epoch(self, valid_loss: float) -> None:
-        """Divides the learning rate by ten if the validation loss has not fallen for `when` epochs."""
+        """Divides the learning rate by ten if the validation loss has not fallen for more than `when` epochs."""
         self._inner.step(valid_loss)
 
     def state_dict(self) -> dict[str, Any]:

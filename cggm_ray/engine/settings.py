@@ -21,44 +21,48 @@ class TrainConfig:
 
     preset: str = option(
         "released",
-        "what the other settings start from: released (the recipe of the pipeline), quick (works on most features), good "
-        "(quick, or what a search of --minutes and several seeds find better), best (an ensemble of those runs)",
+        "what the other settings start from: released (the recipe as it is), quick (works on most features), good (quick, or "
+        "what a search of --minutes and several seeds find better), best (an ensemble of those runs)",
     )
     minutes: float = option(
         10.0,
-        "time of the presets good and best: two thirds for the search, one third for the choice among its best trials",
+        "minutes that the presets good and best take: two thirds for the search, one third for the choice among its best "
+        "trials",
         resume=True,
     )
     batch_size: int = option(64, "samples per optimizer step, over all workers; 0 chooses it by the size of the set")
     num_epochs: int = option(30, "passes over the training split", resume=True)
-    min_steps: int | None = option(None, "optimizer steps that a run has at least, with more passes if necessary")
-    max_steps: int | None = option(None, "optimizer steps that a run has at most")
+    min_steps: int | None = option(None, "least number of optimizer steps, with more passes if necessary")
+    max_steps: int | None = option(None, "largest number of optimizer steps")
     valid_interval: int | None = option(
         None,
         "optimizer steps between two validations; on a small set several passes then count as one epoch, which is validated "
-        "and saved; default every pass",
+        "and saved; default one pass",
     )
     ema: float = option(
-        0.0, "decay of an average of the weights, which is validated and kept in their place; 0 for none"
+        0.0,
+        "decay of an exponential moving average of the weights, which is validated and saved in their place; 0 for none",
     )
-    find_lr: bool = option(False, "choose the learning rate by a short test of rising rates before training")
+    find_lr: bool = option(False, "choose the learning rate by a short range test before training")
     ridge_blend: str = option(
         "off",
-        "average the predictions of the trained network with those of ridge regression on the same inputs, by a weight that "
-        "validation chooses: on, off, or auto, which is on for a regression on vectors and sequences and off where "
-        "strategies are compared; preset quick: auto",
+        "average the predictions of the network with those of ridge regression on the same inputs, with a weight chosen on "
+        "validation: on, off, or auto, which is on for a regression on vectors and sequences and off where strategies are "
+        "compared; preset quick: auto",
         resume=True,
     )
     seed: int = option(666, "seed of weights, sample order and dropout")
     select: str | None = option(None, "validation metric that chooses the best checkpoint; default the task's own")
     select_latest: bool = option(
-        False, "of several epochs with the best validation metric keep the last, not the first one"
+        False, "of several epochs with the best validation metric keep the last, not the first"
     )
-    patience: int | None = option(None, "stop after so many epochs without a better validation metric", resume=True)
+    patience: int | None = option(
+        None, "early stopping: epochs without a better validation metric; default none", resume=True
+    )
     precision: str = option(
         "fp32",
-        "fp32; tf32 for single precision whose products an NVIDIA GPU rounds to 10 bits; bf16 for autocast; fp64, which is "
-        "slower, to compare two curves to the last digits",
+        "fp32; tf32 (fp32 whose products an NVIDIA GPU rounds to 10 bits); bf16 (autocast); fp64 (slower, to compare two "
+        "curves to the last digits)",
         resume=True,
     )
     cudnn_benchmark: bool = option(
@@ -73,14 +77,14 @@ class TrainConfig:
     )
     compile: bool = option(
         False,
-        "torch.compile the forward and backward pass of a step as one graph, with several workers or --accumulate encoders, "
-        "fusion and guides one by one; minutes at the start, meant for long runs on a GPU",
+        "compile the forward and backward pass of a step as one graph by torch.compile, with several workers or --accumulate "
+        "encoders, fusion and guides one by one; takes minutes, so it is meant for long runs on a GPU",
         resume=True,
     )
     step: str = option(
         "auto",
-        "on a GPU: graph records a whole step as one CUDA graph, with the same bits and several times as fast for small "
-        "networks; eager does not; auto records where it can and says so",
+        "on a GPU: graph records a whole step as one CUDA graph, with the same results to the bit and several times as fast "
+        "for small networks; eager does not; auto records where it can and prints it",
         resume=True,
     )
     log_interval: int = option(30, "optimizer steps between two lines of progress", resume=True)
@@ -88,10 +92,12 @@ class TrainConfig:
         None, "optimizer steps between two checkpoints within an epoch; default only between epochs", resume=True
     )
     on_nonfinite: str = option(
-        "stop", "at a loss or gradient that is not finite: stop, or skip the step (10 in a row stop)", resume=True
+        "stop",
+        "at a loss or gradient that is not finite: stop, or skip the step; 10 skipped steps in a row stop the run",
+        resume=True,
     )
     deterministic: bool = option(
-        False, "only operations that give the same bits every time; slower on a GPU", resume=True
+        False, "use only operations that give the same bits every time; slower on a GPU", resume=True
     )
 
     def __post_init__(self) -> None:

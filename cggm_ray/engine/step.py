@@ -76,7 +76,7 @@ class TrainingStep(nn.Module):
         return terms.task_loss, terms.extra, memo
 
     def sums(self, batch: Batch) -> Tensor:
-        """What the losses are made of, of this batch alone; see `Strategy.local_sums`."""
+        """The sums of this batch alone from which the losses follow; see `Strategy.local_sums`."""
         head, memo = self._head(batch)
         return self.strategy.local_sums(head, batch, memo)
 

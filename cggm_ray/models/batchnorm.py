@@ -30,7 +30,7 @@ class _Scope:
 
 
 class GlobalBatch:
-    """What the `BatchNorm2d` of a network share: how to sum over workers, and which pass they are in.
+    """State that the `BatchNorm2d` of a network share: the sum over workers, and which samples count in this pass.
 
     Args:
         reduce: sums a vector over workers.

@@ -232,11 +232,11 @@ def _initialise(module: nn.Module) -> None:
 class DeepLabOptions(NetworkOptions):
     """Options of DeepLabv3+."""
 
-    backbone: str = option("resnet101", "residual network of every sequence: resnet18, resnet50, resnet101")
+    backbone: str = option("resnet101", "residual network that encodes each sequence: resnet18, resnet50, resnet101")
     recompute: bool = option(
-        False, "compute the encoders' activations again in the backward pass instead of keeping them", resume=True
+        False, "save memory: compute the activations of the encoders again in the backward pass", resume=True
     )
-    channels_last: bool = option(False, "channels last in memory, for the matrix units of a GPU", resume=True)
+    channels_last: bool = option(False, "channels last in memory, for the tensor cores of a GPU", resume=True)
     map_dropout: bool = option(True, "dropout of the released network: .5 after the pyramid, .5 and .1 in the decoder")
 
     def __post_init__(self) -> None:

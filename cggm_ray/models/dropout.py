@@ -58,7 +58,7 @@ class CompiledBits:
     """Random bits inside a graph of torch.compile, which cannot trace numpy's generator and calls it as an operator."""
 
     def like(self, x: Tensor) -> Tensor:
-        """See `Bits`."""
+        """Independent uniform int16 of the shape of x."""
         return _random_bits(x)
 
 

@@ -14,7 +14,7 @@ from cggm_ray.models.net import Masks, MultimodalNet
 
 
 class Votes(NamedTuple):
-    """What an ensemble says.
+    """The prediction of an ensemble.
 
     Attributes:
         logits: [N, C, ...] of the ensemble.
@@ -27,7 +27,7 @@ class Votes(NamedTuple):
 
 
 class Ensemble(nn.Module):
-    """The members' predictions, put together; what a sample lacks has no vote.
+    """The sum or mean of the members' predictions, over the modalities that a sample has.
 
     Args:
         members: by modality; each maps the feature of its modality to a `HeadOutput`.

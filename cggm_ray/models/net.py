@@ -26,7 +26,7 @@ class MultimodalNet(nn.Module):
         encoders: by modality. An encoder may name the part without its input projection `body`.
         fusion: maps the features of all modalities to the input of the head.
         head: the last linear layer or 1x1 convolution.
-        inputs: by modality, what its input is taken through before it is masked and encoded, such as `Standardise`; it
+        inputs: by modality, a module that its input passes before it is masked and encoded, such as `Standardise`; it
             changes no shape.
 
     Encoders and fusion get masks as a second argument where there are any, and only then.

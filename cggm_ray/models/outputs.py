@@ -1,4 +1,4 @@
-"""Heads whose outputs are in the units of the target: a network learns values around 0, whatever a person measures in."""
+"""Heads with outputs in the units of the target, so that a network learns values around 0 whatever these units are."""
 
 from __future__ import annotations
 

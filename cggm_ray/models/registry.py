@@ -35,7 +35,7 @@ class NetworkPlan(Generic[S]):
 
     Attributes:
         shapes: modality to the shape of one sample as the network gets it, in the order of the fusion.
-        kinds: modality to 'sequence', 'vector' or 'image'.
+        kinds: modality to 'sequence', 'vector', 'image' or 'frames'.
         outputs: C, the number of outputs of the head.
         sizes: layers, widths and dropouts, for networks that have them.
         options: the network's own section of the configuration.

@@ -55,7 +55,7 @@ BACKBONES = {
 
 
 class Block(nn.Module):
-    """Convolutions with a residual connection, projected where shape changes.
+    """Convolutions with a residual connection, which is projected where the shape changes.
 
     Args:
         channels: of the input.

@@ -14,8 +14,8 @@ class ModelConfig:
 
     network: str | None = option(
         None,
-        "network instead of the dataset's own: composed, sequence, shaped, deeplab, or one of yours; my_file.py:build "
-        "takes what that function returns, a module with encode and fuse",
+        "network in place of the dataset's own: a name, or my_file.py:build, a function of yours that returns a module with "
+        "encode and fuse",
     )
     nlevels: int = option(5, "layers of each encoder; the fusion has two fewer")
     cls_layers: int = option(2, "layers of each guide classifier")

@@ -20,11 +20,12 @@ AUTO, ON, OFF = "auto", "on", "off"
 
 @dataclass(frozen=True, kw_only=True)
 class InputConfig:
-    """What happens to inputs before they are encoded."""
+    """Standardisation of the inputs before they are encoded."""
 
     standardise: str = option(
         OFF,
-        "subtract the mean of the training split from each feature and divide by its standard deviation: auto, on, off",
+        "subtract the mean of the training split from each feature and divide by its standard deviation: on, off, or auto, "
+        "which two short trainings decide",
     )
     clip_inputs: float = option(
         0.0, "with standardise: largest distance of a feature from its mean, in standard deviations; 0 for no limit"
@@ -84,7 +85,7 @@ def standardise_modules(shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[st
 
     Args:
         shapes: of a sample, by modality.
-        kinds: one of `core.kinds.KINDS` for each.
+        kinds: one of `core.kinds.KINDS`, or `FRAMES`, for each.
     """
     return {name: Standardise(feature_shape(kinds[name], shape)) for name, shape in shapes.items()}
 

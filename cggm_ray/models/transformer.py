@@ -57,7 +57,7 @@ class SinusoidalPositions(nn.Module):
 
 
 def position_table(rows: int, width: int, device: torch.device | None = None) -> Tensor:
-    """Rows 0 to rows - 1 of the sinusoidal table [rows, width]; row 0 is zero, an odd width ends in a zero column."""
+    """The sinusoidal table [rows, width]; row 0 is zero, and an odd width ends in a zero column."""
     half = width // 2
     rates = torch.exp(torch.arange(half, dtype=torch.float64, device=device) * -(math.log(10000) / (half - 1)))
     angles = torch.arange(rows, dtype=torch.float64, device=device)[:, None] * rates

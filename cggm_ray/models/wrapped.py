@@ -177,7 +177,7 @@ class Wrapped(nn.Module):
 
 
 def wrap(module: nn.Module, *, encoders: Mapping[str, str], head: str) -> Wrapped:
-    """Returns a module with `encode` and `fuse` made from one that has neither, for loops of your own and for `--net`.
+    """Returns a module with `encode` and `fuse` for one that has neither, for loops of your own and for `--network`.
 
     Args:
         module: its `forward` takes the inputs by modality, as arguments with the names of the modalities or as one dictionary,

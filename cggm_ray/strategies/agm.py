@@ -59,8 +59,10 @@ class AGMOptions(StrategyOptions):
     """Options of `agm`."""
 
     agm_alpha: float = option(1.0, "agm: how strongly the gradient of a modality that is ahead is lowered")
-    agm_reading: str = option("encoders", "agm: whose gradient is scaled: encoders; released (that of the responses)")
-    agm_bound: float = option(10.0, "agm: bound of tau - r from above; 0 for none")
+    agm_reading: str = option(
+        "encoders", "agm: which gradients are scaled: encoders (those of encoders), released (those of responses)"
+    )
+    agm_bound: float = option(10.0, "agm: upper bound of tau - r; 0 for none")
 
     def __post_init__(self) -> None:
         check(self.agm_alpha > 0, self, "agm_alpha", "a positive number")
@@ -77,7 +79,8 @@ class AGM(ResponseStrategy):
             batch normalisation.
         task: what is predicted.
         alpha: how strongly the gradient of a modality that is ahead is lowered.
-        bound: of tau - r from above; 0 for none.
+        bound: upper bound of tau - r; 0 for none.
+        gated: whether the gradients are scaled at the features; False for a subclass that scales them elsewhere.
         reduce: sums a vector over workers.
 
     Raises:

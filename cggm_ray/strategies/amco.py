@@ -47,8 +47,10 @@ from cggm_ray.tasks import Classification
 class AMCoOptions(StrategyOptions):
     """Options of `amco`; the defaults are those of BalanceBenchmark."""
 
-    amco_sigma: float = option(0.5, "amco: share of all confidence above which a modality is dependent")
-    amco_eps: float = option(0.3, "amco: where the masked part of the units, which grows from step to step, is whole")
+    amco_sigma: float = option(0.5, "amco: share of the total confidence above which a modality is masked")
+    amco_eps: float = option(
+        0.3, "amco: value of (steps of the epoch so far) * (finished epochs) / 10 from which on all units are masked"
+    )
 
     def __post_init__(self) -> None:
         check(0 <= self.amco_sigma <= 1, self, "amco_sigma", "a number in [0, 1]")
@@ -61,11 +63,15 @@ class AMCo(Guided):
     Args:
         guides: by modality.
         task: a classification.
-        sigma: share of all confidence above which a modality is dependent.
-        eps: where the masked part of the units, which grows from step to step, is whole. `end_epoch` counts epochs.
+        sigma: share of the total confidence above which a modality is dependent, so that it is masked in the next step.
+        eps: value of (steps of the epoch so far) (finished epochs) / 10 from which on all units are masked. `end_epoch`
+            counts epochs.
         seed: of the masks, the same on all workers.
         optimizer: makes the guides' optimizer from their parameters.
         reduce: sums a vector over workers.
+
+    Raises:
+        UsageError: fewer than two guides.
     """
 
     def __init__(
@@ -149,7 +155,7 @@ class AMCo(Guided):
         return [self.dependent_M, self.counts]
 
     def end_epoch(self, train: Mapping[str, float], valid: Mapping[str, float], observed: Tensor) -> None:
-        """Counts."""
+        """Counts the epoch."""
         self.counts[1] = 0
         self.counts[2] += 1
 

@@ -34,8 +34,8 @@ from cggm_ray.tasks.base import Task
 class Strategy(OwnLoop):
     """Base of all strategies; by itself it is joint training.
 
-    Everything that a strategy remembers from step to step is in its `state_dict`; what it remembers from one call of a step to
-    the next is the memo that it returns and gets back.
+    The state of a strategy from step to step is in its `state_dict`. Between the calls of one step it is the memo, which
+    `transform` returns and the later calls get back.
 
     Args:
         task: what is predicted.
@@ -47,7 +47,7 @@ class Strategy(OwnLoop):
         turns: optimizer steps that are taken with every batch, one after the other; each has its own forward and backward
             pass.
         turn: which of them is taken now, counted from 0; the host's decisions in a step may depend on it.
-        observes: whether `observe` is to be called; an evaluation costs nothing more where it is not.
+        observes: whether `observe` is called in the validation.
         rates_by_step: whether `rates` change with every step; they are read before the optimizer moves.
         against_graph: why a step cannot be recorded as a CUDA graph; None where it can. A recorded step repeats the work of
             the device alone, so its memory is kept in buffers that change in place, and decisions that the host takes are
@@ -79,7 +79,7 @@ class Strategy(OwnLoop):
     def transform(
         self, features: dict[str, Feature], batch: Batch, totals: Totals | None = None
     ) -> tuple[dict[str, Feature], Memo]:
-        """The features that the fusion shall see, and what `sums` and `combine` need to know of this pass.
+        """The features for the fusion, and the memo, which `sums` and `combine` of this pass get.
 
         Args:
             features: modality name to the output of its encoder.
@@ -146,11 +146,11 @@ class Strategy(OwnLoop):
         return torch.cat([self.task.sums(head.logits, batch), self.sums(head, batch, memo)])
 
     def branch(self) -> Hashable:
-        """What the host's decisions within a step depend on; a step that is recorded as a CUDA graph serves one value."""
+        """The value on which the host's decisions in a step depend; a step recorded as a CUDA graph serves one value."""
         return None
 
     def memory(self) -> list[Tensor]:
-        """Tensors that a forward pass (`transform`, `combine`) moves, changed in place."""
+        """Tensors that a forward pass (`transform`, `combine`) changes in place."""
         return []
 
     def adjust_gradients(self, memo: Memo) -> None:
@@ -163,14 +163,14 @@ class Strategy(OwnLoop):
         """
 
     def move(self) -> None:
-        """Moves what the strategy trains by itself, after the backward pass, and clears its gradients."""
+        """Updates the parameters that the strategy trains by itself, after the backward pass, and clears their gradients."""
         optimizer = self.own_optimizer()
         if optimizer is not None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
     def without_own(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-        """The parameters that `step` does not move: those for the optimizer of a model that holds the strategy.
+        """The parameters that `step` does not update: those for the optimizer of a model that contains the strategy.
 
         Args:
             parameters: of the model, `model.parameters()`.
@@ -206,7 +206,7 @@ class Strategy(OwnLoop):
         return torch.zeros(0, dtype=torch.float64, device=batch.target.device)
 
     def end_epoch(self, train: Mapping[str, float], valid: Mapping[str, float], observed: Tensor) -> None:
-        """Sees how an epoch went, after validation; all workers see the same.
+        """Receives the results of an epoch after validation, the same on all workers.
 
         Args:
             train: means over the steps, by the names of the log ('train/loss', 'coefficient/text').
@@ -215,7 +215,7 @@ class Strategy(OwnLoop):
         """
 
     def measures(self, epoch: int) -> Mapping[str, int | None]:
-        """The splits ('train', 'valid') that `measure` is to see before an epoch, and how many samples of each at most.
+        """The splits ('train', 'valid') that `measure` gets before an epoch, and the largest number of samples of each.
 
         None stands for all samples. A smaller number of samples is drawn once for a run.
 
@@ -225,7 +225,7 @@ class Strategy(OwnLoop):
         return {}
 
     def measure(self, features: dict[str, Feature], batch: Batch) -> Tensor:
-        """What `begin_epoch` needs to know of every sample, [N, K]. In evaluation mode and without gradient.
+        """K numbers for every sample of a batch [N, K], which `begin_epoch` gets. In evaluation mode, without gradient.
 
         Args:
             features: modality name to the output of its encoder.
@@ -236,7 +236,7 @@ class Strategy(OwnLoop):
     def begin_epoch(self, epoch: int, measured: Mapping[str, Tensor]) -> None:
         """Begins an epoch, before its first step, and with it a phase of the training.
 
-        It may change parameters of the network in place, and whatever the strategy remembers. All workers see the same. A run
+        It may change parameters of the network and the state of the strategy in place. All workers call it alike. A run
         that goes on after an epoch calls it as an uninterrupted run does. A run that goes on within an epoch does not call it.
 
         Args:
@@ -251,17 +251,17 @@ class Strategy(OwnLoop):
         return type(self).begin_epoch is not Strategy.begin_epoch
 
     def fresh_optimizer(self, epoch: int) -> bool:
-        """Whether the optimizer of the network forgets what it remembers of every parameter before an epoch.
+        """Whether the state of the network's optimizer is reset before an epoch.
 
         A step that is recorded as a CUDA graph remembers where that was, so `branch` changes there too.
         """
         return False
 
     def plan(self, order: Tensor, *, epoch: int, seed: int, batch_size: int) -> EpochPlan:
-        """The samples of an epoch, which may be others than those of its order, and what they bring to their batches.
+        """The samples of an epoch, which may differ from `order`, and values by sample that their batches get.
 
-        It is a function of its arguments and of what the strategy remembers since `begin_epoch`, so any number of workers and a
-        run that goes on have the same. An epoch keeps its length, on which the schedule and the end of a run depend.
+        It is a function of its arguments and of the state since `begin_epoch`, so any number of workers and a resumed run
+        have the same. An epoch keeps its length, on which the schedule and the end of a run depend.
 
         Args:
             order: rows of the training split, int64 [samples of the epoch].
@@ -280,5 +280,5 @@ class Strategy(OwnLoop):
         return {}
 
     def own_optimizer(self) -> Optimizer | None:
-        """The optimizer of what the strategy trains by itself; None where it trains nothing."""
+        """The optimizer of the parameters that the strategy trains by itself; None where there are none."""
         return None

@@ -49,8 +49,8 @@ READINGS = ("paper", "released", "benchmark")
 class CMLOptions(StrategyOptions):
     """Flags of CML."""
 
-    cml_lambda: float = option(0.1, "cml: weight of the confidence that grows where a modality is taken away")
-    cml_reading: str = option("paper", "cml: which growth counts: paper, released, benchmark")
+    cml_lambda: float = option(0.1, "cml: weight of the loss of confidence that grows when a modality is removed")
+    cml_reading: str = option("paper", "cml: formula of the growth of confidence: paper, released, benchmark")
 
     def __post_init__(self) -> None:
         check(0 <= self.cml_lambda < float("inf"), self, "cml_lambda", "zero or a positive number")
@@ -58,7 +58,7 @@ class CMLOptions(StrategyOptions):
 
 
 class _Subset(NamedTuple):
-    """What the fusion says without some modalities, the batch in which those samples count that have another one, and the
+    """What the fusion predicts without some modalities, the batch in which those samples count that have another one, and the
     batch of those that also have the modality which was taken away last."""
 
     logits: Tensor
@@ -67,14 +67,14 @@ class _Subset(NamedTuple):
 
 
 class CML(Strategy):
-    """Makes a loss of confidence that grows where a modality is taken away from the fusion.
+    """Adds a loss of confidence that grows when a modality is removed, and the losses of the remaining subsets.
 
     Args:
         modalities: their names.
         predict: the fused prediction from features, with its gradient.
         task: a classification.
-        weight: of the confidence that grows.
-        reading: which growth counts: 'paper', 'released' or 'benchmark'.
+        weight: of the loss of growing confidence.
+        reading: formula of the growth: 'paper', 'released' or 'benchmark'.
         seed: of the order in which modalities go; the same on all workers.
         reduce: sums a vector over workers.
 
@@ -136,7 +136,7 @@ class CML(Strategy):
         return torch.cat([losses, torch.stack(pairs)])
 
     def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:
-        """What the loss of the task lacks to the loss of the module."""
+        """The loss at the top of this file minus the task loss, to which it is added."""
         if memo is None:
             return own_sums.new_zeros(())
         steps = len(self.modalities) - 1
@@ -148,7 +148,7 @@ class CML(Strategy):
         return (loss + losses.sum()) / len(self.modalities) + self.weight * grown.sum() - loss
 
     def end_epoch(self, train: Mapping[str, float], valid: Mapping[str, float], observed: Tensor) -> None:
-        """Counts."""
+        """Counts the epoch."""
         self._epoch += 1
 
     def get_extra_state(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class Coefficients(NamedTuple):
 
 
 class CoefficientRule(nn.Module):
-    """A rule with memory of the utilities that it has seen.
+    """A rule that compares the utilities of a step with those of the step before.
 
     Args:
         modalities: M.
@@ -51,7 +51,7 @@ class CoefficientRule(nn.Module):
 
         Args:
             utility_M: eps_m(t), float64.
-            seen_M: bool, False where the batch held no sample of the modality; such a modality counts as unchanged.
+            seen_M: bool, False where no sample of the batch has the modality, which then counts as unchanged.
         """
 
     def _advance(self, current_M: Tensor, seen_M: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class PaperRule(CoefficientRule):
     """
 
     def forward(self, utility_M: Tensor, seen_M: Tensor) -> Coefficients:
-        """See `CoefficientRule`."""
+        """Returns B_m for both, from utilities [M] and whether the batch has each modality [M]."""
         change_M = self._advance(utility_M, seen_M)
         total = change_M.sum()
         share_M = torch.where(total == 0, 1 / len(change_M), change_M / total)
@@ -82,7 +82,7 @@ class ReleasedRule(CoefficientRule):
     """The released code: S + 1e-8 in the quotient, rho on the gradient only and not in the direction term."""
 
     def forward(self, utility_M: Tensor, seen_M: Tensor) -> Coefficients:
-        """See `CoefficientRule`."""
+        """Returns rho times the quotient for the gradient, and the quotient for the direction term."""
         change_M = self._advance(utility_M, seen_M)
         total = change_M.sum() + 1e-8
         scale_M = (total - change_M) / total
@@ -100,7 +100,7 @@ class StableRule(CoefficientRule):
         modalities: M.
         rho: scale of the coefficients.
         smoothing: decay of the moving average, in [0, 1).
-        floor: improvement granted to every modality, in units of the utility; positive.
+        floor: amount added to the improvement of every modality, in units of the utility; positive.
     """
 
     def __init__(self, modalities: int, *, rho: float, smoothing: float, floor: float) -> None:
@@ -114,7 +114,7 @@ class StableRule(CoefficientRule):
     steps_M: Tensor
 
     def forward(self, utility_M: Tensor, seen_M: Tensor) -> Coefficients:
-        """See `CoefficientRule`."""
+        """Returns B_m for both, and moves the averages of the modalities that the batch has."""
         average_M = self.smoothing * self.average_M + (1 - self.smoothing) * utility_M
         self.average_M.copy_(torch.where(seen_M, average_M, self.average_M))
         self.steps_M.add_(seen_M)

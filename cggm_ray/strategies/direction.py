@@ -21,7 +21,7 @@ from cggm_ray.core.errors import UsageError
 from cggm_ray.tasks.base import Task
 
 Predicted = tuple[HeadOutput, Batch]
-"""What a head predicted, and the batch in which the samples count that it was predicted for."""
+"""Output of a head, and the batch that it was predicted for, whose weights say which samples count."""
 
 
 class Term(NamedTuple):
@@ -113,14 +113,21 @@ class DirectionRule(nn.Module):
 
     @abstractmethod
     def forward(self, own_sums: Tensor, task_sums: Tensor, guide_sums_MK: Tensor, coefficient_M: Tensor) -> Term:
-        """L_gm from the sums of the global batch."""
+        """L_gm from the sums of the global batch.
+
+        Args:
+            own_sums: of `sums`, 1-D.
+            task_sums: of the loss of the fused head, [K].
+            guide_sums_MK: of the losses of the guides.
+            coefficient_M: B_m, the weight of each modality.
+        """
 
 
 class NoDirection(DirectionRule):
     """`off`: no direction term."""
 
     def forward(self, own_sums: Tensor, task_sums: Tensor, guide_sums_MK: Tensor, coefficient_M: Tensor) -> Term:
-        """See `DirectionRule`."""
+        """Returns a term of 0."""
         return Term(task_sums.new_zeros(()), None)
 
 
@@ -128,7 +135,11 @@ class GradientDirection(DirectionRule):
     """`gradient`: cosines between the gradients of the head's weight and of the guides' weights, in the same step."""
 
     def sums(self, fused: Predicted, guides: Sequence[Predicted]) -> Tensor:
-        """G_F with gradient and G_m without, [(1 + M) J C D]."""
+        """G_F with gradient and G_m without, [(1 + M) J C D].
+
+        Raises:
+            UsageError: the heads of a guide and of the network have weights of different shape.
+        """
         of_fused = weight_gradient_sums(self.task, *fused)
         with torch.no_grad():
             of_guides = [weight_gradient_sums(self.task, *guide) for guide in guides]
@@ -141,7 +152,7 @@ class GradientDirection(DirectionRule):
         return torch.stack([of_fused, *of_guides]).flatten()
 
     def forward(self, own_sums: Tensor, task_sums: Tensor, guide_sums_MK: Tensor, coefficient_M: Tensor) -> Term:
-        """See `DirectionRule`."""
+        """Returns L_gm of this step, with the cosines of the gradients."""
         slopes = torch.stack([self.task.sum_slopes(s) for s in (task_sums, *guide_sums_MK.detach())])
         parts = own_sums.reshape(*slopes.shape, -1)
         fused, *guides = torch.einsum("mj,mjw->mw", slopes, parts)
@@ -155,6 +166,9 @@ class ReleasedDirection(DirectionRule):
     The released code forms L_gm after the backward pass of step t and adds it, with its graph, to the loss of step t + 1.
     Its only lasting effect is a fixed gradient on W_F, taken at the weights of step t; the buffers hold that gradient and
     the value until they are used.
+
+    Raises:
+        UsageError: the weights of the head or of the guides are not given.
     """
 
     def __init__(self, *, task: Task, head_weight: Tensor | None, guide_weights: Sequence[Tensor] | None) -> None:
@@ -170,7 +184,7 @@ class ReleasedDirection(DirectionRule):
     pending_gradient: Tensor
 
     def forward(self, own_sums: Tensor, task_sums: Tensor, guide_sums_MK: Tensor, coefficient_M: Tensor) -> Term:
-        """See `DirectionRule`."""
+        """Returns L_gm of the step before, with the cosines of the weights in this step."""
         head_weight, guide_weights = self._weights
         # Value of the last step's term, and its gradient at the weights of that step. The clone keeps the graph of this
         # step apart from the buffer, which is overwritten below.

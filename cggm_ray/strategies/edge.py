@@ -48,11 +48,13 @@ class EdgeOptions(StrategyOptions):
     """Flags of CGGM at the edge of the encoders."""
 
     edge_rho: float = option(1.0, "cggm-edge: mean weight of the losses of the guides")
-    edge_smoothing: float = option(0.8, "cggm-edge: share of the old improvement when a new one comes in")
+    edge_smoothing: float = option(0.8, "cggm-edge: decay of the moving average of the improvements")
     edge_floor: float = option(
-        0.01, "cggm-edge: improvement that is added to all; where none improves weights are equal"
+        0.01, "cggm-edge: amount added to every improvement; where none improves weights are equal"
     )
-    edge_project: bool = option(True, "cggm-edge: take out of a guide's gradient what opposes that of the task")
+    edge_project: bool = option(
+        True, "cggm-edge: remove from a guide's gradient the part that opposes that of the task"
+    )
 
     def __post_init__(self) -> None:
         check(0 < self.edge_rho < float("inf"), self, "edge_rho", "a positive number")
@@ -67,8 +69,8 @@ class Edge(MultiLoss):
         guides: by modality, at least two.
         task: what is predicted.
         rho: mean of the weights.
-        smoothing: share of the old improvement when a new one comes in.
-        floor: improvement that is added to all.
+        smoothing: decay of the moving average of the improvements, in [0, 1).
+        floor: amount added to every improvement, positive.
         optimizer: makes the guides' optimizer from their parameters.
         project: whether conflicting gradients are projected.
         reduce: sums a vector over workers.

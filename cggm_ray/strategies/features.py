@@ -19,7 +19,7 @@ Predict = Callable[..., HeadOutput | tuple[Tensor, ...]]
 
 
 def check_several(modalities: Collection[str]) -> None:
-    """Checks that there is something to balance.
+    """Checks that there are at least two modalities to balance.
 
     Raises:
         UsageError: fewer than two modalities.
@@ -111,7 +111,7 @@ def logits_of(predict: Predict, features: Mapping[str, Feature], masks: Mapping[
 
 
 def as_in_inference(net: MultimodalNet) -> Predict:
-    """`net.fuse` without dropout and with running statistics, so that asking draws no random number and moves no state."""
+    """`net.fuse` without dropout and with running statistics, so that a call draws no random number and changes no state."""
 
     def predict(features: Mapping[str, Feature], masks: Mapping[str, Tensor] | None = None) -> HeadOutput:
         with inference((net.fusion, net.head)):

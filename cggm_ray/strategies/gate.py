@@ -59,7 +59,12 @@ class Gates:
         return each(feature, lambda part: _Gate.apply(part, self, index))  # type: ignore[no-untyped-call, no-any-return]
 
     def hook(self, parameters: Iterable[nn.Parameter], index: int) -> None:
-        """Scales the gradients of single parameters instead. Tensor hooks also act before DDP's all-reduce."""
+        """Scales the gradients of single parameters in place of those of features, before the all-reduce of DDP.
+
+        Args:
+            parameters: of one encoder.
+            index: of its modality.
+        """
         for parameter in parameters:
             parameter.register_hook(lambda grad: grad * self.scale(index).to(grad.dtype))
 

@@ -58,9 +58,12 @@ class GBlending(Guided):
         guides: by modality.
         task: what is predicted.
         super_epoch: epochs between two estimates; the first reference is the end of the first epoch.
-        floor: least weight.
+        floor: least weight of a loss, before the weights are made to sum to 1.
         optimizer: makes the guides' optimizer from their parameters.
         reduce: sums a vector over workers.
+
+    Raises:
+        UsageError: no guides.
     """
 
     observes = True
@@ -95,7 +98,7 @@ class GBlending(Guided):
     epochs: Tensor
 
     def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:
-        """What the task loss lacks to the blend: (w_0 - 1) L_0 + sum_m w_m L_m."""
+        """The blend minus the task loss, to which it is added: (w_0 - 1) L_0 + sum_m w_m L_m."""
         sums_MK = own_sums.reshape(len(self.guides), -1)
         self.seen_LK.add_(torch.cat([task_sums[None], sums_MK]).detach())
         weight_L = self.weight_L.clone()
@@ -132,7 +135,7 @@ class GBlending(Guided):
 def blend(
     train_before: Tensor, train_now: Tensor, valid_before: Tensor, valid_now: Tensor, *, floor: float, before: Tensor
 ) -> Tensor:
-    """The weights [1 + M] from losses at two times; those of before where nothing is gained or a loss is not finite."""
+    """The weights [1 + M] from losses at two times; those before where nothing is gained or a loss is not finite."""
     gain = (valid_before - valid_now).clamp(min=0)
     overfitting = (valid_now - train_now) - (valid_before - train_before)
     # A gap that does not grow at all would have an infinite weight.

@@ -55,13 +55,13 @@ class GreedyOptions(StrategyOptions):
     """Options of `greedy`; the defaults are those of the released code."""
 
     greedy_ratio: float = option(
-        4.0, "greedy: 2 / greedy_ratio is the width of the squeeze, in units of all hidden layers"
+        4.0, "greedy: the squeeze layer is 2 / greedy_ratio times as wide as all hidden layers together"
     )
     greedy_epsilon: float = option(
-        0.01, "greedy: difference of learning speeds above which a modality learns from itself"
+        0.01, "greedy: difference of learning speeds above which the gates of the fastest modality are held"
     )
-    greedy_window: int = option(5, "greedy: steps for which it does")
-    greedy_start: int = option(1, "greedy: first epochs, in which no gates are held")
+    greedy_window: int = option(5, "greedy: steps for which gates are held")
+    greedy_start: int = option(1, "greedy: number of first epochs in which no gates are held")
 
     def __post_init__(self) -> None:
         check(self.greedy_ratio > 0, self, "greedy_ratio", "a positive number")
@@ -78,7 +78,7 @@ class GatedEnsemble(nn.Module):
         ratio: see `GreedyOptions`.
 
     Raises:
-        UsageError: a guide does not say how wide its last layer is.
+        UsageError: a guide has no linear layer `head`.
     """
 
     def __init__(self, members: Mapping[str, nn.Module], ratio: float) -> None:
@@ -142,15 +142,15 @@ class GreedyNet(MultimodalNet):
 
 
 class Greedy(Strategy):
-    """Holds the gates of a branch that learns mainly by what the others hold, so that it learns from itself.
+    """Holds the gates of the branch that learns fastest by the bypass, so that it learns from its own modality.
 
     Args:
         encoders: by modality.
         fusion: of the network, which `greedy_net` made.
         task: a classification.
         epsilon: difference of learning speeds above which gates are held.
-        window: steps for which they are.
-        start: first epochs, in which none are held. `end_epoch` counts epochs.
+        window: steps for which they are held.
+        start: number of first epochs in which none are held. `end_epoch` counts epochs.
         reduce: sums a vector over workers.
     """
 
@@ -250,7 +250,7 @@ class Greedy(Strategy):
         self.left.copy_(left)
 
     def end_epoch(self, train: Mapping[str, float], valid: Mapping[str, float], observed: Tensor) -> None:
-        """Counts."""
+        """Counts the epoch."""
         self.epoch += 1
 
 

@@ -66,13 +66,15 @@ EPOCHS = 10
 class InfoRegOptions(StrategyOptions):
     """Options of `inforeg`; the defaults are those of the released code for its dominant modality."""
 
-    inforeg_mu: float = option(0.95, "inforeg: how strongly an encoder that is ahead is held near its weights")
-    inforeg_mus: tuple[str, ...] | None = option(
-        None, "inforeg: the same by modality instead, audio=0.95,vision=0.1, or one a modality in their order"
+    inforeg_mu: float = option(
+        0.95, "inforeg: how strongly an encoder that is ahead is pulled to its weights at the start of the epoch"
     )
-    inforeg_threshold: float = option(0.05, "inforeg: growth of the Fisher trace below which nothing is held any more")
+    inforeg_mus: tuple[str, ...] | None = option(
+        None, "inforeg: the same by modality: audio=0.95,vision=0.1, or one number for each, in their order"
+    )
+    inforeg_threshold: float = option(0.05, "inforeg: growth of the Fisher trace below which an encoder is not pulled")
 
-    inforeg_reading: str = option("released", "inforeg: how it is read: released, paper (see docs/strategies.md)")
+    inforeg_reading: str = option("released", "inforeg: formulas of the released code or of the paper: released, paper")
 
     def __post_init__(self) -> None:
         one_of(self, "inforeg_reading", READINGS)
@@ -88,15 +90,15 @@ class _Memo:
 
 
 class InfoReg(Strategy):
-    """Holds the encoder of a modality that is ahead near its weights of the beginning of the epoch.
+    """Pulls the encoder of a modality that is ahead to its weights at the beginning of the epoch.
 
     Args:
         encoders: by modality.
         predict: the fused prediction from features, `net.fuse`; it is called with gradient.
         task: what is predicted.
-        mus: by modality, how strongly an encoder that is ahead is held; default .95.
-        threshold: growth of the Fisher trace below which nothing is held any more.
-        paper: whether it is read as the paper.
+        mus: by modality, how strongly an encoder that is ahead is pulled; default .95.
+        threshold: growth of the Fisher trace below which an encoder is not pulled.
+        paper: whether the formulas are those of the paper, not of the released code.
         reduce: sums a vector over workers.
     """
 
@@ -141,7 +143,7 @@ class InfoReg(Strategy):
     def transform(
         self, features: dict[str, Feature], batch: Batch, totals: Totals | None = None
     ) -> tuple[dict[str, Feature], Memo]:
-        """Asks every modality alone, with gradient where it has a loss; the features stay as they are."""
+        """Predicts from every modality alone, with gradient where it has a loss; the features stay as they are."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._paper):
             return features, _Memo(self._answers(features, batch))
 
@@ -198,7 +200,7 @@ class InfoReg(Strategy):
     def adjust_gradients(self, memo: Memo) -> None:
         """Holds the encoders by beta (theta - theta of before), and adds the squares of the gradients to the traces.
 
-        The paper's reading takes the squares of what the losses alone ask for.
+        In the paper's reading the squares are those of the gradients without the pull.
         """
         squares = []
         for parameters, before, beta in zip(self._parameters_M, self._before_M, memo.beta_M, strict=True):

@@ -107,7 +107,7 @@ class LFM(Strategy):
         return torch.stack(parts)
 
     def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:
-        """What the loss of the task lacks to the mixture."""
+        """The mixture minus the task loss, to which it is added."""
         apart_P, count_P = own_sums.reshape(-1, 2).unbind(1)
         apart = (apart_P / count_P.detach().clamp(min=1)).mean()
         share = self.share.clone()
@@ -127,7 +127,7 @@ class LFM(Strategy):
 
 
 def alignment(one_NC: Tensor, other_NC: Tensor, kind: str) -> Tensor:
-    """How far apart the predictions are by which two logits speak of each sample, [N]; 0 where they are the same."""
+    """The divergence of the predictions of two modalities for each sample, [N]; 0 where they are the same."""
     logs = [logits.log_softmax(1) for logits in (one_NC, other_NC)]
     mean = torch.stack([log.exp() for log in logs]).mean(0)
     log_mean = torch.logsumexp(torch.stack(logs), 0) - math.log(2)

@@ -47,7 +47,7 @@ from cggm_ray.tasks.classification import Classification
 class MBSDOptions(StrategyOptions):
     """Flags of MBSD."""
 
-    mbsd_weight: float = option(1.0, "mbsd: weight of what draws the predictions of modalities together")
+    mbsd_weight: float = option(1.0, "mbsd: weight of the terms that make the modalities' predictions agree")
 
     def __post_init__(self) -> None:
         check(0 <= self.mbsd_weight < float("inf"), self, "mbsd_weight", "zero or a positive number")
@@ -59,7 +59,7 @@ class MBSD(Guided):
     Args:
         guides: by modality.
         task: a classification.
-        weight: of what draws the predictions together.
+        weight: of the terms that make the predictions agree.
         optimizer: makes the guides' optimizer from their parameters.
         reduce: sums a vector over workers.
 

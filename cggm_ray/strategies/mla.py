@@ -135,7 +135,7 @@ class MLA(Strategy):
         return torch.cat([self.task.sums(members_of(head)[name], counted), h_ND.T @ w_N, w_N.sum()[None]])
 
     def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:
-        """The loss of the modality without that of all; learns the matrix."""
+        """The loss of the modality minus the task loss; updates the matrix."""
         k = self.task.n_sums
         count = own_sums[-1].detach()
         seen = count > 0
@@ -160,7 +160,7 @@ class MLA(Strategy):
             grad_CD.copy_(grad_CD.double() @ self.change_DD.T)
 
     def end_epoch(self, train: Mapping[str, float], valid: Mapping[str, float], observed: Tensor) -> None:
-        """Notes how long the epoch was."""
+        """Stores the number of steps of the epoch."""
         self.taken[2] = self.taken[1]
         self.taken[1] = 0
 

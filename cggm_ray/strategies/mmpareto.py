@@ -45,7 +45,9 @@ class MMParetoOptions(StrategyOptions):
     """Options of `mmpareto`."""
 
     mmpareto_gamma: float = option(1.5, "mmpareto: factor on the gradient of every encoder")
-    mmpareto_norm: str = option("encoder", "mmpareto: what is enhanced as a whole: encoder, parameter (released code)")
+    mmpareto_norm: str = option(
+        "encoder", "mmpareto: unit whose gradient magnitude is enhanced: encoder, parameter (released code)"
+    )
 
     def __post_init__(self) -> None:
         check(self.mmpareto_gamma > 0, self, "mmpareto_gamma", "a positive number")
@@ -92,7 +94,7 @@ def pareto_shares(products: Products) -> Weights:
 
 
 def pareto_weights(products: Products, gamma: float) -> Weights:
-    """The rule at the top of this file."""
+    """Factors of g and u by the rule at the top of this file, with enhanced magnitudes."""
     gg, uu, gu = products
     apart = (gg + uu - 2 * gu).clamp(min=1e-300)
     a = torch.where(gu < 0, (uu - gu) / apart, 0.5)

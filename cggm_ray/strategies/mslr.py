@@ -42,10 +42,10 @@ class MSLROptions(StrategyOptions):
 
     mslr_strategy: str = option("keep", "mslr: how learning rates are assigned: keep, smooth, dynamic")
     mslr_lrs: tuple[str, ...] | None = option(
-        None, "mslr: learning rates of the encoders: text=1e-3,audio=5e-4, or one a modality in their order"
+        None, "mslr: learning rates of the encoders: text=1e-3,audio=5e-4, or one for each, in their order"
     )
     mslr_rule: str = option(
-        "compound", "mslr: what strategy dynamic multiplies: compound (the rate), initial (the first one)"
+        "compound", "mslr: which rate the strategy dynamic multiplies: compound (the last one), initial (the first one)"
     )
     mslr_window: int = option(5, "mslr: epochs between two changes of strategy dynamic, over which it takes the mean")
 
@@ -59,12 +59,12 @@ class MSLR(Guided):
     """A learning rate of its own for every encoder.
 
     Args:
-        guides: by modality; only 'dynamic' trains and asks them, on detached features.
+        guides: by modality; only 'dynamic' trains and evaluates them, on detached features.
         task: what is predicted.
         factors: modality to the learning rate of its encoder at the beginning, in units of the global one.
         strategy: 'keep', 'smooth' or 'dynamic'.
         window: epochs between two changes.
-        compounds: whether a change multiplies the rate of before, every `window` epochs; else it multiplies the initial rate,
+        compounds: whether a change multiplies the current rate, every `window` epochs; else it multiplies the initial rate,
             after every epoch that has `window` others before it.
         optimizer: makes the guides' optimizer from their parameters.
         reduce: sums a vector over workers.
@@ -120,7 +120,7 @@ class MSLR(Guided):
             self.factor_M.mul_(relative(now_M, self.history_WM.mean(0)))
 
     def rates(self) -> Mapping[str, float]:
-        """The factors of now."""
+        """The current factor of each modality."""
         return dict(zip(self._names, self.factor_M.tolist(), strict=True))
 
 

@@ -44,10 +44,10 @@ class MultiLossOptions(StrategyOptions):
 
     multiloss_weight: float = option(1.0, "multiloss: weight of the loss of every guide")
     multiloss_weights: tuple[str, ...] | None = option(
-        None, "multiloss: weights of the guides instead, text=1,audio=0.5, or one a modality in their order"
+        None, "multiloss: the same by guide: text=1,audio=0.5, or one number for each, in their order"
     )
     multiloss_project: bool = option(
-        False, "multiloss: take out of a guide's gradient what opposes that of the task, sample by sample"
+        False, "multiloss: remove from a guide's gradient the part that opposes that of the task, sample by sample"
     )
 
     def __post_init__(self) -> None:

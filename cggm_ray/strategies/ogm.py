@@ -68,10 +68,15 @@ class OGMOptions(StrategyOptions):
     """Options of `ogm` and `ogm-ge`."""
 
     ogm_alpha: float = option(0.3, "ogm, ogm-ge: how strongly the gradient of a dominant modality is lowered")
-    ogm_parameters: str = option("all", "ogm, ogm-ge: whose gradients are modulated: all of an encoder, convolutions")
-    ogm_epochs: int = option(0, "ogm, ogm-ge: first epochs, in which gradients are modulated; 0 for all")
-    ogm_bias: str = option("whole", "ogm, ogm-ge: what of the answer without any modality each has: whole, shared")
-    ogm_rivals: str = option("mean", "ogm, ogm-ge: what of the other scores a ratio is to: mean, minimum, ratios")
+    ogm_parameters: str = option("all", "ogm, ogm-ge: which gradients of an encoder are modulated: all, convolutions")
+    ogm_epochs: int = option(0, "ogm, ogm-ge: number of first epochs in which gradients are modulated; 0 for all")
+    ogm_bias: str = option(
+        "whole",
+        "ogm, ogm-ge: how much of the prediction without any modality is in that of each: whole, shared (1 / M)",
+    )
+    ogm_rivals: str = option(
+        "mean", "ogm, ogm-ge: what a score is divided by: mean or minimum of the others; ratios: each, then averaged"
+    )
 
     def __post_init__(self) -> None:
         check(self.ogm_alpha > 0, self, "ogm_alpha", "a positive number")
@@ -82,13 +87,13 @@ class OGMOptions(StrategyOptions):
 
 
 class Confidence(ResponseStrategy):
-    """The base of OGM and OPM, which compare how much of the truth each modality alone predicts.
+    """The base of OGM and OPM, which compare how well each modality alone predicts.
 
-    Its arguments are those of `ResponseStrategy`.
+    The arguments are those of `ResponseStrategy`.
 
     Attributes:
-        bias: what each answer has of the answer without any modality: 'whole' or 'shared' (its part of it).
-        rivals: what of the other scores a ratio is to: 'mean', 'minimum' or 'ratios' (the mean of the ratios to each).
+        bias: how much of the prediction without any modality is in that of each: 'whole' or 'shared' (1 / M).
+        rivals: what a score is divided by: 'mean' or 'minimum' of the others, or 'ratios' (each, then averaged).
     """
 
     bias = "whole"
@@ -145,7 +150,7 @@ class OGM(Confidence):
             and the optimizer.
         seed: of the noise, the same on all workers.
         convolutions: encoders by modality, of which only the gradients with four dimensions are modulated, in `adjust` too.
-        epochs: first epochs, in which gradients are modulated; 0 for all. `end_epoch` counts them.
+        epochs: number of first epochs in which gradients are modulated; 0 for all. `end_epoch` counts them.
         bias: see `Confidence`.
         rivals: see `Confidence`.
         reduce: sums a vector over workers.
@@ -237,7 +242,7 @@ class OGM(Confidence):
         self.steps += 1
 
     def end_epoch(self, train: Mapping[str, float], valid: Mapping[str, float], observed: Tensor) -> None:
-        """Counts."""
+        """Counts the epoch."""
         self.epoch += 1
 
     def get_extra_state(self) -> dict[str, Any]:

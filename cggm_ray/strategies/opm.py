@@ -53,10 +53,12 @@ class OPMOptions(StrategyOptions):
     """Options of `opm`; the defaults are those of the released command."""
 
     opm_base: float = option(0.5, "opm: least probability of dropping a modality that is ahead, q_base")
-    opm_lambda: float = option(0.5, "opm: how much more a modality is dropped that is far ahead")
+    opm_lambda: float = option(0.5, "opm: how much that probability grows for a modality that is far ahead, lambda")
     opm_execute: float = option(0.7, "opm: share of the batches in which anything is dropped, p_exe")
-    opm_warmup: int = option(6, "opm: first epochs, in which nothing is dropped")
-    opm_rivals: str = option("mean", "opm: what of the other scores a ratio is to: mean, minimum, ratios")
+    opm_warmup: int = option(6, "opm: number of first epochs in which nothing is dropped")
+    opm_rivals: str = option(
+        "mean", "opm: what a score is divided by: mean or minimum of the others; ratios: each, then averaged"
+    )
 
     def __post_init__(self) -> None:
         check(0 <= self.opm_base < 1, self, "opm_base", "a number in [0, 1)")
@@ -75,10 +77,10 @@ class OPM(Confidence):
             batch normalisation.
         task: what is predicted.
         base: least probability of dropping a modality that is ahead.
-        lam: how much more a modality is dropped that is far ahead.
+        lam: how much that probability grows for a modality that is far ahead.
         execute: share of the batches in which anything is dropped.
-        warmup: first epochs, in which nothing is dropped. `end_epoch` counts them.
-        rivals: what of the other scores a ratio is to; see `Confidence`.
+        warmup: number of first epochs in which nothing is dropped. `end_epoch` counts them.
+        rivals: what a score is divided by; see `Confidence`.
         reduce: sums a vector over workers.
 
     Raises:
@@ -171,7 +173,7 @@ class OPM(Confidence):
         return (draw_NM >= q_M) | last_NM
 
     def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
-        """Nothing: the scores were summed before the fusion."""
+        """Returns no sums, because the scores were summed before the fusion."""
         return Strategy.sums(self, head, batch, memo)
 
     def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:
@@ -179,7 +181,7 @@ class OPM(Confidence):
         return own_sums.new_zeros(())
 
     def end_epoch(self, train: Mapping[str, float], valid: Mapping[str, float], observed: Tensor) -> None:
-        """Counts."""
+        """Counts the epoch."""
         self.epoch += 1
 
 

@@ -74,13 +74,13 @@ class _Shown(NamedTuple):
 
 
 class OwnLoop(nn.Module):
-    """What a strategy offers to a loop of a person's own; `Strategy` implements the abstract methods.
+    """The methods of a strategy for a training loop of your own; `Strategy` implements the abstract ones.
 
     Attributes:
         adjusts: whether the strategy changes gradients, so that the loop has to call `adjust`.
         turns: steps that the loop takes with every batch, each from `modulate` to `step`.
         turn: which of them is taken now, counted from 0.
-        needs_reduce: whether it decides by sums over the batch, which several workers must add up.
+        needs_reduce: whether it uses sums over the batch, so that several workers need a `reduce`.
     """
 
     task: Task
@@ -115,7 +115,7 @@ class OwnLoop(nn.Module):
 
     @abstractmethod
     def memory(self) -> list[Tensor]:
-        """Tensors that a step moves, changed in place."""
+        """Tensors that a step changes in place."""
 
     @abstractmethod
     def adjust_gradients(self, memo: Memo) -> None:
@@ -123,7 +123,7 @@ class OwnLoop(nn.Module):
 
     @abstractmethod
     def move(self) -> None:
-        """Moves what the strategy trains by itself."""
+        """Updates the parameters that the strategy trains by itself."""
 
     @abstractmethod
     def observe(self, features: dict[str, Feature], batch: Batch) -> Tensor:
@@ -131,7 +131,7 @@ class OwnLoop(nn.Module):
 
     @abstractmethod
     def end_epoch(self, train: Mapping[str, float], valid: Mapping[str, float], observed: Tensor) -> None:
-        """Sees how an epoch went."""
+        """Receives the results of an epoch."""
 
     @abstractmethod
     def rates(self) -> Mapping[str, float]:
@@ -139,11 +139,11 @@ class OwnLoop(nn.Module):
 
     @abstractmethod
     def without_own(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-        """The parameters that `step` does not move."""
+        """The parameters that `step` does not update."""
 
     @abstractmethod
     def own_optimizer(self) -> Optimizer | None:
-        """The optimizer of what the strategy trains by itself; None where it trains nothing."""
+        """The optimizer of the parameters that the strategy trains by itself; None where there are none."""
 
     def see(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> None:
         """Gives the inputs of a step before `modulate`, for a strategy that needs them (UMT).
@@ -162,7 +162,7 @@ class OwnLoop(nn.Module):
         weight: Tensor | None = None,
         masks: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Feature]:
-        """Begins a step: returns the features that the fusion shall see, equal in value for most strategies.
+        """Begins a step and returns the features for the fusion, which most strategies leave equal in value.
 
         Args:
             features: modality name to the output of its encoder.
@@ -228,7 +228,7 @@ class OwnLoop(nn.Module):
     def groups(
         self, parameters: Iterable[nn.Parameter], encoders: Mapping[str, nn.Module], lr: float
     ) -> list[dict[str, Any]]:
-        """Returns parameter groups for the model's optimizer: without what `step` moves, with the rates of the encoders.
+        """Returns parameter groups for the model's optimizer, without those that `step` updates, with the encoders' rates.
 
         Args:
             parameters: of the model, `model.parameters()`.
@@ -238,7 +238,7 @@ class OwnLoop(nn.Module):
         return parameter_groups(self.without_own(parameters), encoders, self.rates(), lr)
 
     def adjust(self, optimizer: Optimizer | None = None) -> None:
-        """Changes gradients (OGM-GE, ReconBoost) or learning rates (MSLR, CGGM with `update`) where the strategy does that.
+        """Changes gradients where `adjusts` is set (OGM-GE, MLA, ...), or learning rates (MSLR, CGGM with `update`).
 
         Call it between the backward pass and `optimizer.step()`; for other strategies it does nothing.
 
@@ -261,11 +261,11 @@ class OwnLoop(nn.Module):
             self._unadjusted = None
 
     def step(self) -> None:
-        """Ends a step: moves what the strategy trains by itself, and clears its gradients. Call it after the backward pass.
+        """Ends a step after the backward pass: updates what the strategy trains by itself, and clears its gradients.
 
-        It first divides the gradients by the loss scale; where they or the sums of the batch are not finite, nothing moves
-        and the buffers go back to what they were before the step. So it may be called whether or not the model's optimizer
-        skipped the step.
+        It first divides the gradients by the loss scale; where they or the sums of the batch are not finite, it updates
+        nothing and the buffers go back to what they were before the step. So it may be called whether or not the model's
+        optimizer skipped the step.
 
         Raises:
             RuntimeError: `adjust` was forgotten.
@@ -297,9 +297,9 @@ class OwnLoop(nn.Module):
 
     @torch.no_grad()
     def finish_epoch(self, net: Any, batches: Iterable[tuple[Mapping[str, Tensor], Tensor]]) -> float:
-        """Ends an epoch: validates the network, and gives the strategy what it decides by between epochs.
+        """Ends an epoch: validates the network and calls `end_epoch` of the strategy with the results.
 
-        MSLR, G-Blending, PMR and ReconBoost need it; for the others it only computes the validation loss.
+        Strategies that define `end_epoch` need it (MSLR, ReconBoost, ...); for others it only computes the loss.
 
         Args:
             net: with `encode` and `fuse`; it is left in the mode that it was in.

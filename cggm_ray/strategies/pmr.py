@@ -53,11 +53,13 @@ class PMROptions(StrategyOptions):
 
     pmr_alpha: float = option(1.0, "pmr: weight of the prototypical cross-entropy")
     pmr_mu: float = option(0.01, "pmr: weight of the entropy of the dominant modality")
-    pmr_epochs: int = option(10, "pmr: first epochs, in which the entropy counts")
-    pmr_momentum: float = option(0.2, "pmr: share of the old prototypes when an epoch's means come in")
-    pmr_reading: str = option("graded", "pmr: how it is read: graded, paper, released (see docs/strategies.md)")
-    pmr_ends: int = option(0, "pmr: first epochs, in which the prototypical cross-entropy counts; 0 for all")
-    pmr_samples: int = option(0, "pmr: training samples of a pass for prototypes, where the reading has one; 0 for all")
+    pmr_epochs: int = option(10, "pmr: number of first epochs in which the entropy counts")
+    pmr_momentum: float = option(0.2, "pmr: weight of the old prototypes in their average with the means of an epoch")
+    pmr_reading: str = option("graded", "pmr: variant: graded, paper, released (see docs/strategies.md)")
+    pmr_ends: int = option(0, "pmr: number of first epochs in which the prototypical cross-entropy counts; 0 for all")
+    pmr_samples: int = option(
+        0, "pmr: largest number of training samples in the pass for prototypes, where the reading has one; 0 for all"
+    )
 
     def __post_init__(self) -> None:
         for name in ("pmr_alpha", "pmr_mu"):
@@ -81,11 +83,11 @@ class PMR(Strategy):
         task: a classification.
         alpha: weight of the prototypical cross-entropy.
         mu: weight of the entropy of the dominant modality.
-        epochs: first epochs, in which that entropy counts.
-        momentum: share of the old prototypes when the means of an epoch come in.
+        epochs: number of first epochs in which that entropy counts.
+        momentum: weight of the old prototypes in their average with the means of an epoch.
         reading: 'graded'; 'paper', where prototypes come from a pass of their own; or 'released', as in the released code.
-        ends: first epochs, in which the prototypical cross-entropy counts; 0 for all.
-        samples: of the pass for prototypes; 0 for all.
+        ends: number of first epochs in which the prototypical cross-entropy counts; 0 for all.
+        samples: largest number of training samples in the pass for prototypes; 0 for all.
         reduce: sums a vector over workers.
     """
 

@@ -46,12 +46,14 @@ from cggm_ray.tasks import Classification
 class ReconBoostOptions(StrategyOptions):
     """Flags of ReconBoost."""
 
-    reconboost_epochs: int = option(4, "reconboost: epochs of a stage in which one learner moves")
-    reconboost_rectify: int = option(4, "reconboost: epochs of a stage in which all move, the global rectification")
+    reconboost_epochs: int = option(4, "reconboost: epochs of a stage in which one learner is trained")
+    reconboost_rectify: int = option(
+        4, "reconboost: epochs of a stage in which all are trained, the global rectification"
+    )
     reconboost_weight1: float = option(5.0, "reconboost: weight of the agreement with the label")
     reconboost_weight2: float = option(1.0, "reconboost: weight of the reconcilement with the other learners")
     reconboost_alpha: float = option(0.5, "reconboost: weight of the agreement with the learner of the stage before")
-    reconboost_reading: str = option("joined", "reconboost: how it is read: joined, released (see docs/strategies.md)")
+    reconboost_reading: str = option("joined", "reconboost: variant: joined, released (see docs/strategies.md)")
 
     def __post_init__(self) -> None:
         one_of(self, "reconboost_reading", ("joined", "released"))
@@ -62,18 +64,18 @@ class ReconBoostOptions(StrategyOptions):
 
 
 class ReconBoost(Strategy):
-    """Learners of single modalities move in turns, each against the frozen sum of the others, and then all together.
+    """Trains learners of single modalities in turns, each against the frozen sum of the others, and then all together.
 
     Args:
         encoders: by modality.
         ensemble: of the learners' guides, which the network has in the place of its fusion.
         task: a classification.
-        epochs: of a stage in which one learner moves.
-        rectify: epochs of a stage in which all learners move.
+        epochs: of a stage in which one learner is trained.
+        rectify: epochs of a stage in which all learners are trained.
         weight1: weight of the agreement with the label.
         weight2: weight of the reconcilement with the other learners.
         alpha: weight of the agreement with the learner of the stage before.
-        released: whether it is read as the released code.
+        released: whether the variant is that nearer to the released code.
         reduce: sums a vector over workers.
     """
 
@@ -105,7 +107,7 @@ class ReconBoost(Strategy):
 
     @property
     def moving(self) -> str | None:
-        """The learner that moves in this epoch; None where all do."""
+        """The learner that is trained in this epoch; None where all are."""
         stage, epoch = divmod(self._epoch, self._stage)
         turns = epoch < self._boosting or self._alone
         return self._names[stage % len(self._names)] if turns else None
@@ -121,12 +123,12 @@ class ReconBoost(Strategy):
 
     @property
     def moved_before(self) -> str | None:
-        """The learner of the stage before; None in the first."""
+        """The learner that was trained in the stage before; None in the first stage."""
         stage = self._epoch // self._stage
         return self._names[(stage - 1) % len(self._names)] if stage else None
 
     def branch(self) -> Hashable:
-        """The learner that moves, and the one that moved before."""
+        """The learner that is trained, and the one of the stage before."""
         return self.moving, self.moved_before, self._alone
 
     def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
@@ -153,7 +155,7 @@ class ReconBoost(Strategy):
         return torch.stack([*parts, (distance * both).sum(), both.sum()])
 
     def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:
-        """The loss of the moving learner without that of the sum; nothing where all move by the latter."""
+        """The loss of the learner minus the task loss of the sum; 0 where all are trained by the latter."""
         turns = [own_sums.new_full((), float(self.moving in (None, name))) for name in self._names]
         self.diagnostics = {"moving": torch.stack(turns)}
         if self.moving is None:
@@ -170,7 +172,7 @@ class ReconBoost(Strategy):
                     module.zero_grad(set_to_none=True)
 
     def end_epoch(self, train: Mapping[str, float], valid: Mapping[str, float], observed: Tensor) -> None:
-        """Counts."""
+        """Counts the epoch."""
         self._epoch += 1
 
     def get_extra_state(self) -> dict[str, Any]:

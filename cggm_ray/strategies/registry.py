@@ -46,11 +46,11 @@ S = TypeVar("S", bound=StrategyOptions)
 
 @dataclass(frozen=True, kw_only=True)
 class Setting(Generic[S]):
-    """What a strategy may know of a run before there is a network.
+    """The settings of a run that a strategy receives before the network is built.
 
     Attributes:
         options: the strategy's own section of the configuration.
-        modulation: the section that all strategies share, with the strategy's own choice in every part.
+        modulation: the section that all strategies share, with the strategy's own choice for every part that is not set.
         modalities: their names, in the order of the network's encoders.
         lr: learning rate of the model.
         seed: of the run, the same on all workers.
@@ -74,7 +74,7 @@ class Materials(Setting[S]):
         reduce: sums a vector over workers.
         guide_optimizer: makes the optimizer of guides from their parameters.
         teachers: trained encoders by modality, where the options name any.
-        teacher_inputs: what their inputs are taken through before, of those that were trained so; see `MultimodalNet`.
+        teacher_inputs: modules that their inputs pass before, for those that were trained so; see `MultimodalNet`.
     """
 
     net: MultimodalNet
@@ -96,9 +96,9 @@ class StrategyInfo(Generic[S]):
         options: class of its own section of the configuration.
         tasks: the tasks that it can serve; empty for all.
         balances: needs at least two modalities.
-        whole_batch: needs the gradients of a worker's whole share at once, so `--accumulate` must be 1.
+        whole_batch: needs the gradients of a worker's whole share of the batch, so `--accumulate` must be 1.
         shares: the strategy whose section of the configuration it reads, where that is not its own.
-        check: raises a UsageError for what the options alone cannot tell; called before any long work.
+        check: raises a UsageError where the options do not fit the run; called before any long work.
         network: (net, guides, options) to the network that is trained, validated, saved and tested; None for the run's own.
             It is a function of its arguments alone, so that a checkpoint finds the same network again. What a strategy
             changes in the way from inputs to a prediction (another fusion or head, layers between the encoders) is a part
@@ -120,7 +120,7 @@ class StrategyInfo(Generic[S]):
 
     @property
     def has_options(self) -> bool:
-        """Whether there is anything to set that is the strategy's alone."""
+        """Whether the strategy has options of its own."""
         return bool(dataclasses.fields(self.options))
 
     def network_of(self, net: MultimodalNet, guides: Mapping[str, nn.Module], options: S) -> MultimodalNet:

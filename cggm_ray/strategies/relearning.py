@@ -41,9 +41,9 @@ class ReLearningOptions(StrategyOptions):
     """Options of `relearning`; the defaults are those of the released command."""
 
     relearning_every: int = option(20, "relearning: epochs between two re-initialisations of the encoders")
-    relearning_times: int = option(3, "relearning: re-initialisations in a run at most")
+    relearning_times: int = option(3, "relearning: largest number of re-initialisations in a run")
     relearning_lambda: float = option(3.0, "relearning: how strongly an encoder that overfits is set back")
-    relearning_samples: int = option(20000, "relearning: samples of a split that are clustered at most; 0 for all")
+    relearning_samples: int = option(20000, "relearning: largest number of samples of a split to cluster; 0 for all")
 
     def __post_init__(self) -> None:
         at_least(self, "relearning_every", 1)
@@ -55,15 +55,15 @@ class ReLearningOptions(StrategyOptions):
 class ReLearning(Strategy):
     """Sets encoders back towards their initial weights, the further the more they have overfitted.
 
-    A loop of your own calls `begin_epoch` with what `measure` says of the samples of both splits.
+    A loop of your own calls `begin_epoch` with the results of `measure` for the samples of both splits.
 
     Args:
         encoders: by modality, with their initial weights.
         task: a classification.
         every: epochs between two re-initialisations.
-        times: re-initialisations in a run at most.
+        times: largest number of re-initialisations in a run.
         lam: how strongly an encoder that overfits is set back.
-        samples: of a split that are measured at most; 0 for all.
+        samples: largest number of samples of a split to measure; 0 for all.
         reduce: sums a vector over workers.
     """
 

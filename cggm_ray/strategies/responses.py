@@ -29,16 +29,14 @@ class _Memo(NamedTuple):
 
 
 class ResponseStrategy(Strategy):
-    """Modalities answer, answers are scored, scores become coefficients.
+    """Scores the response of every modality, and scales the gradient of its encoder by a coefficient that follows.
 
     Args:
         modalities: their names, in the order of the coefficients.
         predict: the fused prediction from features, `net.fuse`. It is called without gradient.
         task: what is predicted.
-        reduce: sums a vector over workers.
-
-    Attributes:
         gated: whether the gradient is scaled at the features; else a subclass scales it elsewhere.
+        reduce: sums a vector over workers.
 
     Raises:
         UsageError: fewer than two modalities.
@@ -67,11 +65,11 @@ class ResponseStrategy(Strategy):
 
     @abstractmethod
     def answers(self, features: Mapping[str, Feature], batch: Batch) -> list[Tensor]:
-        """Logits [N, C, ...] that are ascribed to each modality, without gradient."""
+        """The response of each modality, logits [N, C, ...] without gradient."""
 
     @abstractmethod
     def score_sums(self, logits: Tensor, batch: Batch) -> Tensor:
-        """What the score of a modality is made of, additive, float64 [K].
+        """The additive sums from which the score of a modality follows, float64 [K].
 
         Args:
             logits: of `answers`, for one modality.
@@ -80,12 +78,12 @@ class ResponseStrategy(Strategy):
 
     @abstractmethod
     def decide(self, sums_MK: Tensor, seen_M: Tensor) -> Tensor:
-        """Coefficients [M] from the sums of the global batch; where a modality was not seen its sums are ones."""
+        """Coefficients [M] from the sums of the global batch, which are ones where no sample has the modality."""
 
     def transform(
         self, features: dict[str, Feature], batch: Batch, totals: Totals | None = None
     ) -> tuple[dict[str, Feature], Memo]:
-        """Asks the modalities, and scales the gradients of the features by the coefficients, or places gates.
+        """Finds the responses, and scales the gradients of the features by the coefficients, or places gates.
 
         A single worker decides the coefficients here. With several, `combine` decides them after the one all-reduce of the
         step, and opens the gates; see `cggm_ray.strategies.cggm`.

@@ -33,16 +33,18 @@ class ModulationConfig:
     modulation: str = option("cggm", "balancing strategy; docs/strategies.md describes them all")
     rho: float = option(1.3, "scale of the coefficients", "rou")
     lam: float = option(0.2, "weight of the direction term", "lambda", "lamda")
-    coefficients: str | None = option(None, "coefficient rule instead of the strategy's: stable, paper, released")
-    direction: str | None = option(None, "direction rule instead of the strategy's: gradient, released, off")
+    coefficients: str | None = option(None, "coefficient rule in place of the strategy's own: stable, paper, released")
+    direction: str | None = option(None, "direction rule in place of the strategy's own: gradient, released, off")
     gate: str | None = option(
         None,
-        "what is scaled: feature (gradients of a whole encoder), body (without its projection), update (its learning rate), "
-        "off (nothing)",
+        "what a coefficient scales: feature (the gradient of a whole encoder), body (without its input projection), update "
+        "(the encoder's learning rate), off (nothing)",
     )
-    utility: str | None = option(None, "utility of a guide, by task: mae, sign; accuracy, likelihood; dice")
+    utility: str | None = option(
+        None, "how well a guide predicts: mae, sign (regression); accuracy, likelihood (classes); dice (segmentation)"
+    )
     smoothing: float = option(0.9, "rule stable: decay of the moving average of the utilities")
-    floor: float = option(0.01, "rule stable: improvement granted to every modality")
+    floor: float = option(0.01, "rule stable: amount added to the improvement of every modality")
 
     def __post_init__(self) -> None:
         for name, names in PARTS.items():

@@ -38,7 +38,7 @@ class UMTOptions(StrategyOptions):
     umt_alpha: float = option(1.0, "umt: weight of the distance between features and those of the teachers")
     umt_teachers: tuple[str, ...] | None = option(
         None,
-        "umt: comma-separated finished runs with one modality each, folders, URLs or names in STORAGE_PATH",
+        "umt: comma-separated finished runs with one modality each: folders, URLs or names in STORAGE_PATH",
         path=True,
         url=True,
     )
@@ -47,14 +47,14 @@ class UMTOptions(StrategyOptions):
         check(self.umt_alpha >= 0, self, "umt_alpha", "zero or a positive number")
 
     def with_whole_paths(self, storage: Path) -> Self:
-        """See `StrategyOptions`."""
+        """The same with teachers as whole paths; URLs stay as they are."""
         if self.umt_teachers is None:
             return self
         runs = tuple(run if "://" in run else str(storage / Path(run).expanduser()) for run in self.umt_teachers)
         return dataclasses.replace(self, umt_teachers=runs)
 
     def teachers(self) -> Sequence[str]:
-        """See `StrategyOptions`."""
+        """Folders, URLs or names of the teachers, which `umt_teachers` gives; empty without them."""
         return self.umt_teachers or ()
 
 
@@ -106,7 +106,7 @@ class UMT(Strategy):
         self.teachers.eval()
 
     def train(self, mode: bool = True) -> UMT:
-        """The teachers stay as they are."""
+        """Sets the mode of the strategy; the teachers stay in evaluation mode."""
         super().train(mode)
         self.teachers.eval()
         return self

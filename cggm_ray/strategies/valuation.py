@@ -57,10 +57,10 @@ class ValuationOptions(StrategyOptions):
     """Options of `valuation`; the defaults are those of the released code."""
 
     valuation_level: str = option(
-        "sample", "valuation: whose values decide what is trained more often: sample, modality"
+        "sample", "valuation: level of the values by which samples are repeated: sample, modality (their mean)"
     )
-    valuation_warmup: int = option(5, "valuation: first epochs, in which every sample is trained once")
-    valuation_alpha: float = option(1.0, "valuation: level modality: copies for a gap between the modalities")
+    valuation_warmup: int = option(5, "valuation: number of first epochs without copies of samples")
+    valuation_alpha: float = option(1.0, "valuation: level modality: factor of the number of copies")
     valuation_part: float = option(0.2, "valuation: level modality: share of the samples whose values are averaged")
 
     def __post_init__(self) -> None:
@@ -77,9 +77,9 @@ class Valuation(Strategy):
         modalities: their names, in their order.
         predict: the fused prediction from features, `net.fuse`. It is called without gradient.
         task: a classification.
-        level: whose values decide what is trained more often: 'sample' or 'modality'.
-        warmup: first epochs, in which every sample is trained once.
-        alpha: of the level 'modality': copies for a gap between the modalities.
+        level: of the values by which samples are repeated: 'sample' or 'modality' (their mean).
+        warmup: number of first epochs without copies of samples.
+        alpha: of the level 'modality': factor of the number of copies.
         part: of the level 'modality': share of the samples whose values are averaged.
         reduce: sums a vector over workers.
     """

@@ -42,7 +42,7 @@ class Task(ABC):
 
     Attributes:
         outputs: C, the number of outputs of the head.
-        values: numbers of the target of a sample that is no map.
+        values: length of the target of a sample, for a task that is not dense.
         n_sums: K, the length of `sums`.
         dense: whether a prediction is a map, too large to keep for every sample.
         utilities: the named utilities of a guide's prediction; larger is better.

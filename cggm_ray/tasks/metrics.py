@@ -309,7 +309,11 @@ def _volume(batch: Batch) -> Tensor:
 
 
 def flat(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns predictions, targets and weights of all values, float64, 1-D."""
+    """Returns predictions, targets and weights of all values, float64, 1-D.
+
+    Raises:
+        DataError: predictions and targets differ in number.
+    """
     p, y = logits.detach().reshape(-1).double(), batch.target.reshape(-1).double()
     if len(p) != len(y):
         raise DataError(f"{len(p)} predictions for {len(y)} targets")

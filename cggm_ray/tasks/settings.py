@@ -16,7 +16,7 @@ class LossConfig:
     label_smoothing: float = option(0.0, "classification: share of the label that is spread over all classes")
     class_weights: str = option(
         EQUAL,
-        "classification: equal, or balanced (weights samples / (classes * samples of the class) of the training split)",
+        "classification: equal, or balanced (weight of a class: samples / (classes * its samples), in the training split)",
     )
 
     def __post_init__(self) -> None:

@@ -62,14 +62,18 @@ class FeatureOptions(DatasetOptions):
     target: str = option("label", "column of the target")
     target_index: int | None = option(None, "which of several targets of a sample, from 0")
     metrics: str = option(
-        AUTO, "of a regression: sentiment (Acc-2, Acc-7, F1 and more), plain (MAE and correlation), or auto by names"
+        AUTO,
+        "metrics of a regression: sentiment (Acc-2, Acc-7, F1 and more), plain (MAE and correlation), or auto, by the names "
+        "of target and modalities",
     )
     split: str | None = option(
-        None, "column that says train, valid or test; default the file's own splits or its column 'split', else drawn"
+        None, "column with train, valid or test; default the file's own splits or its column 'split', else drawn"
     )
     classes: tuple[str, ...] | None = option(None, "all classes; default those of the train split")
     kinds: tuple[str, ...] = option((), "modality:sequence|vector|image, where the shape does not say it")
-    lengths: tuple[str, ...] = option((), "modality:column of the number of time steps, where the rest is padding")
+    lengths: tuple[str, ...] = option(
+        (), "modality:column, a column with the number of time steps, where the rest is padding"
+    )
     valid_share: float = option(0.1, "share of the samples, or of train, that is drawn for validation if none is given")
     test_share: float = option(0.1, "share of the samples that is drawn for the test if there are no splits")
     split_seed: int = option(0, "seed of the drawn splits")

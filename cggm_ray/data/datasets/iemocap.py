@@ -63,9 +63,11 @@ STATISTICS = "mean_std"
 class IemocapOptions(DatasetOptions):
     """Options of IEMOCAP."""
 
-    cv: str = option("1", "fold, a folder of target/; 'all' runs every one and reports mean and standard deviation")
+    cv: str = option("1", "fold, a folder of target/; 'all' runs every fold and reports mean and standard deviation")
     norm_method: str = option(
-        "trn", "audio normalisation: trn (mean and deviation of the fold's train split) or utt", "norm"
+        "trn",
+        "audio normalisation by mean and deviation: trn (of the fold's training split) or utt (of each utterance)",
+        "norm",
     )
     text_length: int = option(22, "time steps of the text; longer utterances are cut, shorter ones padded with zeros")
     audio_length: int = option(350, "time steps of the audio")

@@ -86,7 +86,11 @@ class ComposedOptions(NetworkOptions):
         return [*(("encoder", name) for name in self.pairs().values()), ("fusion", self.fusion)]
 
     def pairs(self) -> dict[str, str]:
-        """Returns `encoders` as modality to the name of its encoder."""
+        """Returns `encoders` as modality to the name of its encoder.
+
+        Raises:
+            UsageError: an item is not modality:encoder, or a modality is there twice.
+        """
         found: dict[str, str] = {}
         for item in self.encoders:
             name, colon, encoder = item.rpartition(":")

@@ -23,7 +23,7 @@ class AvOptions(DatasetOptions):
     """Options of sets of sound and pictures."""
 
     layout: str = option(
-        AUTO, "lists (CSV), ave, ucf101, folders (a folder a class), or auto by the files that are there"
+        AUTO, "lists (CSV), ave, ucf101, folders (one for each class), or auto, by the files that are found"
     )
     demonstration: str = option(
         "cremad",
@@ -32,23 +32,23 @@ class AvOptions(DatasetOptions):
         resume=True,
     )
     media_path: str | None = option(
-        None, "folder below which media lie; default the one of the lists", resume=True, path=True
+        None, "folder of the sounds and videos; default that of the lists", resume=True, path=True
     )
-    frames: int = option(1, "pictures of a clip, from the middles of parts of equal length")
-    image_size: int = option(224, "pixels along the sides of a picture")
-    crop: bool = option(True, "crop pictures at random and turn them left to right in training", resume=True)
-    flow_stack: int = option(
-        10, "fields of optical flow, one after the other, that are one picture of twice as many channels"
-    )
-    audio_rate: int = option(22_050, "samples of sound in a second, to which all files are brought")
+    frames: int = option(1, "pictures of a clip, from the middles of that many equal parts")
+    image_size: int = option(224, "height and width of a picture in pixels")
+    crop: bool = option(True, "crop and flip pictures at random in training", resume=True)
+    flow_stack: int = option(10, "successive fields of optical flow that form one picture, two channels each")
+    audio_rate: int = option(22_050, "sampling rate in Hz, to which all sounds are resampled")
     audio_seconds: float = option(3.0, "seconds of sound; a shorter one is repeated, the rest of a longer one is cut")
-    audio_window: int = option(512, "samples of a window of the spectrogram")
-    audio_hop: int = option(353, "samples between two windows")
-    list_number: int = option(1, "ucf101: which of the three divisions, trainlist01 or another one")
+    audio_window: int = option(512, "window of the spectrogram in samples of sound")
+    audio_hop: int = option(353, "samples of sound between two windows")
+    list_number: int = option(1, "ucf101: which of the three splits, such as 1 for trainlist01")
     valid_share: float = option(0.1, "share of train that is drawn for validation if there is none")
     test_share: float = option(0.2, "share of the clips that is drawn for the test if there are no splits")
     split_seed: int = option(0, "seed of the drawn splits")
-    skip_bad: int = option(0, "media that are not there or cannot be read and count as missing, at most", resume=True)
+    skip_bad: int = option(
+        0, "largest number of media that are gone or cannot be read, which count as missing", resume=True
+    )
     image_model: str | None = option(
         None,
         "frozen image encoder with its processor, a local folder or a hub name; default a network that is trained",
@@ -62,7 +62,9 @@ class AvOptions(DatasetOptions):
         resume=True,
         path=True,
     )
-    extract_precision: str = option("fp32", "precision of frozen encoders: fp32, bf16, fp16; half is stored as fp16")
+    extract_precision: str = option(
+        "fp32", "precision of frozen encoders: fp32, bf16, fp16; the latter two are stored as fp16"
+    )
     extract_batch: int = option(32, "samples that a frozen encoder takes at once", resume=True)
 
     def __post_init__(self) -> None:

@@ -53,8 +53,8 @@ SCORES = ("volume", "slice")
 class BratsOptions(DatasetOptions):
     """Options of BraTS."""
 
-    crop: int = option(160, "pixels of the square that training sees")
-    draws: int = option(1, "tumour slices that training draws of every case in an epoch")
+    crop: int = option(160, "height and width in pixels of the crops in training")
+    draws: int = option(1, "slices with tumour that are drawn from every case in an epoch of training")
     score: str = option(
         "volume", "Dice of validation and test: volume (in 3-D), slice (cropped tumour slices, as released)"
     )
@@ -63,10 +63,10 @@ class BratsOptions(DatasetOptions):
         "what the labels mean: brats2021 (0 1 2 4), brats2023 (0 1 2 3), brats2024 (0 1 2 3 and 4 for the resection cavity); "
         "auto decides over all cases",
     )
-    valid_part: float = option(0.1, "challenge folders: part of the cases for validation")
-    test_part: float = option(0.2, "challenge folders: part of the cases for test")
+    valid_part: float = option(0.1, "challenge folders: share of the cases for validation")
+    test_part: float = option(0.2, "challenge folders: share of the cases for test")
     split_seed: int = option(0, "challenge folders: seed of the split")
-    overlays: int = option(3, "test cases of which a picture is left", resume=True)
+    overlays: int = option(3, "number of test cases of which a picture is drawn", resume=True)
 
     def __post_init__(self) -> None:
         one_of(self, "score", SCORES)

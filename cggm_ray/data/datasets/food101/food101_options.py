@@ -31,17 +31,19 @@ class Food101Options(DatasetOptions):
         "cached", "cached: extracted once; online: a fresh augmentation in every epoch, encoded while training"
     )
     views: int = option(1, "augmented views of a training image to cache; one is drawn in every epoch")
-    text_length: int = option(50, "pieces of a text, with both ends")
-    text_padding: str = option("released", "padding of a text: released (what BERT makes of it) or zero")
+    text_length: int = option(50, "tokens of a text, special tokens included")
+    text_padding: str = option(
+        "released", "features of the padding of a text: released (what BERT gives for it) or zero"
+    )
     valid_share: float = option(0.1, "part of train that becomes the validation set where there is no list of it")
     data_seed: int = option(0, "seed of the validation part and of cached views; seed does not touch them")
-    skip_bad: int = option(0, "unreadable images to leave out at most", resume=True)
+    skip_bad: int = option(0, "largest number of unreadable images to leave out", resume=True)
     image_bits: int | None = option(
-        None, "bits of the camera, 9 to 16, for grey images of more than 8 bits; default what the docs page says"
+        None, "bit depth, 9 to 16, of grey images of more than 8 bits; default see docs/datasets-food101.md"
     )
-    exif_orientation: bool = option(False, "turn images as their EXIF data say; the released code does not")
+    exif_orientation: bool = option(False, "rotate images by their EXIF data; the released code does not")
     extract_precision: str = option(
-        "fp32", "precision of ViT and BERT: fp32, bf16, fp16; half precision is stored as fp16"
+        "fp32", "precision of ViT and BERT: fp32, bf16, fp16; the latter two are stored as fp16"
     )
     extract_batch: int = option(32, "samples that ViT or BERT encode at once", resume=True)
 

@@ -27,7 +27,9 @@ class TableOptions(DatasetOptions):
     target: str = option("label", "column that is predicted")
     task: str = option(AUTO, "regression, classification, multilabel, or auto by the values of the target")
     classes: tuple[str, ...] | None = option(None, "all classes; default those of the train split")
-    label_separator: str | None = option(None, "between several labels in a cell of the target, such as '|' or ';'")
+    label_separator: str | None = option(
+        None, "separator of several labels in a cell of the target, such as '|' or ';'"
+    )
     modality: tuple[str, ...] = option(
         (),
         "name=column,column,...: columns that form one modality; default all numbers and categories together as tab, and every "
@@ -41,27 +43,31 @@ class TableOptions(DatasetOptions):
         repeat=True,
     )
     split_column: str | None = option(
-        None, "column that says train, valid or test; default a column 'split' that does, else rows are drawn"
+        None, "column with train, valid or test; default a column 'split' with these values, else rows are drawn"
     )
     group_column: str | None = option(
-        None, "column of groups, such as patients, that stay in one split; it is no input"
+        None, "column of groups, such as patients, whose rows stay in one split; it is no input"
     )
     valid_share: float = option(0.1, "share of the rows, or of train, that is drawn for validation if none is given")
     test_share: float = option(0.1, "share of the rows that is drawn for the test if there are no splits")
     split_seed: int = option(0, "seed of the drawn splits")
-    delimiter: str | None = option(None, "of a CSV, one character or 'tab'; default the one that fits its first rows")
+    delimiter: str | None = option(
+        None, "delimiter of a CSV, one character or 'tab'; default the one that fits its first rows"
+    )
     encoding: str | None = option(
-        None, "of a CSV or JSON file; default UTF-8 or what its byte order mark says, else Windows-1252"
+        None, "encoding of a CSV or JSON file; default UTF-8 or by its byte order mark, else Windows-1252"
     )
     column_names: tuple[str, ...] | None = option(None, "names of the columns of a CSV without a header")
-    decimal: str = option(".", "decimal point of numbers in texts, . or ,")
+    decimal: str = option(".", "decimal separator of numbers in texts, . or ,")
     missing_values: tuple[str, ...] = option(
         MISSING, "texts that mean that a cell is missing; an empty cell always does"
     )
     media_path: str | None = option(
-        None, "folder below which images, audio and video lie; default the folder of the table", resume=True, path=True
+        None, "folder of the images, sounds and videos; default the folder of the table", resume=True, path=True
     )
-    text_features: int = option(4096, "words of a text column that count for TF-IDF, those most frequent in training")
+    text_features: int = option(
+        4096, "largest number of words of a text column for TF-IDF, the most frequent ones in training"
+    )
     text_model: str | None = option(
         None,
         "frozen text encoder with its tokenizer, a local folder or a hub name; default TF-IDF",
@@ -71,8 +77,8 @@ class TableOptions(DatasetOptions):
     train_encoders: tuple[str, ...] = option(
         (), "text, image: train text_model or image_model with the rest of the network (--encoder_lr), not frozen"
     )
-    text_length: int = option(64, "pieces of a text that text_model sees, with both ends")
-    image_size: int = option(64, "pixels along the sides of an image for a network that is trained on them")
+    text_length: int = option(64, "tokens of a text that text_model gets, special tokens included")
+    image_size: int = option(64, "height and width in pixels of an image for a network that is trained on them")
     image_model: str | None = option(
         None,
         "frozen image encoder with its processor, a local folder or a hub name; default a small network that is trained",
@@ -87,8 +93,12 @@ class TableOptions(DatasetOptions):
         path=True,
     )
     video_frames: int = option(8, "frames of a video, at equal distances")
-    skip_bad: int = option(0, "images and other media that cannot be read and count as missing, at most", resume=True)
-    extract_precision: str = option("fp32", "precision of frozen encoders: fp32, bf16, fp16; half is stored as fp16")
+    skip_bad: int = option(
+        0, "largest number of images and other media that cannot be read, which count as missing", resume=True
+    )
+    extract_precision: str = option(
+        "fp32", "precision of frozen encoders: fp32, bf16, fp16; the latter two are stored as fp16"
+    )
     extract_batch: int = option(32, "samples that a frozen encoder takes at once", resume=True)
 
     def __post_init__(self) -> None:
