@@ -363,8 +363,16 @@ _ROWS: tuple[Callable[[list[list[str]], random.Random], None], ...] = (
 )
 
 
+def _array(values: Any) -> np.ndarray:
+    try:
+        return np.atleast_1d(np.asarray(values))
+    except ValueError:
+        # Lists of different lengths, which an earlier damage has left.
+        return np.array([None, *values], dtype=object)[1:]
+
+
 def _shape(values: Any, draw: random.Random) -> Any:
-    array = np.atleast_1d(np.asarray(values))
+    array = _array(values)
     return draw.choice((array[:-1], array[:0], array[None], array.reshape(-1), array[..., :1], array.T))
 
 
@@ -393,7 +401,7 @@ def _values(values: Any, draw: random.Random) -> Any:
 
 
 def _list(values: Any, draw: random.Random) -> Any:
-    array = np.atleast_1d(np.asarray(values))
+    array = _array(values)
     return draw.choice((list, lambda v: v.tolist(), lambda v: dict(enumerate(v))))(array)
 
 
