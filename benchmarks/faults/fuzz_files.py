@@ -21,7 +21,8 @@ from fuzz_media import media_seeds
 from fuzz_readers import READERS
 from fuzz_recipes import whole_recipes
 from fuzz_seeds import Seed, into
-from fuzz_tables import sentiment_seeds, table_seeds
+from fuzz_sentiment import sentiment_seeds
+from fuzz_tables import table_seeds
 from PIL import Image
 
 from cggm_ray.data.datasets.mosi import planted_imbalance

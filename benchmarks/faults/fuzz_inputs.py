@@ -27,7 +27,8 @@ from fuzz_files import generated, real
 from fuzz_listings import listing_with_damage
 from fuzz_media import with_damaged_parts
 from fuzz_seeds import Seed, into
-from fuzz_tables import csv_with_damage, lines_with_damage, sentiment_with_damage
+from fuzz_sentiment import sentiment_with_damage
+from fuzz_tables import csv_with_damage, lines_with_damage
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp

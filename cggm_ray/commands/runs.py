@@ -8,8 +8,7 @@ from cggm_ray.core.errors import CggmError, StorageError, UsageError, reason
 from cggm_ray.core.tables import listing, text_table
 from cggm_ray.runs.ending import directions, table
 from cggm_ray.runs.finished import read_config
-from cggm_ray.runs.inventory import deletable, list_runs
-from cggm_ray.runs.inventory import delete as remove
+from cggm_ray.runs.inventory import deletable, list_runs, remove
 from cggm_ray.runs.provenance import read_provenance
 from cggm_ray.runs.result import SUMMARY, read_summary
 

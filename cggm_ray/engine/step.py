@@ -76,7 +76,7 @@ class TrainingStep(nn.Module):
         return terms.task_loss, terms.extra, memo
 
     def sums(self, batch: Batch) -> Tensor:
-        """The sums of this batch alone from which the losses follow; see `Strategy.local_sums`."""
+        """Returns the sums over this batch alone, a vector [K], from which the losses are computed (`Strategy.local_sums`)."""
         head, memo = self._head(batch)
         return self.strategy.local_sums(head, batch, memo)
 

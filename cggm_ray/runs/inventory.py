@@ -123,7 +123,7 @@ def _deletable(storage: Path) -> list[Deletable]:
     return [entry for entry in found if entry.size]
 
 
-def delete(path: Path) -> None:
+def remove(path: Path) -> None:
     """Deletes a file or folder. Of a folder in a store the files go first that say that others are whole.
 
     Raises:

@@ -44,7 +44,7 @@ def check_folder_url(field: str, url: str) -> None:
 
     Args:
         field: named in the message.
-        url: as it was given; one that is served is asked about once, because every trial of a study has it.
+        url: as it was given. A URL that passes is checked once in a process, because every trial of a study has the same one.
     """
     check_no_password(field, url)
     scheme, _, folder = url.partition("://")

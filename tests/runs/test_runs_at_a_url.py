@@ -254,6 +254,11 @@ def test_what_no_result_needs_is_deleted_at_a_url(
     for _ in range(2):
         assert train(small_pickle, f"{bucket}/runs", "--num_epochs", "1", "--fresh", "--name", "one") == 0
     store = open_storage(f"{bucket}/runs")
+    with leases.leasing(store, ".one.lock", pytest.fail):
+        capsys.readouterr()
+        assert command(["runs", "clean", f"{bucket}/runs"]) == 0
+        # A run that somebody holds keeps everything.
+        assert "runs/one/" not in capsys.readouterr().out
     store.write("shards/unused/manifest.json", b"{}")
     before = set(store.list())
     new_machine()
