@@ -5,7 +5,6 @@ from cggm_ray.strategies.amco import AMCo
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.cggm import CGGM
 from cggm_ray.strategies.cml import CML
-from cggm_ray.strategies.edge import Edge
 from cggm_ray.strategies.gblend import GBlending
 from cggm_ray.strategies.greedy import Greedy
 from cggm_ray.strategies.inforeg import InfoReg
@@ -43,7 +42,6 @@ __all__ = [
     "UME",
     "UMT",
     "AMCo",
-    "Edge",
     "GBlending",
     "Greedy",
     "InfoReg",

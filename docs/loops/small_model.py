@@ -24,7 +24,6 @@ from cggm_ray import (
     UMT,
     AMCo,
     Classification,
-    Edge,
     GBlending,
     Greedy,
     HeadOutput,
@@ -128,10 +127,6 @@ STRATEGIES = {
     "mmpareto": (Net, lambda net, **more: MMPareto(guides(), net.encoders, lr=LR, **more)),
     "modality-dropout": (Net, lambda net, **more: ModalityDropout(p=0.3, **more)),
     "gblend": (Net, lambda net, **more: GBlending(guides(), super_epoch=1, floor=0.01, optimizer=adam, **more)),
-    "cggm-edge": (
-        Net,
-        lambda net, **more: Edge(guides(), rho=1.0, smoothing=0.5, floor=0.01, optimizer=adam, **more),
-    ),
     "mslr": (
         Net,
         lambda net, **more: MSLR(
