@@ -151,8 +151,11 @@ def first_state(
     step = TrainingStep(net, state.strategy, config.train.precision)
     if config.train.compile:
         check_compiler(runtime.device)
-        if runtime.world_size == 1 and config.train.accumulate == 1:
-            step.compile_whole(min(budget.batch_size, budget.samples), Console(folder).say)
+        say, reason = Console(folder).say, state.strategy.against_compile
+        if reason is not None:
+            say(f"compile: encoders, fusion and guides one by one, because the step cannot be one graph: {reason}")
+        if reason is None and runtime.world_size == 1 and config.train.accumulate == 1:
+            step.compile_whole(min(budget.batch_size, budget.samples), say)
         else:
             compile_parts(net, guides)
     return state, runtime.wrap(step)

@@ -52,6 +52,9 @@ class Strategy(OwnLoop):
         against_graph: why a step cannot be recorded as a CUDA graph; None where it can. A recorded step repeats the work of
             the device alone, so its memory is kept in buffers that change in place, and decisions that the host takes are
             those that `branch` names.
+        against_compile: why forward and backward pass cannot be compiled as one graph; None where they can. What the
+            backward pass needs may not depend on a buffer that `transform` or `combine` changes: torch may compute it anew
+            there, from the new value.
 
     Raises:
         UsageError: a subclass overrides `adjust`, which the package's own loop does not call.
@@ -61,6 +64,7 @@ class Strategy(OwnLoop):
     observes = False
     rates_by_step = False
     against_graph: str | None = None
+    against_compile: str | None = None
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)

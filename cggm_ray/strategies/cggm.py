@@ -241,6 +241,11 @@ class CGGM(Guided):
         # A learning rate is positive; the rules 'paper' and 'released' know coefficients that are not.
         return dict(zip(self.guides, self.scale_M.clamp(min=LEAST_RATE).tolist(), strict=True))
 
+    def move(self) -> None:
+        """Updates the guides, and ends the step of the direction rule."""
+        super().move()
+        self.direction.move()
+
     def memory(self) -> list[Tensor]:
         """What the coefficient rule and the direction rule remember, and the coefficients where they are rates."""
         own = [self.scale_M] if self.rates_by_step else []

@@ -97,13 +97,13 @@ class CML(Strategy):
         check_several(modalities)
         self.modalities, self.weight, self.reading = tuple(modalities), weight, reading
         # In a tuple: a bound method of a network is not a part of the strategy.
-        self._predict, self._seed, self._epoch = (predict,), seed, 0
+        self._predict, self._seed = (predict,), seed
+        self._start_epoch(0)
 
-    @property
-    def removed(self) -> list[str]:
-        """The modalities that are taken away in this epoch, in their order."""
-        order = torch.randperm(len(self.modalities), generator=generator(self._seed, "noise", self._epoch))
-        return [self.modalities[index] for index in order[1:].tolist()]
+    def _start_epoch(self, epoch: int) -> None:
+        """Draws the modalities that are taken away in an epoch, in their order."""
+        order = torch.randperm(len(self.modalities), generator=generator(self._seed, "noise", epoch))
+        self._epoch, self.removed = epoch, [self.modalities[index] for index in order[1:].tolist()]
 
     def branch(self) -> Hashable:
         """The order in which modalities go."""
@@ -149,7 +149,7 @@ class CML(Strategy):
 
     def end_epoch(self, train: Mapping[str, float], valid: Mapping[str, float], observed: Tensor) -> None:
         """Counts the epoch."""
-        self._epoch += 1
+        self._start_epoch(self._epoch + 1)
 
     def get_extra_state(self) -> dict[str, Any]:
         """The number of epochs, from which the order follows."""
@@ -157,7 +157,7 @@ class CML(Strategy):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Puts it back."""
-        self._epoch = int(state["epoch"])
+        self._start_epoch(int(state["epoch"]))
 
     def _logits(self, features: Mapping[str, Feature], batch: Batch) -> Tensor:
         (predict,) = self._predict

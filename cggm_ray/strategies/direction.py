@@ -122,6 +122,10 @@ class DirectionRule(nn.Module):
             coefficient_M: B_m, the weight of each modality.
         """
 
+    @torch.no_grad()
+    def move(self) -> None:
+        """Ends a step, after its backward pass: takes over what the rule remembers for the next one."""
+
 
 class NoDirection(DirectionRule):
     """`off`: no direction term."""
@@ -165,7 +169,8 @@ class ReleasedDirection(DirectionRule):
 
     The released code forms L_gm after the backward pass of step t and adds it, with its graph, to the loss of step t + 1.
     Its only lasting effect is a fixed gradient on W_F, taken at the weights of step t; the buffers hold that gradient and
-    the value until they are used.
+    the value until they are used. `forward` writes other buffers, which `move` copies: a compiled step may read a buffer that
+    it writes as late as in its backward pass, and would find the new value there.
 
     Raises:
         UsageError: the weights of the head or of the guides are not given.
@@ -179,28 +184,41 @@ class ReleasedDirection(DirectionRule):
         self._weights = (head_weight, tuple(guide_weights))
         self.register_buffer("pending_value", torch.zeros((), dtype=torch.float64))
         self.register_buffer("pending_gradient", torch.zeros_like(head_weight))
+        # Known between `forward` and `move` alone. Compiled by torch 2.13, a scalar in float64 would not be written.
+        self.register_buffer("next_value", torch.zeros(1, dtype=torch.float64), persistent=False)
+        self.register_buffer("next_gradient", torch.zeros_like(head_weight), persistent=False)
 
     pending_value: Tensor
     pending_gradient: Tensor
+    next_value: Tensor
+    next_gradient: Tensor
 
     def forward(self, own_sums: Tensor, task_sums: Tensor, guide_sums_MK: Tensor, coefficient_M: Tensor) -> Term:
         """Returns L_gm of the step before, with the cosines of the weights in this step."""
         head_weight, guide_weights = self._weights
-        # Value of the last step's term, and its gradient at the weights of that step. The clone keeps the graph of this
-        # step apart from the buffer, which is overwritten below.
+        # Value of the last step's term, and its gradient at the weights of that step. The clones keep the graph of this step
+        # apart from the buffers, which a step that is taken back writes.
         slope = self.pending_gradient.clone()
         loss = self.pending_value.clone() + (slope * (head_weight - head_weight.detach())).sum()
 
-        with torch.enable_grad():
-            fused = head_weight.detach().clone().requires_grad_()
-            cosine_M = torch.stack(
-                [torch.cosine_similarity(w.detach().flatten(), fused.flatten(), dim=0) for w in guide_weights]
-            )
-            upcoming = steering_loss(coefficient_M.detach(), cosine_M)
-            (gradient,) = torch.autograd.grad(upcoming, fused)
-        self.pending_value.copy_(upcoming.detach())
-        self.pending_gradient.copy_(gradient)
-        return Term(loss, cosine_M.detach())
+        with torch.no_grad():
+            fused_W = head_weight.detach().flatten()
+            guides_MW = torch.stack([weight.detach().flatten() for weight in guide_weights])
+            unit_W = fused_W / fused_W.norm()
+            cosine_M = torch.cosine_similarity(guides_MW, fused_W, dim=1)
+            # d cos_m / d W_F, in the plane across W_F.
+            units_MW = guides_MW / guides_MW.norm(dim=1, keepdim=True)
+            slope_MW = (units_MW - cosine_M[:, None] * unit_W) / fused_W.norm()
+            gradient_W = -(coefficient_M[:, None].to(slope_MW.dtype) * slope_MW).mean(0)
+            self.next_value.copy_(steering_loss(coefficient_M, cosine_M))
+            self.next_gradient.copy_(gradient_W.view_as(head_weight))
+        return Term(loss, cosine_M)
+
+    @torch.no_grad()
+    def move(self) -> None:
+        """Takes over the value and the gradient of the step that ends."""
+        self.pending_value.copy_(self.next_value[0])
+        self.pending_gradient.copy_(self.next_gradient)
 
 
 DIRECTION_RULES: dict[str, type[DirectionRule]] = {

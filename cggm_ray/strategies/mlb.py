@@ -39,7 +39,7 @@ from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
 from cggm_ray.strategies.base import Memo, Strategy
 from cggm_ray.strategies.features import check_several
-from cggm_ray.strategies.gate import Gates
+from cggm_ray.strategies.gate import Gates, scaled
 from cggm_ray.strategies.guided import Guided, GuideOutputs, MakeOptimizer
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks.base import Task
@@ -61,7 +61,7 @@ class MLBOptions(StrategyOptions):
 class _Memo(NamedTuple):
     """Of a pass."""
 
-    outputs: GuideOutputs
+    sums: Tensor
     gates: Gates
 
 
@@ -98,41 +98,60 @@ class MLB(Guided):
     def transform(
         self, features: dict[str, Feature], batch: Batch, totals: Totals | None = None
     ) -> tuple[dict[str, Feature], Memo]:
-        """Runs the guides, and places gates on the way from the fusion to the encoders, which `combine` opens."""
-        gates = Gates()
-        gated = {name: gates.place(features[name], index) for index, name in enumerate(self.guides)}
-        return gated, _Memo(self.run_guides(features, batch), gates)
+        """Runs the guides, and scales the gradients on the way from the fusion to the encoders, or places gates there.
+
+        A single worker decides the coefficients here; with several, `combine` opens the gates after the all-reduce of the step.
+        """
+        outputs = self.run_guides(features, batch)
+        # Like all sums in full precision, also where the networks run in another.
+        with torch.autocast(batch.target.device.type, enabled=False):
+            memo = _Memo(self._sums(outputs, batch), Gates())
+        known = self.known_sums(memo.sums.detach(), totals)
+        if known is None:
+            return {name: memo.gates.place(features[name], index) for index, name in enumerate(self.guides)}, memo
+        factors = dict(zip(self.guides, self._decide(known)[0], strict=True))
+        return {name: scaled(features[name], factor) for name, factor in factors.items()}, memo
 
     def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
         """[guide losses M K | probabilities of the true classes M | samples that have the modality M]."""
-        weights = [counted.sample_weights() for _, counted in memo.outputs]
+        sums: Tensor = memo.sums
+        return sums
+
+    def _sums(self, outputs: GuideOutputs, batch: Batch) -> Tensor:
+        weights = [counted.sample_weights() for _, counted in outputs]
         if self._by_probability:
             with torch.no_grad():
-                rows = [in_precision(guide.logits).softmax(1) for guide, _ in memo.outputs]
+                rows = [in_precision(guide.logits).softmax(1) for guide, _ in outputs]
                 scores = [
                     p.gather(1, batch.target[:, None])[:, 0].double() @ w for p, w in zip(rows, weights, strict=True)
                 ]
         else:
             scores = [w.new_zeros(()) for w in weights]
-        return torch.cat([self.guide_sums(memo.outputs), torch.stack(scores + [w.sum() for w in weights])])
+        return torch.cat([self.guide_sums(outputs), torch.stack(scores + [w.sum() for w in weights])])
 
     def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:
         """sum_m k_m L_m; opens the gates by k_m."""
+        losses_M = self.guide_losses(own_sums[: -2 * len(self.guides)].reshape(len(self.guides), -1))
+        coefficient_M, ratio_M = self._decide(own_sums.detach())
+        memo.gates.open(coefficient_M)
+        self.diagnostics = {"coefficient": coefficient_M, "ratio": ratio_M, "guide_loss": losses_M.detach()}
+        return (coefficient_M * losses_M).sum()
+
+    @torch.no_grad()
+    def _decide(self, own_sums: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients and ratios, [M] each, from the sums of the global batch."""
         m = len(self.guides)
-        losses_M = self.guide_losses(own_sums[: -2 * m].reshape(m, -1))
-        score_M, count_M = own_sums[-2 * m :].detach().chunk(2)
+        score_M, count_M = own_sums[-2 * m :].chunk(2)
         seen_M = count_M > 0
         if self._by_probability:
             score_M = score_M / count_M.clamp(min=1)
             ratio_M = mean_of_others(score_M, seen_M) / score_M
         else:
-            ratio_M = losses_M.detach() / mean_of_others(losses_M.detach(), seen_M)
+            losses_M = self.guide_losses(own_sums[: -2 * m].reshape(m, -1))
+            ratio_M = losses_M / mean_of_others(losses_M, seen_M)
         # A ratio is unknown where a modality or all others were not seen, or where everything is fitted perfectly.
         ratio_M = torch.where(seen_M & ~ratio_M.isnan(), ratio_M, 1.0)
-        coefficient_M = coefficients(ratio_M, self.alpha, self.beta)
-        memo.gates.open(coefficient_M)
-        self.diagnostics = {"coefficient": coefficient_M, "ratio": ratio_M, "guide_loss": losses_M.detach()}
-        return (coefficient_M * losses_M).sum()
+        return coefficients(ratio_M, self.alpha, self.beta), ratio_M
 
 
 def mean_of_others(value_M: Tensor, seen_M: Tensor) -> Tensor:

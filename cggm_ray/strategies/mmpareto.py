@@ -10,18 +10,23 @@ the encoder here. With g the gradient of the first and u that of the second, ove
 
 Neither loss grows along -h: h.g >= 0 and h.u >= 0. Fusion, head and guides keep their own gradients.
 
-The rule is linear in g and u, so it is two coefficients for each encoder: one gate on the way to the fusion, one on the way
-to the guide. What they must be is known from |g|, |u| and g.u of the global batch: before the backward pass of the step two
-more run through the encoders, and one all-reduce adds up their results. The ratio |g + u| / |h| is that of a whole
-encoder, which keeps the direction of h. The released code (github.com/GeWu-Lab/MMPareto_ICML2024) takes it for every parameter
-by itself, which bends it: `mmpareto_norm parameter`. There the guides share the optimizer of the network, SGD .002 without
-clipping; `--optim SGD --lr 0.002 --cls_lr 0.002 --clip 0` gives them the same here.
-Where g and u cancel to one part in a million, their sum has no direction to speak of and is not enhanced.
+The rule is linear in g and u, so it is two coefficients for each encoder, alpha of g and beta of u. They follow from |g|, |u|
+and g.u of the global batch: before the backward pass of the step two more run through the encoders, and one all-reduce adds
+up their results. These passes also give the gradients g_z and u_z at the feature z of encoder m, so that the step's own
+backward pass carries alpha g_z + beta u_z into the encoder when the loss has the further term
+
+    <z, (alpha - 1) g_z + (beta - 1) u_z>    (no gradient flows into the second factor, and the value counts as 0)
+
+The ratio |g + u| / |h| is that of a whole encoder, which keeps the direction of h. The released code
+(github.com/GeWu-Lab/MMPareto_ICML2024) takes it for every parameter by itself, which bends it: `mmpareto_norm parameter`. There
+the guides share the optimizer of the network, SGD .002 without clipping; `--optim SGD --lr 0.002 --cls_lr 0.002 --clip 0`
+gives them the same here. Where g and u cancel to one part in a million, their sum has no direction to speak of and is not
+enhanced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,7 +39,6 @@ from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
 from cggm_ray.strategies.base import Memo, Strategy
 from cggm_ray.strategies.features import check_several
-from cggm_ray.strategies.gate import Gates
 from cggm_ray.strategies.guided import Guided, GuideOutputs
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks.base import Task
@@ -55,11 +59,10 @@ class MMParetoOptions(StrategyOptions):
 
 
 class _Memo(NamedTuple):
-    """Of a pass: what the guides said, the gates on both ways of a feature, and factors of single parameters' gradients."""
+    """Of a pass: what the guides said, the tensors of every feature, and factors of single parameters' gradients."""
 
     outputs: GuideOutputs
-    to_fusion: Gates
-    to_guide: Gates
+    features: list[tuple[Tensor, ...]]
     scales: list[Tensor]
 
 
@@ -79,10 +82,11 @@ class Weights(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """g and u of the parameters of all encoders, flat, in float64."""
+    """g and u of the parameters of all encoders, flat, in float64; and of this worker at the tensors of the features."""
 
     g: Tensor
     u: Tensor
+    at_features: list[tuple[Tensor, Tensor]]
 
 
 def pareto_shares(products: Products) -> Weights:
@@ -169,11 +173,9 @@ class MMPareto(Guided):
     def transform(
         self, features: dict[str, Feature], batch: Batch, totals: Totals | None = None
     ) -> tuple[dict[str, Feature], Memo]:
-        """Runs the guides and places two gates on every feature, which `combine` opens."""
-        to_fusion, to_guide = Gates(), Gates()
-        for_guides = {name: to_guide.place(features[name], index) for index, name in enumerate(self.guides)}
-        memo = _Memo(self.run_guides(for_guides, batch), to_fusion, to_guide, [])
-        return {name: to_fusion.place(features[name], index) for index, name in enumerate(self.guides)}, memo
+        """Runs the guides; the features stay as they are."""
+        tensors = [_tensors(features[name]) for name in self.guides]
+        return features, _Memo(self.run_guides(features, batch), tensors, [])
 
     def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
         """[guide losses M K | samples that have the modality M]."""
@@ -181,30 +183,25 @@ class MMPareto(Guided):
         return torch.cat([self.guide_sums(memo.outputs), counts])
 
     def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:
-        """Compares the two gradients of every encoder and opens the gates; returns the sum of the guides' losses."""
+        """Compares the two gradients of every encoder; returns the guides' losses and the term that weights gradients."""
         m, k = len(self.guides), self.task.n_sums
         seen_M = own_sums[m * k :].detach() > 0
         # A modality that no sample has gives 0 / 0; ones in its place keep the gradients of the others finite.
         guide_sums_MK = torch.where(seen_M[:, None], own_sums[: m * k].reshape(m, k), 1.0)
         losses_M = torch.where(seen_M, torch.stack([self.task.combine(sums) for sums in guide_sums_MK]), 0.0)
-        ones_M = torch.ones(m, dtype=torch.float64, device=task_sums.device)
-        memo.to_fusion.open(ones_M)
-        memo.to_guide.open(ones_M)
-        gradients = self._gradients(self.task.combine(task_sums), losses_M.sum())
+        gradients = self._gradients(self.task.combine(task_sums), losses_M.sum(), memo.features)
         products = self._products(gradients)
         weights = pareto_weights(products, self.gamma)
         if self.adjusts:
             weights = pareto_shares(products)
             memo.scales[:] = self._scales(gradients, weights)
-        memo.to_fusion.open(weights.fused_M)
-        memo.to_guide.open(weights.guided_M)
         self.diagnostics = {
             "coefficient": weights.fused_M,
             "guide_coefficient": weights.guided_M,
             "cosine": products.gu_M / (products.gg_M * products.uu_M).sqrt().clamp(min=1e-300),
             "guide_loss": losses_M.detach(),
         }
-        return losses_M.sum()
+        return losses_M.sum() + weighting(memo.features, gradients.at_features, weights)
 
     @torch.no_grad()
     def adjust_gradients(self, memo: Memo) -> None:
@@ -228,22 +225,23 @@ class MMPareto(Guided):
             found.append(self.gamma * ratio.clamp(min=1))
         return found
 
-    def _gradients(self, task_loss: Tensor, guide_loss: Tensor) -> Gradients:
+    def _gradients(self, task_loss: Tensor, guide_loss: Tensor, features: Sequence[tuple[Tensor, ...]]) -> Gradients:
         """Of the global batch, from one backward pass of each loss through the encoders."""
         parameters = [parameter for group in self._parameters_by_encoder for parameter in group]
-        flat = []
+        inputs = [*parameters, *(tensor for tensors in features for tensor in tensors)]
+        flat, at_features = [], []
         for loss in (task_loss, guide_loss):
-            grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-            flat += [
-                (torch.zeros_like(p) if grad is None else grad).flatten()
-                for p, grad in zip(parameters, grads, strict=True)
-            ]
+            found = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
+            grads = [torch.zeros_like(x) if grad is None else grad for x, grad in zip(inputs, found, strict=True)]
+            flat += [grad.flatten() for grad in grads[: len(parameters)]]
+            at_features.append(grads[len(parameters) :])
         # The losses are global and carry the gradient of this worker's share, times the number of workers.
         total = self.reduce(torch.cat([*flat, torch.ones_like(flat[0][:1])]))
-        return Gradients(*(total[:-1] / total[-1]).double().chunk(2))
+        g, u = (total[:-1] / total[-1]).double().chunk(2)
+        return Gradients(g, u, list(zip(*at_features, strict=True)))
 
     def _products(self, gradients: Gradients) -> Products:
-        g, u = gradients
+        g, u, _ = gradients
         sizes = [sum(parameter.numel() for parameter in group) for group in self._parameters_by_encoder]
         pairs = list(zip(g.split(sizes), u.split(sizes), strict=True))
         return Products(
@@ -251,6 +249,32 @@ class MMPareto(Guided):
             torch.stack([u_m @ u_m for _, u_m in pairs]),
             torch.stack([g_m @ u_m for g_m, u_m in pairs]),
         )
+
+
+def weighting(
+    features: Sequence[tuple[Tensor, ...]], at_features: Sequence[tuple[Tensor, Tensor]], weights: Weights
+) -> Tensor:
+    """The further term at the top of this file, a scalar.
+
+    Args:
+        features: of every modality, one or several tensors.
+        at_features: g and u at each of these tensors, one after the other.
+        weights: alpha and beta.
+    """
+    parts = zip(
+        ((number, tensor) for number, tensors in enumerate(features) for tensor in tensors), at_features, strict=True
+    )
+    total = weights.fused_M.new_zeros(())
+    for (number, tensor), (g, u) in parts:
+        missing = (weights.fused_M[number] - 1) * g + (weights.guided_M[number] - 1) * u
+        total = total + ((tensor - tensor.detach()) * missing.detach()).sum()
+    return total
+
+
+def _tensors(feature: Feature) -> tuple[Tensor, ...]:
+    """The tensors of a feature that have a gradient."""
+    tensors = feature if isinstance(feature, tuple) else (feature,)
+    return tuple(tensor for tensor in tensors if tensor.requires_grad)
 
 
 def _build(given: Materials[MMParetoOptions]) -> Strategy:

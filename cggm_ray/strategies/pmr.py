@@ -91,6 +91,8 @@ class PMR(Strategy):
         reduce: sums a vector over workers.
     """
 
+    against_compile = "its prototypes move before the backward pass"
+
     def __init__(
         self,
         modalities: Sequence[str],

@@ -61,7 +61,7 @@ def test_cosines_and_their_gradient(aux: dict[str, Tensor]) -> None:
     assert term.cosine_M is not None
     torch.testing.assert_close(term.cosine_M, aux["cos.values"], rtol=1e-5, atol=1e-7)
     wanted = aux["cos.grad_fusion_of_2c0_minus_c1_plus_half_c2"].double()
-    torch.testing.assert_close(rule.pending_gradient, wanted, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(rule.next_gradient, wanted, rtol=1e-4, atol=1e-7)
 
 
 def test_position_tables(aux: dict[str, Tensor]) -> None:
