@@ -159,8 +159,8 @@ class GradientDirection(DirectionRule):
         """Returns L_gm of this step, with the cosines of the gradients."""
         slopes = torch.stack([self.task.sum_slopes(s) for s in (task_sums, *guide_sums_MK.detach())])
         parts = own_sums.reshape(*slopes.shape, -1)
-        fused, *guides = torch.einsum("mj,mjw->mw", slopes, parts)
-        cosine_M = torch.stack([torch.cosine_similarity(fused, guide, dim=0) for guide in guides])
+        gradients = torch.einsum("mj,mjw->mw", slopes, parts)
+        cosine_M = torch.cosine_similarity(gradients[1:], gradients[0], dim=1)
         return Term(steering_loss(coefficient_M, cosine_M), cosine_M.detach())
 
 
