@@ -83,8 +83,8 @@ def build_commands() -> argparse.ArgumentParser:
     one.add_argument(
         "--storage_path",
         type=partial(local_path, "storage_path"),
-        default="cggm_runs",
-        help="folder in which the benchmark has its own folder [cggm_runs]",
+        default="~/cggm_runs",
+        help="folder in which the benchmark has its own folder [~/cggm_runs]",
     )
     one.add_argument("--local", action="store_true", help="train one run after the other in this process, without Ray")
     one.add_argument(
@@ -238,6 +238,8 @@ def _report(arguments: argparse.Namespace) -> int:
     from cggm_ray.report.study_record import is_study
 
     if arguments.serve:
+        if arguments.out is not None:
+            raise UsageError("out: not with --serve, which writes no page into a folder")
         from cggm_ray.report.live import serve_page
 
         serve_page(arguments.runs, arguments.host, arguments.port)

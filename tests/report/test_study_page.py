@@ -177,3 +177,5 @@ def test_what_cannot_be_served_is_one_line(search: Path, tmp_path: Path, capsys:
         assert command(["report", str(search), "--serve", "--port", str(taken.getsockname()[1])]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "cannot be used" in line
+    assert command(["report", str(search), "--serve", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.strip() == "error: out: not with --serve, which writes no page into a folder"
