@@ -13,6 +13,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from accessibility import axe, drawn, serious_findings
+from browser import Browser
 from programs import ROOT
 
 import cggm_ray
@@ -21,6 +23,7 @@ from cggm_ray.engine.configuration import Config
 from cggm_ray.strategies.registry import STRATEGIES
 
 pytest.importorskip("mkdocs", reason="needs pip install '.[docs]'")
+__all__ = ["axe"]
 ASSETS = runpy.run_path(str(ROOT / "docs" / "theme" / "assets.py"))
 
 
@@ -72,6 +75,20 @@ def test_pages_have_what_the_code_has(site: Path) -> None:
 
     assert not [name for name in subcommands(build_commands()).choices if f"cggm {name}" not in commands]
     assert not [name for name in cggm_ray.__all__ if not re.search(rf'id="[\w.]+\.{name}"', api)]
+
+
+@pytest.mark.slow
+def test_everybody_can_read_it(site: Path, browser: Browser, axe: str) -> None:
+    """Every page fits a telephone and a screen, light and dark, and axe-core has no serious finding."""
+    # 404.html is for a server: its links begin at the root.
+    for page in sorted(set(site.rglob("*.html")) - {site / "404.html"}):
+        for scheme in ("light", "dark"):
+            for width in (390, 1280):
+                browser.look(width, scheme)
+                browser.open(page)
+                drawn(browser)
+                assert browser.value("document.documentElement.scrollWidth <= window.innerWidth"), (page.name, width)
+            assert serious_findings(browser, axe) == [], (page.name, scheme)
 
 
 def test_the_notebook_is_a_page_with_its_outputs(site: Path) -> None:

@@ -1,19 +1,15 @@
 """Pages in Chromium at three widths, light and dark: nothing is cut off, and axe-core has no serious finding.
 
-The screenshots stay in the folder that CGGM_SCREENSHOTS names. axe-core comes from npm: `npm pack axe-core`, or the file that
-CGGM_AXE names.
+The screenshots stay in the folder that CGGM_SCREENSHOTS names.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import subprocess
-import tarfile
 from pathlib import Path
 
 import pytest
+from accessibility import axe, drawn, serious_findings
 from brats_files import write_released
 from browser import Browser, find_chromium
 from PIL import Image
@@ -35,29 +31,10 @@ from cggm_ray.report.study_page import study_report
 from cggm_ray.studies.bench import read_bench
 from conftest import SMALL, small_set, write_pickle
 
-__all__ = ["comparison", "search", "write_study"]
+__all__ = ["axe", "comparison", "search", "write_study"]
 WIDTHS = (390, 1280, 1920)
-AXE = "axe-core@4.14.1"
-SERIOUS = ("serious", "critical")
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The script of axe-core; skips where neither a file nor npm has it."""
-    if given := os.environ.get("CGGM_AXE"):
-        return Path(given).read_text()
-    folder = tmp_path_factory.mktemp("axe")
-    if shutil.which("npm") is None:
-        pytest.skip("no npm for axe-core (or set CGGM_AXE to axe.min.js)")
-    done = subprocess.run(["npm", "pack", AXE], cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"npm has no {AXE}: {done.stderr[-200:]}")
-    with tarfile.open(next(folder.glob("*.tgz"))) as packed:
-        member = packed.extractfile("package/axe.min.js")
-        assert member is not None
-        return member.read().decode()
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +81,7 @@ def test_pages_at_three_widths(
         for width in WIDTHS:
             browser.look(width, scheme)
             browser.open(page)
-            browser.wait("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+            drawn(browser)
             assert browser.value("document.documentElement.scrollWidth <= window.innerWidth"), (kind, width)
             cut = "[...document.querySelectorAll('figure,p,h1,h2,h3')].filter(e => e.scrollWidth > e.clientWidth + 1)"
             assert browser.value(f"{cut}.map(e => e.outerHTML.slice(0, 80))") == [], (kind, width)
@@ -113,10 +90,5 @@ def test_pages_at_three_widths(
             with Image.open(picture) as image:
                 tones.append(image.convert("L").getpixel((2, 2)))
         assert all(tone > 200 if scheme == "light" else tone < 60 for tone in tones)
-        browser.value(f"{axe};1")
-        run = "axe.run(document, {resultTypes: ['violations']})"
-        found = json.loads(
-            browser.wait(f"{run}.then(r => JSON.stringify(r.violations.map(v => [v.impact, v.id, v.nodes[0].html])))")
-        )
-        assert [finding for finding in found if finding[0] in SERIOUS] == []
+        assert serious_findings(browser, axe) == []
     assert not browser.errors
