@@ -57,10 +57,10 @@ def environment(version: str, folder: Path) -> Path:
         own = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
         # Searched after the environment's own packages.
         (own / "lender.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        install = [python, "-m", "pip", "install", "--quiet", f"ray[{EXTRAS}]=={version}", *OTHERS]
-        done = subprocess.run(install, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(done.stderr.strip().splitlines()[-1])
+        for what in (["--no-deps", "--ignore-installed", f"ray=={version}"], [f"ray[{EXTRAS}]=={version}", *OTHERS]):
+            done = subprocess.run([python, "-m", "pip", "install", "--quiet", *what], capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(done.stderr.strip().splitlines()[-1])
     return python
 
 
