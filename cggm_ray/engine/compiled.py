@@ -6,6 +6,7 @@ What cannot be traced without a break runs eagerly, and a line says why.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -15,6 +16,9 @@ import torch._dynamo.config
 from torch._dynamo.exc import TorchDynamoException
 
 from cggm_ray.core.batch import Batch
+
+# Read by torch when it compiles. With torch's default, torch 2.13 loses what a graph writes into a scalar buffer in float64.
+os.environ.setdefault("TENSORIFY_PYTHON_SCALARS", "0")
 
 
 class CompiledLosses:

@@ -35,6 +35,7 @@ from cggm_ray.engine.step import TrainingStep
 from cggm_ray.engine.tracking import Console
 from cggm_ray.models.net import check_compiler, compile_parts
 from cggm_ray.models.standardise import standardisers
+from cggm_ray.strategies.base import Strategy
 from cggm_ray.tasks import Task
 
 
@@ -151,11 +152,27 @@ def first_state(
     step = TrainingStep(net, state.strategy, config.train.precision)
     if config.train.compile:
         check_compiler(runtime.device)
-        say, reason = Console(folder).say, state.strategy.against_compile
-        if reason is not None:
-            say(f"compile: encoders, fusion and guides one by one, because the step cannot be one graph: {reason}")
-        if reason is None and runtime.world_size == 1 and config.train.accumulate == 1:
+        say = Console(folder).say
+        reason = against_one_graph(state.strategy, runtime.world_size, config.train.accumulate)
+        if reason is None:
             step.compile_whole(min(budget.batch_size, budget.samples), say)
         else:
             compile_parts(net, guides)
+            if runtime.rank == 0:
+                say(f"compile: encoders, fusion and guides one by one, because the step cannot be one graph: {reason}")
     return state, runtime.wrap(step)
+
+
+def against_one_graph(strategy: Strategy, workers: int, parts: int) -> str | None:
+    """Returns why a training step cannot be compiled as one graph, or None where it can.
+
+    Args:
+        strategy: of the run.
+        workers: of the run.
+        parts: in which a worker takes its share of a batch.
+    """
+    if workers > 1:
+        return "sums are added over the workers within it"
+    if parts > 1:
+        return f"a batch is taken in {parts} parts"
+    return strategy.against_compile

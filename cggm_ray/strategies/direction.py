@@ -184,8 +184,8 @@ class ReleasedDirection(DirectionRule):
         self._weights = (head_weight, tuple(guide_weights))
         self.register_buffer("pending_value", torch.zeros((), dtype=torch.float64))
         self.register_buffer("pending_gradient", torch.zeros_like(head_weight))
-        # Known between `forward` and `move` alone. Compiled by torch 2.13, a scalar in float64 would not be written.
-        self.register_buffer("next_value", torch.zeros(1, dtype=torch.float64), persistent=False)
+        # Not saved: they are known between `forward` and `move` alone.
+        self.register_buffer("next_value", torch.zeros((), dtype=torch.float64), persistent=False)
         self.register_buffer("next_gradient", torch.zeros_like(head_weight), persistent=False)
 
     pending_value: Tensor
@@ -217,7 +217,7 @@ class ReleasedDirection(DirectionRule):
     @torch.no_grad()
     def move(self) -> None:
         """Takes over the value and the gradient of the step that ends."""
-        self.pending_value.copy_(self.next_value[0])
+        self.pending_value.copy_(self.next_value)
         self.pending_gradient.copy_(self.next_gradient)
 
 

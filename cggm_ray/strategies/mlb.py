@@ -58,10 +58,18 @@ class MLBOptions(StrategyOptions):
         check(1 <= self.mlb_beta < float("inf"), self, "mlb_beta", "a number of 1 or more")
 
 
+class _Decided(NamedTuple):
+    """Coefficients and the ratios that they were decided from, [M] each."""
+
+    coefficient_M: Tensor
+    ratio_M: Tensor
+
+
 class _Memo(NamedTuple):
-    """Of a pass."""
+    """Of a pass: the own sums of its batch, what they decide where they are known before the fusion, and the gates."""
 
     sums: Tensor
+    decided: _Decided | None
     gates: Gates
 
 
@@ -105,12 +113,13 @@ class MLB(Guided):
         outputs = self.run_guides(features, batch)
         # Like all sums in full precision, also where the networks run in another.
         with torch.autocast(batch.target.device.type, enabled=False):
-            memo = _Memo(self._sums(outputs, batch), Gates())
-        known = self.known_sums(memo.sums.detach(), totals)
-        if known is None:
+            sums = self._sums(outputs, batch)
+        known = self.known_sums(sums.detach(), totals)
+        memo = _Memo(sums, None if known is None else self._decide(known), Gates())
+        if memo.decided is None:
             return {name: memo.gates.place(features[name], index) for index, name in enumerate(self.guides)}, memo
-        factors = dict(zip(self.guides, self._decide(known)[0], strict=True))
-        return {name: scaled(features[name], factor) for name, factor in factors.items()}, memo
+        factors = zip(self.guides, memo.decided.coefficient_M, strict=True)
+        return {name: scaled(features[name], factor) for name, factor in factors}, memo
 
     def sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:
         """[guide losses M K | probabilities of the true classes M | samples that have the modality M]."""
@@ -130,16 +139,16 @@ class MLB(Guided):
         return torch.cat([self.guide_sums(outputs), torch.stack(scores + [w.sum() for w in weights])])
 
     def combine(self, task_sums: Tensor, own_sums: Tensor, memo: Memo) -> Tensor:
-        """sum_m k_m L_m; opens the gates by k_m."""
+        """sum_m k_m L_m; decides the coefficients and opens the gates, if that is still to do."""
         losses_M = self.guide_losses(own_sums[: -2 * len(self.guides)].reshape(len(self.guides), -1))
-        coefficient_M, ratio_M = self._decide(own_sums.detach())
+        coefficient_M, ratio_M = memo.decided or self._decide(own_sums.detach())
         memo.gates.open(coefficient_M)
         self.diagnostics = {"coefficient": coefficient_M, "ratio": ratio_M, "guide_loss": losses_M.detach()}
         return (coefficient_M * losses_M).sum()
 
     @torch.no_grad()
-    def _decide(self, own_sums: Tensor) -> tuple[Tensor, Tensor]:
-        """Coefficients and ratios, [M] each, from the sums of the global batch."""
+    def _decide(self, own_sums: Tensor) -> _Decided:
+        """Coefficients and ratios from the sums of the global batch."""
         m = len(self.guides)
         score_M, count_M = own_sums[-2 * m :].chunk(2)
         seen_M = count_M > 0
@@ -151,7 +160,7 @@ class MLB(Guided):
             ratio_M = losses_M / mean_of_others(losses_M, seen_M)
         # A ratio is unknown where a modality or all others were not seen, or where everything is fitted perfectly.
         ratio_M = torch.where(seen_M & ~ratio_M.isnan(), ratio_M, 1.0)
-        return coefficients(ratio_M, self.alpha, self.beta), ratio_M
+        return _Decided(coefficients(ratio_M, self.alpha, self.beta), ratio_M)
 
 
 def mean_of_others(value_M: Tensor, seen_M: Tensor) -> Tensor:

@@ -201,7 +201,7 @@ class MMPareto(Guided):
             "cosine": products.gu_M / (products.gg_M * products.uu_M).sqrt().clamp(min=1e-300),
             "guide_loss": losses_M.detach(),
         }
-        return losses_M.sum() + weighting(memo.features, gradients.at_features, weights)
+        return losses_M.sum() + weighting_term(memo.features, gradients.at_features, weights)
 
     @torch.no_grad()
     def adjust_gradients(self, memo: Memo) -> None:
@@ -251,14 +251,14 @@ class MMPareto(Guided):
         )
 
 
-def weighting(
+def weighting_term(
     features: Sequence[tuple[Tensor, ...]], at_features: Sequence[tuple[Tensor, Tensor]], weights: Weights
 ) -> Tensor:
-    """The further term at the top of this file, a scalar.
+    """A scalar whose gradient at every feature is (alpha - 1) g + (beta - 1) u; with task and guide losses, alpha g + beta u.
 
     Args:
-        features: of every modality, one or several tensors.
-        at_features: g and u at each of these tensors, one after the other.
+        features: by modality, one or several tensors each.
+        at_features: g and u at each of these tensors, one tensor after the other.
         weights: alpha and beta.
     """
     parts = zip(

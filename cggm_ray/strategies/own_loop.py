@@ -276,13 +276,10 @@ class OwnLoop(nn.Module):
             )
         if not self._is_checked:
             self._check()
-        if self._open_step.end(self):
-            trains = self.own_optimizer() is not None
-            if trains:
-                self._open_step.look_for_moves(self)
+        if self._open_step.end(self) and self.own_optimizer() is not None:
+            self._open_step.look_for_moves(self)
             self.move()
-            if trains:
-                self._open_step.note_moves(self)
+            self._open_step.note_moves(self)
         # A turn whose sums were not finite is skipped, and taken with the next batch.
         if self.turns > 1 and self._open_step.is_finite():
             self.turn = (self.turn + 1) % self.turns

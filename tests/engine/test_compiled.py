@@ -12,9 +12,12 @@ from strategy_cases import SIZE, WIDTHS, Prepare, assert_same, drawn_teachers, s
 from torch import Tensor
 
 from cggm_ray.__main__ import main
+from cggm_ray.engine.opening import against_one_graph
 from cggm_ray.engine.runtime import LocalRuntime, RunConfig
 from cggm_ray.engine.step import TrainingStep
+from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.registry import STRATEGIES
+from cggm_ray.tasks import Classification
 
 ONE_BY_ONE = ["pmr"]
 """Strategies whose steps are not compiled as one graph."""
@@ -71,6 +74,15 @@ def test_what_is_no_single_graph_runs_eagerly_and_says_so(tmp_path: Path) -> Non
     assert len(said) == 1
     assert said[0].startswith("compile: the step runs eagerly, because it cannot be one graph: ")
     assert_same(eager, compiled, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("workers", "parts", "reason"),
+    [(1, 1, None), (2, 1, "over the workers"), (1, 3, "taken in 3 parts")],
+)
+def test_workers_and_parts_are_no_single_graph(workers: int, parts: int, reason: str | None) -> None:
+    found = against_one_graph(Strategy(task=Classification(2)), workers, parts)
+    assert found is None if reason is None else reason in str(found)
 
 
 @pytest.mark.slow

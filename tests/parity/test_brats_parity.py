@@ -170,7 +170,7 @@ def follow(recording: Slices, mode: str, check: Check, one_ulp_off: bool = False
             check("acc2", diagnostics["score"], step)
             check("coeff", diagnostics["coefficient"] / meta["rou"], step)
             check("cos", diagnostics["cosine"], step)
-            check("l_gm", strategy.direction.next_value[0], step)
+            check("l_gm", strategy.direction.next_value, step)
             logits = torch.stack([guide.logits[:, :, ::16, ::16] for guide in guide_heads])
             check("train_cls_preds", logits, step)
         (task_loss + extra).backward()

@@ -108,7 +108,7 @@ def test_trajectory(recording: Recording, mode: str) -> None:
             check("acc2", diagnostics["score"], step)
             check("coeff", diagnostics["coefficient"] / meta["rou"], step)
             check("cos", diagnostics["cosine"], step)
-            check("l_gm", strategy.direction.next_value[0], step)
+            check("l_gm", strategy.direction.next_value, step)
             guide_key = predictions.replace("train_preds", "train_cls_preds")
             check(guide_key, torch.stack(guide_logits), step)
             # What the released code has before it modulates: the same backward pass with all gates at one.

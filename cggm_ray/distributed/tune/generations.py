@@ -26,7 +26,7 @@ class Generations(PopulationBasedTraining):
         self._last = last
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """See `TrialScheduler`."""
+        """What Ray Tune does with a trial after a result: it goes on, or it waits until the population exchanges values."""
         if result["epoch"] >= self._last:
             return str(TrialScheduler.CONTINUE)
         # The draws come from the global generators of Python and numpy.
