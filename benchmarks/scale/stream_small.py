@@ -40,7 +40,7 @@ from cggm_ray.core.batch import Batch
 from cggm_ray.data.datasets.features import FeatureOptions
 from cggm_ray.data.loading.sampler import Plan
 from cggm_ray.data.loading.split import Split, load_split
-from cggm_ray.data.loading.stream import StreamSplit
+from cggm_ray.data.loading.windows import WindowSplit
 from cggm_ray.data.shards.chunks import chunks
 from cggm_ray.data.shards.shards import INDEX, TARGET, Manifest, RawShard, tensor_column, write_shard
 from cggm_ray.data.shards.specs import described, table_specs
@@ -79,9 +79,9 @@ def budget_of(manifest: Manifest) -> Budget:
     return Budget(samples=sum(rows), batch_size=BATCH, passes=1, total=4 * sum(rows), window=WINDOW, shard_rows=rows)
 
 
-def streamed(folder: Path, manifest: Manifest) -> StreamSplit:
+def streamed(folder: Path, manifest: Manifest) -> WindowSplit:
     """Opens the split as a set that does not fit into memory."""
-    return StreamSplit(folder, manifest, "train", tuple(SHAPES), DEVICE, 0, 512 * MIB, WINDOW)
+    return WindowSplit(folder, manifest, "train", tuple(SHAPES), DEVICE, 0, 512 * MIB, WINDOW)
 
 
 def plan(manifest: Manifest, epoch: int, rank: int = 0, workers: int = 1, start: int = 0) -> Plan:

@@ -21,6 +21,7 @@ from cggm_ray.core.kinds import VECTOR, kind_of
 from cggm_ray.core.registry import Registry
 from cggm_ray.data.loading.split import Split, load_split, set_bytes
 from cggm_ray.data.loading.stream import StreamSplit
+from cggm_ray.data.loading.windows import WindowSplit
 from cggm_ray.data.settings import DatasetOptions, DatasetSettings
 from cggm_ray.data.shards.shards import (
     Manifest,
@@ -242,12 +243,14 @@ class Dataset(ABC):
     def open_split(
         self, folder: Path, manifest: Manifest, split: str, modalities: tuple[str, ...], device: torch.device
     ) -> Split:
-        """Opens a split: in memory on the device if the whole set fits the budget, otherwise streamed."""
+        """Opens a split: in memory on the device if the whole set fits the budget, otherwise streamed from its shards."""
         budget = self.settings.data.memory_budget * 2**20
         if set_bytes(folder, manifest, modalities) <= budget:
             return load_split(folder, manifest, split, modalities, device, self.settings.seed)
-        window = self.settings.data.window
-        return StreamSplit(folder, manifest, split, modalities, device, self.settings.seed, budget, window)
+        window, seed = self.settings.data.window, self.settings.seed
+        if window:
+            return WindowSplit(folder, manifest, split, modalities, device, seed, budget, window)
+        return StreamSplit(folder, manifest, split, modalities, device, seed, budget)
 
 
 DATASETS: Registry[type[Dataset]] = Registry("dataset", "cggm_ray.data.datasets")

@@ -19,7 +19,7 @@ from cggm_ray.data.datasets.features import FeatureOptions
 from cggm_ray.data.loading import sampler
 from cggm_ray.data.loading.held import FetchAhead, Held, check_window
 from cggm_ray.data.loading.sampler import WindowOrder, slices
-from cggm_ray.data.loading.stream import StreamSplit
+from cggm_ray.data.loading.windows import WindowSplit
 from cggm_ray.data.settings import DataConfig
 from cggm_ray.data.shards import chunks
 from cggm_ray.engine.budget import Budget, with_window
@@ -168,7 +168,7 @@ def test_an_epoch_requests_the_bytes_of_the_shards(
         monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
         cold = UrlPath(f"{bucket}/set")
         urls._storage.cache_clear()
-        split = StreamSplit(cold, manifest, "train", ("a",), device, 0, 2**30, 2)
+        split = WindowSplit(cold, manifest, "train", ("a",), device, 0, 2**30, 2)
         for epoch in (0, 1):
             plan = list(slices(WindowOrder(torch.tensor(rows), 2, 0, epoch)[:900], 50, 0, 1))
             for batch in split.batches(plan, epoch):

@@ -8,13 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Generic, TypeVar
 
-import numpy as np
-import pyarrow.parquet as pq
-
 from cggm_ray.core.errors import UsageError
-from cggm_ray.data.loading.split import unreadable
-from cggm_ray.data.shards.packed import unpack
-from cggm_ray.data.shards.shards import UNREADABLE, column_values
 from cggm_ray.storage.places import local_copy
 
 K = TypeVar("K", bound=Hashable)
@@ -79,19 +73,6 @@ class FetchAhead:
     def close(self) -> None:
         """Begins no further copy."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def whole_shard(folder: Path, path: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
-    """Returns columns of a shard, [rows, ...]; a file of a store is copied into the cache of the node first.
-
-    Raises:
-        DataError: the shard cannot be read.
-    """
-    try:
-        table = unpack(pq.read_table(path, columns=list(columns)))
-        return {column: column_values(table.column(column)) for column in columns}
-    except UNREADABLE as error:
-        raise unreadable(folder, path, error) from None
 
 
 def check_window(window: int, budget: int, sizes: Sequence[int]) -> None:

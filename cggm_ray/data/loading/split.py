@@ -118,6 +118,19 @@ def drawn_views(samples: int, views: int, seed: int, epoch: int) -> Tensor:
     return torch.randint(views, (samples,), generator=generator(seed, "view", epoch))
 
 
+def drawn_of_several(samples: int, views: Mapping[str, Sequence[str]], seed: int, epoch: int) -> dict[str, Tensor]:
+    """Returns what `drawn_views` does for every modality of which there are several views.
+
+    Args:
+        samples: of the split.
+        views: columns of the views by modality.
+        seed: of the draw.
+        epoch: for which is drawn.
+    """
+    several = {name: columns for name, columns in views.items() if len(columns) > 1}
+    return {name: drawn_views(samples, len(columns), seed, epoch) for name, columns in several.items()}
+
+
 def full(values: Tensor) -> Tensor:
     """Returns features that are stored in half precision in single precision, and anything else unchanged."""
     return values.float() if values.dtype == torch.float16 else values
@@ -185,7 +198,7 @@ def load_split(
         if IDENTITY in table.column_names:
             names += table.column(IDENTITY).to_pylist()
     joined = {name: np.concatenate(values) for name, values in columns.items()}
-    rows = rows_in_order(joined[INDEX], manifest, split, folder)
+    rows = rows_in_order(joined[INDEX], split, range(manifest.rows(split)), f"{folder}: the rows of split {split}")
     tensors = {name: torch.from_numpy(values[rows]).to(device) for name, values in joined.items() if name != INDEX}
     identities = [names[row] for row in rows] if names else None
     masks = read_masks(tensors, modalities, {name: manifest.modalities[name].shape for name in modalities})
@@ -221,19 +234,24 @@ def training_targets(folder: Path, manifest: Manifest) -> Tensor:
     return torch.cat(parts)
 
 
-def rows_in_order(index: np.ndarray, manifest: Manifest, split: str, folder: Path) -> np.ndarray:
-    """Returns the places of the samples 0, 1, 2, ... among the rows of a split's shards.
+def rows_in_order(index: np.ndarray, split: str, wanted: range, what: str) -> np.ndarray:
+    """Returns the places of samples among rows, in the order of the samples.
 
     Samples to predict are in the order of the rows.
+
+    Args:
+        index: numbers of the samples by row, [rows].
+        split: of the samples.
+        wanted: the numbers that the rows should have.
+        what: the rows, for the error.
 
     Raises:
         DataError: rows are missing or doubled.
     """
-    wanted = manifest.rows(split)
-    rows = np.argsort(index) if split != PREDICT else np.arange(len(index))
-    index = index if split != PREDICT else rows
-    if len(rows) != wanted or not np.array_equal(index[rows], np.arange(wanted)):
-        raise DataError(f"{folder}: the rows of split {split} are not 0 to {wanted - 1}, each once")
+    rows = np.arange(len(index)) if split == PREDICT else np.argsort(index)
+    found = rows + wanted.start if split == PREDICT else index[rows]
+    if not np.array_equal(found, np.arange(wanted.start, wanted.stop)):
+        raise DataError(f"{what} are not {wanted.start} to {wanted.stop - 1}, each once")
     return rows
 
 
@@ -264,9 +282,16 @@ def read_masks(
 
 
 def check_presence(
-    masks: Mapping[str, Tensor], modalities: Sequence[str], where: str, names: Sequence[str] | None
+    masks: Mapping[str, Tensor], modalities: Sequence[str], where: str, names: Sequence[str] | None, first: int = 0
 ) -> None:
     """Raises a DataError if a sample has none of the modalities.
+
+    Args:
+        masks: of some samples, as `read_masks` returns them.
+        modalities: that the network takes.
+        where: the samples are, for the error.
+        names: of all samples of the split, where they have any.
+        first: number in the split of the first of these samples.
 
     Raises:
         DataError: names the first of them.
@@ -275,28 +300,31 @@ def check_presence(
         return
     there = torch.stack([mask.any(1) for mask in masks.values()]).any(0)
     if not bool(there.all()):
-        bad = int((~there).nonzero()[0])
+        bad = first + int((~there).nonzero()[0])
         raise DataError(
             f"{where}, sample {names[bad] if names else bad} has none of the modalities {', '.join(modalities)}; "
             "expected at least one"
         )
 
 
-def check_labelled(labelled: Tensor | None, split: str, folder: Path, names: Sequence[str] | None) -> None:
+def check_labelled(
+    labelled: Tensor | None, split: str, folder: Path, names: Sequence[str] | None, first: int = 0
+) -> None:
     """Raises a DataError if samples lack a label and are not only predicted.
 
     Args:
         labelled: bool [samples]; None where all have a label.
         split: of the samples.
         folder: of the set.
-        names: of the samples, where they have any.
+        names: of all samples of the split, where they have any.
+        first: number in the split of the first of these samples.
 
     Raises:
         DataError: names the first of them.
     """
     if split == PREDICT or labelled is None or bool(labelled.all()):
         return
-    bad = int((~labelled).nonzero()[0])
+    bad = first + int((~labelled).nonzero()[0])
     raise DataError(
         f"{folder}: split {split}, sample {names[bad] if names else bad} has no label; expected one for every sample"
     )

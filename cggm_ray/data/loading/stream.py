@@ -1,31 +1,29 @@
 """Streams the samples of a split that does not fit in memory from its shards while the loop trains.
 
 The loop requests samples in the order that is a function of seed and epoch. Row groups hold a sample or a few, so any sample
-can be read by itself. Where the order goes by windows of shards, whole shards are read once, and two windows stay in memory.
-Threads read a few batches ahead; otherwise only targets and names stay in memory.
+can be read by itself. Threads read a few batches ahead; otherwise targets, names and the places of the samples stay in memory.
+Where the order goes by windows of shards, `windows` reads instead.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from cggm_ray.core.batch import Batch
-from cggm_ray.data.loading.held import FetchAhead, Held, check_window, whole_shard
 from cggm_ray.data.loading.sampler import Slice
 from cggm_ray.data.loading.split import (
     about_columns,
     check_labelled,
     check_presence,
-    drawn_views,
+    drawn_of_several,
     full,
     read_masks,
     rows_in_order,
@@ -41,10 +39,10 @@ from cggm_ray.data.shards.shards import (
     TARGET,
     UNREADABLE,
     Manifest,
+    TensorSpec,
     check_columns,
     column_values,
 )
-from cggm_ray.storage.places import is_local
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -86,6 +84,35 @@ def device_batches(
         yield batch.to(device)
 
 
+def read_ahead(
+    make: Callable[[Slice], Batch],
+    plan: Iterable[Slice],
+    specs: Collection[TensorSpec],
+    budget: int,
+    device: torch.device,
+) -> Iterator[Batch]:
+    """Yields the batches of a plan in full precision, made by threads as far ahead as the budget allows.
+
+    Args:
+        make: makes a batch on the host, as its inputs are stored; several threads call it.
+        plan: of this worker.
+        specs: shapes and types of the inputs of one sample, as stored.
+        budget: bytes of batches that may be in memory at once; two in full precision and two as stored are there in
+            any case.
+        device: where they go.
+    """
+    plan = list(plan) if isinstance(plan, Iterator) else plan
+    # Only the last batches are smaller than the first one.
+    samples = next((len(part.index) for part in plan), 1)
+    stored = samples * sum(spec.bytes for spec in specs)
+    wide = samples * sum(spec.bytes * (2 if spec.dtype == "float16" else 1) for spec in specs)
+    # The loop holds a batch in full precision while the next is made; one more is waited for beside those ahead.
+    depth = max(1, min(MOST_AHEAD, (budget - 2 * wide) // max(1, stored) - 1))
+    for batch in device_batches(make, plan, depth, device):
+        batch.inputs.update({name: full(values) for name, values in batch.inputs.items()})
+        yield batch
+
+
 class StreamSplit:
     """A split that stays in its shards. It implements `cggm_ray.data.loading.split.Split`.
 
@@ -98,11 +125,9 @@ class StreamSplit:
         seed: of the draw among several views of a sample.
         budget: bytes of batches that may be in memory at once; two in full precision and two as stored are there in
             any case.
-        window: shards that the order goes through together; 0 where it goes through all.
 
     Raises:
         DataError: a shard cannot be read, rows are missing or doubled, or there are columns that mean something else.
-        UsageError: the shards of a window are larger than the budget.
     """
 
     def __init__(
@@ -114,7 +139,6 @@ class StreamSplit:
         device: torch.device,
         seed: int,
         budget: int,
-        window: int = 0,
     ) -> None:
         self.groups: int | None = None
         self._folder = folder
@@ -123,8 +147,8 @@ class StreamSplit:
         self._budget = budget
         self._files = [folder / shard.file for shard in manifest.splits[split]]
         self._specs = {name: manifest.modalities[name] for name in modalities}
-        small, places, names, stored = _survey(folder, manifest, self._files, modalities, bool(window))
-        rows = rows_in_order(small[INDEX], manifest, split, folder)
+        small, places, names, stored = _survey(folder, manifest, self._files, modalities)
+        rows = rows_in_order(small[INDEX], split, range(manifest.rows(split)), f"{folder}: the rows of split {split}")
         self._places = places[rows]
         columns = {name: torch.from_numpy(values[rows]) for name, values in small.items()}
         self._target = columns[TARGET]
@@ -134,57 +158,22 @@ class StreamSplit:
         self._labelled = columns.get(LABELLED)
         check_labelled(self._labelled, split, folder, self.names)
         self._views = {name: view_columns(stored, name) for name in modalities}
-        self._window = window
-        self._held: Held[int, dict[str, np.ndarray]] | None = None
-        if window:
-            check_window(window, budget, [shard.bytes for shard in manifest.splits[split]])
-            every = [column for columns in self._views.values() for column in columns]
-            self._held = Held(lambda number: whole_shard(folder, self._files[number], every), 2 * window)
 
     def __len__(self) -> int:
         return len(self._target)
 
     def batches(self, plan: Iterable[Slice], epoch: int) -> Iterator[Batch]:
         """Yields a batch for every slice of the plan, read ahead by threads."""
-        drawn = {
-            name: drawn_views(len(self), len(columns), self._seed, epoch)
-            for name, columns in self._views.items()
-            if len(columns) > 1
-        }
-        # It is gone through twice where files are copied ahead.
-        plan = list(plan) if isinstance(plan, Iterator) else plan
-        # Only the last batches are smaller than the first one.
-        samples = next((len(part.index) for part in plan), 1)
-        stored = samples * sum(spec.bytes for spec in self._specs.values())
-        wide = samples * sum(spec.bytes * (2 if spec.dtype == "float16" else 1) for spec in self._specs.values())
-        # The loop holds a batch in full precision while the next is made; one more is waited for beside those ahead.
-        depth = max(1, min(MOST_AHEAD, (self._budget - 2 * wide) // max(1, stored) - 1))
-        fetch = self._fetch_ahead(plan)
-        try:
-            for batch in device_batches(lambda part: self._read(part, drawn, fetch), plan, depth, self._device):
-                batch.inputs.update({name: full(values) for name, values in batch.inputs.items()})
-                yield batch
-        finally:
-            if fetch is not None:
-                fetch.close()
+        drawn = drawn_of_several(len(self), self._views, self._seed, epoch)
+        return read_ahead(lambda part: self._read(part, drawn), plan, self._specs.values(), self._budget, self._device)
 
-    def _fetch_ahead(self, plan: Iterable[Slice]) -> FetchAhead | None:
-        """Returns what copies whole shards from a store before they are needed; None where that is of no use."""
-        if self._held is None or is_local(self._folder):
-            return None
-        numbers = (number for part in plan for number in dict.fromkeys(self._places[part.index.numpy(), 0].tolist()))
-        return FetchAhead((self._files[number] for number in numbers), self._window)
-
-    def _read(self, part: Slice, drawn: dict[str, Tensor], fetch: FetchAhead | None) -> Batch:
+    def _read(self, part: Slice, drawn: dict[str, Tensor]) -> Batch:
         rows = part.index.numpy()
         arrays = {name: np.empty((len(rows), *spec.shape), dtype=spec.dtype) for name, spec in self._specs.items()}
         of_views = {name: [self._views[name][int(view)] for view in drawn[name][part.index]] for name in drawn}
-        if self._held is not None:
-            self._fill(arrays, of_views, rows, fetch)
-            return self._batch(part, arrays)
         columns = {name: of_views.get(name) or [name] * len(rows) for name in self._specs}
         by_group: dict[tuple[int, int], list[int]] = {}
-        for place, (file, group, *_) in enumerate(self._places[rows].tolist()):
+        for place, (file, group, _) in enumerate(self._places[rows].tolist()):
             by_group.setdefault((file, group), []).append(place)
         for (file, group), places in by_group.items():
             wanted = sorted({columns[name][place] for name in columns for place in places})
@@ -194,28 +183,6 @@ class StreamSplit:
                 for name, array in arrays.items():
                     array[place] = values[columns[name][place]][offset]
         return self._batch(part, arrays)
-
-    def _fill(
-        self,
-        arrays: dict[str, np.ndarray],
-        of_views: dict[str, list[str]],
-        rows: np.ndarray,
-        fetch: FetchAhead | None,
-    ) -> None:
-        """Copies samples from shards that are held whole."""
-        assert self._held is not None
-        files, offsets = self._places[rows, 0], self._places[rows, 3]
-        for file in np.unique(files):
-            if fetch is not None:
-                fetch.needs(self._files[file])
-            values = self._held.get(int(file))
-            places = np.flatnonzero(files == file)
-            for name, array in arrays.items():
-                if name not in of_views:
-                    array[places] = values[name][offsets[places]]
-                    continue
-                for place in places:
-                    array[place] = values[of_views[name][place]][offsets[place]]
 
     def _batch(self, part: Slice, arrays: dict[str, np.ndarray]) -> Batch:
         masks = {name: mask[part.index] for name, mask in self.masks.items()}
@@ -231,18 +198,17 @@ class StreamSplit:
 
 
 def _survey(
-    folder: Path, manifest: Manifest, files: Sequence[Path], modalities: Sequence[str], whole: bool
+    folder: Path, manifest: Manifest, files: Sequence[Path], modalities: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], np.ndarray, list[str], list[str]]:
     """Returns the small columns of all shards, the place of every row, the names, and the names of all columns.
 
-    A place is (file, row group, offset in it, offset in the file); places are [rows, 4].
+    A place is (file, row group, offset in it); places are [rows, 3].
 
     Args:
         folder: of the set.
         manifest: of the set.
         files: of the split.
         modalities: to read.
-        whole: the files are read whole later, so in a store a copy is made at once.
     """
     small: dict[str, list[np.ndarray]] = {}
     places: list[np.ndarray] = []
@@ -250,7 +216,7 @@ def _survey(
     stored: list[str] = []
     for number, path in enumerate(files):
         try:
-            with pq.ParquetFile(path) if whole else open_shard(path) as file:
+            with open_shard(path) as file:
                 stored = file.schema_arrow.names
                 sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
                 wanted = [INDEX, TARGET, *about_columns(stored, modalities)]
@@ -266,7 +232,7 @@ def _survey(
         rows = np.arange(sum(sizes))
         groups = np.repeat(np.arange(len(sizes)), sizes)
         within = rows - (np.cumsum(sizes) - sizes)[groups] if sizes else rows
-        places.append(np.stack([np.full_like(rows, number), groups, within, rows], axis=1).astype(np.int32))
+        places.append(np.stack([np.full_like(rows, number), groups, within], axis=1).astype(np.int32))
     joined = {name: np.concatenate(values) for name, values in small.items()}
     return joined, np.concatenate(places), names, stored
 
