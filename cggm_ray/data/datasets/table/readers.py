@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from cggm_ray.core.errors import DataError, listed, short_repr
 from cggm_ray.data.datasets.table.cells import FileRows, is_text, without_missing
 from cggm_ray.data.datasets.table.csv_blocks import first_text, plain_encoding, read_blocks
+from cggm_ray.data.datasets.table.json_records import HALF, check_characters, read_lines, records_table
 from cggm_ray.data.datasets.table.kinds import COLUMN_KINDS
 from cggm_ray.data.datasets.table.options import TableOptions
 from cggm_ray.data.datasets.table.places import large_media, places
@@ -37,6 +38,7 @@ FALLBACK = "windows-1252"
 _FALLBACK_SAID = "Windows-1252, because it is not UTF-8 (--encoding names another)"
 _NAMES = {"\t": "tab"}
 CSV = (".csv", ".tsv", ".txt")
+JSON = (".json", ".jsonl", ".ndjson")
 MEDIA_KINDS = ("image", "audio", "video")
 _SAMPLE = 2**16
 """Characters from which the delimiter is chosen."""
@@ -49,9 +51,11 @@ def read_table(path: Path, options: TableOptions) -> FileRows:
     Raises:
         DataError: it cannot be read; a row of a text file is named.
     """
-    found = _large_csv(path, options) if path.suffix.lower() in CSV and is_local(path) else None
+    suffix = path.suffix.lower()
+    large = _large_csv if suffix in CSV and is_local(path) else _large_json_lines if suffix in JSON else None
+    found = None if large is None else large(path, options)
     if found is None:
-        table, about = _READERS[path.suffix.lower()](path, options)
+        table, about = _READERS[suffix](path, options)
         found = without_missing(table, options.missing_values), about
     table, about = found
     names = table.column_names
@@ -77,8 +81,25 @@ def _large_csv(path: Path, options: TableOptions) -> tuple[pa.Table, str] | None
     clean = functools.partial(without_missing, tokens=options.missing_values)
     names, given = _column_names(header), options.column_names is None
     table = read_blocks(path, encoding, delimiter, header, names, has_header=given, clean=clean)
-    said = "UTF-8" if encoding == "utf-8" else options.encoding or _FALLBACK_SAID
+    said = _encoding_in_words(encoding, options.encoding)
     return None if table is None else (table, f"CSV in {said}, delimiter {_NAMES.get(delimiter, repr(delimiter))}")
+
+
+def _large_json_lines(path: Path, options: TableOptions) -> tuple[pa.Table, str] | None:
+    """Returns the rows of a large file without missing cells; None for a small one, and for one that must be read whole."""
+    with reading(path, "JSON file"):
+        if path.stat().st_size < LEAST_BYTES:
+            return None
+        encoding = plain_encoding(path, options.encoding, FALLBACK)
+        if encoding is None or first_text(path, encoding, _SAMPLE).lstrip().startswith("["):
+            return None
+    clean = functools.partial(without_missing, tokens=options.missing_values)
+    table = read_lines(path, encoding, clean)
+    return None if table is None else (table, f"JSON lines in {_encoding_in_words(encoding, options.encoding)}")
+
+
+def _encoding_in_words(encoding: str, given: str | None) -> str:
+    return "UTF-8" if encoding == "utf-8" else given or _FALLBACK_SAID
 
 
 def _header(path: Path, text: str, delimiter: str, given: Sequence[str] | None) -> list[str]:
@@ -210,46 +231,9 @@ def _json(path: Path, options: TableOptions) -> tuple[pa.Table, str]:
                         records.append(parse_json(line))
                 except DataError as error:
                     raise DataError(str(error).replace(f"{path}:", f"{path}, line {number}:", 1)) from None
-    for number, record in enumerate(records, 1):
-        if not isinstance(record, dict):
-            raise DataError(f"{path}, row {number}: found a {type(record).__name__}; expected an object with columns")
-    if "\\ud" in text.lower():
-        _check_characters(path, records)
-    names = list(dict.fromkeys(name for record in records for name in record))
-    columns = {name: _column(path, name, [record.get(name) for record in records]) for name in names}
-    return pa.table(columns), about
-
-
-def _check_characters(path: Path, records: Sequence[Any]) -> None:
-    """Raises a DataError for a record with half a character, which JSON can name in keys and texts and no text can hold."""
-    for number, record in enumerate(records, 1):
-        try:
-            with reading(path, "JSON file"):
-                whole = json.dumps(record, ensure_ascii=False)
-            whole.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"{path}, row {number}: found {error.object[error.start]!r}, half a character; expected Unicode"
-            ) from None
-
-
-def _column(path: Path, name: str, values: Sequence[Any]) -> pa.Array:
-    """Returns the values of a column; plain values of several types become texts.
-
-    Raises:
-        DataError: names the row of the first that is of another structure than the others.
-    """
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, OverflowError):
-        nested = [row for row, value in enumerate(values) if isinstance(value, list | dict)]
-        if not nested:
-            return pa.array([None if value is None else str(value) for value in values], pa.string())
-    kinds = {type(value) for value in values if value is not None}
-    first = next(value for value in values if value is not None)
-    row = next((row for row, v in enumerate(values) if v is not None and type(v) is not type(first)), nested[0])
-    what = "lists of one kind of values" if kinds == {list} else f"a {type(first).__name__} as in the rows before"
-    raise DataError(f"{path}, row {row + 1}, column {name}: found {short_repr(values[row])}; expected {what}")
+    if HALF in text.lower():
+        check_characters(path, records)
+    return records_table(path, records), about
 
 
 def _parquet(path: Path, options: TableOptions) -> tuple[pa.Table, str]:
@@ -355,7 +339,7 @@ def class_labels(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
 
 _READERS: Mapping[str, Callable[[Path, TableOptions], tuple[pa.Table, str]]] = {
     **dict.fromkeys(CSV, _csv),
-    **dict.fromkeys((".json", ".jsonl", ".ndjson"), _json),
+    **dict.fromkeys(JSON, _json),
     ".parquet": _parquet,
     ".arrow": _arrow,
     ".npz": _npz,
