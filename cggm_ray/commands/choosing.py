@@ -6,6 +6,8 @@ from pathlib import Path
 
 from cggm_ray.commands.search_folder import Plan, Searched
 from cggm_ray.commands.trials import run_on_ray
+from cggm_ray.data.shards.opening import open_manifest
+from cggm_ray.engine.assembly import build_dataset
 from cggm_ray.studies.choice import SURE, Choice, candidates_of, choice_trials, decide, read_choice, seeds_of
 from cggm_ray.studies.store import outcomes
 
@@ -29,8 +31,11 @@ def choose(plan: Plan, done: Searched, folder: Path, minutes: float) -> Choice:
             print(
                 f"{len(candidates)} configurations with {len(seeds)} seeds each, in {minutes:.3g} minutes", flush=True
             )
-            run_on_ray(plan.base, folder, trials, test=False, minutes=minutes, sure=SURE)
-        choice = decide(plan.metric, plan.mode, candidates, seeds, outcomes(trials), minutes)
+            run_on_ray(plan.base, folder, trials, test=False, validate=True, minutes=minutes, sure=SURE)
+        manifest = open_manifest(plan.shards)
+        task = build_dataset(plan.base, manifest.dataset).task(manifest)
+        started_from = done.found[0].record.name
+        choice = decide(task, plan.metric, candidates, seeds, outcomes(trials), minutes, started_from)
         choice.save(folder)
     print(choice.table())
     print(choice.basis(), flush=True)

@@ -78,6 +78,7 @@ def run_on_ray(
     trials: Sequence[Trial],
     *,
     test: bool = True,
+    validate: bool = False,
     minutes: float | None = None,
     sure: int = 0,
 ) -> None:
@@ -88,6 +89,7 @@ def run_on_ray(
         folder: of the study.
         trials: that are numbered as they stand.
         test: whether each one tests its best checkpoint.
+        validate: whether one that does not test it predicts the validation split with it.
         minutes: after which no further trial starts, and those that run go on to their end; None for no limit.
         sure: number of trials, the first ones, that start at any time.
     """
@@ -102,6 +104,7 @@ def run_on_ray(
         own=own_code(config),
         resources=Resources(cpu=config.run.cpus_per_worker or 1, gpu=1.0 if config.run.use_gpu else 0.0),
         test=test,
+        validate=validate,
         last_start=None if minutes is None else time.time() + 60 * minutes,
         sure=sure,
     )

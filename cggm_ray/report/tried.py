@@ -26,9 +26,8 @@ def searched(found: SearchRecord, choice: Choice | None) -> dict[str, Any]:
     else:
         taken = choice.values
         text.append(f"{choice.basis()}.")
-        head = ["configuration of", "in the search", *(f"seed {seed}" for seed in choice.seeds), "mean", ""]
         caption = f"Validation {found.metric} of what could be chosen"
-        table = html.Table(caption=caption, head=head, rows=choice.rows())
+        table = html.Table(caption=caption, head=choice.head(), rows=choice.rows())
     rows: list[list[object]] = []
     for key, described in found.space.items():
         ((kind, values),) = ((kind, values) for kind, values in described.items() if kind != "when")

@@ -1,4 +1,4 @@
-"""Ends a run: tests the best checkpoint once and writes the results into the folder of the run."""
+"""Ends a run: tests the best checkpoint once, or validates it alone, and writes the results into the folder of the run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cggm_ray.engine.evaluation import Parts, Predictions, evaluate
 from cggm_ray.engine.opening import Training
 from cggm_ray.engine.prediction_file import PredictionFile
 from cggm_ray.engine.ridge import blended, blends, save_ridge
-from cggm_ray.engine.runtime import numbers
+from cggm_ray.engine.runtime import Record, numbers
 from cggm_ray.engine.state import BEST, PREDICTIONS, VALUES, WEIGHTS, Position, load_weights
 from cggm_ray.engine.tracking import Console
 from cggm_ray.runs.blending import Blend, fit_blend
@@ -22,6 +22,9 @@ from cggm_ray.runs.card import try_card
 from cggm_ray.runs.confusion import save_confusion
 from cggm_ray.runs.result import SUMMARY, Result
 from cggm_ray.storage.files import share_files, whole_file, write_folder, write_text
+
+VALIDATION, VALID_PREDICTIONS = "validation.json", "validation.parquet"
+"""What a run leaves that is compared on validation and not tested."""
 
 
 def finish(training: Training) -> Result:
@@ -34,7 +37,49 @@ def finish(training: Training) -> Result:
         TrainingError: that checkpoint is gone or damaged.
     """
     config, state, runtime, folder = training.config, training.state, training.runtime, training.folder
-    task, splits = training.task, training.splits
+    checkpoint, blend = load_best(training)
+    moved(
+        "test",
+        0,
+        0,
+        f"validation and {len(training.splits['test'])} test samples with the checkpoint of epoch {state.best.epoch}",
+    )
+    valid = evaluate(config.train, state.net, training.task, training.splits["valid"], runtime)
+    test = predict_to(training, "test", folder / PREDICTIONS)
+    result = Result(folder=folder, best_epoch=state.best.epoch, valid=numbers(valid), test=numbers(test))
+    if runtime.rank == 0:
+        write_folder(folder / BEST, partial_of_best(checkpoint, blend))
+        if training.class_names is not None:
+            save_confusion(folder, training.class_names)
+        summary = {"best_epoch": result.best_epoch, "epochs": state.epoch, "valid": result.valid, "test": result.test}
+        write_text(folder / SUMMARY, json.dumps(summary, indent=1))
+        if failed := try_card(folder):
+            Console(folder).say(failed)
+    return result
+
+
+def validate(training: Training) -> None:
+    """Writes validation metrics and predictions of the best checkpoint, as it would be tested, into the folder of the run.
+
+    Raises:
+        TrainingError: that checkpoint is gone or damaged.
+    """
+    load_best(training)
+    valid = predict_to(training, "valid", training.folder / VALID_PREDICTIONS)
+    if training.runtime.rank == 0:
+        write_text(training.folder / VALIDATION, json.dumps(numbers(valid), indent=1))
+
+
+def load_best(training: Training) -> tuple[Path, Blend | None]:
+    """Gives the network of the state the weights of the best epoch, and averages it with ridge regression where that is wanted.
+
+    Returns:
+        The checkpoint, and the ridge regression that was fitted.
+
+    Raises:
+        TrainingError: the checkpoint is gone or damaged.
+    """
+    config, state, runtime, folder = training.config, training.state, training.runtime, training.folder
     if not state.best.epoch:
         raise TrainingError(
             f"{folder}: the validation loss or {state.best.metric} was not a number after each of {state.epoch} epochs, so "
@@ -52,33 +97,28 @@ def finish(training: Training) -> Result:
             Console(folder).say(blend.line())
         if blend.share:
             state.net = blended(state.net, blend.ridge, blend.share).to(runtime.device)
-    moved(
-        "test",
-        0,
-        0,
-        f"validation and {len(splits['test'])} test samples with the checkpoint of epoch {state.best.epoch}",
-    )
-    valid = evaluate(config.train, state.net, task, splits["valid"], runtime)
+    return checkpoint, blend
+
+
+def predict_to(training: Training, split: str, path: Path) -> Record:
+    """Returns loss and metrics of a split, and writes its predictions, which are there unless they are maps.
+
+    Args:
+        training: whose network predicts.
+        split: name of it.
+        path: of the file.
+    """
+    samples, runtime, task = training.splits[split], training.runtime, training.task
     with ExitStack() as stack:
         collected = None
         if not task.dense:
-            samples, give = len(splits["test"]), _nothing
+            give = _nothing
             if runtime.rank == 0:
-                partial = stack.enter_context(whole_file(folder / PREDICTIONS))
-                file = stack.enter_context(closing(PredictionFile(partial, samples, splits["test"].names)))
+                partial = stack.enter_context(whole_file(path))
+                file = stack.enter_context(closing(PredictionFile(partial, len(samples), samples.names)))
                 give = file.add
-            collected = Parts(samples, task, config.train.batch_size, give)
-        test = evaluate(config.train, state.net, task, splits["test"], runtime, collected)
-    result = Result(folder=folder, best_epoch=state.best.epoch, valid=numbers(valid), test=numbers(test))
-    if runtime.rank == 0:
-        write_folder(folder / BEST, partial_of_best(checkpoint, blend))
-        if training.class_names is not None:
-            save_confusion(folder, training.class_names)
-        summary = {"best_epoch": result.best_epoch, "epochs": state.epoch, "valid": result.valid, "test": result.test}
-        write_text(folder / SUMMARY, json.dumps(summary, indent=1))
-        if failed := try_card(folder):
-            Console(folder).say(failed)
-    return result
+            collected = Parts(len(samples), task, training.config.train.batch_size, give)
+        return evaluate(training.config.train, training.state.net, task, samples, runtime, collected)
 
 
 def partial_of_best(checkpoint: Path, blend: Blend | None) -> Callable[[Path], None]:

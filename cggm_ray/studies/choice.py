@@ -1,7 +1,9 @@
 """The choice among the best trials of a search, over several seeds.
 
 The best of many trials on one validation split is partly the luckiest one. So the leaders of a search, and the configuration
-that it started from, are trained again with seeds that the search did not use, and the best mean of validation is chosen.
+that it started from, are trained again with seeds that the search did not use. The validation split is the one that the search
+used, so a leader may still owe its place to those samples. It is chosen only where it is better than the configuration that the
+search started from by more than `ERRORS` standard errors of their difference; of several such the best mean is.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ from cggm_ray.core.errors import UsageError
 from cggm_ray.core.tables import text_table
 from cggm_ray.engine.configuration import Config
 from cggm_ray.storage.files import write_text
+from cggm_ray.studies.headroom import Gain
 from cggm_ray.studies.store import FAILED, FINISHED, Outcome, Trial, make_trial
+from cggm_ray.studies.validated import Validated, lead, read_validated
+from cggm_ray.tasks import Task
 
 FOLDER = "choice"
 """Folder of the runs inside that of the run that the search leads to."""
@@ -30,6 +35,8 @@ SEEDS = 3
 """Runs of each."""
 SURE = 2
 """Runs, the first ones, that are trained however little time there is."""
+ERRORS = 2
+"""Standard errors by which a trial must be ahead. The search has looked at the same samples many times, so one is too few."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +69,8 @@ class Choice:
         candidates: the configuration that the search started from, then the best trials.
         compared: seeds whose runs decided; empty where too few came to their end, so that the search decided.
         chosen: trial of the chosen candidate.
+        first: trial of the configuration that the search started from; None where it took no part.
+        leads: trial to how much better it is than that one on validation, where the seeds say so.
     """
 
     metric: str
@@ -71,6 +80,8 @@ class Choice:
     candidates: Sequence[Candidate]
     compared: Sequence[int]
     chosen: str
+    first: str | None = None
+    leads: Mapping[str, Gain] = dataclasses.field(default_factory=dict)
 
     @property
     def values(self) -> Mapping[str, Any]:
@@ -96,11 +107,21 @@ class Choice:
             if count > 1
             else f"validation {self.metric} with a seed"
         )
-        return f"{self.chosen} is chosen among {others} configurations by {over} that the search did not use"
+        by = f"{self.chosen} is chosen among {others} configurations by {over} that the search did not use"
+        if self.first is None:
+            return by
+        if self.chosen == self.first:
+            return f"{by}: no other is ahead of it, where the search started, by more than {ERRORS} standard errors"
+        return f"{by}: it is ahead of {self.first}, where the search started, by more than {ERRORS} standard errors"
 
     def table(self) -> str:
-        """Returns a row for each candidate: its value in the search, of every seed, and the mean that decided."""
-        return text_table(self.rows(), ["", "in the search", *(f"seed {seed}" for seed in self.seeds), "mean", ""])
+        """Returns a row for each candidate, under `head`."""
+        return text_table(self.rows(), ["", *self.head()[1:]])
+
+    def head(self) -> list[str]:
+        """Returns the names of the columns: a candidate's value in the search, with every seed, its mean and its lead."""
+        ahead = [] if self.first is None else [f"ahead of {self.first} by"]
+        return ["configuration of", "in the search", *(f"seed {seed}" for seed in self.seeds), "mean", *ahead, ""]
 
     def rows(self) -> list[list[object]]:
         """Returns the cells of the table."""
@@ -110,6 +131,7 @@ class Choice:
                 each.searched,
                 *(each.runs.get(seed) for seed in self.seeds),
                 self.mean(each),
+                *([] if self.first is None else [_in_words(self.leads.get(each.trial))]),
                 "chosen" if each.trial == self.chosen else "failed" if each.error is not None else "",
             ]
             for each in self.candidates
@@ -133,7 +155,8 @@ def read_choice(folder: Path) -> Choice | None:
             Candidate(**{**each, "runs": {int(seed): float(value) for seed, value in each["runs"].items()}})
             for each in found.pop("candidates")
         ]
-        choice = Choice(candidates=candidates, **found)
+        leads = {trial: Gain(**lead) for trial, lead in found.pop("leads", {}).items()}
+        choice = Choice(candidates=candidates, leads=leads, **found)
         if all(each.trial != choice.chosen for each in candidates):
             raise ValueError(f"no candidate {choice.chosen}")
     except FileNotFoundError:
@@ -184,32 +207,41 @@ def run_name(candidate: Candidate, seed: int) -> str:
 
 
 def decide(
+    task: Task,
     metric: str,
-    mode: str,
     candidates: Sequence[Candidate],
     seeds: Sequence[int],
     found: Sequence[Outcome],
     minutes: float | None = None,
+    first: str | None = None,
 ) -> Choice:
-    """Chooses among candidates by their finished runs; of equal means the first one.
+    """Chooses among candidates by their finished runs.
 
     The seeds decide that all candidates finished. Where time was over before the first of them, those decide that finished the
-    first seed, if there are at least two; otherwise the search decides. A candidate with a failed run takes no part.
+    first seed, if there are at least two; otherwise the search decides, and of equal values the first one has it. A candidate
+    with a failed run takes no part.
 
     Args:
-        metric, mode: the validation metric, and 'min' or 'max'.
+        task: what is predicted.
+        metric: the validation metric.
         candidates: without their runs.
         seeds: of the runs, in their order.
         found: the runs.
         minutes: that the runs were given.
+        first: trial of the configuration that the search started from; None where it failed.
+
+    Raises:
+        UsageError: the validation of a run is damaged.
     """
+    mode = task.better(metric)
     by_name = {outcome.record.name: outcome for outcome in found}
-    filled = []
+    filled, validated = [], {}
     for each in candidates:
         runs = {seed: by_name[run_name(each, seed)] for seed in seeds if run_name(each, seed) in by_name}
-        done = {seed: run.best for seed, run in runs.items() if run.record.status == FINISHED}
+        known = {seed: _validated(run, task, metric) for seed, run in runs.items() if run.record.status == FINISHED}
+        validated[each.trial] = {seed: one for seed, one in known.items() if one is not None}
         errors = [str(run.record.error) for run in runs.values() if run.record.status == FAILED]
-        values = {seed: value for seed, value in done.items() if value is not None}
+        values = {seed: one.value for seed, one in validated[each.trial].items()}
         filled.append(dataclasses.replace(each, runs=values, error=errors[0] if errors else None))
     able = [each for each in filled if each.error is None]
     compared = [seed for seed in seeds if able and all(seed in each.runs for each in able)]
@@ -224,9 +256,40 @@ def decide(
         compared=compared,
         chosen=_best([(each, each.searched) for each in able or filled], mode),
     )
-    if compared:
-        choice = dataclasses.replace(choice, chosen=_best([(each, choice.mean(each)) for each in able], mode))
-    return choice
+    part = [each for each in able if choice.mean(each) is not None]
+    if not part:
+        return choice
+    start = next((each for each in part if each.trial == first), None)
+    if start is None:
+        return dataclasses.replace(choice, chosen=_best([(each, choice.mean(each)) for each in part], mode))
+    runs_of = {each.trial: {seed: validated[each.trial][seed] for seed in compared} for each in part}
+    gains = {
+        each.trial: lead(task, metric, runs_of[each.trial], runs_of[start.trial]) for each in part if each is not start
+    }
+    # Where another one is ahead, its mean is better too.
+    ahead = [start, *(each for each in part if each is not start and _is_ahead(gains[each.trial]))]
+    return dataclasses.replace(
+        choice,
+        chosen=_best([(each, choice.mean(each)) for each in ahead], mode),
+        first=start.trial,
+        leads={trial: gain for trial, gain in gains.items() if gain is not None},
+    )
+
+
+def _validated(run: Outcome, task: Task, metric: str) -> Validated | None:
+    """Returns the validation of a finished run: as it would be tested, or else that of its best epoch."""
+    found = read_validated(run.folder, task, metric)
+    return found or (None if run.best is None else Validated(value=run.best))
+
+
+def _is_ahead(gain: Gain | None) -> bool:
+    return gain is not None and gain.error is not None and gain.mean > ERRORS * gain.error
+
+
+def _in_words(gain: Gain | None) -> str:
+    if gain is None:
+        return ""
+    return f"{gain.mean:+.4f}" if gain.error is None else f"{gain.mean:+.4f} ± {gain.error:.4f}"
 
 
 def _best(values: Sequence[tuple[Candidate, float | None]], mode: str) -> str:

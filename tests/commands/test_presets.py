@@ -23,6 +23,7 @@ from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.tracking import read_metrics
 from cggm_ray.runs.result import read_summary
 from cggm_ray.studies.choice import Choice, candidates_of, decide
+from cggm_ray.tasks import Classification
 
 RECIPE: Config = runpy.run_path(str(Path(__file__).parents[2] / "pipelines" / "features.py"))["RECIPE"]
 GOOD = ["--preset", "good", "--minutes", "60", "--lr", "0.003"]
@@ -127,7 +128,19 @@ def test_good_trains_what_was_chosen_and_tests_only_that(good: Path) -> None:
     }
     assert choice["seeds"] == choice["compared"] == [667, 668]
     assert {len(found) for found in values.values()} == {2}
-    assert choice["chosen"] == max(tried, key=lambda trial: np.mean(values[trial]))
+    # What is compared is the validation of every run as it would be tested, sample by sample.
+    for trial in tried:
+        folders = sorted(good.glob(f"choice/trials/{trial}-*"))
+        assert [json.loads((run / "validation.json").read_text())["accuracy"] for run in folders] == values[trial]
+        for run, value in zip(folders, values[trial], strict=True):
+            table = pq.read_table(run / "validation.parquet")
+            said = np.array(table["prediction"].to_pylist()).argmax(1)
+            assert (said == table["target"].to_numpy()).mean() == pytest.approx(value)
+    assert choice["first"] == tried[0]
+    for trial in tried[1:]:
+        assert choice["leads"][trial]["mean"] == pytest.approx(np.mean(values[trial]) - np.mean(values[tried[0]]))
+    ahead = [trial for trial, lead in choice["leads"].items() if lead["mean"] > 2 * lead["error"]]
+    assert choice["chosen"] == max([tried[0], *ahead], key=lambda trial: np.mean(values[trial]))
     # The run has the configuration that was chosen.
     chosen = next(each for each in choice["candidates"] if each["trial"] == choice["chosen"])
     config = yaml.safe_load((good / "config.yaml").read_text())
@@ -264,7 +277,7 @@ def test_a_preset_needs_something_to_search() -> None:
 
 
 def chosen_by_search(plan: Plan, done: Searched, folder: Path, minutes: float) -> Choice:
-    return decide(plan.metric, plan.mode, candidates_of(done.found[0], done.order), [1], [])
+    return decide(Classification(3), plan.metric, candidates_of(done.found[0], done.order), [1], [])
 
 
 @pytest.mark.ray

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from cggm_ray.core.errors import UsageError
+from cggm_ray.engine.evaluation import Predictions
+from cggm_ray.engine.prediction_file import write_predictions
+from cggm_ray.runs.finishing import VALID_PREDICTIONS, VALIDATION
 from cggm_ray.studies.choice import Candidate, candidates_of, decide, read_choice, run_name
 from cggm_ray.studies.store import FAILED, FINISHED, STOPPED, WAITING, Outcome, Record
+from cggm_ray.tasks import Classification
 
+TASK = Classification(2)
 A, B, C = (Candidate(trial=name, values={"lr": k}, searched=k / 10) for k, name in enumerate("abc"))
 
 
@@ -31,33 +39,94 @@ def runs(**values: list[float | str | None]) -> list[Outcome]:
 
 
 @pytest.mark.parametrize(
-    ("found", "mode", "chosen", "compared"),
+    ("found", "metric", "chosen", "compared"),
     [
         # Means .6, .7, .65; the best single value is no reason.
-        ({"a": [0.4, 0.8], "b": [0.7, 0.7], "c": [0.5, 0.8]}, "max", "b", [1, 2]),
-        ({"a": [0.4, 0.8], "b": [0.7, 0.7], "c": [0.5, 0.8]}, "min", "a", [1, 2]),
-        # Of equal ones the first, which is the configuration that the search started from.
-        ({"a": [0.7, 0.7], "b": [0.6, 0.8], "c": [0.5, 0.9]}, "max", "a", [1, 2]),
+        ({"a": [0.4, 0.8], "b": [0.7, 0.7], "c": [0.5, 0.8]}, "accuracy", "b", [1, 2]),
+        ({"a": [0.4, 0.8], "b": [0.7, 0.7], "c": [0.5, 0.8]}, "loss", "a", [1, 2]),
+        # Of equal ones the first.
+        ({"a": [0.7, 0.7], "b": [0.6, 0.8], "c": [0.5, 0.9]}, "accuracy", "a", [1, 2]),
         # Only seeds that all of them have.
-        ({"a": [0.7, 0.7], "b": [0.6, 0.9], "c": [0.5, STOPPED]}, "max", "a", [1]),
-        ({"a": [0.6, None], "b": [0.7, None], "c": [STOPPED, None]}, "max", "b", [1]),
+        ({"a": [0.7, 0.7], "b": [0.6, 0.9], "c": [0.5, STOPPED]}, "accuracy", "a", [1]),
+        ({"a": [0.6, None], "b": [0.7, None], "c": [STOPPED, None]}, "accuracy", "b", [1]),
         # A run that failed takes its configuration out.
-        ({"a": [0.6, 0.6], "b": [0.5, 0.5], "c": [0.9, FAILED]}, "max", "a", [1, 2]),
+        ({"a": [0.6, 0.6], "b": [0.5, 0.5], "c": [0.9, FAILED]}, "accuracy", "a", [1, 2]),
         # Too few: the search decides, whose best one is c, or b where c fails.
-        ({"a": [0.6, None], "b": [STOPPED, None], "c": [None, None]}, "max", "c", []),
-        ({"a": [None, None], "b": [None, None], "c": [FAILED, None]}, "max", "b", []),
+        ({"a": [0.6, None], "b": [STOPPED, None], "c": [None, None]}, "accuracy", "c", []),
+        ({"a": [None, None], "b": [None, None], "c": [FAILED, None]}, "accuracy", "b", []),
     ],
 )
-def test_the_best_mean_wins(
-    found: dict[str, list], mode: str, chosen: str, compared: list[int], tmp_path: Path
+def test_the_best_mean_wins_where_the_search_started_from_none_of_them(
+    found: dict[str, list], metric: str, chosen: str, compared: list[int], tmp_path: Path
 ) -> None:
-    choice = decide("accuracy", mode, [A, B, C], [1, 2], runs(**found), 1.5)
+    choice = decide(TASK, metric, [A, B, C], [1, 2], runs(**found), 1.5)
     assert (choice.chosen, choice.compared) == (chosen, compared)
     assert choice.values == {"lr": "abc".index(chosen)}
     choice.save(tmp_path)
     assert read_choice(tmp_path) == choice
     assert chosen in choice.basis()
     assert len(choice.table().splitlines()) == 4
+
+
+def validated(folder: Path, hits: np.ndarray) -> Outcome:
+    """A finished run that left predictions of two classes: which samples it hits."""
+    folder.mkdir(parents=True)
+    target = np.arange(len(hits)) % 2
+    said = np.where(hits, target, 1 - target)
+    logits = torch.nn.functional.one_hot(torch.from_numpy(said), 2).double()
+    predictions = Predictions(
+        logits, torch.from_numpy(target)[:, None].double(), torch.ones(len(hits), dtype=torch.bool)
+    )
+    write_predictions(folder / VALID_PREDICTIONS, None, predictions)
+    (folder / VALIDATION).write_text(json.dumps({"accuracy": float(hits.mean())}))
+    return Outcome(record=Record(number=0, name=folder.name, values={}, status=FINISHED), folder=folder, lines=[])
+
+
+@pytest.mark.parametrize(
+    ("more", "other", "chosen"),
+    [
+        # One or three of 200 samples more, the same in both runs, with as many or no samples less.
+        (1, 0, "a"),
+        (3, 0, "a"),
+        (12, 0, "b"),
+        # Sixteen more and four less: a lead of 12 of 200 is .06, its standard error .022.
+        (16, 4, "b"),
+        (30, 24, "a"),
+    ],
+)
+def test_a_trial_must_be_ahead_of_the_start_by_more_than_chance(
+    tmp_path: Path, more: int, other: int, chosen: str
+) -> None:
+    hits = np.arange(200) < 150
+    better = hits.copy()
+    better[150 : 150 + more] = True
+    better[:other] = False
+    found = [
+        validated(tmp_path / run_name(each, seed), which) for each, which in ((A, hits), (B, better)) for seed in (1, 2)
+    ]
+    choice = decide(TASK, "accuracy", [A, B], [1, 2], found, 1.5, "a")
+    assert choice.chosen == chosen
+    assert choice.leads["b"].mean == pytest.approx((more - other) / 200)
+    # Of n samples that differ, the error of the share is that of a sum of n signs (McNemar), but for the bootstrap's chance.
+    differ, ahead = more + other, more - other
+    wanted = np.sqrt(differ / 200 - (ahead / 200) ** 2) / np.sqrt(200)
+    assert choice.leads["b"].error == pytest.approx(wanted, rel=0.2)
+    choice.save(tmp_path)
+    assert read_choice(tmp_path) == choice
+    said = "no other is ahead of it" if chosen == "a" else "it is ahead of a"
+    assert said in choice.basis()
+    assert "ahead of a by" in choice.table()
+
+
+def test_the_chance_of_the_seeds_counts_too(tmp_path: Path) -> None:
+    """Far ahead with one seed and behind with the other: the mean over seeds says little."""
+    hits = np.arange(200) < 150
+    found = [validated(tmp_path / run_name(A, seed), hits) for seed in (1, 2)]
+    found += [validated(tmp_path / run_name(B, seed), np.arange(200) < count) for seed, count in ((1, 195), (2, 145))]
+    choice = decide(TASK, "accuracy", [A, B], [1, 2], found, 1.5, "a")
+    assert choice.leads["b"].mean == pytest.approx(0.1)
+    assert choice.leads["b"].error == pytest.approx(0.125)
+    assert choice.chosen == "a"
 
 
 def test_the_first_trial_is_always_compared() -> None:

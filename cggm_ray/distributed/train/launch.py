@@ -40,7 +40,7 @@ from cggm_ray.engine.runtime import RunConfig
 from cggm_ray.engine.stopping import StopRequest
 from cggm_ray.engine.tracking import Console, following
 from cggm_ray.runs.ending import after_test
-from cggm_ray.runs.finishing import finish
+from cggm_ray.runs.finishing import finish, validate
 from cggm_ray.runs.folder import prepare_run_folder, sole_owner
 from cggm_ray.runs.provenance import note_start
 from cggm_ray.runs.result import Result, stored_result
@@ -145,6 +145,7 @@ def trainer(
     cpus: int,
     *,
     test: bool = True,
+    validates: bool = False,
     callbacks: Sequence[Any] = (),
 ) -> TorchTrainer:
     """Builds the trainer of a run; a run in the same folder continues from its last checkpoint.
@@ -155,6 +156,7 @@ def trainer(
         folder: of the run.
         cpus: CPUs and torch threads of each worker.
         test: whether the best checkpoint is tested at the end.
+        validates: whether it predicts the validation split where it is not tested.
         callbacks: of Ray Train; they see every report.
     """
     watching: list[Any] = [Failures(folder), *callbacks]
@@ -168,6 +170,7 @@ def trainer(
             "folder": str(folder),
             "threads": cpus,
             "test": test,
+            "validate": validates,
             "live": looked_at(),
         },
         torch_config=TorchConfig(timeout_s=config.run.collective_timeout),
@@ -227,3 +230,5 @@ def _train_on_worker(arguments: dict[str, Any], config: Config, folder: Path, ru
         train(training)
         if arguments["test"]:
             after_test(training, finish(training))
+        elif arguments["validate"]:
+            validate(training)

@@ -37,7 +37,7 @@ from cggm_ray.engine.probes import open_decided
 from cggm_ray.engine.runtime import LocalRuntime, Record, RunConfig
 from cggm_ray.engine.state import Content, Position, copy_as_own, saved_values
 from cggm_ray.engine.tracking import read_metrics
-from cggm_ray.runs.finishing import finish
+from cggm_ray.runs.finishing import finish, validate
 from cggm_ray.runs.folder import prepare_run_folder
 from cggm_ray.runs.result import Result, stored_result
 from cggm_ray.storage.files import write_folder
@@ -71,6 +71,7 @@ class Study:
         own: what a person registered in files of their own.
         resources: of each worker of a trial.
         test: whether a trial tests its best checkpoint.
+        validate: whether one that does not test it predicts the validation split with it.
         exchanges: whether trials take over each other's weights.
         max_failures: how often a trial is started again after its process died.
         epochs: of a trial that is not stopped; None where nothing stops them.
@@ -88,6 +89,7 @@ class Study:
     own: OwnCode
     resources: Resources
     test: bool
+    validate: bool = False
     exchanges: bool = False
     max_failures: int = 3
     epochs: int | None = None
@@ -158,6 +160,8 @@ def train_here(study: Study, trial: Trial) -> None:
         train(training)
         if study.test:
             finish(training)
+        elif study.validate:
+            validate(training)
 
 
 def train_on_group(study: Study, trial: Trial) -> None:
@@ -165,7 +169,15 @@ def train_on_group(study: Study, trial: Trial) -> None:
     lines = read_metrics(trial.folder)
     started(trial, int(lines[-1]["epoch"] or 0) if lines else 0)
     callbacks = [TuneReportCallback()]
-    run = trainer(trial.config, trial.shards, trial.folder, study.resources.cpu, test=study.test, callbacks=callbacks)
+    run = trainer(
+        trial.config,
+        trial.shards,
+        trial.folder,
+        study.resources.cpu,
+        test=study.test,
+        validates=study.validate,
+        callbacks=callbacks,
+    )
     mirror = mirror_of(trial.folder)
     mirror.push()
     try:
