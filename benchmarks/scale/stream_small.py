@@ -3,7 +3,8 @@
     python benchmarks/scale/stream_small.py                      # 200,000 samples of 6 KB in a bucket and in a folder
     python benchmarks/scale/stream_small.py --samples 20000      # some minutes
 
-First the first batch of an epoch of 10^8 samples, of which only the row counts exist. The bucket is on an S3 server on this
+First the first batch of an epoch of 10^8 samples, of which only the row counts exist, and the opening of a set of 10^5 shards,
+of which only the first is more than an empty file of its size. The bucket is on an S3 server on this
 machine; a server in front of it counts the bytes of its answers. For a folder the system counts what the process reads. Then
 batches of 1, 2 and 3 workers, and of a run that goes on at a random step, are compared with those of one worker in memory. At
 last training takes turns: samples in memory, from the folder, and from the bucket's copies in the cache of this node, `--steps`
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -38,11 +40,20 @@ from s3_server import KEY, make_bucket, s3_server
 
 from cggm_ray.core.batch import Batch
 from cggm_ray.data.datasets.features import FeatureOptions
-from cggm_ray.data.loading.sampler import Plan
+from cggm_ray.data.loading.sampler import InOrder, Plan
 from cggm_ray.data.loading.split import Split, load_split
 from cggm_ray.data.loading.windows import WindowSplit
 from cggm_ray.data.shards.chunks import chunks
-from cggm_ray.data.shards.shards import INDEX, TARGET, Manifest, RawShard, tensor_column, write_shard
+from cggm_ray.data.shards.shards import (
+    INDEX,
+    MANIFEST,
+    TARGET,
+    Manifest,
+    RawShard,
+    open_set,
+    tensor_column,
+    write_shard,
+)
 from cggm_ray.data.shards.specs import described, table_specs
 from cggm_ray.engine.assembly import new_state
 from cggm_ray.engine.budget import Budget
@@ -191,6 +202,26 @@ def simulate(samples: int) -> str:
     return f"{budget.samples} samples: first batch after {max(seconds) * 1000:.0f} ms, {grown:.0f} MiB more memory"
 
 
+def open_many(root: Path, shards: int) -> str:
+    """Measures how a set of many shards is opened, up to the first batch, which is of its first shard."""
+    folder = root / "many"
+    manifest = write(folder, 16 * MIB // SAMPLE_BYTES)
+    (first,) = manifest.splits["train"]
+    others = [replace(first, file=f"train-{number:05}.parquet") for number in range(1, shards)]
+    for shard in others:
+        with (folder / shard.file).open("wb") as file:
+            file.truncate(shard.bytes)
+    (folder / MANIFEST).write_text(replace(manifest, splits={"train": (first, *others)}).to_json())
+    process = psutil.Process()
+    before, start = process.memory_info().rss, time.perf_counter()
+    found = open_set(folder)
+    assert found is not None
+    split = streamed(folder, found)
+    next(iter(split.batches(Plan(InOrder(first.rows), BATCH, 0, 1), 0)))
+    seconds, grown = time.perf_counter() - start, (process.memory_info().rss - before) / MIB
+    return f"{shards} shards, {len(split)} samples: first batch after {seconds:.1f} s, {grown:.0f} MiB more memory"
+
+
 def main() -> None:
     """Writes, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -201,6 +232,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(simulate(10**8), flush=True)
     with tempfile.TemporaryDirectory(prefix="stream_small_") as root, s3_server() as endpoint:
+        print(open_many(Path(root), 10**5), flush=True)
         folder = Path(root) / "set"
         manifest = write(folder, arguments.samples)
         size = sum(shard.bytes for shard in manifest.splits["train"])
