@@ -37,6 +37,8 @@ from cggm_ray.engine.runtime import RunConfig
 
 MOST_CPUS = 4
 OWN_ERROR = re.compile(rf"^{re.escape(errors.__name__)}\.(\w+): (.+)$", re.MULTILINE)
+ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+"""Colours of a terminal."""
 TOKENS = "ray._private.authentication.authentication_token_setup"
 """Logger that warns at every start that a cluster has a token, which Ray makes by itself."""
 ANSWER = 5.0
@@ -236,6 +238,12 @@ def own_error(error: BaseException) -> CggmError | None:
     found = OWN_ERROR.findall(str(error))
     kind = getattr(errors, found[-1][0], None) if found else None
     return kind(found[-1][1].strip()) if isinstance(kind, type) and issubclass(kind, CggmError) else None
+
+
+def what_failed(error: BaseException) -> str:
+    """Returns the text of an error that Ray reports, of a traceback the last line, which says what it was."""
+    text = ESCAPES.sub("", str(error)).strip() or type(error).__name__
+    return text.splitlines()[-1].strip() if '  File "' in text else text
 
 
 def _causes(error: BaseException, seen: set[int]) -> Iterator[BaseException]:

@@ -30,3 +30,15 @@ def test_it_may_be_a_text() -> None:
 )
 def test_other_texts_are_none(text: str) -> None:
     assert cluster.own_error(RuntimeError(text)) is None
+
+
+def test_of_a_traceback_the_last_line_is_said() -> None:
+    text = (
+        "Training failed due to controller error:\n\x1b[36mray::execute._setup_torch_process_group()\x1b[39m (pid=1)\n"
+        '  File "distributed_c10d.py", line 2181, in _new_process_group_helper\n    raise RuntimeError("no NCCL")\n'
+        "RuntimeError: Distributed package doesn't have NCCL built in\n"
+    )
+    wanted = "RuntimeError: Distributed package doesn't have NCCL built in"
+    assert cluster.what_failed(RuntimeError(text)) == wanted
+    assert cluster.what_failed(RuntimeError("The actor died.\n\tclass_name: A")) == "The actor died.\n\tclass_name: A"
+    assert cluster.what_failed(RuntimeError()) == "RuntimeError"

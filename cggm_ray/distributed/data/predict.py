@@ -15,7 +15,7 @@ from cggm_ray.core.errors import TrainingError
 from cggm_ray.data.loading.sampler import Slice
 from cggm_ray.data.shards.opening import open_manifest
 from cggm_ray.data.shards.shards import INDEX, LABELLED, TARGET, Manifest
-from cggm_ray.distributed.cluster import connect, own_error
+from cggm_ray.distributed.cluster import connect, own_error, what_failed
 from cggm_ray.distributed.waiting import Arrivals
 from cggm_ray.engine.assembly import build_dataset
 from cggm_ray.engine.configuration import Config
@@ -141,7 +141,7 @@ def predict_on_ray(run: FinishedRun, folder: Path, split: str, workers: int, par
                         parts.add(seen + rows, part.logits[rows], part.target[rows], part.labelled[rows])
                     seen += len(part.target)
     except Exception as error:
-        raise own_error(error) or TrainingError(f"{folder}: the prediction failed: {error}") from error
+        raise own_error(error) or TrainingError(f"{folder}: the prediction failed: {what_failed(error)}") from error
     if seen != samples:
         raise TrainingError(f"{folder}: {seen} of {samples} samples were predicted in {len(starts)} ranges")
 

@@ -8,7 +8,7 @@ from typing import Any
 from ray.train import UserCallback
 
 from cggm_ray.core.console import form, use_form
-from cggm_ray.distributed.cluster import own_error
+from cggm_ray.distributed.cluster import own_error, what_failed
 from cggm_ray.engine.tracking import Console
 
 
@@ -36,9 +36,7 @@ class Failures(UserCallback):
             if own is not None:
                 raise own
         for rank, error in worker_exceptions.items():
-            # The last line of a traceback is the one that says what it was.
-            text = (str(error).strip() or type(error).__name__).splitlines()[-1]
             # The controller may be on a node that has not had this run before.
             self._folder.mkdir(parents=True, exist_ok=True)
             use_form(self._form)
-            Console(self._folder).say(f"worker {rank} failed: {text}")
+            Console(self._folder).say(f"worker {rank} failed: {what_failed(error).splitlines()[-1]}")

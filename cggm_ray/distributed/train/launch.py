@@ -22,7 +22,7 @@ from cggm_ray.core.console import Form, use_form
 from cggm_ray.core.errors import TrainingError, UsageError
 from cggm_ray.core.live import looked_at, moved, to_file, told_to
 from cggm_ray.data.shards.opening import print_taken
-from cggm_ray.distributed.cluster import connect, cpus_per_worker, joins, own_error
+from cggm_ray.distributed.cluster import connect, cpus_per_worker, joins, own_error, what_failed
 from cggm_ray.distributed.data.ingest import write_shards_with_ray
 from cggm_ray.distributed.data.statistics import map_shards_with_ray
 from cggm_ray.distributed.nodes import check_nodes
@@ -84,7 +84,7 @@ def run_on_ray(config: Config, folder: Path, stop_request: StopRequest) -> Resul
                 moved("starting workers", 0, 0)
                 trainer(config, shards, folder, cpus).fit()
         except Exception as error:
-            raise own_error(error) or TrainingError(f"{folder}: the run failed: {error}") from error
+            raise own_error(error) or TrainingError(f"{folder}: the run failed: {what_failed(error)}") from error
         mirror.join()
         return stored_result(folder)
 

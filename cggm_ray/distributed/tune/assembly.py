@@ -9,7 +9,7 @@ import ray
 import torch
 
 from cggm_ray.core.errors import TrainingError
-from cggm_ray.distributed.cluster import connect, own_error
+from cggm_ray.distributed.cluster import connect, own_error, what_failed
 from cggm_ray.distributed.waiting import Heartbeat, waits
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.own_code import OwnCode, adopt, own_code
@@ -41,7 +41,7 @@ def assemble_on_ray(config: Config, folder: Path, runs: Mapping[str, Path], shar
         with heartbeat.beating(), following(folder, heartbeat.heard):
             result: Result = ray.get(remote.remote(own_code(config), cpus, config, folder, dict(runs), shards))
     except Exception as error:
-        raise own_error(error) or TrainingError(f"{folder}: the ensemble failed: {error}") from error
+        raise own_error(error) or TrainingError(f"{folder}: the ensemble failed: {what_failed(error)}") from error
     mirror.join()
     return result
 

@@ -22,7 +22,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from cggm_ray.core.console import Form, use_form
 from cggm_ray.core.errors import CggmError, StorageError, TrainingError
 from cggm_ray.data.shards.opening import open_manifest
-from cggm_ray.distributed.cluster import own_error
+from cggm_ray.distributed.cluster import own_error, what_failed
 from cggm_ray.distributed.metrics import Gauges
 from cggm_ray.distributed.train.launch import trainer
 from cggm_ray.distributed.waiting import Heartbeat, waits
@@ -205,7 +205,7 @@ def test_trial(study: Study, trial: Trial, epochs: int) -> Result:
                 remote = ray.remote(num_cpus=resources.cpu, num_gpus=resources.gpu)(_test_here)
                 ray.get(remote.remote(study, run, trial))
     except Exception as error:
-        raise own_error(error) or TrainingError(f"{trial.folder}: the test failed: {error}") from error
+        raise own_error(error) or TrainingError(f"{trial.folder}: the test failed: {what_failed(error)}") from error
     mirror_of(trial.folder).join()
     return stored_result(trial.folder)
 

@@ -33,7 +33,7 @@ from ray.tune.search import Searcher
 from cggm_ray.core.errors import TrainingError, UsageError, listed
 from cggm_ray.core.live import bar, moved
 from cggm_ray.core.optional import require
-from cggm_ray.distributed.cluster import connect, nodes_later, nodes_now, own_error
+from cggm_ray.distributed.cluster import connect, nodes_later, nodes_now, own_error, what_failed
 from cggm_ray.distributed.data.statistics import share_statistics
 from cggm_ray.distributed.tune.draws import domain
 from cggm_ray.distributed.tune.generations import Generations
@@ -124,7 +124,7 @@ def run_trials(study: Study, search: Search | None, mode: str) -> list[Trial]:
             watch.moved()
             tuner.fit()
     except Exception as error:
-        raise own_error(error) or TrainingError(f"{study.folder}: the study failed: {error}") from error
+        raise own_error(error) or TrainingError(f"{study.folder}: the study failed: {what_failed(error)}") from error
     mirror.join()
     if study.minutes is not None:
         watch.time_is_over()
