@@ -7,6 +7,7 @@ their first use (`cggm_ray.api`).
 
 from typing import TYPE_CHECKING, Any
 
+from cggm_ray.core import openmp as openmp
 from cggm_ray.core import workdir as workdir
 
 # isort: split

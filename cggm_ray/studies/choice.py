@@ -102,17 +102,15 @@ class Choice:
         if not count:
             return f"{self.chosen} is chosen by its value in the search, because too few runs with other seeds were finished"
         others = sum(self.mean(each) is not None for each in self.candidates)
-        over = (
-            f"the mean validation {self.metric} over {count} seeds"
-            if count > 1
-            else f"validation {self.metric} with a seed"
-        )
-        by = f"{self.chosen} is chosen among {others} configurations by {over} that the search did not use"
-        if self.first is None:
-            return by
+        mean = f"the mean validation {self.metric} over {count} seeds"
+        over = f"{mean if count > 1 else f'validation {self.metric} with a seed'} that the search did not use"
         if self.chosen == self.first:
-            return f"{by}: no other is ahead of it, where the search started, by more than {ERRORS} standard errors"
-        return f"{by}: it is ahead of {self.first}, where the search started, by more than {ERRORS} standard errors"
+            return (
+                f"{self.chosen}, where the search started, is kept: of {others} configurations, compared by {over}, no other "
+                f"is ahead of it by more than {ERRORS} standard errors"
+            )
+        ahead = f"; it is ahead of {self.first}, where the search started, by more than {ERRORS} standard errors"
+        return f"{self.chosen} is chosen among {others} configurations by {over}{'' if self.first is None else ahead}"
 
     def table(self) -> str:
         """Returns a row for each candidate, under `head`."""
