@@ -46,6 +46,7 @@ def test_page_runs_here(program: Path) -> None:
     assert set(table.column("target").to_pylist()) == {0, 1}
 
 
+@pytest.mark.slow
 def test_commands_know_the_class_of_a_run(program: Path, tmp_path: Path) -> None:
     """Each in a fresh process; the new recordings have neither labels nor splits, and the run's own data is gone."""
     summary(program, "--local", "--proj_dim", "10", "--report", "false")

@@ -29,6 +29,7 @@ def test_two_cnns_learn_and_the_easy_one_is_held_back(folder: Path) -> None:
     assert float(last.removeprefix("test accuracy ")) > 0.9
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(folder: Path) -> None:
     one, two = (python(folder, *TORCHRUN, "--nproc_per_node", str(count), "parallel.py").stdout for count in (1, 2))
     assert one == two

@@ -77,6 +77,7 @@ def test_sizes_of_other_networks_are_refused(folder: Path) -> None:
 PARTS = ["--network", "composed", "--encoders", "text:convolutions", "--fusion", "largest", "--width", "32"]
 
 
+@pytest.mark.slow
 def test_an_encoder_and_a_fusion_train_and_are_known_in_later_processes(folder: Path, tmp_path: Path) -> None:
     run = train(folder, "--local", "--import", "parts.py", *PARTS)
     with safe_open(run / "best" / "model.safetensors", "pt") as weights:

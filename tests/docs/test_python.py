@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from programs import ROOT, python
 
 from cggm_ray.runs.result import read_summary
@@ -22,6 +23,7 @@ def cells(name: str) -> list[str]:
     return [code for code, _ in found]
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path) -> None:
     (tmp_path / "notebook.py").write_text("\n".join(cells("python.ipynb")))
     said = python(tmp_path, "notebook.py").stdout

@@ -84,6 +84,7 @@ def test_a_search_and_a_comparison_are_jobs_too(
     assert "1 of 2 runs failed; cggm-seed-666: step" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_search_that_is_stopped_leaves_no_trial_running(
     cluster: Raylets, submit: list[str], small_pickle: Path, tmp_path: Path
 ) -> None:

@@ -60,7 +60,7 @@ def check_finished(run: Path, before: list[str], after: str) -> None:
     assert (run / "report" / "report.html").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_leaves_out_what_follows_the_test(number: signal.Signals, tmp_path: Path) -> None:
     process = start(tmp_path, "--local", "--overlays", "1", "--contributions_seconds", "3600")
     before = lines_until(process, "scoring 16 subsets of the modalities, for at most 3600 s")
