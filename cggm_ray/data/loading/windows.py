@@ -195,12 +195,12 @@ class WindowSplit:
         if not wanted:
             return
         where = f"{self._folder}: split {self._split}"
-        parts = ahead(lambda number: self._small(number, wanted), range(len(self._files)), CHECKED_AHEAD)
+        parts = ahead(lambda number: self._columns_about(number, wanted), range(len(self._files)), CHECKED_AHEAD)
         for first, columns in zip(self._starts.tolist(), parts, strict=False):
             check_presence(self._masks(columns), list(self._specs), where, self.names, first)
             check_labelled(columns.get(LABELLED), self._split, self._folder, self.names, first)
 
-    def _small(self, number: int, wanted: Sequence[str]) -> dict[str, Tensor]:
+    def _columns_about(self, number: int, wanted: Sequence[str]) -> dict[str, Tensor]:
         table, order = samples_of(self._folder, self._files[number], self._split, wanted)
         return {name: torch.from_numpy(column_values(table.column(name))[order]) for name in wanted}
 

@@ -18,7 +18,7 @@ from cggm_ray.data.formats.untrusted import parse_json, reading
 
 BLOCK_CHARACTERS = 2**23
 """Characters of the lines that are parsed together."""
-HALF = "\\ud"
+HALF_CHARACTER = "\\ud"
 """Beginning of the name of half a character, in lower case."""
 
 
@@ -65,7 +65,7 @@ def read_lines(path: Path, encoding: str, clean: Callable[[pa.Table], pa.Table])
     try:
         for lines in _blocks(path, encoding):
             records = [parse_json(line) for line in lines if line.strip()]
-            if any(HALF in line.lower() for line in lines):
+            if any(HALF_CHARACTER in line.lower() for line in lines):
                 check_characters(path, records)
             if records:
                 parts.append(clean(records_table(path, records)))
@@ -93,16 +93,16 @@ def _joined(parts: Sequence[pa.Table]) -> pa.Table | None:
         kind = pa.null()
         for part in parts:
             found = part.schema.field(name).type if name in part.column_names else pa.null()
-            common = _common(kind, found)
+            common = _common_type(kind, found)
             if common is None:
                 return None
             kind = common
         fields.append(pa.field(name, kind))
     schema = pa.schema(fields)
-    return pa.concat_tables([_as(part, schema) for part in parts]) if parts else None
+    return pa.concat_tables([_with_schema(part, schema) for part in parts]) if parts else None
 
 
-def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     """Returns the type of values of both types together, or None where that depends on more than the types."""
     if one == other or pa.types.is_null(other):
         return one
@@ -111,12 +111,12 @@ def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     if {one, other} == {pa.int64(), pa.float64()}:
         return pa.float64()
     if pa.types.is_list(one) and pa.types.is_list(other):
-        inner = _common(one.value_type, other.value_type)
+        inner = _common_type(one.value_type, other.value_type)
         return None if inner is None else pa.list_(inner)
     return None
 
 
-def _as(part: pa.Table, schema: pa.Schema) -> pa.Table:
+def _with_schema(part: pa.Table, schema: pa.Schema) -> pa.Table:
     """Returns a table with the columns of a schema; raises ArrowInvalid for an integer that no number of it can hold."""
     columns = [
         part.column(field.name).cast(field.type)

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from cggm_ray.core.errors import DataError, listed, short_repr
 from cggm_ray.data.datasets.table.cells import FileRows, is_text, without_missing
 from cggm_ray.data.datasets.table.csv_blocks import first_text, plain_encoding, read_blocks
-from cggm_ray.data.datasets.table.json_records import HALF, check_characters, read_lines, records_table
+from cggm_ray.data.datasets.table.json_records import HALF_CHARACTER, check_characters, read_lines, records_table
 from cggm_ray.data.datasets.table.kinds import COLUMN_KINDS
 from cggm_ray.data.datasets.table.options import TableOptions
 from cggm_ray.data.datasets.table.places import large_media, places
@@ -231,7 +231,7 @@ def _json(path: Path, options: TableOptions) -> tuple[pa.Table, str]:
                         records.append(parse_json(line))
                 except DataError as error:
                     raise DataError(str(error).replace(f"{path}:", f"{path}, line {number}:", 1)) from None
-    if HALF in text.lower():
+    if HALF_CHARACTER in text.lower():
         check_characters(path, records)
     return records_table(path, records), about
 
