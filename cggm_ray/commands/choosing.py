@@ -35,7 +35,7 @@ def choose(plan: Plan, done: Searched, folder: Path, minutes: float) -> Choice:
         manifest = open_manifest(plan.shards)
         task = build_dataset(plan.base, manifest.dataset).task(manifest)
         started_from = done.found[0].record.name
-        choice = decide(task, plan.metric, candidates, seeds, outcomes(trials), minutes, started_from)
+        choice = decide(task, plan.metric, candidates, seeds, outcomes(trials), minutes, started_from, plan.epochs)
         choice.save(folder)
     print(choice.table())
     print(choice.basis(), flush=True)

@@ -59,6 +59,10 @@ def check_headroom(config: Config) -> None:
     """
     if not config.run.headroom:
         return
+    if config.train.refit:
+        raise UsageError(
+            f"headroom: found together with refit {config.train.refit:g}; it chooses on validation, so expected 0"
+        )
     check_installed("sklearn", extra=EXTRA, purpose=PURPOSE)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UsageError(

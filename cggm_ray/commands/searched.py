@@ -4,7 +4,8 @@ The folder of such a run has
 
     search/                    the search, see `cggm_ray.commands.search_folder`
     choice/                    the runs with other seeds that decide among its best trials, and `choice.json`
-    everything else            good: of a run with the chosen configuration, which is trained in full and tested once
+    everything else            good: of a run with the chosen configuration, which is trained on the training and, where it can
+                               be, the validation split, and tested once
                                best: of the ensemble, see `cggm_ray.commands.ensembled`
 
 The search has two thirds of --minutes and the choice one third; neither sees the test split. What was killed goes on with what
@@ -18,6 +19,8 @@ import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import torch
+
 from cggm_ray.commands.choosing import choose
 from cggm_ray.commands.compare import compare
 from cggm_ray.commands.ensembled import train_ensemble
@@ -28,12 +31,15 @@ from cggm_ray.commands.tune import plan_search, search_trials, trials_of
 from cggm_ray.core.console import Form, printing
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.tables import listing
+from cggm_ray.data.loading.split import TensorSplit
 from cggm_ray.data.shards.opening import open_manifest
-from cggm_ray.engine.assembly import build_dataset, input_kinds
+from cggm_ray.engine.assembly import build_dataset, input_kinds, selected_modalities
 from cggm_ray.engine.budget import planned_epochs
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.header import opening
 from cggm_ray.engine.presets import BEST, GOOD, QUICK
+from cggm_ray.engine.refit import against_refit
+from cggm_ray.engine.ridge import blends
 from cggm_ray.engine.tracking import METRICS
 from cggm_ray.models.standardise import AUTO, ON
 from cggm_ray.runs.ensembles import ENSEMBLE
@@ -42,7 +48,7 @@ from cggm_ray.runs.result import CONFIG, SUMMARY
 from cggm_ray.runs.search_record import SEARCH
 from cggm_ray.storage.work import shown
 from cggm_ray.studies.around import search_around
-from cggm_ray.studies.choice import CHOICE, FOLDER, Candidate
+from cggm_ray.studies.choice import CHOICE, FOLDER, Choice
 from cggm_ray.studies.comparison import MARKDOWN as COMPARISON
 from cggm_ray.studies.space import make_search
 from cggm_ray.studies.store import TRIALS
@@ -79,16 +85,58 @@ def _train_searched(config: Config, fixed: Collection[str], strategies: Sequence
         raise UsageError(
             f"preset: {BEST} trains an ensemble over seeds of its own; leave out --seeds and --compare, or take --preset {GOOD}"
         )
-    config, plan, candidates = searched(config, fixed)
+    config, plan, choice = searched(config, fixed)
     if config.train.preset == BEST:
-        train_ensemble(_quick(config), plan, candidates)
-    elif several:
+        train_ensemble(_quick(config), plan, choice.candidates)
+        return
+    if "refit" not in fixed:
+        config = with_refit(config, plan, choice, compared=bool(strategies))
+    if several:
         compare(_quick(config), strategies, seeds)
     else:
         run(_quick(config))
 
 
-def searched(config: Config, fixed: Collection[str] = ()) -> tuple[Config, Plan, Sequence[Candidate]]:
+def with_refit(config: Config, plan: Plan, choice: Choice, *, compared: bool) -> Config:
+    """Returns a chosen configuration that trains on validation samples too, where nothing is decided by them any more.
+
+    One line says what was decided and why.
+
+    Args:
+        config: the chosen one.
+        plan: of the search.
+        choice: among its best trials.
+        compared: whether strategies are compared by what follows.
+    """
+    manifest = open_manifest(plan.shards)
+    dataset = build_dataset(config, manifest.dataset)
+    modalities = selected_modalities(config, manifest)
+    valid = dataset.open_split(plan.shards, manifest, "valid", modalities, torch.device("cpu"))
+    blending, ridge = blends(config.train, dataset, manifest, modalities), "off"
+    if blending and choice.ridge is not None:
+        share, strength = choice.ridge
+        ridge = f"{share:g}:{strength:g}" if share else "off"
+    reason = against_refit(config)
+    if compared:
+        reason = "strategies are compared"
+    elif choice.share is None:
+        reason = "no run of the choice came to its end"
+    elif blending and choice.ridge is None:
+        reason = "no run of the choice says how much ridge regression is worth"
+    elif not isinstance(valid, TensorSplit):
+        reason = "the set is read while a run trains"
+    if reason is not None:
+        print(f"trained on the training split alone, because {reason}", flush=True)
+        return config
+    print(
+        f"trained on the training and the validation split together, for {choice.share:.2f} of the steps, as the runs of the "
+        "choice ended (--refit 0 leaves validation out)",
+        flush=True,
+    )
+    return config.replace({"refit": choice.share, "ridge_blend": ridge})
+
+
+def searched(config: Config, fixed: Collection[str] = ()) -> tuple[Config, Plan, Choice]:
     """Runs the search of a preset and the choice among its best trials, as far as they are not over already.
 
     Args:
@@ -96,7 +144,7 @@ def searched(config: Config, fixed: Collection[str] = ()) -> tuple[Config, Plan,
         fixed: fields that the search does not change.
 
     Returns:
-        The chosen configuration, in the folder of the run; the search; and the candidates of the choice.
+        The chosen configuration, in the folder of the run; the search; and the choice.
 
     Raises:
         UsageError: the search cannot be run; nothing was started.
@@ -125,7 +173,7 @@ def searched(config: Config, fixed: Collection[str] = ()) -> tuple[Config, Plan,
         choice = choose(plan, done, folder / FOLDER, (1 - SEARCH_SHARE) * config.train.minutes)
         print(listing({"search": plan.folder, "choice": folder / FOLDER / CHOICE}), flush=True)
     chosen = config.replace({"standardise": plan.base.inputs.standardise, **choice.values})
-    return chosen, plan, choice.candidates
+    return chosen, plan, choice
 
 
 def check_folder(config: Config, folder: Path) -> None:
@@ -188,7 +236,8 @@ def _base(config: Config, folder: Path, fixed: Collection[str]) -> Config:
         # Every trial would decide it again; here it is a parameter.
         inputs = dataclasses.replace(inputs, standardise=ON)
     return dataclasses.replace(
-        _quick(config),
+        # A flag --refit is for the run that the search leads to.
+        _quick(config.replace({"refit": 0.0})),
         inputs=inputs,
         data=dataclasses.replace(config.data, shard_path=str(config.shard_root)),
         strategies={name: part.with_whole_paths(config.run.storage) for name, part in config.strategies.items()},

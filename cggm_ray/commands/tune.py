@@ -177,6 +177,10 @@ def plan_search(config: Config, search: Search, source: str) -> Plan:
         base = base.replace({"select": search.metric.removeprefix("valid/")}, source=source)
     if build_dataset(base).folds():
         raise UsageError("tune: this configuration stands for several folds; choose one")
+    if base.train.refit:
+        raise UsageError(
+            f"{source}: refit: found {base.train.refit:g}; expected 0, because a search chooses on validation"
+        )
     folder = run_folder(base)
     if not base.run.fresh:
         _check_same_search(search, base, folder)

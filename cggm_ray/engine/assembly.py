@@ -28,6 +28,7 @@ from cggm_ray.engine.ema import MovingAverage
 from cggm_ray.engine.finite import DeviceWatch
 from cggm_ray.engine.inputs import check_inputs
 from cggm_ray.engine.optim import OptimConfig, build_schedule, guide_optimizer, model_optimizer
+from cggm_ray.engine.refit import check_refit
 from cggm_ray.engine.ridge import check_ridge
 from cggm_ray.engine.runtime import Runtime
 from cggm_ray.engine.state import Best, TrainState
@@ -180,6 +181,7 @@ def check_configuration(config: Config, dataset: Dataset, manifest: Manifest) ->
     check_network(config, dataset, manifest, modalities)
     check_inputs(config.inputs, dataset, manifest, modalities)
     check_ridge(config.train, dataset, manifest, modalities)
+    check_refit(config)
     name, info = config.modulation.modulation, STRATEGIES.get(config.modulation.modulation)
     if not info.serves(task):
         able = [other for other in STRATEGIES.names() if STRATEGIES.get(other).serves(task)]
@@ -372,7 +374,9 @@ def new_state(
         watch=DeviceWatch([optimizer, strategy.own_optimizer()], runtime.device) if later else None,
         optimizer=optimizer,
         schedule=build_schedule(config.optim, budget, optimizer),
-        best=Best(metric=metric, mode=task.better(metric), latest=config.train.select_latest),
+        best=Best(
+            metric=metric, mode=task.better(metric), latest=config.train.select_latest, last=bool(config.train.refit)
+        ),
         config=config.to_dict(),
         ema=MovingAverage(net, config.train.ema) if config.train.ema else None,
     )

@@ -30,6 +30,8 @@ class Budget:
         batch_size: samples of a step, over all workers.
         passes: over the training split in an epoch.
         total: steps of the whole run.
+        scheduled: steps that the learning rate's schedule is made for; None for those of the run. A run that is trained
+            for a share of its steps has more.
         window: shards whose samples are shuffled together; 0 for all.
         shard_rows: samples of every shard of the split, where there is a window.
     """
@@ -38,6 +40,7 @@ class Budget:
     batch_size: int
     passes: int
     total: int
+    scheduled: int | None = None
     window: int = 0
     shard_rows: tuple[int, ...] = ()
 
@@ -110,7 +113,8 @@ def budget_of(settings: TrainConfig, samples: int) -> Budget:
     total = min(total, settings.max_steps or total)
     interval = min(settings.valid_interval or 1, total)
     passes = max(1, -(-interval * settings.batch_size // samples)) if per_pass < interval else 1
-    return Budget(samples=samples, batch_size=settings.batch_size, passes=passes, total=total)
+    steps = max(1, round(settings.refit * total)) if settings.refit else total
+    return Budget(samples=samples, batch_size=settings.batch_size, passes=passes, total=steps, scheduled=total)
 
 
 def batch_size_for(samples: int, workers: int) -> int:

@@ -16,6 +16,7 @@ from torch import nn
 from cggm_ray.core.mirrored import in_urls
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.opening import Training
+from cggm_ray.engine.refit import TRAINED_ON
 
 DEMONSTRATION = "demonstration data, which was generated: figures of this run say nothing about real data"
 
@@ -53,6 +54,7 @@ def header(training: Training) -> str:
             "strategy": f"{own:,} parameters of its own" if own else "",
             "device": f"{runtime.device.type}, {workers}",
             "length": f"{budget.epochs} epochs, {budget.total:,} steps",
+            "refit": TRAINED_ON if config.train.refit else "",
         }
     )
 

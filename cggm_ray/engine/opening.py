@@ -29,6 +29,7 @@ from cggm_ray.engine.budget import Budget, budget_of, with_window
 from cggm_ray.engine.checkpoints import agree
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.inputs import calibrate, fill_inputs
+from cggm_ray.engine.refit import joined_splits
 from cggm_ray.engine.runtime import Runtime
 from cggm_ray.engine.state import TrainState, saved_values
 from cggm_ray.engine.step import TrainingStep
@@ -79,6 +80,8 @@ def open_training(config: Config, shards: Path, runtime: Runtime, folder: Path) 
     modalities = selected_modalities(config, manifest)
     given, config = config, with_strategy(config, modalities)
     splits = {name: dataset.open_split(shards, manifest, name, modalities, runtime.device) for name in manifest.splits}
+    if config.train.refit:
+        splits["train"] = joined_splits(splits["train"], splits["valid"])
     task = build_task(config, dataset, manifest, shards)
     budget = _budget(config, manifest, splits["train"])
 

@@ -91,11 +91,11 @@ def build_schedule(settings: OptimConfig, budget: Budget | None, optimizer: Opti
     if settings.schedule == "step":
         every = settings.decay_epochs * budget.steps_per_pass
         return StepSchedule(optimizer, every=every, peak=settings.lr, factor=settings.decay)
-    warmup = settings.warmup_epochs * budget.steps_per_pass
+    warmup, total = settings.warmup_epochs * budget.steps_per_pass, budget.scheduled or budget.total
     return CosineSchedule(
         optimizer,
-        total=budget.total,
-        warmup=round(settings.warmup_share * budget.total) if settings.warmup_share else warmup,
+        total=total,
+        warmup=round(settings.warmup_share * total) if settings.warmup_share else warmup,
         peak=settings.lr,
         final=settings.final_lr,
         start=settings.warmup_lr,

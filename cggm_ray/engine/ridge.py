@@ -50,9 +50,10 @@ def against_ridge(dataset: Dataset, manifest: Manifest, modalities: Sequence[str
 
 def check_ridge(settings: TrainConfig, dataset: Dataset, manifest: Manifest, modalities: Sequence[str]) -> None:
     """Raises a UsageError if a ridge regression is wanted that cannot be; the arguments are those of `blends`."""
-    reason = against_ridge(dataset, manifest, modalities) if settings.ridge_blend == ON else None
+    wanted = settings.ridge_blend == ON or settings.ridge_given is not None
+    reason = against_ridge(dataset, manifest, modalities) if wanted else None
     if reason is not None:
-        raise UsageError(f"ridge_blend: found on, but {reason}; expected auto or off")
+        raise UsageError(f"ridge_blend: found {settings.ridge_blend}, but {reason}; expected auto or off")
 
 
 def blends(settings: TrainConfig, dataset: Dataset, manifest: Manifest, modalities: Sequence[str]) -> bool:
@@ -64,6 +65,9 @@ def blends(settings: TrainConfig, dataset: Dataset, manifest: Manifest, modaliti
         manifest: of its set.
         modalities: of the run.
     """
+    if settings.refit and settings.ridge_given is None:
+        # Its strength and share would be chosen on samples that the network was trained on.
+        return False
     return settings.ridge_blend != OFF and against_ridge(dataset, manifest, modalities) is None
 
 

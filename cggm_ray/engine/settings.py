@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from cggm_ray.config.fields import at_least, check, one_of, option
@@ -48,8 +49,13 @@ class TrainConfig:
         "off",
         "average the predictions of the network with those of ridge regression on the same inputs, with a weight chosen on "
         "validation: on, off, or auto, which is on for a regression on vectors and sequences and off where strategies are "
-        "compared; preset quick: auto",
+        "compared; or WEIGHT:ALPHA, such as 0.3:100, which decides nothing; preset quick: auto",
         resume=True,
+    )
+    refit: float = option(
+        0.0,
+        "train on the training and the validation split together for this share of the steps, and test the last weights, once "
+        "validation has decided everything; 0 for the training split alone; preset good: the share that its choice found",
     )
     seed: int = option(666, "seed of weights, sample order and dropout")
     select: str | None = option(None, "validation metric that chooses the best checkpoint; default the task's own")
@@ -112,13 +118,25 @@ class TrainConfig:
         one_of(self, "preset", PRESET_NAMES)
         check(self.minutes > 0, self, "minutes", "a positive number")
         check(0 <= self.ema < 1, self, "ema", "a number in [0, 1)")
+        check(0 <= self.refit <= 1, self, "refit", "a number in [0, 1]")
         one_of(self, "on_nonfinite", ON_NONFINITE)
-        one_of(self, "ridge_blend", ("auto", "on", "off"))
+        blends = self.ridge_blend in ("auto", "on", "off") or self.ridge_given is not None
+        check(blends, self, "ridge_blend", "auto, on, off, or WEIGHT:ALPHA with a weight in (0, 1] and a positive alpha")
         at_least(self, "seed", 0)
         one_of(self, "precision", PRECISIONS)
         one_of(self, "step", STEPS)
         if self.deterministic and self.cudnn_benchmark:
             raise UsageError("cudnn_benchmark: given together with deterministic; expected one of them")
+
+    @property
+    def ridge_given(self) -> tuple[float, float] | None:
+        """Weight in (0, 1] and alpha > 0 of the ridge regression, where they are given; None where validation chooses them."""
+        weight, colon, alpha = self.ridge_blend.partition(":")
+        try:
+            found = (float(weight), float(alpha)) if colon else None
+        except ValueError:
+            return None
+        return found if found and 0 < found[0] <= 1 and 0 < found[1] < math.inf else None
 
     @property
     def in_steps(self) -> bool:

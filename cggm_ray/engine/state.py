@@ -62,6 +62,7 @@ class Best:
         value, epoch: the best value and the epoch that reached it.
         latest: of several epochs with the best value, take the last one. A small validation split has many ties, and the
             later network was trained with a lower learning rate.
+        last: take every epoch, so that the last one is tested. Its value is no choice, for validation was trained on.
     """
 
     metric: str
@@ -69,16 +70,18 @@ class Best:
     value: float | None = None
     epoch: int = 0
     latest: bool = False
+    last: bool = False
 
     def update(self, value: float, epoch: int) -> bool:
         """Records the metric of an epoch (counted from 1); returns True if it is the best so far. NaN is never the best."""
-        tie = self.latest and value == self.value
-        if value != value or (self.value is not None and not tie and not self._better(value, self.value)):
+        taken = self.last or self.value is None or (self.latest and value == self.value)
+        if value != value or not (taken or self._better(value, self.value)):
             return False
         self.value, self.epoch = value, epoch
         return True
 
-    def _better(self, value: float, than: float) -> bool:
+    def _better(self, value: float, than: float | None) -> bool:
+        assert than is not None
         return value < than if self.mode == "min" else value > than
 
 

@@ -139,7 +139,10 @@ def _results(runs: Sequence[RunRecord]) -> html.Table:
             [_directed(run, name), only.valid.get(name), only.test[name], terms.METRICS.get(name, ("", ""))[1]]
             for name in names
         ]
-        which = f"epoch {only.best_epoch}, the best on validation" if only.best_epoch else "an ensemble"
+        chosen = "the best on validation"
+        if run.config.train.refit:
+            chosen = "the last of a network that was trained on validation too"
+        which = f"epoch {only.best_epoch}, {chosen}" if only.best_epoch else "an ensemble"
         return html.Table(
             caption=f"Metrics of {which}",
             head=["metric", "validation", "test", "unit"],

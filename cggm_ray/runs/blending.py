@@ -34,7 +34,7 @@ class Blend:
         ridge: the regression.
         strength: alpha of it.
         share: its share of the average.
-        values: validation metric by share.
+        values: validation metric by share; empty where the share is given.
         metric: its name.
     """
 
@@ -46,6 +46,8 @@ class Blend:
 
     def line(self) -> str:
         """Returns what was decided, with the validation metrics of network, regression and average."""
+        if not self.values:
+            return f"predictions are averaged with those of ridge regression, which has the weight {self.share:g}, as given"
         alone = f"{self.metric} of the network {self.values[0.0]:.4g}, of ridge regression {self.values[1.0]:.4g}"
         if not self.share:
             return f"the network is tested without ridge regression, which brings nothing on validation: {alone}"
@@ -62,6 +64,11 @@ def fit_blend(training: Training) -> Blend:
         training: whose network has the weights that are tested.
     """
     net, split, best = training.state.net, training.splits["valid"], training.state.best
+    given = training.config.train.ridge_given
+    if given is not None:
+        weights_KCD, biases_KC = fitted(training).solve([given[1]])
+        ridge = _ridge(training, weights_KCD[0], biases_KC[0])
+        return Blend(ridge=ridge, strength=given[1], share=given[0], values={}, metric=best.metric)
     truth = Predictions.empty(len(split), training.task)
     evaluate(training.config.train, net, training.task, split, training.runtime, truth)
     weights_KCD, biases_KC = fitted(training).solve(list(STRENGTHS))
@@ -81,10 +88,8 @@ def fit_blend(training: Training) -> Blend:
     for number, share in enumerate(SHARES):
         values[share] = value((1 - share) * truth.logits + share * ridge_NKC[:, chosen])
         shares.update(values[share], number)
-    ridge = ridge_net(net, training.dataset, training.manifest, training.task.outputs).to(training.runtime.device)
-    _fill(ridge.head, weights_KCD[chosen], biases_KC[chosen])
     return Blend(
-        ridge=ridge.eval(),
+        ridge=_ridge(training, weights_KCD[chosen], biases_KC[chosen]),
         strength=STRENGTHS[chosen],
         share=SHARES[shares.epoch],
         values=values,
@@ -120,6 +125,13 @@ def linear_predictions(training: Training, weights_KCD: Tensor, biases_KC: Tenso
             found[batch.index.cpu()] = predicted(settings.precision, ridge, batch).double().cpu()
     shared = runtime.reduce()(found.flatten().to(runtime.device)).cpu()
     return shared.reshape(len(split), *biases_KC.shape)
+
+
+def _ridge(training: Training, weights_CD: Tensor, bias_C: Tensor) -> MultimodalNet:
+    net, task = training.state.net, training.task
+    ridge = ridge_net(net, training.dataset, training.manifest, task.outputs).to(training.runtime.device)
+    _fill(ridge.head, weights_CD, bias_C)
+    return ridge.eval()
 
 
 @torch.no_grad()

@@ -202,11 +202,23 @@ def _results(folder: Path, result: Result) -> str:
         how = f"The mean of the predictions of {len(members)} runs, which are in folders below this one."
     else:
         how = f"The weights of epoch {result.best_epoch}, which {_selected(folder)}."
+        if _refitted(folder):
+            how = (
+                f"The weights of the last epoch, {result.best_epoch}. The network was trained on the validation samples too, "
+                "so validation metrics do not say how good it is."
+            )
         share = read_share(folder / BEST)
         if share is not None:
             how += f" Predictions are averaged with those of ridge regression, which has a weight of {share:g}."
     table = text_table(rows, ["metric", "validation", "test"], markdown=True)
     return f"{how} The test split was evaluated once, after training.\n\n{table}"
+
+
+def _refitted(folder: Path) -> bool:
+    try:
+        return bool(saved_values(folder / BEST)["best"].get("last"))
+    except (CggmError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _selected(folder: Path) -> str:

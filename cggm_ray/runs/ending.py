@@ -44,7 +44,7 @@ def after_test(training: Training, result: Result) -> None:
             Console(folder).say(line)
 
     better = {name: training.task.better(name) for name in result.test}
-    say(table(result, better, generated=config.data.data_path is None))
+    say(table(result, better, generated=config.data.data_path is None, refitted=bool(config.train.refit)))
     if runtime.rank == 0:
         draw_pictures(training)
     if config.run.report and config.run.contributions_seconds:
@@ -103,13 +103,16 @@ def directions(config: Config, result: Result) -> dict[str, str]:
     return {name: task.better(name) for name in result.test}
 
 
-def table(result: Result, better: Mapping[str, str] | None = None, *, generated: bool = False) -> str:
+def table(
+    result: Result, better: Mapping[str, str] | None = None, *, generated: bool = False, refitted: bool = False
+) -> str:
     """Returns the metrics of validation and test side by side, and the paths of the results.
 
     Args:
         result: of the run.
         better: metric to 'min' or 'max', which is shown as an arrow; None where it is not known.
         generated: whether the data is that of a demonstration, which the table says.
+        refitted: whether the network was trained on validation samples, which the table says.
     """
     arrows = {"min": " ↓", "max": " ↑"}
     rows = [
@@ -125,7 +128,8 @@ def table(result: Result, better: Mapping[str, str] | None = None, *, generated:
         "model card": CARD,
     }
     found = {what: result.folder / where for what, where in places.items() if (result.folder / where).exists()}
-    of = "ensemble" if result.best_epoch == NO_EPOCH else f"best epoch {result.best_epoch}"
+    of = "ensemble" if result.best_epoch == NO_EPOCH else f"{'last' if refitted else 'best'} epoch {result.best_epoch}"
+    of += ", trained on validation too" if refitted else ""
     share = read_share(result.folder / BEST)
     of += "" if share is None else f", averaged with ridge regression (weight {share:g})"
     of += " on demonstration data, which was generated" if generated else ""

@@ -25,6 +25,8 @@ from cggm_ray.storage.files import share_files, whole_file, write_folder, write_
 
 VALIDATION, VALID_PREDICTIONS = "validation.json", "validation.parquet"
 """What a run leaves that is compared on validation and not tested."""
+RIDGE_CHOICE = "ridge.json"
+"""Share and strength of the ridge regression of such a run; there is none where the network is compared alone."""
 
 
 def finish(training: Training) -> Result:
@@ -64,9 +66,11 @@ def validate(training: Training) -> None:
     Raises:
         TrainingError: that checkpoint is gone or damaged.
     """
-    load_best(training)
+    _, blend = load_best(training)
     valid = predict_to(training, "valid", training.folder / VALID_PREDICTIONS)
     if training.runtime.rank == 0:
+        if blend is not None:
+            write_text(training.folder / RIDGE_CHOICE, json.dumps({"share": blend.share, "strength": blend.strength}))
         write_text(training.folder / VALIDATION, json.dumps(numbers(valid), indent=1))
 
 

@@ -158,4 +158,4 @@ def _build(given: Materials[GBlendOptions]) -> Strategy:
     )
 
 
-STRATEGIES.register("gblend")(StrategyInfo(build=_build, options=GBlendOptions))
+STRATEGIES.register("gblend")(StrategyInfo(build=_build, options=GBlendOptions, validates=True))

@@ -167,4 +167,4 @@ def _build(given: Materials[MSLROptions]) -> Strategy:
     )
 
 
-STRATEGIES.register("mslr")(StrategyInfo(build=_build, options=MSLROptions, check=_learning_rates))
+STRATEGIES.register("mslr")(StrategyInfo(build=_build, options=MSLROptions, check=_learning_rates, validates=True))

@@ -103,6 +103,7 @@ class StrategyInfo(Generic[S]):
             It is a function of its arguments alone, so that a checkpoint finds the same network again. What a strategy
             changes in the way from inputs to a prediction (another fusion or head, layers between the encoders) is a part
             of this network, which the strategy finds in `Materials.net`.
+        validates: learns from the validation split, so `--refit`, which trains on it, must be 0.
         recipe: fields of the configuration and their values, with which the authors' official code trains, the reading of that
             code included; `--compare NAME@released` takes it.
     """
@@ -113,6 +114,7 @@ class StrategyInfo(Generic[S]):
     tasks: tuple[type[Task], ...] = ()
     balances: bool = True
     whole_batch: bool = False
+    validates: bool = False
     shares: str | None = None
     check: Callable[[Setting[S]], object] | None = None
     network: Callable[[MultimodalNet, Mapping[str, nn.Module], S], MultimodalNet] | None = None

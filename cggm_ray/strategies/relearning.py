@@ -149,5 +149,5 @@ def _build(given: Materials[ReLearningOptions]) -> Strategy:
 
 RECIPE = {"optim": "SGD", "lr": 2e-3, "weight_decay": 1e-4, "clip": 0.0, "batch_size": 64, "num_epochs": 90}
 STRATEGIES.register("relearning")(
-    StrategyInfo(build=_build, options=ReLearningOptions, tasks=(Classification,), recipe=RECIPE)
+    StrategyInfo(build=_build, options=ReLearningOptions, tasks=(Classification,), validates=True, recipe=RECIPE)
 )

@@ -71,6 +71,9 @@ class Choice:
         chosen: trial of the chosen candidate.
         first: trial of the configuration that the search started from; None where it took no part.
         leads: trial to how much better it is than that one on validation, where the seeds say so.
+        share: of the epochs of a run, up to the best one of the chosen configuration; the mean over its finished runs. None
+            without any.
+        ridge: mean share and median strength of the ridge regression in these runs; None where one of them has none.
     """
 
     metric: str
@@ -82,6 +85,8 @@ class Choice:
     chosen: str
     first: str | None = None
     leads: Mapping[str, Gain] = dataclasses.field(default_factory=dict)
+    share: float | None = None
+    ridge: Sequence[float] | None = None
 
     @property
     def values(self) -> Mapping[str, Any]:
@@ -212,6 +217,7 @@ def decide(
     found: Sequence[Outcome],
     minutes: float | None = None,
     first: str | None = None,
+    epochs: int | None = None,
 ) -> Choice:
     """Chooses among candidates by their finished runs.
 
@@ -227,10 +233,33 @@ def decide(
         found: the runs.
         minutes: that the runs were given.
         first: trial of the configuration that the search started from; None where it failed.
+        epochs: of a run that nothing stops early; None where the share of them is not asked for.
 
     Raises:
         UsageError: the validation of a run is damaged.
     """
+    choice = _decide(task, metric, candidates, seeds, found, minutes, first)
+    names = {run_name(each, seed) for each in choice.candidates if each.trial == choice.chosen for seed in seeds}
+    runs = [run for run in found if run.record.name in names and run.record.status == FINISHED]
+    share = min(1.0, statistics.fmean(run.best_epoch for run in runs) / epochs) if runs and epochs else None
+    known = [_validated(run, task, metric) for run in runs]
+    blends = [one.ridge for one in known if one is not None and one.ridge is not None]
+    ridge = None
+    if blends and len(blends) == len(runs):
+        shares, strengths = zip(*blends, strict=True)
+        ridge = [round(statistics.fmean(shares), 3), statistics.median_low(strengths)]
+    return dataclasses.replace(choice, share=share, ridge=ridge)
+
+
+def _decide(
+    task: Task,
+    metric: str,
+    candidates: Sequence[Candidate],
+    seeds: Sequence[int],
+    found: Sequence[Outcome],
+    minutes: float | None,
+    first: str | None,
+) -> Choice:
     mode = task.better(metric)
     by_name = {outcome.record.name: outcome for outcome in found}
     filled, validated = [], {}

@@ -150,9 +150,44 @@ def test_good_trains_what_was_chosen_and_tests_only_that(good: Path) -> None:
         found = next(section[key] for section in config.values() if key in section)
         assert (",".join(found) if isinstance(found, list) else found) == value
     assert json.loads((good / "summary.json").read_text())["test"]["accuracy"] > 1 / 3
-    # It is the trial of the search to the last digit, for as long as that was trained.
-    trial = [line["valid/loss"] for line in read_metrics(good / "search" / "trials" / choice["chosen"])]
-    assert [line["valid/loss"] for line in read_metrics(good)][: len(trial)] == trial
+    # It is trained on both splits for the share of the steps after which the runs of the choice were best.
+    ends = [read_metrics(run)[-1]["best_epoch"] for run in good.glob(f"choice/trials/{choice['chosen']}-*")]
+    assert config["train"]["refit"] == choice["share"] == pytest.approx(np.mean(ends) / 3)
+
+
+@pytest.mark.ray
+def test_it_is_the_run_of_its_configuration(raw: Path, good: Path, tmp_path: Path) -> None:
+    choice = json.loads((good / "choice" / "choice.json").read_text())
+    (values,) = (each["values"] for each in choice["candidates"] if each["trial"] == choice["chosen"])
+    flags = [text for field, value in values.items() if value != "" for text in (f"--{field}", str(value))]
+    alone = ["--local", "--lr", "0.003", "--refit", str(choice["share"]), "--report", "false"]
+    assert main(RECIPE, argv(raw, tmp_path, *flags, *alone)) == 0
+    assert pq.read_table(tmp_path / "run" / "predictions.parquet").equals(pq.read_table(good / "predictions.parquet"))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--refit", "0", "--seeds", "1"], 0.0),
+        (["--seeds", "1"], None),
+        (["--compare", "none,cggm", "--seeds", "1"], 0.0),
+    ],
+)
+def test_who_trains_on_validation(
+    raw: Path, good: Path, tmp_path: Path, cluster: None, flags: list[str], expected: float | None
+) -> None:
+    for name in ("search", "choice"):
+        shutil.copytree(good / name, tmp_path / "run" / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cggm_ray.studies.around.FEWEST", 4)
+        patch.setattr("cggm_ray.studies.around.MOST", 4)
+        assert main(RECIPE, argv(raw, tmp_path, *GOOD, "--report", "false", "--headroom", "false", *flags)) == 0
+    share = json.loads((tmp_path / "run" / "choice" / "choice.json").read_text())["share"]
+    found = [yaml.safe_load(path.read_text())["train"]["refit"] for path in tmp_path.glob("run/trials/*/config.yaml")]
+    assert found
+    assert set(found) == {share if expected is None else expected}
 
 
 @pytest.mark.ray

@@ -187,3 +187,28 @@ def test_a_classifier_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str
     given = [*flags(tmp_path, "run", "--ridge_blend", "on"), "--task", "classification"]
     assert main(FEATURES, ["--local", *given]) == 2
     assert "ridge_blend: found on, but this task is no regression; expected auto or off" in capsys.readouterr().err
+
+
+def test_weight_and_alpha_can_be_given(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    share = read_share(finished / "best")
+    wanted = predictions(finished / "predictions.parquet")
+    same = []
+    for alpha in ("0.1", "1", "3", "10", "30", "100", "300", "1000", "3000", "10000"):
+        given = trained(tmp_path, f"alpha-{alpha}", "--ridge_blend", f"{share:g}:{alpha}")
+        assert f"has the weight {share:g}, as given" in (given / LOG).read_text()
+        same += [alpha] if np.array_equal(predictions(given / "predictions.parquet"), wanted) else []
+    assert len(same) == 1
+    for wrong in ("1.5:10", "0.5:0", "0.5:x", "0:10", "0.5:inf"):
+        assert main(FEATURES, ["--local", *flags(tmp_path, "wrong", "--ridge_blend", wrong)]) == 2
+        assert f"ridge_blend: found {wrong}" in capsys.readouterr().err
+
+
+def test_with_the_validation_split_it_is_fitted_to_both(tmp_path: Path) -> None:
+    run = trained(tmp_path, "refit", "--refit", "1", "--ridge_blend", "1:10")
+    alone = trained(tmp_path, "alone", "--refit", "1", "--ridge_blend", "auto")
+    assert read_share(alone / "best") is None
+    target = {split: content()["mark"][content()["part"] == split].astype(np.float32) for split in ("train", "val")}
+    model = make_pipeline(StandardScaler(), Ridge(alpha=10.0))
+    model.fit(np.concatenate([rows("train"), rows("val")]), np.concatenate([target["train"], target["val"]]))
+    found = predictions(run / "predictions.parquet")
+    np.testing.assert_allclose(found, model.predict(rows("test")).reshape(found.shape), rtol=1e-4)
