@@ -121,7 +121,9 @@ class TrainConfig:
         check(0 <= self.refit <= 1, self, "refit", "a number in [0, 1]")
         one_of(self, "on_nonfinite", ON_NONFINITE)
         blends = self.ridge_blend in ("auto", "on", "off") or self.ridge_given is not None
-        check(blends, self, "ridge_blend", "auto, on, off, or WEIGHT:ALPHA with a weight in (0, 1] and a positive alpha")
+        check(
+            blends, self, "ridge_blend", "auto, on, off, or WEIGHT:ALPHA with a weight in (0, 1] and a positive alpha"
+        )
         at_least(self, "seed", 0)
         one_of(self, "precision", PRECISIONS)
         one_of(self, "step", STEPS)

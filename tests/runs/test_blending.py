@@ -200,7 +200,7 @@ def test_weight_and_alpha_can_be_given(finished: Path, tmp_path: Path, capsys: p
     assert len(same) == 1
     for wrong in ("1.5:10", "0.5:0", "0.5:x", "0:10", "0.5:inf"):
         assert main(FEATURES, ["--local", *flags(tmp_path, "wrong", "--ridge_blend", wrong)]) == 2
-        assert f"ridge_blend: found {wrong}" in capsys.readouterr().err
+        assert f"ridge_blend: found '{wrong}'; expected auto, on, off, or WEIGHT:ALPHA" in capsys.readouterr().err
 
 
 def test_with_the_validation_split_it_is_fitted_to_both(tmp_path: Path) -> None:
