@@ -102,6 +102,7 @@ def good(raw: Path, tmp_path_factory: pytest.TempPathFactory, cluster: None) -> 
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_good_trains_what_was_chosen_and_tests_only_that(good: Path) -> None:
     search = json.loads((good / "search" / "summary.json").read_text())
     with (good / "search" / "trials.csv").open() as file:
@@ -156,6 +157,7 @@ def test_good_trains_what_was_chosen_and_tests_only_that(good: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_it_is_the_run_of_its_configuration(raw: Path, good: Path, tmp_path: Path) -> None:
     choice = json.loads((good / "choice" / "choice.json").read_text())
     (values,) = (each["values"] for each in choice["candidates"] if each["trial"] == choice["chosen"])
@@ -191,6 +193,7 @@ def test_who_trains_on_validation(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_page_says_what_was_tried(good: Path) -> None:
     page = (good / "report" / "report.html").read_text()
     search = json.loads((good / "search" / "summary.json").read_text())
@@ -254,6 +257,7 @@ def test_best_goes_on_with_a_search_and_leaves_an_ensemble(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_run_of_good_is_a_run_for_every_other_command(
     raw: Path, good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -219,7 +219,7 @@ def faulty(bucket: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> It
         yield store
 
 
-@pytest.mark.parametrize("fault", ["503", "404", "cut", "slow"])
+@pytest.mark.parametrize("fault", ["503", pytest.param("404", marks=pytest.mark.slow), "cut", "slow"])
 @pytest.mark.parametrize(
     "where", ["GET small.pkl", "GET train-00000.parquet", "PUT train-00000.parquet", "PUT manifest.json"]
 )

@@ -33,6 +33,7 @@ def test_a_module_as_it_is(folder: Path) -> None:
         train(folder, "--local", "--net", "late.py:build", "--modulation", "ume", "--fresh")
 
 
+@pytest.mark.slow
 def test_it_trains_and_is_known_in_later_processes(folder: Path, tmp_path: Path) -> None:
     run = train(folder, "--local", *FLAGS)
     with safe_open(run / "best" / "model.safetensors", "pt") as weights:
@@ -93,6 +94,7 @@ def test_an_encoder_and_a_fusion_train_and_are_known_in_later_processes(folder: 
     assert "equal to the network" in command(elsewhere, "export", str(run)).stdout
 
 
+@pytest.mark.slow
 def test_parts_of_a_network_that_is_not_trained_are_not_recorded(folder: Path) -> None:
     run = train(folder, "--local", "--import", "parts.py")
     assert json.loads((run / "data.json").read_text())["registered"] == []

@@ -18,6 +18,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_run_goes_through_it(folder: Path, tmp_path: Path) -> None:
     run, url, own = (
         train(folder, "--local", "--nlevels", "3"),

@@ -49,6 +49,7 @@ def test_it_is_known_in_later_processes(place: list[str], folder: Path, tmp_path
 PHASE = ["--import", "easier.py", "--modulation", "easier", "--nlevels", "3", "--proj_dim", "10"]
 
 
+@pytest.mark.slow
 def test_a_phase_of_its_own_sorts_the_samples(folder: Path) -> None:
     records = read_metrics(train(folder, "--local", *PHASE))
     assert len(records) == 2

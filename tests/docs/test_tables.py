@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
+import pytest
 from programs import ROOT, blocks, command
 from tables import products
 
 
+@pytest.mark.slow
 def test_a_kind_of_column_of_ones_own(tmp_path: Path) -> None:
     (program,) = blocks("tables.md")
     (tmp_path / "dates.py").write_text(program)

@@ -87,7 +87,7 @@ def same(left: Tensor, right: Tensor) -> bool:
     return torch.equal(left.nan_to_num(nan=-1.5), right.nan_to_num(nan=-1.5))
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+@pytest.mark.parametrize("optimizer", [pytest.param("SGD", marks=pytest.mark.slow), "Adam"])
 @pytest.mark.parametrize(
     "name", [name for name in STRATEGIES.names() if STRATEGIES.get(name).serves(Classification(3))]
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,16 +16,21 @@ from cggm_ray.core.batch import Batch
 from cggm_ray.engine.optim import clip_by_total_norm
 from cggm_ray.models.released import guide_name
 
-
-@pytest.fixture(params=[torch.float64, torch.float32], ids=["f64", "f32"])
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    return request.param
+TYPES = {"f64": torch.float64, "f32": torch.float32}
 
 
-@pytest.fixture(params=[file for kind in ("mosi", "iemo", "food") for file in recordings(f"{kind}*.npz")])
-def recording(request: pytest.FixtureRequest, dtype: torch.dtype) -> Recording:
-    kind = FoodRecording if request.param.stem.startswith("food") else Recording
-    return kind(request.param, dtype)
+def in_types(files: Iterable[Any]) -> Iterator[Any]:
+    """Every recording in double and in single precision; whether a network of full size is followed, double precision says."""
+    for file in files:
+        for name, dtype in TYPES.items():
+            slow = [pytest.mark.slow] if name == "f32" and str(file.id).endswith("_full") else []
+            yield pytest.param((*file.values, dtype), id=f"{file.id}-{name}", marks=[*file.marks, *slow])
+
+
+@pytest.fixture(params=in_types(each for kind in ("mosi", "iemo", "food") for each in recordings(f"{kind}*.npz")))
+def recording(request: pytest.FixtureRequest) -> Recording:
+    file, dtype = request.param
+    return (FoodRecording if file.stem.startswith("food") else Recording)(file, dtype)
 
 
 def released_strategy(

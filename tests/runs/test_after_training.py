@@ -236,6 +236,7 @@ def test_a_network_that_onnx_cannot_hold(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_segmentation_is_exported_and_predicts_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = Config(data=DataConfig(dataset="brats"), options=BratsOptions(overlays=1)).replace(
         {"backbone": "resnet18"}

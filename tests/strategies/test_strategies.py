@@ -125,7 +125,9 @@ def test_two_workers_follow_one(by_workers: dict[int, list[list[dict[str, Any]]]
         assert torch.equal(second["parameters"][name].nan_to_num(), value.nan_to_num()), f"{name} differs between ranks"
 
 
-@pytest.mark.parametrize("name", serving(Regression))
+@pytest.mark.parametrize(
+    "name", [n if n in ("none", "cggm") else pytest.param(n, marks=pytest.mark.slow) for n in serving(Regression)]
+)
 def test_half_precision(tmp_path: Path, name: str) -> None:
     pickle = write_pickle(tmp_path / "small.pkl", small_set())
     folder = run(pickle, tmp_path, "half", *flags(name, pickle, tmp_path), "--precision", "bf16")
