@@ -52,14 +52,7 @@ def print_run(folder: Path) -> None:
             result = read_summary(folder)
         except (ValueError, KeyError, TypeError):
             raise UsageError(f"{folder / SUMMARY} is damaged; expected the result that a finished run wrote") from None
-        print(
-            table(
-                result,
-                directions(config, result),
-                generated=config.data.data_path is None,
-                refitted=bool(config.train.refit),
-            )
-        )
+        print(table(result, directions(config, result), config))
     else:
         print("the run is not finished; its command, given again, goes on with it")
 

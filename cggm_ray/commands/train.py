@@ -70,9 +70,7 @@ def _run_named(config: Config) -> Result | None:
         result = run_one(config, StopRequest())
         if config.run.quiet and result is not None:
             better = directions(config, result)
-            print_result(
-                table(result, better, generated=config.data.data_path is None, refitted=bool(config.train.refit))
-            )
+            print_result(table(result, better, config))
         return result
     results, stop_request = {}, StopRequest()
     for fold, part in folds.items():

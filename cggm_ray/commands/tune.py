@@ -78,9 +78,8 @@ def run_search(plan: Plan) -> None:
     write_folder(plan.folder / BEST, lambda partial: copy_files(best.folder / BEST, partial))
     conclude(plan, done, result)
     print_result(leaders(plan, done.order))
-    generated = plan.base.data.data_path is None
     better = directions(plan.base, result)
-    print_result(table(dataclasses.replace(result, folder=plan.folder), better, generated=generated))
+    print_result(table(dataclasses.replace(result, folder=plan.folder), better, plan.base))
     trained, full = sum(outcome.epochs for outcome in found), plan.epochs * len(found)
     print_result(f"{trained} of {full} epochs trained, {1 - trained / full:.0%} saved")
     places = {"all trials": f"{TABLE}.csv", "best configuration": BEST_CONFIG, "pictures": PICTURES}

@@ -189,7 +189,7 @@ def _run(run: RunRecord, beside: Sequence[float]) -> dict[str, Any]:
         "finished": run.result is not None,
         "epochs": len(run.lines),
         "planned": run.planned,
-        "verdict": verdict(run.contributions) if run.contributions else "",
+        "verdict": verdict(run.contributions, fitted=bool(run.config.train.refit)) if run.contributions else "",
         "demonstration": run.config.data.data_path is None,
         "strategy": run.config.modulation.modulation,
         "notes": run.notes,

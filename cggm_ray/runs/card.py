@@ -242,7 +242,9 @@ def _contributions(folder: Path, result: Result) -> str:
     values = ", ".join(f"{markdown_text(name)} {value:.4f}" for name, value in found.shapley.items())
     degree = f"Imbalance degree: {found.imbalance:.2f} of 1."
     shapley = f"Shapley values, positive where a modality helps: {values}. {degree}"
-    return "\n\n".join(text for text in (markdown_text(verdict(found)), table, shapley) if text)
+    return "\n\n".join(
+        text for text in (markdown_text(verdict(found, fitted=_refitted(folder))), table, shapley) if text
+    )
 
 
 def _training(folder: Path, config: Config) -> str:

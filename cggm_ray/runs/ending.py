@@ -44,7 +44,7 @@ def after_test(training: Training, result: Result) -> None:
             Console(folder).say(line)
 
     better = {name: training.task.better(name) for name in result.test}
-    say(table(result, better, generated=config.data.data_path is None, refitted=bool(config.train.refit)))
+    say(table(result, better, config))
     if runtime.rank == 0:
         draw_pictures(training)
     if config.run.report and config.run.contributions_seconds:
@@ -60,7 +60,7 @@ def after_test(training: Training, result: Result) -> None:
             seconds=config.run.contributions_seconds,
             say=say,
         )
-        if found is not None and (sentence := verdict(found)):
+        if found is not None and (sentence := verdict(found, fitted=bool(config.train.refit))):
             say(sentence)
         if runtime.rank == 0 and (failed := try_card(folder)):
             say(failed)
@@ -103,16 +103,14 @@ def directions(config: Config, result: Result) -> dict[str, str]:
     return {name: task.better(name) for name in result.test}
 
 
-def table(
-    result: Result, better: Mapping[str, str] | None = None, *, generated: bool = False, refitted: bool = False
-) -> str:
+def table(result: Result, better: Mapping[str, str] | None = None, config: Config | None = None) -> str:
     """Returns the metrics of validation and test side by side, and the paths of the results.
 
     Args:
         result: of the run.
         better: metric to 'min' or 'max', which is shown as an arrow; None where it is not known.
-        generated: whether the data is that of a demonstration, which the table says.
-        refitted: whether the network was trained on validation samples, which the table says.
+        config: of the run, which says whether the data is a demonstration and whether validation was trained on; None for
+            neither.
     """
     arrows = {"min": " ↓", "max": " ↑"}
     rows = [
@@ -128,9 +126,11 @@ def table(
         "model card": CARD,
     }
     found = {what: result.folder / where for what, where in places.items() if (result.folder / where).exists()}
+    refitted = config is not None and bool(config.train.refit)
     of = "ensemble" if result.best_epoch == NO_EPOCH else f"{'last' if refitted else 'best'} epoch {result.best_epoch}"
     of += ", trained on validation too" if refitted else ""
     share = read_share(result.folder / BEST)
     of += "" if share is None else f", averaged with ridge regression (weight {share:g})"
-    of += " on demonstration data, which was generated" if generated else ""
+    demonstration = config is not None and config.data.data_path is None
+    of += " on demonstration data, which was generated" if demonstration else ""
     return "\n".join([of, text_table(rows, ["", "valid", "test"]), listing(found)])

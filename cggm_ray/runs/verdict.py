@@ -12,8 +12,13 @@ EVEN = 0.5
 """All modalities are said to contribute if the smallest share is at least this part of an equal one."""
 
 
-def verdict(found: Contributions) -> str:
-    """Returns the sentence, with the numbers; it is empty where subsets of modalities were not scored."""
+def verdict(found: Contributions, *, fitted: bool = False) -> str:
+    """Returns the sentence, with the numbers; it is empty where subsets of modalities were not scored.
+
+    Args:
+        found: of the run.
+        fitted: whether the network was trained on these samples, which a second sentence says then.
+    """
     values = found.shapley
     empty, full = found.scores.get(frozenset()), found.scores.get(frozenset(found.modalities))
     if not values or empty is None or full is None or not all(map(math.isfinite, (*values.values(), empty, full))):
@@ -35,4 +40,5 @@ def verdict(found: Contributions) -> str:
         who = "the modalities contribute unequally"
     worse = [name for share, name in shares if share < 0]
     but = f" With {' and '.join(worse)} it is worse than without." if worse else ""
-    return f"{who[0].upper()}{who[1:]}: {step}, of which {listed} (Shapley values).{but}"
+    also = " The network was trained on these samples." if fitted else ""
+    return f"{who[0].upper()}{who[1:]}: {step}, of which {listed} (Shapley values).{but}{also}"
