@@ -217,6 +217,8 @@ class Running:
             )
         if build_dataset(base).folds():
             raise UsageError(f"bench: sets: {given.name}: this configuration stands for several folds; choose one")
+        if base.train.refit:
+            raise UsageError(f"bench: sets: {given.name}: refit: expected 0, because every arm is chosen on validation")
         base = networks_alone(base)
         # Runs of all stages read the same shards.
         return dataclasses.replace(base, data=dataclasses.replace(base.data, shard_path=str(base.shard_root)))

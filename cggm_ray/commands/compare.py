@@ -111,7 +111,9 @@ def run_all(config: Config, folder: Path, trials: Sequence[Trial], strategies: S
         print_result(
             listing({"for a paper": folder / MARKDOWN, "every run": folder / RUNS, "every metric": folder / TABLE})
         )
-        measured = config.run.headroom or (config.run.headroom is None and len(strategies) > 1)
+        # It chooses on validation, which a refit has trained on.
+        by_itself = config.run.headroom is None and len(strategies) > 1 and not config.train.refit
+        measured = config.run.headroom or by_itself
         room = headroom_of(config, folder, trials, found) if measured else None
         if room is not None:
             write_text(folder / MARKDOWN, f"{text}\nHead-room:\n\n{room.text(markdown=True)}\n")

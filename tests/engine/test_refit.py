@@ -140,6 +140,14 @@ def test_a_set_that_is_streamed_is_refused(tmp_path: Path, capsys: pytest.Captur
     assert "refit: this set is read while a run trains; expected 0" in capsys.readouterr().err
 
 
+def test_a_search_chooses_on_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw, search = write(tmp_path / "three.npz"), tmp_path / "search.yaml"
+    search.write_text("space: {lr: {choice: [0.1, 0.01]}}\ntrials: 2\n")
+    flags = [flag for flag in argv(raw, tmp_path, "r", "--refit", "1", "--tune", str(search)) if flag != "--local"]
+    assert main(features.RECIPE, flags) == 2
+    assert "refit: found 1; expected 0, because a search chooses on validation" in capsys.readouterr().err
+
+
 def split(rows: int, start: int, **parts: Any) -> TensorSplit:
     return TensorSplit({"a": torch.arange(start, start + rows)[:, None]}, torch.arange(start, start + rows), **parts)
 
