@@ -3,14 +3,16 @@
     python benchmarks/speed/startup.py [--repeats 5] [flags of pipelines/mosi.py]
 
 Starts `pipelines/mosi.py` on shards that are there already, until its log shows the first step, then ends it. `import` is
-`import cggm_ray` in a process of its own, `ray.init` the start of a local cluster. Medians. With --preprocess, also samples per
-second of the conversion, by this process and by Ray Data.
+`import cggm_ray` in a process of its own, `ray.init` the start of a local cluster. Medians; on Linux also the CPU time of the
+process that was started. With --preprocess, also the time of a first start, which converts the data, by this process and by
+Ray Data.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -23,8 +25,17 @@ SCRIPT = Path(__file__).parents[2] / "pipelines" / "mosi.py"
 FIRST = "step 1/"
 
 
-def first_step(flags: list[str]) -> float:
-    """Returns the seconds until a run has logged its first step."""
+def cpu_seconds(process: int) -> float | None:
+    """Returns the CPU time of a process so far, without that of its children; None where /proc does not say it."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def first_step(flags: list[str], cpu: list[float] | None = None) -> float:
+    """Returns the seconds until a run has logged its first step; adds the CPU seconds of its process to a list."""
     start = time.perf_counter()
     command = [sys.executable, "-u", str(SCRIPT), *flags, "--log_interval", "1"]
     process = subprocess.Popen(
@@ -37,6 +48,9 @@ def first_step(flags: list[str]) -> float:
         lines.append(line)
         if FIRST in line:
             seconds = time.perf_counter() - start
+            used = cpu_seconds(process.pid)
+            if cpu is not None and used is not None:
+                cpu.append(used)
             break
     process.send_signal(signal.SIGTERM)
     process.communicate()
@@ -72,7 +86,8 @@ def main() -> None:
             start_ray = "import ray; ray.init(log_to_driver=False)"
             found.setdefault("ray.init, its import included", []).append(run_python(start_ray))
             for name, extra in (("local", ["--local"]), ("ray", [])):
-                seconds = first_step([*flags, *extra, "--name", f"{name}-{number}"])
+                cpu = found.setdefault(f"CPU time of its process, {name}", [])
+                seconds = first_step([*flags, *extra, "--name", f"{name}-{number}"], cpu)
                 found.setdefault(f"first step, {name}", []).append(seconds)
         if arguments.preprocess:
             for number in range(arguments.repeats):
@@ -83,6 +98,8 @@ def main() -> None:
     for name, values in found.items():
         print(json.dumps({"what": name, "seconds": values}))
     for name, values in found.items():
+        if not values:
+            continue
         print(f"{name:<44}{statistics.median(values):>7.2f} s   ({min(values):.2f} to {max(values):.2f})")
 
 
