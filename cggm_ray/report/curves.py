@@ -71,7 +71,11 @@ class Curves:
 def learning(run: RunRecord) -> list[Curves]:
     """Returns the losses, and the validation metric that selects."""
     epochs, best = _numbers(run.series("epoch")), run.series("best_epoch")[-1]
-    mark = (float(best), f"best epoch, {best:.0f}") if best > 0 else None
+    fitted = bool(run.config.train.refit)
+    mark = (float(best), f"{'last' if fitted else 'best'} epoch, {best:.0f}") if best > 0 else None
+    which = "The epoch with the best value is tested."
+    if fitted:
+        which = "The network was trained on these samples, so this says nothing of others. The last epoch is tested."
     losses = {"training": "train/loss", "validation": "valid/loss"}
     drawn = [
         Curves(
@@ -101,8 +105,9 @@ def learning(run: RunRecord) -> list[Curves]:
                 y_label=terms.metric_words(run.metric, run.better),
                 lines=[Line(label=f"validation {name}", values=_numbers(values), style=0)],
                 mark=mark,
-                alternative=f"Validation {name} ends at {_end(values)}; the best epoch is {best:.0f}.",
-                caption="The epoch with the best value is tested.",
+                alternative=f"Validation {name} ends at {_end(values)}; the {'last' if fitted else 'best'} epoch is "
+                f"{best:.0f}.",
+                caption=which,
             )
         )
     return drawn

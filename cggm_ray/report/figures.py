@@ -50,7 +50,7 @@ def png(figure: Figure, tones: int = TONES) -> bytes:
 
 
 def curves(run: RunRecord) -> tuple[Figure, str]:
-    """Losses of training and validation, and the validation metric that selects; the best epoch is marked."""
+    """Losses of training and validation, and the validation metric that selects; the tested epoch is marked."""
     figure, (left, right) = _panels(2)
     epochs = run.series("epoch")
     for number, (name, label) in enumerate({"train/loss": "training", "valid/loss": "validation"}.items()):
@@ -65,17 +65,17 @@ def curves(run: RunRecord) -> tuple[Figure, str]:
     else:
         _line(right, epochs, values, f"validation {metric}", 0)
         right.set_ylabel(f"validation {metric}")
-    best = run.series("best_epoch")[-1]
+    best, which = run.series("best_epoch")[-1], "last" if run.config.train.refit else "best"
     for panel in (left, right):
         if best > 0:
-            panel.axvline(best, color="#777777", linewidth=1, linestyle=(0, (1, 2)), label=f"best epoch, {best:.0f}")
+            panel.axvline(best, color="#777777", linewidth=1, linestyle=(0, (1, 2)), label=f"{which} epoch, {best:.0f}")
         _epochs(panel)
     _legend(figure, (left,))
     text = (
         f"Line plots over {len(epochs)} epochs. Training loss ends at {_number(run.series('train/loss')[-1])}, "
         f"validation loss at {_number(run.series('valid/loss')[-1])}; {metric} ends at {_number(values[-1])}."
     )
-    return figure, text + (f" The best epoch is {best:.0f}." if best > 0 else "")
+    return figure, text + (f" The {which} epoch is {best:.0f}." if best > 0 else "")
 
 
 def compared(runs: Sequence[RunRecord], metric: str) -> tuple[Figure, str]:

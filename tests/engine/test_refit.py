@@ -14,6 +14,7 @@ import pytest
 import torch
 from strategy_cases import lines
 
+from cggm_ray.__main__ import main as command
 from cggm_ray.commands.cli import main
 from cggm_ray.data.loading.split import TensorSplit
 from cggm_ray.engine.evaluation import evaluate
@@ -80,6 +81,10 @@ def test_a_share_ends_the_same_run_earlier(tmp_path: Path, capsys: pytest.Captur
     assert "validation metrics do not say how good the network is" in shown
     assert "last epoch 2, trained on validation too" in shown
     assert "trained on the validation samples too" in (tmp_path / "half" / "README.md").read_text()
+    assert command(["report", str(tmp_path / "half"), "--no_contributions"]) == 0
+    page = (tmp_path / "half" / "report" / "report.html").read_text()
+    assert "Metrics of epoch 2, the last of a network that was trained on validation too" in page
+    assert "The epoch with the best value is tested" not in page
 
 
 def test_it_goes_on_after_a_stop_and_every_command_knows_it(tmp_path: Path) -> None:
