@@ -119,7 +119,9 @@ def with_refit(config: Config, plan: Plan, choice: Choice, *, compared: bool) ->
     reason = against_refit(config)
     if compared:
         reason = "strategies are compared"
-    elif choice.share is None:
+    elif config.run.headroom:
+        reason = "the head-room is measured, which chooses on validation"
+    elif not choice.share:
         reason = "no run of the choice came to its end"
     elif blending and choice.ridge is None:
         reason = "no run of the choice says how much ridge regression is worth"
