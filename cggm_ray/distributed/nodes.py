@@ -40,7 +40,7 @@ def check_nodes(folders: Mapping[str, Path]) -> None:
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     if len(nodes) < 2:
         return
-    for address, found in _on_every_node(_code, nodes).items():
+    for address, found in _on_every_node(_code, nodes):
         if found != package_digest():
             raise UsageError(different(address, found, package_digest()))
     seen: list[Path] = []
@@ -80,11 +80,11 @@ def _check(field: str, folder: Path, nodes: Mapping[str, str]) -> None:
 def _nodes_without(probe: Path, nodes: Mapping[str, str]) -> list[str]:
     """Returns the addresses of the nodes that do not see the file."""
     seen = _on_every_node(_sees, nodes, str(probe), PATIENCE)
-    return sorted(address for address, sees in seen.items() if not sees)
+    return sorted(address for address, sees in seen if not sees)
 
 
-def _on_every_node(task: Any, nodes: Mapping[str, str], *arguments: object) -> dict[str, Any]:
-    """Returns what a task gives on each node that answers, by its address.
+def _on_every_node(task: Any, nodes: Mapping[str, str], *arguments: object) -> list[tuple[str, Any]]:
+    """Returns address and what a task gives, for each node that answers. Several nodes of a machine may share an address.
 
     Raises:
         UsageError: a node cannot run this package.
@@ -94,10 +94,10 @@ def _on_every_node(task: Any, nodes: Mapping[str, str], *arguments: object) -> d
         place = NodeAffinitySchedulingStrategy(node, soft=False)
         tasks[task.options(scheduling_strategy=place).remote(*arguments)] = address
     ray.wait(list(tasks), num_returns=len(tasks), timeout=TIMEOUT)
-    found = {}
+    found = []
     for reference, address in tasks.items():
         try:
-            found[address] = ray.get(reference, timeout=0)
+            found.append((address, ray.get(reference, timeout=0)))
         except RayTaskError as error:
             text = str(error).strip().splitlines()[-1]
             raise UsageError(
