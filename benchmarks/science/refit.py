@@ -1,4 +1,4 @@
-"""What training on the validation split too is worth (`--refit`), on data that no test split of the project is part of.
+"""Measures the effect of training on the validation split too (`--refit`), without the test samples of the sets.
 
     python benchmarks/science/feature_sets.py --out sets
     python benchmarks/science/refit.py --sets sets --splits 6

@@ -124,7 +124,7 @@ def with_refit(config: Config, plan: Plan, choice: Choice, *, compared: bool) ->
     elif not choice.share:
         reason = "no run of the choice came to its end"
     elif blending and choice.ridge is None:
-        reason = "no run of the choice says how much ridge regression is worth"
+        reason = "the runs of the choice have no weight for ridge regression"
     elif not isinstance(valid, TensorSplit):
         reason = "the set is read while a run trains"
     if reason is not None:

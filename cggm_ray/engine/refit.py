@@ -1,13 +1,11 @@
 """Training on the training and the validation split together (`--refit`).
 
 Validation chooses the configuration and when to stop. A network that is then trained anew has no further use for it, and on a
-small set its samples are a large part of what is known. Such a run takes the steps that validation chose, its last weights are
-tested, and what it says about validation is no estimate of anything.
+small set its samples are a large part of all. Such a run takes the steps that validation chose, and tests its last weights.
+Its validation metrics do not estimate how good it is on other samples.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,8 +84,8 @@ def _mask(split: TensorSplit, name: str, like: Tensor) -> Tensor:
 def _labelled(*splits: TensorSplit) -> Tensor | None:
     if all(split.labelled is None for split in splits):
         return None
-    every: dict[str, Any] = {"dtype": torch.bool}
-    known = [
-        split.target.new_ones(len(split), **every) if split.labelled is None else split.labelled for split in splits
-    ]
+    known = []
+    for split in splits:
+        every = torch.ones(len(split), dtype=torch.bool, device=split.target.device)
+        known.append(every if split.labelled is None else split.labelled)
     return torch.cat(known)

@@ -49,7 +49,7 @@ class TrainConfig:
         "off",
         "average the predictions of the network with those of ridge regression on the same inputs, with a weight chosen on "
         "validation: on, off, or auto, which is on for a regression on vectors and sequences and off where strategies are "
-        "compared; or WEIGHT:ALPHA, such as 0.3:100, which decides nothing; preset quick: auto",
+        "compared; or WEIGHT:ALPHA, such as 0.3:100, which sets both; preset quick: auto",
         resume=True,
     )
     refit: float = option(

@@ -74,14 +74,14 @@ class Best:
 
     def update(self, value: float, epoch: int) -> bool:
         """Records the metric of an epoch (counted from 1); returns True if it is the best so far. NaN is never the best."""
-        taken = self.last or self.value is None or (self.latest and value == self.value)
-        if value != value or not (taken or self._better(value, self.value)):
+        tie = self.latest and value == self.value
+        taken = self.last or self.value is None or tie or self._better(value, self.value)
+        if value != value or not taken:
             return False
         self.value, self.epoch = value, epoch
         return True
 
-    def _better(self, value: float, than: float | None) -> bool:
-        assert than is not None
+    def _better(self, value: float, than: float) -> bool:
         return value < than if self.mode == "min" else value > than
 
 

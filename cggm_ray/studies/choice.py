@@ -233,7 +233,7 @@ def decide(
         found: the runs.
         minutes: that the runs were given.
         first: trial of the configuration that the search started from; None where it failed.
-        epochs: of a run that nothing stops early; None where the share of them is not asked for.
+        epochs: of a run that nothing stops early; without them the choice has no `share`.
 
     Raises:
         UsageError: the validation of a run is damaged.
