@@ -7,7 +7,7 @@ the features, C outputs of the head, K additive sums of a loss, J sums among the
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -97,6 +97,19 @@ class Batch:
             if has is not None:
                 weight = has.double() if weight is None else weight * has
         return replace(self, weight=weight)
+
+    def repeated(self, batches: Sequence[Batch]) -> Batch:
+        """Targets and weights of several copies of this batch, one after the other, as a batch of its own without inputs.
+
+        Args:
+            batches: the copies, which differ in `weight` alone.
+        """
+        target = torch.cat([self.target] * len(batches))
+        if self.labelled is None and all(batch.weight is None for batch in batches):
+            weight = torch.ones(len(target), dtype=torch.float64, device=target.device)
+        else:
+            weight = torch.cat([batch.sample_weights() for batch in batches])
+        return Batch(inputs={}, target=target, index=self.index.repeat(len(batches)), weight=weight)
 
     @property
     def is_filler(self) -> bool:

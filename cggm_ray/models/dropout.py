@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from cggm_ray.models.stacked import Linear, linear
 
 _STEPS = 2**16
 _aten = torch.ops.aten
@@ -97,13 +99,13 @@ def add_dropped(residual: Tensor, x: Tensor, p: float, training: bool) -> Tensor
     return _AddDropped.apply(residual, x, p)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def relu_dropout_linear(x: Tensor, linear: nn.Linear, p: float, training: bool) -> Tensor:
-    """`linear(dropout(relu(x)))`, for which of all before the layer only its input is kept."""
+def relu_dropout_linear(x: Tensor, layer: Linear, p: float, training: bool) -> Tensor:
+    """`layer(dropout(relu(x)))`, for which of all before the layer only its input is kept."""
     if not drawn_here(x, p, training):
-        return linear(F.dropout(F.relu(x), p, training))  # type: ignore[no-any-return]
+        return layer(F.dropout(F.relu(x), p, training))  # type: ignore[no-any-return]
     # The factor of the kept elements is taken into the weight, which is smaller.
     kept = _ReluKept.apply(x, p)  # type: ignore[no-untyped-call]
-    return F.linear(kept, linear.weight * rate(p).scale, linear.bias)
+    return linear(kept, layer.weight * rate(p).scale, layer.bias)
 
 
 def keep(x: Tensor, bits: Tensor, threshold: float) -> Tensor:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from cggm_ray.models.net import MultimodalNet
+from cggm_ray.models.stacked import Linear
 
 
-class ScaledLinear(nn.Linear):
+class ScaledLinear(Linear):
     """A linear layer with outputs location + unit * (W h + b), the identity of `nn.Linear` until `fill` is called.
 
     Args:
@@ -56,7 +57,7 @@ def scale_outputs(net: MultimodalNet, guides: Iterable[nn.Module]) -> list[Scale
     """
     owners = [module for module in (net, *guides) if not isinstance(getattr(module, "head", None), nn.Identity)]
     heads = [getattr(module, "head", None) for module in owners]
-    if not all(type(head) is nn.Linear for head in heads):
+    if not all(type(head) in (nn.Linear, Linear) for head in heads):
         return []
     scaled = []
     for owner, head in zip(owners, heads, strict=True):

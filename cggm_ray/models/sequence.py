@@ -18,6 +18,7 @@ from cggm_ray.models.dropout import relu_dropout_linear
 from cggm_ray.models.net import Masks, MultimodalNet
 from cggm_ray.models.registry import NETWORKS, NetworkInfo, NetworkOptions, NetworkPlan, can_be_recorded
 from cggm_ray.models.settings import ModelConfig
+from cggm_ray.models.stacked import Linear, Stackable
 from cggm_ray.models.transformer import TransformerConfig, TransformerEncoder
 
 
@@ -40,18 +41,18 @@ class TransformerFusion(nn.Module):
     def __init__(self, config: TransformerConfig, *, out_dropout: float) -> None:
         super().__init__()
         self.transformer = TransformerEncoder(config, first_step_only=True)
-        self.proj1 = nn.Linear(config.width, config.width)
-        self.proj2 = nn.Linear(config.width, config.width)
+        self.proj1 = Linear(config.width, config.width)
+        self.proj2 = Linear(config.width, config.width)
         self.out_dropout = out_dropout
 
     def forward(self, features: Mapping[str, Tensor], masks: Masks | None = None) -> Tensor:
         """Features by modality to [N, D]; with masks, only steps that are there are attended to."""
         mask_NT = None if masks is None else _joined(features, masks)
-        z_ND = self.transformer(torch.cat(list(features.values()), 1), mask_NT)[:, 0]
+        z_ND = self.transformer(torch.cat(list(features.values()), 1), mask_NT).squeeze(1)
         return relu_dropout_linear(self.proj1(z_ND), self.proj2, self.out_dropout, self.training) + z_ND
 
 
-class SequenceGuide(nn.Module):
+class SequenceGuide(Stackable):
     """Guide classifier of a sequence: transformer, time step 0, one linear layer applied twice, head.
 
     Args:
@@ -62,12 +63,12 @@ class SequenceGuide(nn.Module):
     def __init__(self, config: TransformerConfig, outputs: int) -> None:
         super().__init__()
         self.bone = TransformerEncoder(config, first_step_only=True)
-        self.proj1 = nn.Linear(config.width, config.width)
-        self.head = nn.Linear(config.width, outputs)
+        self.proj1 = Linear(config.width, config.width)
+        self.head = Linear(config.width, outputs)
 
     def forward(self, h_NTD: Tensor, mask_NT: Tensor | None = None) -> HeadOutput:
         """Detached features [N, T, D] of one modality to its own prediction."""
-        hidden = F.relu(self.proj1(self.proj1(self.bone(h_NTD, mask_NT)[:, 0])))
+        hidden = F.relu(self.proj1(self.proj1(self.bone(h_NTD, mask_NT).squeeze(1))))
         return HeadOutput(self.head(hidden), hidden)
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cggm_ray.models.dropout import add_dropped, drawn_here, dropout, dropped_attention, relu_dropout_linear
+from cggm_ray.models.stacked import LayerNorm, Linear, linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,22 +39,22 @@ class SinusoidalPositions(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
-        self.register_buffer("table_TD", torch.zeros(1, width), persistent=False)
-
-    table_TD: Tensor
+        # No buffers: a compiled graph would watch them. None is given back, because a CUDA graph reads where it was.
+        self._tables: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
 
     def forward(self, x_NTD: Tensor) -> Tensor:
         """Position vectors [N, T, D] for the unscaled input."""
         steps = x_NTD.shape[1]
         if torch.compiler.is_compiling():
-            # A graph that is traced as a whole can change no buffer of a module that it has read.
-            table_TD = position_table(steps + 1, self.width, x_NTD.device)
+            # A graph that is traced as a whole can change nothing of a module that it has read.
+            table_TD = position_table(steps + 1, self.width, x_NTD.device).to(x_NTD.dtype)
         else:
-            if len(self.table_TD) <= steps:
-                self.table_TD = position_table(steps + 1, self.width).to(x_NTD)
-            table_TD = self.table_TD
-        positions_TD = table_TD[1 : steps + 1].to(x_NTD.dtype)
-        return positions_TD * (x_NTD[..., :1] != 0)
+            # Few sizes, also where every batch is of another length.
+            key = ((steps + 1).bit_length(), x_NTD.device, x_NTD.dtype)
+            if key not in self._tables:
+                self._tables[key] = position_table(2 ** key[0], self.width).to(x_NTD)
+            table_TD = self._tables[key]
+        return table_TD[1 : steps + 1] * (x_NTD[..., :1] != 0)
 
 
 def position_table(rows: int, width: int, device: torch.device | None = None) -> Tensor:
@@ -75,7 +76,7 @@ class SelfAttention(nn.Module):
         self.dropout = config.attn_dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * config.width, config.width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * config.width))
-        self.out_proj = nn.Linear(config.width, config.width)
+        self.out_proj = Linear(config.width, config.width)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
@@ -85,12 +86,14 @@ class SelfAttention(nn.Module):
         width, weight, bias = x_NTD.shape[-1], self.in_proj_weight, self.in_proj_bias
         # A single query has few weights, which torch drops fast enough.
         if drawn_here(x_NTD, self.dropout, self.training) and not first_query_only:
-            return self.out_proj(dropped_attention(F.linear(x_NTD, weight, bias), self.heads, mask_NT, self.dropout))
+            return self.out_proj(dropped_attention(linear(x_NTD, weight, bias), self.heads, mask_NT, self.dropout))
         if first_query_only:
-            q_NQD = F.linear(x_NTD[:, :1], weight[:width], bias[:width])
-            k_NTD, v_NTD = F.linear(x_NTD, weight[width:], bias[width:]).chunk(2, dim=-1)
+            sizes = [width, 2 * width]
+            of_query, of_others = zip(weight.split(sizes, -2), bias.split(sizes, -1), strict=True)
+            q_NQD = linear(x_NTD[:, :1], *of_query)
+            k_NTD, v_NTD = linear(x_NTD, *of_others).chunk(2, dim=-1)
         else:
-            q_NQD, k_NTD, v_NTD = F.linear(x_NTD, weight, bias).chunk(3, dim=-1)
+            q_NQD, k_NTD, v_NTD = linear(x_NTD, weight, bias).chunk(3, dim=-1)
         out_NHQd = F.scaled_dot_product_attention(
             self._split(q_NQD),
             self._split(k_NTD),
@@ -110,9 +113,9 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.self_attn = SelfAttention(config)
-        self.fc1 = nn.Linear(config.width, 4 * config.width)
-        self.fc2 = nn.Linear(4 * config.width, config.width)
-        self.layer_norms = nn.ModuleList(nn.LayerNorm(config.width) for _ in range(2))
+        self.fc1 = Linear(config.width, 4 * config.width)
+        self.fc2 = Linear(4 * config.width, config.width)
+        self.layer_norms = nn.ModuleList(LayerNorm(config.width) for _ in range(2))
         self.relu_dropout = config.relu_dropout
         self.res_dropout = config.res_dropout
         for layer in (self.fc1, self.fc2):
@@ -143,7 +146,7 @@ class TransformerEncoder(nn.Module):
         self.first_step_only = first_step_only
         self.embed_positions = SinusoidalPositions(config.width)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
-        self.layer_norm = nn.LayerNorm(config.width)
+        self.layer_norm = LayerNorm(config.width)
 
     def forward(self, x_NTD: Tensor, mask_NT: Tensor | None = None) -> Tensor:
         """[N, T, D] to [N, T, D], or [N, 1, D] with `first_step_only`.

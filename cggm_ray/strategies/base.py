@@ -142,7 +142,7 @@ class Strategy(OwnLoop):
         """
         local = self.local_sums(head, batch, memo)
         total = all_reduce_with_local_gradient(local, self.reduce) if totals is None else totals.with_gradient_of(local)
-        task_sums, own_sums = total[: self.task.n_sums], total[self.task.n_sums :]
+        task_sums, own_sums = total.split([self.task.n_sums, len(total) - self.task.n_sums])
         return Terms(self.task.combine(task_sums), self.combine(task_sums, own_sums, memo), total)
 
     def local_sums(self, head: HeadOutput, batch: Batch, memo: Memo) -> Tensor:

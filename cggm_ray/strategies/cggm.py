@@ -33,6 +33,7 @@ from cggm_ray.strategies.gate import Gates, scaled
 from cggm_ray.strategies.guided import Guided, GuideOutputs
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks.base import Task
+from cggm_ray.tasks.mean import combine_each
 
 LEAST_RATE = 1e-6
 
@@ -213,8 +214,7 @@ class CGGM(Guided):
 
         # A modality that no sample has gives 0 / 0; ones in its place keep the gradients of the others finite.
         guide_sums_MK = torch.where(seen_M[:, None], guide_sums_MK, 1.0)
-        losses_M = torch.stack([self.task.combine(sums) for sums in guide_sums_MK])
-        losses_M = torch.where(seen_M, losses_M, 0.0)
+        losses_M = torch.where(seen_M, combine_each(self.task, guide_sums_MK), 0.0)
         term = self.direction(direction_sums, task_sums, guide_sums_MK, scale.direction_M)
         self.diagnostics = {
             "score": utility_M,

@@ -8,6 +8,7 @@ without a second backward pass.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,8 +19,12 @@ from torch import Tensor, nn
 from cggm_ray.core.arithmetic import in_precision
 from cggm_ray.core.batch import Batch, HeadOutput
 from cggm_ray.core.errors import UsageError
+from cggm_ray.strategies.guided import GuideOutputs
 from cggm_ray.tasks.base import Task
+from cggm_ray.tasks.mean import slopes_of_each
 
+LEAST_NORM = 1e-8
+"""A shorter gradient counts as one of this length, as in `torch.cosine_similarity`."""
 Predicted = tuple[HeadOutput, Batch]
 """Output of a head, and the batch that it was predicted for, whose weights say which samples count."""
 
@@ -37,15 +42,24 @@ class Term(NamedTuple):
 
 
 def weight_gradient_sums(task: Task, head: HeadOutput, batch: Batch) -> Tensor:
-    """The parts of the gradient of a head's weight that are additive over samples.
+    """The parts of the gradient of a head's weight that are additive over samples, float64 [J, C, D].
+
+    Contract it with `Task.sum_slopes` to get dL/dW; see `weight_gradient_sums_of_each`.
+    """
+    return weight_gradient_sums_of_each(task, head, batch, 1)[0]
+
+
+def weight_gradient_sums_of_each(task: Task, head: HeadOutput, batch: Batch, heads: int) -> Tensor:
+    """The parts of the gradients of the weights of several heads that are additive over samples.
 
     Args:
         task: gives the residuals.
-        head: output of the fused head or of a guide.
+        head: output of the fused head, or of guides, with the samples of the first one first.
         batch: that it was predicted for.
+        heads: S.
 
     Returns:
-        float64 [J, C, D]; contract it with `Task.sum_slopes` to get dL/dW. Differentiable in logits and hidden.
+        float64 [S, J, C, D], differentiable in logits and hidden.
 
     Raises:
         UsageError: the pass has no gradient, and the network does not say how it resizes its logits.
@@ -56,9 +70,9 @@ def weight_gradient_sums(task: Task, head: HeadOutput, batch: Batch) -> Tensor:
         residuals = torch.stack([_pull_back(*_resizing(head), residual) for residual in residuals])
     hidden = head.hidden.to(residuals.dtype)
     # p runs over pixels; a prediction per sample is one pixel.
-    residuals_JNCp = residuals.reshape(*residuals.shape[:3], -1)
-    hidden_NDp = hidden.reshape(*hidden.shape[:2], -1)
-    return torch.einsum("jncp,ndp->jcd", residuals_JNCp, hidden_NDp).double()
+    residuals_JSNCp = residuals.reshape(len(residuals), heads, -1, residuals.shape[2], math.prod(residuals.shape[3:]))
+    hidden_SNDp = hidden.reshape(heads, -1, hidden.shape[1], math.prod(hidden.shape[2:]))
+    return torch.einsum("jsncp,sndp->sjcd", residuals_JSNCp, hidden_SNDp).double()
 
 
 def _resizing(head: HeadOutput) -> tuple[Tensor, Tensor]:
@@ -102,7 +116,7 @@ class DirectionRule(nn.Module):
         self.task = task
         self.modalities = 0 if guide_weights is None else len(guide_weights)
 
-    def sums(self, fused: Predicted, guides: Sequence[Predicted]) -> Tensor:
+    def sums(self, fused: Predicted, guides: GuideOutputs) -> Tensor:
         """Additive sums that the rule needs from this step, float64, 1-D.
 
         Args:
@@ -138,7 +152,7 @@ class NoDirection(DirectionRule):
 class GradientDirection(DirectionRule):
     """`gradient`: cosines between the gradients of the head's weight and of the guides' weights, in the same step."""
 
-    def sums(self, fused: Predicted, guides: Sequence[Predicted]) -> Tensor:
+    def sums(self, fused: Predicted, guides: GuideOutputs) -> Tensor:
         """G_F with gradient and G_m without, [(1 + M) J C D].
 
         Raises:
@@ -146,7 +160,10 @@ class GradientDirection(DirectionRule):
         """
         of_fused = weight_gradient_sums(self.task, *fused)
         with torch.no_grad():
-            of_guides = [weight_gradient_sums(self.task, *guide) for guide in guides]
+            if guides.joined is not None:
+                of_guides = weight_gradient_sums_of_each(self.task, *guides.joined, len(guides)).unbind()
+            else:
+                of_guides = tuple(weight_gradient_sums(self.task, *guide) for guide in guides)
         for of_guide in of_guides:
             if of_guide.shape != of_fused.shape:
                 raise UsageError(
@@ -157,10 +174,13 @@ class GradientDirection(DirectionRule):
 
     def forward(self, own_sums: Tensor, task_sums: Tensor, guide_sums_MK: Tensor, coefficient_M: Tensor) -> Term:
         """Returns L_gm of this step, with the cosines of the gradients."""
-        slopes = torch.stack([self.task.sum_slopes(s) for s in (task_sums, *guide_sums_MK.detach())])
+        slopes = slopes_of_each(self.task, torch.cat([task_sums[None], guide_sums_MK.detach()]))
         parts = own_sums.reshape(*slopes.shape, -1)
         gradients = torch.einsum("mj,mjw->mw", slopes, parts)
-        cosine_M = torch.cosine_similarity(gradients[1:], gradients[0], dim=1)
+        # Only the fused gradient has a gradient of its own.
+        fused_W, guides_MW = gradients[0], gradients[1:].detach()
+        units_MW = guides_MW / torch.linalg.vector_norm(guides_MW, dim=1, keepdim=True).clamp(min=LEAST_NORM)
+        cosine_M = units_MW @ (fused_W / torch.linalg.vector_norm(fused_W).clamp(min=LEAST_NORM))
         return Term(steering_loss(coefficient_M, cosine_M), cosine_M.detach())
 
 

@@ -5,7 +5,8 @@ A strategy that subclasses `Guided` has a guide per modality with an optimizer o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,13 +16,43 @@ from torch.optim import Optimizer
 from cggm_ray.core.arithmetic import in_precision
 from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
+from cggm_ray.models.stacked import alike, call_together
 from cggm_ray.strategies.base import Memo, Strategy
 from cggm_ray.strategies.features import detached
 from cggm_ray.tasks.base import Task, Utility
+from cggm_ray.tasks.mean import combine_each, of_samples
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
-GuideOutputs = list[tuple[HeadOutput, Batch]]
-"""Of every guide, with the batch in which the samples count that have its modality."""
+
+
+@dataclass(frozen=True)
+class GuideOutputs:
+    """What the guides predict.
+
+    Attributes:
+        each: of every guide, with the batch in which the samples count that have its modality.
+        joined: the same as one prediction for one batch of M N samples, those of the first guide first; None where guides
+            predict maps, or are of unlike shapes.
+    """
+
+    each: Sequence[tuple[HeadOutput, Batch]]
+    joined: tuple[HeadOutput, Batch] | None
+
+    def __iter__(self) -> Iterator[tuple[HeadOutput, Batch]]:
+        return iter(self.each)
+
+    def __len__(self) -> int:
+        return len(self.each)
+
+    def sums(self, of: Task | Utility) -> Tensor:
+        """The additive sums of a task or of a utility over what every guide predicts, [M K]."""
+        samples = None if self.joined is None else of_samples(of)
+        if samples is not None and self.joined is not None:
+            head, batch = self.joined
+            found = samples(head.logits, batch)
+            return found.reshape(len(self), -1, found.shape[1]).sum(1).flatten()
+        function = of.sums if isinstance(of, Task) else of
+        return torch.cat([function(head.logits, batch) for head, batch in self.each])
 
 
 class Guided(Strategy):
@@ -48,6 +79,7 @@ class Guided(Strategy):
         self.guides = nn.ModuleDict(guides)
         self.optimizer = optimizer(self.guides.parameters()) if guides else None
         self._detach = detach
+        self._alike = alike(list(guides.values()))
 
     def transform(
         self, features: dict[str, Feature], batch: Batch, totals: Totals | None = None
@@ -61,13 +93,13 @@ class Guided(Strategy):
 
     def guide_sums(self, outputs: GuideOutputs) -> Tensor:
         """The additive sums of the guides' losses, [M K]."""
-        return torch.cat([self.task.sums(guide.logits, batch) for guide, batch in outputs])
+        return outputs.sums(self.task)
 
     def utility_sums(self, utility: Utility, outputs: GuideOutputs) -> Tensor:
         """The additive sums of the guides' utilities, [M 2], without gradient; in the precision of the logits."""
         # Like all sums in full precision, also where the networks run in another.
-        with torch.no_grad(), torch.autocast(outputs[0][0].logits.device.type, enabled=False):
-            return torch.cat([utility(guide.logits, batch) for guide, batch in outputs])
+        with torch.no_grad(), torch.autocast(outputs.each[0][0].logits.device.type, enabled=False):
+            return outputs.sums(utility)
 
     def guide_losses(self, sums_MK: Tensor) -> Tensor:
         """The guides' losses [M] from their sums; 0, without gradient, where no sample has the modality."""
@@ -75,10 +107,9 @@ class Guided(Strategy):
 
     def observe(self, features: dict[str, Feature], batch: Batch) -> Tensor:
         """[guide losses M K | utilities M 2] of a validation batch."""
-        outputs = [
-            (guide._replace(logits=in_precision(guide.logits)), counted)
-            for guide, counted in self.run_guides(features, batch)
-        ]
+        outputs = self.run_guides(features, batch)
+        exact = [(head._replace(logits=in_precision(head.logits)), counted) for head, counted in outputs]
+        outputs = _outputs(exact, batch)
         utility = self.task.utility(self.task.default_utility)
         return torch.cat([self.guide_sums(outputs), self.utility_sums(utility, outputs)])
 
@@ -107,12 +138,50 @@ class Guided(Strategy):
 
     def run_guides(self, features: Mapping[str, Feature], batch: Batch) -> GuideOutputs:
         """Output of every guide, with the batch in which the samples count that have its modality."""
-        outputs = []
-        for name, guide in self.guides.items():
-            feature = detached(features[name]) if self._detach else features[name]
-            mask = [] if batch.masks is None or name not in batch.masks else [batch.masks[name]]
-            outputs.append((guide(feature, *mask), batch.having(name)))
-        return outputs
+        inputs = {name: detached(features[name]) if self._detach else features[name] for name in self.guides}
+        masks = {name: batch.masks[name] for name in inputs if batch.masks is not None and name in batch.masks}
+        together = _one_shape(list(inputs.values())) if self._alike else None
+        counted = [batch.having(name) for name in inputs]
+        if together is None:
+            heads = [
+                guide(inputs[name], *([masks[name]] if name in masks else [])) for name, guide in self.guides.items()
+            ]
+            return _outputs(list(zip(heads, counted, strict=True)), batch)
+        joined_masks = [_joined(inputs, masks)] if masks else []
+        joined: HeadOutput = call_together(list(self.guides.values()), together, *joined_masks)
+        parts = (part.unflatten(0, (len(counted), -1)).unbind() for part in (joined.logits, joined.hidden))
+        heads = [HeadOutput(*each) for each in zip(*parts, strict=True)]
+        return GuideOutputs(list(zip(heads, counted, strict=True)), (joined, batch.repeated(counted)))
+
+
+def _outputs(each: Sequence[tuple[HeadOutput, Batch]], batch: Batch) -> GuideOutputs:
+    """Returns outputs of guides that were called one by one, joined where they are of one shape."""
+    heads = [head for head, _ in each]
+    shapes = {(head.logits.shape, head.hidden.shape) for head in heads}
+    if len(shapes) != 1 or any(head.raw is not None for head in heads):
+        return GuideOutputs(each, None)
+    joined = HeadOutput(torch.cat([head.logits for head in heads]), torch.cat([head.hidden for head in heads]))
+    return GuideOutputs(each, (joined, batch.repeated([counted for _, counted in each])))
+
+
+def _one_shape(features: list[Feature]) -> Tensor | None:
+    """Returns features [N, T, D] of one shape one after the other, [M N, T, D]; None where their shapes differ."""
+    first = features[0]
+    if not all(
+        isinstance(each, Tensor) and isinstance(first, Tensor) and each.shape == first.shape for each in features
+    ):
+        return None
+    return torch.cat(features)  # type: ignore[arg-type]
+
+
+def _joined(features: Mapping[str, Feature], masks: Mapping[str, Tensor]) -> Tensor:
+    """Returns the masks of features of one shape [N, T, D] one after the other, bool [M N, T]."""
+    parts = []
+    for name, h_NTD in features.items():
+        assert isinstance(h_NTD, Tensor)
+        whole = torch.ones(h_NTD.shape[:2], dtype=torch.bool, device=h_NTD.device)
+        parts.append(whole & masks[name] if name in masks else whole)
+    return torch.cat(parts)
 
 
 def losses_of(task: Task, sums_MK: Tensor) -> Tensor:
@@ -120,4 +189,4 @@ def losses_of(task: Task, sums_MK: Tensor) -> Tensor:
     # A count of 0 would make 0 / 0; ones in its place keep the gradients of the others finite.
     seen_M = (sums_MK.detach() != 0).any(1)
     safe_MK = torch.where(seen_M[:, None], sums_MK, 1.0)
-    return torch.where(seen_M, torch.stack([task.combine(sums) for sums in safe_MK]), 0.0)
+    return torch.where(seen_M, combine_each(task, safe_MK), 0.0)

@@ -42,6 +42,7 @@ from cggm_ray.strategies.features import check_several
 from cggm_ray.strategies.guided import Guided, GuideOutputs
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
 from cggm_ray.tasks.base import Task
+from cggm_ray.tasks.mean import combine_each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +189,7 @@ class MMPareto(Guided):
         seen_M = own_sums[m * k :].detach() > 0
         # A modality that no sample has gives 0 / 0; ones in its place keep the gradients of the others finite.
         guide_sums_MK = torch.where(seen_M[:, None], own_sums[: m * k].reshape(m, k), 1.0)
-        losses_M = torch.where(seen_M, torch.stack([self.task.combine(sums) for sums in guide_sums_MK]), 0.0)
+        losses_M = torch.where(seen_M, combine_each(self.task, guide_sums_MK), 0.0)
         gradients = self._gradients(self.task.combine(task_sums), losses_M.sum(), memo.features)
         products = self._products(gradients)
         weights = pareto_weights(products, self.gamma)

@@ -8,25 +8,26 @@ from torch import Tensor
 
 from cggm_ray.core.batch import Batch
 from cggm_ray.tasks.base import Targets, Task, per_sample
+from cggm_ray.tasks.mean import MeanTask, MeanUtility
 from cggm_ray.tasks.metrics import ClassificationMetrics, Metrics
 from cggm_ray.tasks.settings import BALANCED, LossConfig
 
 
-def accuracy(logits: Tensor, batch: Batch) -> Tensor:
-    """Returns the utility `accuracy`: the share of samples whose largest logit is the true class."""
-    weight = batch.sample_weights()
-    hit = (logits.argmax(1) == batch.target).double()
-    return torch.stack([(weight * hit).sum(), weight.sum()])
+def _hit(logits: Tensor, batch: Batch) -> Tensor:
+    return (logits.argmax(1) == batch.target).double()
 
 
-def log_likelihood(logits: Tensor, batch: Batch) -> Tensor:
-    """Returns the utility `likelihood`: minus the mean cross-entropy."""
-    weight = batch.sample_weights()
-    nll = F.cross_entropy(logits, batch.target, reduction="none").double()
-    return torch.stack([-(weight * nll).sum(), weight.sum()])
+def _log_likelihood(logits: Tensor, batch: Batch) -> Tensor:
+    return -F.cross_entropy(logits, batch.target, reduction="none").double()
 
 
-class Classification(Task):
+accuracy = MeanUtility(_hit)
+"""The utility `accuracy`: the share of samples whose largest logit is the true class."""
+log_likelihood = MeanUtility(_log_likelihood)
+"""The utility `likelihood`: minus the mean cross-entropy."""
+
+
+class Classification(MeanTask):
     """Cross-entropy over `classes` exclusive classes, with the meaning of `torch.nn.CrossEntropyLoss`.
 
     Args:
@@ -35,7 +36,6 @@ class Classification(Task):
         class_weight: [C]; None for equal weights.
     """
 
-    n_sums = 2
     default_utility = "accuracy"
     released_utility = "accuracy"
     selection = ("accuracy", "max")
@@ -56,16 +56,12 @@ class Classification(Task):
             weight = torch.where(seen, counts.sum() / (seen.sum() * counts.clamp(min=1)), 0.0)
         return Classification(self.outputs, settings.label_smoothing, weight)
 
-    def sums(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Returns the sum of the cross-entropies, and the number of samples or the sum of the weights of their classes."""
+    def of_samples(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Returns the cross-entropy of every sample, and 1 or the weight of its class."""
         w, target = batch.sample_weights(), batch.target
         by_class = None if self.class_weight is None else self.class_weight.to(logits)
         nll = F.cross_entropy(logits, target, by_class, reduction="none", label_smoothing=self.smoothing).double()
-        return torch.stack([(nll * w).sum(), (w if by_class is None else w * by_class[target].double()).sum()])
-
-    def combine(self, sums: Tensor) -> Tensor:
-        """Returns the mean cross-entropy."""
-        return sums[0] / sums[1]
+        return torch.stack([nll * w, w if by_class is None else w * by_class[target].double()], 1)
 
     def residuals(self, logits: Tensor, batch: Batch) -> Tensor:
         """Returns softmax(logits) - onehot(target); with smoothing and class weights, a the share of every class in the loss,
@@ -80,10 +76,6 @@ class Classification(Task):
         else:
             delta = logits.softmax(1) - wanted
         return (delta * per_sample(batch, delta))[None]
-
-    def sum_slopes(self, sums: Tensor) -> Tensor:
-        """Returns 1 / number of samples."""
-        return (1 / sums[1])[None]
 
     def metrics(self, device: torch.device | str = "cpu", groups: int | None = None) -> Metrics:
         """Returns a new state of accuracy, unweighted accuracy and weighted F1."""

@@ -7,25 +7,26 @@ from torch import Tensor
 
 from cggm_ray.core.batch import Batch
 from cggm_ray.tasks.base import Targets, Task, per_sample
+from cggm_ray.tasks.mean import MeanTask, MeanUtility
 from cggm_ray.tasks.metrics import Metrics, RegressionMetrics, SentimentMetrics
 from cggm_ray.tasks.settings import LossConfig
 
 
-def minus_mean_absolute_error(logits: Tensor, batch: Batch) -> Tensor:
-    """Returns the utility `mae`: minus the mean absolute error."""
-    weight = batch.sample_weights()
-    error = (logits - batch.target.reshape_as(logits)).abs().double().mean(1)
-    return torch.stack([-(weight * error).sum(), weight.sum()])
+def _minus_absolute_error(logits: Tensor, batch: Batch) -> Tensor:
+    return -(logits - batch.target.reshape_as(logits)).abs().double().mean(1)
 
 
-def sign_accuracy(logits: Tensor, batch: Batch) -> Tensor:
-    """Returns the utility `sign`: the share of samples with the right sign, zero counted as negative (the released code)."""
-    weight = batch.sample_weights()
-    same = ((logits > 0) == (batch.target.reshape_as(logits) > 0)).double().mean(1)
-    return torch.stack([(weight * same).sum(), weight.sum()])
+def _same_sign(logits: Tensor, batch: Batch) -> Tensor:
+    return ((logits > 0) == (batch.target.reshape_as(logits) > 0)).double().mean(1)
 
 
-class Regression(Task):
+minus_mean_absolute_error = MeanUtility(_minus_absolute_error)
+"""The utility `mae`."""
+sign_accuracy = MeanUtility(_same_sign)
+"""The utility `sign`: the share of samples with the right sign, zero counted as negative (the released code)."""
+
+
+class Regression(MeanTask):
     """L1 regression.
 
     Args:
@@ -36,7 +37,6 @@ class Regression(Task):
             heads are scaled (`models.outputs`). Metrics stay in the units of the target.
     """
 
-    n_sums = 2
     default_utility = "mae"
     released_utility = "sign"
     selection = ("mae", "min")
@@ -64,16 +64,13 @@ class Regression(Task):
         """Returns the task for heads of that location and unit, [outputs] each."""
         return Regression(self.outputs, sentiment=self.sentiment, location=location, unit=unit)
 
-    def sums(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Returns the sum of absolute errors and the number of values."""
+    def of_samples(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Returns the absolute error of every sample, added up over its values, and the number of them."""
         error = (logits - batch.target.reshape_as(logits)).abs().double()
         if self.unit is not None:
             error = error / self.unit.to(error)
-        return torch.stack([(error * per_sample(batch, error)).sum(), batch.sample_weights().sum() * self.outputs])
-
-    def combine(self, sums: Tensor) -> Tensor:
-        """Returns the mean absolute error."""
-        return sums[0] / sums[1]
+        weight = batch.sample_weights()
+        return torch.stack([error.reshape(len(error), -1).sum(1) * weight, weight * self.outputs], 1)
 
     def residuals(self, logits: Tensor, batch: Batch) -> Tensor:
         """Returns sign(prediction - target), divided by the unit of the loss."""
@@ -81,10 +78,6 @@ class Regression(Task):
         if self.unit is not None:
             delta = delta / self.unit.to(delta)
         return (delta * per_sample(batch, delta))[None]
-
-    def sum_slopes(self, sums: Tensor) -> Tensor:
-        """Returns 1 / number of values."""
-        return (1 / sums[1])[None]
 
     def metrics(self, device: torch.device | str = "cpu", groups: int | None = None) -> Metrics:
         """Returns a new state of MAE and correlation, and of the sentiment metrics if `sentiment` is set."""

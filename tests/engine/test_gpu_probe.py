@@ -49,6 +49,17 @@ def test_no_strategy_waits_for_the_device(dataset: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+def test_guides_that_are_called_together_need_few_launches(tmp_path: Path) -> None:
+    """One by one they made 1.6 times the launches of joint training."""
+    flags = ["--strategies", "none,cggm", "--batch", "4"]
+    command = [sys.executable, str(PROBE), *flags, "--cache", str(tmp_path), "--json", str(tmp_path / "rows.json")]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    launches = {row["strategy"]: row["launches"] for row in json.loads((tmp_path / "rows.json").read_text())}
+    assert launches["cggm"] <= 1.3 * launches["none"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 def test_an_epoch_of_the_loop_is_counted(tmp_path: Path) -> None:
     flags = ["--loop", "--strategies", "none", "--batch", "4"]
     command = [sys.executable, str(PROBE), *flags, "--cache", str(tmp_path), "--json", str(tmp_path / "rows.json")]
