@@ -174,7 +174,8 @@ class GradientDirection(DirectionRule):
 
     def forward(self, own_sums: Tensor, task_sums: Tensor, guide_sums_MK: Tensor, coefficient_M: Tensor) -> Term:
         """Returns L_gm of this step, with the cosines of the gradients."""
-        slopes = slopes_of_each(self.task, torch.cat([task_sums[None], guide_sums_MK.detach()]))
+        of_guides = slopes_of_each(self.task, guide_sums_MK.detach())
+        slopes = torch.cat([self.task.sum_slopes(task_sums)[None], of_guides])
         parts = own_sums.reshape(*slopes.shape, -1)
         gradients = torch.einsum("mj,mjw->mw", slopes, parts)
         # Only the fused gradient has a gradient of its own.
