@@ -26,7 +26,7 @@ import argparse
 import json
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,10 @@ class FeatureSet:
     def command(self) -> list[str]:
         """Arguments of the pipeline that read this set."""
         return ["--data_path", self.path, *self.flags]
+
+
+Makers = Iterator[tuple[str | None, Callable[[], dict[str, FeatureSet]]]]
+"""Functions that write sets, each with the folder of --data that it needs."""
 
 
 def read_index(folder: Path) -> dict[str, FeatureSet]:
@@ -201,11 +205,16 @@ def telling_words(titles: list[dict[str, Any]]) -> set[str]:
     return {w for w, of in counts.items() if totals[w] >= FEWEST_TITLES and max(of.values()) > TELLING * totals[w]}
 
 
+def read_titles(source: Path) -> dict[str, list[dict[str, Any]]]:
+    """Returns the samples of train, dev and test, with `text_tokens`, `img_path` and `label`."""
+    return {part: json.loads((source / f"{part}.json").read_text()) for part in ("train", "dev", "test")}
+
+
 def masked_titles(data: Path, out: Path) -> dict[str, FeatureSet]:
     """Writes photos and titles with the telling words masked, beside a small ViT with fixed random weights."""
     source, folder = data / "fashion_title_image", out / "titles"
     folder.mkdir(exist_ok=True)
-    lists = {part: json.loads((source / f"{part}.json").read_text()) for part in ("train", "dev", "test")}
+    lists = read_titles(source)
     masked = telling_words(lists["train"])
     for part, samples in lists.items():
         for sample in samples:
@@ -217,45 +226,48 @@ def masked_titles(data: Path, out: Path) -> dict[str, FeatureSet]:
     return {"titles": FeatureSet(path=str(folder), pipeline="food101.py", flags=encoders)}
 
 
-def build(data: Path, out: Path) -> dict[str, FeatureSet]:
+def makers(data: Path, out: Path) -> Makers:
+    """Yields makers of sets, each with the folder of --data that it needs."""
+    yield "avdigits", lambda: shared_features(data)
+    yield "avdigits", lambda: sensors(data, out)
+    yield "fashion_title_image", lambda: masked_titles(data, out)
+    yield None, lambda: scikit_learn_sets(out) | made_sets(out)
+
+
+def build(makers: Callable[[Path, Path], Makers], data: Path, out: Path) -> dict[str, FeatureSet]:
     """Builds all sets whose source is there, writes the index, and returns it."""
-    out = out.absolute()
+    data, out = data.absolute(), out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     found = {}
-    makers: list[tuple[str, Callable[[], dict[str, FeatureSet]]]] = [
-        ("avdigits", lambda: shared_features(data.absolute())),
-        ("avdigits", lambda: sensors(data, out)),
-        ("fashion_title_image", lambda: masked_titles(data, out)),
-    ]
-    for needed, make in makers:
-        if (data / needed).is_dir():
+    for needed, make in makers(data, out):
+        if needed is None or (data / needed).is_dir():
             found |= make()
         else:
             print(f"{data / needed} is not there; the sets that are made of it are left out (--data, or CGGM_DATA)")
     found = {name: entry for name, entry in found.items() if Path(entry.path).exists()}
-    found |= scikit_learn_sets(out) | made_sets(out)
     (out / INDEX).write_text(json.dumps({name: asdict(entry) for name, entry in found.items()}, indent=1))
     return found
 
 
-def main() -> None:
-    """Builds the sets, or prints the flags of one."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def program(makers: Callable[[Path, Path], Makers], description: str | None) -> None:
+    """Builds the sets of the makers, or prints the flags of one."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the sets, outside of the project")
     parser.add_argument("--data", type=Path, default=DATA, help=f"folder of the sources [{DATA}]")
     parser.add_argument("--flags", metavar="SET", help="print the flags of a set that was built, and stop")
     arguments = parser.parse_args()
-    if arguments.out.absolute().is_relative_to(Path(__file__).absolute().parents[2]):
-        parser.error(f"--out: found {arguments.out}, which is inside the project; expected a folder outside, for data")
+    out = arguments.out
+    if out.absolute().is_relative_to(Path(__file__).absolute().parents[2]):
+        parser.error(f"--out: found {out}, which is inside the project; expected a folder outside, for data")
     if arguments.flags:
-        known = read_index(arguments.out) if (arguments.out / INDEX).exists() else build(arguments.data, arguments.out)
+        known = read_index(out) if (out / INDEX).exists() else build(makers, arguments.data, out)
         if arguments.flags not in known:
             parser.error(f"--flags: unknown {arguments.flags!r}; available: {', '.join(known)}")
         print(shlex.join(known[arguments.flags].command))
         return
-    for name, entry in build(arguments.data, arguments.out).items():
+    for name, entry in build(makers, arguments.data, out).items():
         print(f"{name:16} {entry.pipeline:12} {shlex.join(entry.command)}")
 
 
 if __name__ == "__main__":
-    main()
+    program(makers, __doc__)

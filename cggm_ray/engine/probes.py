@@ -86,9 +86,8 @@ def decide_standardise(training: Training) -> Mapping[str, object]:
     steps = min(max(FEWEST, round(SHARE * training.budget.total)), MOST, training.budget.total)
     values = {"on": _tried(training, steps, lambda net: None), "off": _tried(training, steps, disable_inputs)}
     gain = (values["off"] - values["on"]) * (1 if mode == "max" else -1)
-    # A mean over n samples moves by chance by about its value / sqrt(n); a smaller gain is no reason to go without.
-    chance = abs(values["on"]) / math.sqrt(len(training.splits["valid"]))
-    choice = "off" if gain > (chance if math.isfinite(chance) else 0) else "on"
+    # A smaller gain is no reason to go without.
+    choice = "off" if gain > chance_of(values["on"], mode, len(training.splits["valid"])) else "on"
     if choice == "off":
         disable_inputs(training.state.net)
     _say(
@@ -97,6 +96,25 @@ def decide_standardise(training: Training) -> Mapping[str, object]:
         f"and {values['off']:.4f} without",
     )
     return {"choice": choice, "metric": metric, "steps": steps, **values}
+
+
+def chance_of(value: float, mode: str, samples: int) -> float:
+    """Returns by how much a validation metric moves by chance: about one standard error.
+
+    A share of samples, such as accuracy, has the standard error sqrt(value (1 - value) / samples), with half a sample added on
+    either side, so that it is not 0 where all samples are right. For an error it is about value / sqrt(samples).
+
+    Args:
+        value: of the metric.
+        mode: 'min' or 'max', which of two values is better.
+        samples: of validation.
+    """
+    if not math.isfinite(value):
+        return 0.0
+    if mode == "max" and 0 <= value <= 1:
+        share = (value * samples + 0.5) / (samples + 1)
+        return math.sqrt(share * (1 - share) / samples)
+    return abs(value) / math.sqrt(samples)
 
 
 def disable_inputs(net: MultimodalNet) -> None:

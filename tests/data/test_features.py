@@ -19,6 +19,7 @@ from feature_sets import TINY, arrays, as_npz, as_parquet, as_pickle, config
 
 from cggm_ray.commands.train import run
 from cggm_ray.data.datasets.features import FeatureOptions
+from cggm_ray.data.datasets.taken import no_modality
 from cggm_ray.data.loading.split import TensorSplit
 from cggm_ray.data.shards.shards import Manifest, open_set, write_shards_here
 from cggm_ray.engine.assembly import build_dataset, build_network, prepare_data
@@ -282,6 +283,24 @@ def test_digits_by_flags(tmp_path: Path) -> None:
     assert header == "truth," + ",".join(f'"{digit}"' for digit in range(10))
     counts = [sum(map(int, row.split(",")[1:])) for row in rows]
     assert sum(counts) == (few["split"] == "test").sum()
+
+
+def test_features_may_be_true_and_false(tmp_path: Path) -> None:
+    links = np.random.default_rng(0).random((30, 7)) < 0.3
+    content = arrays() | {"links": links}
+    _, splits = converted(config(tmp_path, as_npz(tmp_path, content), "links,age", split="part"))
+    np.testing.assert_array_equal(splits["train"].inputs["links"].numpy(), links[content["part"] == "train"])
+
+
+def test_large_whole_numbers_are_token_ids_only_where_they_are_padded() -> None:
+    rng = np.random.default_rng(0)
+    padded = rng.integers(1, 30000, (40, 12)) * (np.arange(12) < rng.integers(3, 13, (40, 1)))
+    histogram = rng.multinomial(4800, rng.dirichlet(np.full(12, 0.3), 40))
+    readings = rng.integers(500, 4096, (40, 12))
+    assert [no_modality("a", values) for values in (padded, padded[:, ::-1])] == ["token ids"] * 2
+    assert [no_modality("a", values) for values in (histogram, readings)] == [None] * 2
+    # A name that says it is enough.
+    assert no_modality("input_ids", readings) == "token ids"
 
 
 def test_shards_follow_the_options(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from cggm_ray.engine.assembly import prepare_data
 from cggm_ray.engine.checkpoints import Checkpoints
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.opening import open_training
-from cggm_ray.engine.probes import DECISIONS, decide_standardise
+from cggm_ray.engine.probes import DECISIONS, chance_of, decide_standardise
 from cggm_ray.engine.runtime import LocalRuntime
 from cggm_ray.engine.stopping import Notice
 from cggm_ray.engine.tracking import read_metrics
@@ -79,12 +80,20 @@ def test_validation_decides_and_the_trial_leaves_nothing_behind(
     found = decided(auto)["standardise"]
     assert found["choice"] == choice
     # Thirty validation samples: raw inputs must be better by more than chance.
-    assert (found["off"] - found["on"] > found["on"] / 30**0.5) == (choice == "off")
+    assert (found["off"] - found["on"] > chance_of(found["on"], "max", 30)) == (choice == "off")
     # The run is to the bit the one that was told so from the start.
     told = run(data, tmp_path, choice, "--standardise", choice)
     for mine, other in zip(read_metrics(auto), read_metrics(told), strict=True):
         timing = {"seconds", "samples_per_second", "peak_memory"}
         assert {k: v for k, v in mine.items() if k not in timing} == {k: v for k, v in other.items() if k not in timing}
+
+
+def test_chance_is_a_standard_error() -> None:
+    assert chance_of(0.9, "max", 100) == pytest.approx(0.03, abs=1e-3)
+    assert 0 < chance_of(1.0, "max", 100) < 0.01
+    assert chance_of(46.0, "min", 100) == 4.6
+    # Training with standardised inputs failed.
+    assert chance_of(-math.inf, "max", 100) == 0
 
 
 def test_a_run_that_goes_on_keeps_its_decisions(tmp_path: Path) -> None:

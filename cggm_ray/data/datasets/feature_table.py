@@ -20,6 +20,9 @@ from cggm_ray.data.formats.layouts import WHOLE
 from cggm_ray.data.formats.untrusted import finite
 from cggm_ray.data.split_names import SPLITS, split_of
 
+MOST_ROUNDING = 0.01
+"""Largest rounding of a target, in standard deviations, that is as good as none."""
+
 
 def choose_modalities(
     tables: Mapping[str, FeatureTable], wanted: Sequence[str] | None, other: set[str]
@@ -216,6 +219,25 @@ def read_values(tables: Mapping[str, FeatureTable], column: str, index: int | No
         name: numbers_of(table, column, _target(table, column), index).astype(np.float32)
         for name, table in tables.items()
     }
+
+
+def check_rounding(tables: Mapping[str, FeatureTable], column: str, index: int | None = None) -> None:
+    """Raises a DataError if targets of a regression differ by too little for single precision, in which they are trained.
+
+    Args:
+        tables: by split.
+        column: of the targets, which `read_values` has checked.
+        index: which of several targets of a sample.
+    """
+    parts = [numbers_of(table, column, _target(table, column), index).astype(np.float64) for table in tables.values()]
+    values = np.concatenate(parts)
+    rounding = np.abs(values.astype(np.float32) - values).max(initial=0.0)
+    if rounding and values.min() < values.max() and rounding > MOST_ROUNDING * values.std():
+        raise DataError(
+            f"{next(iter(tables.values())).where}, target {column}: values with the mean {values.mean():.6g} and the standard "
+            f"deviation {values.std():.3g}, which single precision changes by up to {rounding:.3g}; expected values without "
+            "this offset: subtract the mean, or take another unit"
+        )
 
 
 def divide(

@@ -22,6 +22,7 @@ from cggm_ray.data.dataset import DATASETS, Dataset
 from cggm_ray.data.datasets.feature_demonstration import write_demonstration
 from cggm_ray.data.datasets.feature_files import PRESENT_SUFFIX, find_files, read_tables
 from cggm_ray.data.datasets.feature_table import (
+    check_rounding,
     choose_modalities,
     divide,
     gather,
@@ -226,6 +227,7 @@ class Features(Dataset):
             target, classes = read_classes(tables, options.target, options.classes, rows, options.target_index)
         else:
             target, classes = read_values(tables, options.target, options.target_index), None
+            check_rounding(tables, options.target, options.target_index)
         samples = gather(tables, names, lengths, target)
         by_name = options.task == "regression" and is_sentiment(options.target, names)
         sentiment = options.metrics == SENTIMENT or (options.metrics == AUTO and by_name)

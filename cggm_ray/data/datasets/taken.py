@@ -16,7 +16,7 @@ from cggm_ray.data.formats.columns import Column, blocks, every
 LENGTH_SUFFIXES = ("_lengths", "_length", "_lens", "_len")
 MOST_LISTED = 12
 LEAST_VOCABULARY = 1000
-"""Rows of whole numbers with a maximum of at least this are interpreted as token ids."""
+"""Padded rows of whole numbers with a maximum of at least this are interpreted as token ids."""
 _WORDS = {
     "a label": ("label", "labels", "target", "targets", "class", "classes", "annotation", "annotations"),
     "token ids": ("token", "tokens", "input", "bert", "wordids", "vocab"),
@@ -46,7 +46,7 @@ def no_modality(name: str, values: np.ndarray | Column) -> str | None:
         said = _said(name, ("token ids", "ids"))
         if said is not None:
             return said
-        if values.ndim == 2 and values.dtype.kind in "iu" and values.dtype.itemsize > 1 and _vocabulary(values):
+        if values.ndim == 2 and values.dtype.kind in "iu" and values.dtype.itemsize > 1 and _padded_ids(values):
             return "token ids"
         if values.ndim == 2 and every(values, lambda block: _flags(block) and (block.sum(1) == 1).all()):
             return "a label, one of several classes"
@@ -72,15 +72,21 @@ def _flags(values: np.ndarray) -> bool:
     return bool(((values == 0) | (values == 1)).all())
 
 
-def _vocabulary(values: np.ndarray | Column) -> bool:
-    if not values.size:
-        return False
-    most = 0
+def _padded_ids(values: np.ndarray | Column) -> bool:
+    """Returns whether rows are ids of a large vocabulary, with zeros at one end of some rows and nowhere else.
+
+    Counts, histograms and readings of a sensor are large whole numbers too, but zeros, if any, are between other values.
+    """
+    most, front, back = 0, True, True
     for _, block in blocks(values):
-        if block.min() < 0:
+        if not block.size or block.min() < 0:
             return False
-        most = max(most, block.max())
-    return most >= LEAST_VOCABULARY
+        most = max(most, int(block.max()))
+        there = (block != 0).astype(np.int8)
+        steps = np.diff(there, axis=1)
+        front, back = front and bool((steps >= 0).all()), back and bool((steps <= 0).all())
+    # Without any padding both are true.
+    return most >= LEAST_VOCABULARY and front != back
 
 
 def _bert_input(values: np.ndarray | Column) -> bool:

@@ -191,6 +191,9 @@ def tensor_column(values: np.ndarray) -> pa.Array:
     """Returns the values [N, ...] as an Arrow column of fixed-shape tensors."""
     if values.ndim == 1:
         return pa.array(values)
+    if values.dtype.kind == "b":
+        # Arrow has no tensors of bits. Bytes with a sign are no pixels, and so nothing scales them.
+        values = values.astype(np.int8)
     return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
 
 
