@@ -31,8 +31,8 @@ class GuideOutputs:
 
     Attributes:
         each: of every guide, with the batch in which the samples count that have its modality.
-        joined: the same as one prediction for one batch of M N samples, those of the first guide first; None where guides
-            predict maps, or are of unlike shapes.
+        joined: the same as one prediction for one batch of M N samples, those of the first guide first; None where the task
+            does not add up single samples, or where the guides are of unlike shapes.
     """
 
     each: Sequence[tuple[HeadOutput, Batch]]
@@ -79,7 +79,7 @@ class Guided(Strategy):
         self.guides = nn.ModuleDict(guides)
         self.optimizer = optimizer(self.guides.parameters()) if guides else None
         self._detach = detach
-        self._alike = alike(list(guides.values()))
+        self._alike, self._joins = alike(list(guides.values())), of_samples(task) is not None
 
     def transform(
         self, features: dict[str, Feature], batch: Batch, totals: Totals | None = None
@@ -109,7 +109,7 @@ class Guided(Strategy):
         """[guide losses M K | utilities M 2] of a validation batch."""
         outputs = self.run_guides(features, batch)
         exact = [(head._replace(logits=in_precision(head.logits)), counted) for head, counted in outputs]
-        outputs = _outputs(exact, batch)
+        outputs = self._outputs(exact, batch)
         utility = self.task.utility(self.task.default_utility)
         return torch.cat([self.guide_sums(outputs), self.utility_sums(utility, outputs)])
 
@@ -146,22 +146,22 @@ class Guided(Strategy):
             heads = [
                 guide(inputs[name], *([masks[name]] if name in masks else [])) for name, guide in self.guides.items()
             ]
-            return _outputs(list(zip(heads, counted, strict=True)), batch)
+            return self._outputs(list(zip(heads, counted, strict=True)), batch)
         joined_masks = [_joined(inputs, masks)] if masks else []
         joined: HeadOutput = call_together(list(self.guides.values()), together, *joined_masks)
         parts = (part.unflatten(0, (len(counted), -1)).unbind() for part in (joined.logits, joined.hidden))
-        heads = [HeadOutput(*each) for each in zip(*parts, strict=True)]
-        return GuideOutputs(list(zip(heads, counted, strict=True)), (joined, batch.repeated(counted)))
+        heads = [HeadOutput(*tensors) for tensors in zip(*parts, strict=True)]
+        each = list(zip(heads, counted, strict=True))
+        return GuideOutputs(each, (joined, batch.repeated(counted)) if self._joins else None)
 
-
-def _outputs(each: Sequence[tuple[HeadOutput, Batch]], batch: Batch) -> GuideOutputs:
-    """Returns outputs of guides that were called one by one, joined where they are of one shape."""
-    heads = [head for head, _ in each]
-    shapes = {(head.logits.shape, head.hidden.shape) for head in heads}
-    if len(shapes) != 1 or any(head.raw is not None for head in heads):
-        return GuideOutputs(each, None)
-    joined = HeadOutput(torch.cat([head.logits for head in heads]), torch.cat([head.hidden for head in heads]))
-    return GuideOutputs(each, (joined, batch.repeated([counted for _, counted in each])))
+    def _outputs(self, each: Sequence[tuple[HeadOutput, Batch]], batch: Batch) -> GuideOutputs:
+        """Outputs of guides that were called one by one, joined where that can be."""
+        heads = [head for head, _ in each]
+        shapes = {(head.logits.shape, head.hidden.shape) for head in heads}
+        if not self._joins or len(shapes) != 1 or any(head.raw is not None for head in heads):
+            return GuideOutputs(each, None)
+        joined = HeadOutput(torch.cat([head.logits for head in heads]), torch.cat([head.hidden for head in heads]))
+        return GuideOutputs(each, (joined, batch.repeated([counted for _, counted in each])))
 
 
 def _one_shape(features: list[Feature]) -> Tensor | None:

@@ -30,7 +30,8 @@ class MeanTask(Task):
 
         Args:
             logits: [N, C].
-            batch: see `sums`.
+            batch: see `sums`; it may come without inputs, and have the samples several times, for the guides of several
+                modalities.
         """
 
     def sums(self, logits: Tensor, batch: Batch) -> Tensor:

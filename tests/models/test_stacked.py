@@ -139,6 +139,7 @@ def test_sums_over_all_guides_are_those_of_each(name: str, missing: bool) -> Non
         labelled=torch.tensor([True, True, True, False, True]) if missing else None,
     )
     outputs = strategy.run_guides(features, batch)
+    assert (outputs.joined is None) == (name == "own sums")
     alone = [(guide(features[modality]), batch.having(modality)) for modality, guide in strategy.guides.items()]
     wanted = torch.cat([task.sums(head.logits, counted) for head, counted in alone])
     torch.testing.assert_close(outputs.sums(task), wanted, rtol=1e-12, atol=1e-12)
