@@ -25,6 +25,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     if weight.ndim == 2:
         return F.linear(x, weight, bias)
+    if torch.is_autocast_enabled(x.device.type):
+        # As autocast does for `F.linear`; the backward pass, which runs without it, then has the same type.
+        half = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = x.to(half), weight.to(half), bias.to(half)
     copies, outputs, width = weight.shape
     y_SRC: Tensor = _Linears.apply(x.reshape(copies, -1, width), weight, bias)  # type: ignore[no-untyped-call]
     return y_SRC.view(*x.shape[:-1], outputs)
@@ -60,9 +64,8 @@ class _Linears(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        x_SRD, weight_SCD = ctx.saved_tensors
-        grad_SRC = grads[0].to(x_SRD.dtype)
-        of_x = grad_SRC @ weight_SCD.to(x_SRD.dtype) if ctx.needs_input_grad[0] else None
+        (grad_SRC,), (x_SRD, weight_SCD) = grads, ctx.saved_tensors
+        of_x = grad_SRC @ weight_SCD if ctx.needs_input_grad[0] else None
         return of_x, grad_SRC.mT @ x_SRD, grad_SRC.sum(1)
 
 

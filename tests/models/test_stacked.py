@@ -47,6 +47,22 @@ def test_together_is_one_by_one(masked: bool) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
 
 
+def test_together_is_one_by_one_in_half_precision() -> None:
+    torch.set_default_dtype(torch.float32)
+    guides = list(sequence_guides(SIZES, NAMES, 4).values())
+    inputs = [torch.randn(5, 6, 8, requires_grad=True) for _ in guides]
+    with torch.autocast("cpu", torch.bfloat16):
+        alone = [guide(x) for guide, x in zip(guides, inputs, strict=True)]
+        joined = call_together(guides, torch.cat(inputs))
+    together = [HeadOutput(*parts) for parts in zip(joined.logits.chunk(3), joined.hidden.chunk(3), strict=True)]
+    assert together[0].logits.dtype == alone[0].logits.dtype == torch.bfloat16
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one.logits, other.logits, rtol=0.05, atol=0.05)
+    wanted, found = _gradients(guides, alone, inputs), _gradients(guides, together, inputs)
+    size = max(float(each.norm()) for each in wanted)
+    assert all(float((one - other).norm()) < 0.02 * size for one, other in zip(wanted, found, strict=True))
+
+
 def test_gradients_of_gradients() -> None:
     layers = [_Normed() for _ in NAMES]
     x = torch.randn(6, 2, 3, requires_grad=True)
