@@ -106,7 +106,7 @@ def test_a_checkpoint_without_one_of_its_tensors_is_refused(small_pickle: Path, 
 
 
 def test_best_and_the_last_two_are_kept(small_pickle: Path, tmp_path: Path) -> None:
-    run = train(small_pickle, tmp_path, "run", 8, "--lr", "0.05")
+    run = train(small_pickle, tmp_path, "run", 8, "--lr", "0.2")
     best = json.loads((run / "summary.json").read_text())["best_epoch"]
     assert {folder.name for folder in (run / "checkpoints").iterdir()} == {f"epoch-{n:05d}" for n in (best, 7, 8)}
     assert best < 7

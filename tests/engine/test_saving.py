@@ -349,7 +349,7 @@ def test_a_run_that_is_killed_while_it_writes_ends_with_the_same_bits(small_pick
 
 
 def test_few_checkpoints_are_kept_and_the_best_one_takes_no_room(small_pickle: Path, tmp_path: Path) -> None:
-    flags = ["--num_epochs", "8", "--lr", "0.05", "--keep_checkpoints", "1"]
+    flags = ["--num_epochs", "8", "--lr", "0.2", "--keep_checkpoints", "1"]
     assert main(Config(), arguments(small_pickle, tmp_path, "run", *flags)) == 0
     run = tmp_path / "run"
     best = json.loads((run / "summary.json").read_text())["best_epoch"]
