@@ -39,7 +39,8 @@ class SinusoidalPositions(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
-        # No buffers: a compiled graph would watch them. None is given back, because a CUDA graph reads where it was.
+        # Not buffers, because a compiled graph would be traced again when one changes. A table is never removed, because a CUDA
+        # graph reads it at its address.
         self._tables: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
 
     def forward(self, x_NTD: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ class SinusoidalPositions(nn.Module):
             # A graph that is traced as a whole can change nothing of a module that it has read.
             table_TD = position_table(steps + 1, self.width, x_NTD.device).to(x_NTD.dtype)
         else:
-            # Few sizes, also where every batch is of another length.
+            # Sizes are powers of two, so there are few tables, also where every batch has another length.
             key = ((steps + 1).bit_length(), x_NTD.device, x_NTD.dtype)
             if key not in self._tables:
                 self._tables[key] = position_table(2 ** key[0], self.width).to(x_NTD)

@@ -69,10 +69,10 @@ class MeanUtility:
 
 
 def of_samples(of: Task | Utility) -> OfSamples | None:
-    """Returns what a task or a utility adds up of every sample; None for one that does not say it of single samples."""
+    """Returns the function `of_samples` of a task or a utility; None where its sums are not made of that."""
     if isinstance(of, MeanUtility):
         return of.of_samples
-    # A task of somebody's own that takes its sums elsewhere is asked for its sums.
+    # A subclass that overrides `sums` may add up something else than `of_samples`.
     return of.of_samples if isinstance(of, MeanTask) and type(of).sums is MeanTask.sums else None
 
 

@@ -123,7 +123,7 @@ def _strategy(task: Task) -> CGGM:
 
 
 class _Squared(Regression):
-    """A task of somebody's own, which inherits all but its sums."""
+    """Overrides `sums`, so `of_samples` of its base class does not describe it."""
 
     def sums(self, logits: Tensor, batch: Batch) -> Tensor:
         weight = batch.sample_weights()
