@@ -12,7 +12,7 @@ validation of the first one chose. Accuracy, and for regressions the error in st
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -85,6 +85,27 @@ class Perceptron(nn.Module):
 
 def trained(pool: Pool, fitted: np.ndarray, watched: Sequence[np.ndarray], seed: int) -> list[list[float]]:
     """Returns the metric on each watched part after every 50 steps; higher is better."""
+    return [
+        [float((out.argmax(1) == y).float().mean() if pool[2] else -(out - y).abs().mean()) for out, y in looked]
+        for looked in outputs_by_step(pool, fitted, watched, seed)
+    ]
+
+
+def perceptron_logits(pool: Pool, fitted: np.ndarray, valid: np.ndarray, seed: int) -> Tensor:
+    """Returns the logits [N, C] of all samples of a set of classes, after the step with the best validation accuracy."""
+    best, logits = -1.0, torch.empty(0)
+    for ((found, truth),) in outputs_by_step(pool, fitted, [np.arange(len(pool[1]))], seed):
+        accuracy = float((found[valid].argmax(1) == truth[valid]).float().mean())
+        # The last of several steps with the best value, as --select_latest does.
+        if accuracy >= best:
+            best, logits = accuracy, found
+    return logits
+
+
+def outputs_by_step(
+    pool: Pool, fitted: np.ndarray, watched: Sequence[np.ndarray], seed: int
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Trains a perceptron, and gives after every 50 steps its outputs for each watched part, with the targets."""
     modalities, target, classes = pool
     torch.manual_seed(seed)
     inputs = []
@@ -100,7 +121,7 @@ def trained(pool: Pool, fitted: np.ndarray, watched: Sequence[np.ndarray], seed:
     net = Perceptron([values.shape[1] for values in inputs], outputs)
     optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS, pct_start=0.1)
-    rows, found = torch.from_numpy(fitted), []
+    rows = torch.from_numpy(fitted)
     for step in range(STEPS):
         batch = rows[torch.randint(len(rows), (min(len(rows), 32),))]
         net.train()
@@ -113,12 +134,8 @@ def trained(pool: Pool, fitted: np.ndarray, watched: Sequence[np.ndarray], seed:
         if (step + 1) % EVERY == 0:
             net.eval()
             with torch.no_grad():
-                said = [net([values[part] for values in inputs])[0] for part in watched]
-            hits = zip(said, (labels[part] for part in watched), strict=True)
-            found.append(
-                [float((out.argmax(1) == y).float().mean() if classes else -(out - y).abs().mean()) for out, y in hits]
-            )
-    return found
+                looked = [(net([values[part] for values in inputs])[0], labels[part]) for part in watched]
+            yield looked
 
 
 def gains(pool: Pool, splits: int) -> tuple[list[float], list[float]]:

@@ -88,9 +88,9 @@ def compare(config: Config, strategies: Sequence[str], seeds: Sequence[int], fix
 
 
 def networks_alone(config: Config) -> Config:
-    """Returns the configuration without `--ridge_blend auto`, because a comparison is about the networks; `on` stays."""
-    blend = OFF if config.train.ridge_blend == AUTO else config.train.ridge_blend
-    return config.replace({"ridge_blend": blend})
+    """Returns the configuration without `--linear_blend auto`, because a comparison is about the networks; `on` stays."""
+    blend = OFF if config.train.linear_blend == AUTO else config.train.linear_blend
+    return config.replace({"linear_blend": blend})
 
 
 def run_all(config: Config, folder: Path, trials: Sequence[Trial], strategies: Sequence[str]) -> None:

@@ -37,9 +37,9 @@ from cggm_ray.engine.assembly import build_dataset, input_kinds, selected_modali
 from cggm_ray.engine.budget import planned_epochs
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.header import opening
+from cggm_ray.engine.linear_blend import blends
 from cggm_ray.engine.presets import BEST, GOOD, QUICK
 from cggm_ray.engine.refit import against_refit
-from cggm_ray.engine.ridge import blends
 from cggm_ray.engine.tracking import METRICS
 from cggm_ray.models.standardise import AUTO, ON
 from cggm_ray.runs.ensembles import ENSEMBLE
@@ -112,10 +112,9 @@ def with_refit(config: Config, plan: Plan, choice: Choice, *, compared: bool) ->
     dataset = build_dataset(config, manifest.dataset)
     modalities = selected_modalities(config, manifest)
     valid = dataset.open_split(plan.shards, manifest, "valid", modalities, torch.device("cpu"))
-    blending, ridge = blends(config.train, dataset, manifest, modalities), "off"
-    if blending and choice.ridge is not None:
-        share, strength = choice.ridge
-        ridge = f"{share:g}:{strength:g}" if share else "off"
+    blending, linear = blends(config.train, dataset, manifest, modalities), "off"
+    if blending and choice.linear is not None and choice.linear[1]:
+        linear = ":".join(f"{value:g}" for value in choice.linear)
     reason = against_refit(config)
     if compared:
         reason = "strategies are compared"
@@ -123,8 +122,8 @@ def with_refit(config: Config, plan: Plan, choice: Choice, *, compared: bool) ->
         reason = "the head-room is measured, which chooses on validation"
     elif not choice.share:
         reason = "no run of the choice came to its end"
-    elif blending and choice.ridge is None:
-        reason = "the runs of the choice have no weight for ridge regression"
+    elif blending and choice.linear is None:
+        reason = "the runs of the choice have no weights for a linear model"
     elif not isinstance(valid, TensorSplit):
         reason = "the set is read while a run trains"
     if reason is not None:
@@ -135,7 +134,7 @@ def with_refit(config: Config, plan: Plan, choice: Choice, *, compared: bool) ->
         "choice ended (--refit 0 leaves validation out)",
         flush=True,
     )
-    return config.replace({"refit": choice.share, "ridge_blend": ridge})
+    return config.replace({"refit": choice.share, "linear_blend": linear})
 
 
 def searched(config: Config, fixed: Collection[str] = ()) -> tuple[Config, Plan, Choice]:

@@ -27,9 +27,9 @@ from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.ema import MovingAverage
 from cggm_ray.engine.finite import DeviceWatch
 from cggm_ray.engine.inputs import check_inputs
+from cggm_ray.engine.linear_blend import check_linear
 from cggm_ray.engine.optim import OptimConfig, build_schedule, guide_optimizer, model_optimizer
 from cggm_ray.engine.refit import check_refit
-from cggm_ray.engine.ridge import check_ridge
 from cggm_ray.engine.runtime import Runtime
 from cggm_ray.engine.state import Best, TrainState
 from cggm_ray.engine.teachers import find_teachers, load_teachers
@@ -180,7 +180,7 @@ def check_configuration(config: Config, dataset: Dataset, manifest: Manifest) ->
     config = with_strategy(config, modalities)
     check_network(config, dataset, manifest, modalities)
     check_inputs(config.inputs, dataset, manifest, modalities)
-    check_ridge(config.train, dataset, manifest, modalities)
+    check_linear(config.train, dataset, manifest, modalities)
     check_refit(config)
     name, info = config.modulation.modulation, STRATEGIES.get(config.modulation.modulation)
     if not info.serves(task):

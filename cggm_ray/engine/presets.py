@@ -34,7 +34,7 @@ QUICK_VALUES: dict[str, object] = {
     "clip": 1.0,
     "label_smoothing": 0.1,
     "linear_path": AUTO,
-    "ridge_blend": AUTO,
+    "linear_blend": AUTO,
     "batch_size": 0,
     "num_epochs": 20,
     "min_steps": 1500,
@@ -65,7 +65,7 @@ def with_preset(config: Config, name: str, given: Collection[str] = ()) -> Confi
         del values["min_steps"]
     if sizes_among(given):
         # The network that has the size has no such option, and is tested as it is.
-        del values["linear_path"], values["ridge_blend"]
+        del values["linear_path"], values["linear_blend"]
     else:
         chosen = dataclasses.replace(chosen, model=ModelConfig(network=QUICK_NETWORK))
     return chosen.replace(values)
@@ -103,7 +103,7 @@ def configured(recipe: Config, *layers: tuple[Mapping[str, Any], str]) -> Config
     if network is not None and network != QUICK_NETWORK:
         # Nor has it the options of the preset's network, and it is tested as it is.
         config = dataclasses.replace(config, networks=recipe.networks).replace(
-            {"ridge_blend": recipe.train.ridge_blend}
+            {"linear_blend": recipe.train.linear_blend}
         )
     for values, source in layers:
         config = config.replace(values, source=source)

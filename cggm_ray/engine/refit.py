@@ -34,8 +34,8 @@ def against_refit(config: Config) -> str | None:
         return "the schedule plateau follows the validation loss (--schedule cosine does not)"
     if config.inputs.standardise == AUTO:
         return "--standardise auto decides on validation (on and off do not)"
-    if config.train.ridge_blend == ON:
-        return "--ridge_blend on decides on validation (off does not)"
+    if config.train.linear_blend == ON:
+        return "--linear_blend on decides on validation (off does not)"
     return None
 
 

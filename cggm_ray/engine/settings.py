@@ -45,11 +45,13 @@ class TrainConfig:
         "decay of an exponential moving average of the weights, which is validated and saved in their place; 0 for none",
     )
     find_lr: bool = option(False, "choose the learning rate by a short range test before training")
-    ridge_blend: str = option(
+    linear_blend: str = option(
         "off",
-        "average the predictions of the network with those of ridge regression on the same inputs, with a weight chosen on "
-        "validation: on, off, or auto, which is on for a regression on vectors and sequences and off where strategies are "
-        "compared; or WEIGHT:ALPHA, such as 0.3:100, which sets both; preset quick: auto",
+        "add the predictions of a linear model on the same inputs to those of the network, with weights chosen on validation: "
+        "on, off, or auto, which is on for a regression or exclusive classes from vectors and sequences and off where "
+        "strategies are compared; or NETWORK:LINEAR:STRENGTH, such as 0.7:0.3:100, both weights and alpha of ridge regression "
+        "or C of logistic regression; preset quick: auto",
+        "ridge_blend",
         resume=True,
     )
     refit: float = option(
@@ -120,9 +122,12 @@ class TrainConfig:
         check(0 <= self.ema < 1, self, "ema", "a number in [0, 1)")
         check(0 <= self.refit <= 1, self, "refit", "a number in [0, 1]")
         one_of(self, "on_nonfinite", ON_NONFINITE)
-        blends = self.ridge_blend in ("auto", "on", "off") or self.ridge_given is not None
+        blends = self.linear_blend in ("auto", "on", "off") or self.linear_given is not None
         check(
-            blends, self, "ridge_blend", "auto, on, off, or WEIGHT:ALPHA with a weight in (0, 1] and a positive alpha"
+            blends,
+            self,
+            "linear_blend",
+            "auto, on, off, or NETWORK:LINEAR:STRENGTH, of which the first may be 0 and the others are positive",
         )
         at_least(self, "seed", 0)
         one_of(self, "precision", PRECISIONS)
@@ -131,14 +136,21 @@ class TrainConfig:
             raise UsageError("cudnn_benchmark: given together with deterministic; expected one of them")
 
     @property
-    def ridge_given(self) -> tuple[float, float] | None:
-        """Weight in (0, 1] and alpha > 0 of the ridge regression, where they are given; None where validation chooses them."""
-        weight, colon, alpha = self.ridge_blend.partition(":")
+    def linear_given(self) -> tuple[float, float, float] | None:
+        """Weights of the network and of the linear model, and its strength, where they are given.
+
+        None where validation chooses them. A weight and alpha alone, `0.3:100`, are those of a ridge regression in an average.
+        """
         try:
-            found = (float(weight), float(alpha)) if colon else None
+            found = [float(part) for part in self.linear_blend.split(":")]
         except ValueError:
             return None
-        return found if found and 0 < found[0] <= 1 and 0 < found[1] < math.inf else None
+        if len(found) == 2:
+            found = [1 - found[0], *found]
+        if len(found) != 3 or not all(map(math.isfinite, found)):
+            return None
+        network, linear, strength = found
+        return (network, linear, strength) if network >= 0 and linear > 0 and strength > 0 else None
 
     @property
     def in_steps(self) -> bool:

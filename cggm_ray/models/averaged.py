@@ -1,4 +1,4 @@
-"""Several networks as one: the mean of their predictions."""
+"""Several networks as one: the mean, or a weighted sum, of their predictions."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def mean_prediction(logits_MNC: Tensor, share_M: Tensor, *, classes: bool) -> Te
 
     Args:
         logits_MNC: of M networks, [M, N, C].
-        share_M: their weights, which add up to 1.
-        classes: whether logits of classes are averaged.
+        share_M: their weights, which add up to 1; weights of values may have another sum.
+        classes: whether logits of classes are averaged as probabilities.
     """
     share_M = share_M.to(logits_MNC)
     if not classes:
@@ -28,26 +28,26 @@ def mean_prediction(logits_MNC: Tensor, share_M: Tensor, *, classes: bool) -> Te
 
 
 class AveragedNet(MultimodalNet):
-    """The weighted mean of networks that take the same modalities and predict one vector a sample.
+    """The weighted mean or sum of networks that take the same modalities and predict one vector a sample.
 
     The feature of a modality is the tuple of those of all members, which may be such means themselves. Its own encoders only
     name the modalities; encoders, fusion and head are those of the members.
 
     Args:
         members: the networks.
-        counts: how often each one is counted, or shares.
+        shares: their weights, as `mean_prediction` takes them.
         modalities: that they take.
-        classes: whether they predict classes.
+        classes: whether probabilities of classes are averaged, and not values or logits.
     """
 
     share: Tensor
 
     def __init__(
-        self, members: Sequence[MultimodalNet], counts: Sequence[float], modalities: Sequence[str], *, classes: bool
+        self, members: Sequence[MultimodalNet], shares: Sequence[float], modalities: Sequence[str], *, classes: bool
     ) -> None:
         super().__init__({name: nn.Identity() for name in modalities}, nn.Identity(), nn.Identity())
         self.members = nn.ModuleList(members)
-        self.register_buffer("share", torch.tensor(counts, dtype=torch.float32) / sum(counts))
+        self.register_buffer("share", torch.tensor(shares, dtype=torch.float32))
         self._classes = classes
 
     def encode(self, batch: Batch | Mapping[str, Tensor], masks: Masks | None = None) -> dict[str, Feature]:

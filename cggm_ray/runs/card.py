@@ -22,7 +22,7 @@ from cggm_ray.data.dataset import DATASETS
 from cggm_ray.data.shards.shards import Manifest
 from cggm_ray.engine.assembly import build_dataset, selected_modalities
 from cggm_ray.engine.configuration import Config
-from cggm_ray.engine.ridge import read_share
+from cggm_ray.engine.linear_blend import read_shares
 from cggm_ray.engine.state import BEST, WEIGHTS, saved_values
 from cggm_ray.runs.contributions import BALANCE, Contributions
 from cggm_ray.runs.ensembles import read_ensemble
@@ -207,9 +207,12 @@ def _results(folder: Path, result: Result) -> str:
                 f"The weights of the last epoch, {result.best_epoch}. The network was trained on the validation samples too, "
                 "so validation metrics do not say how good it is."
             )
-        share = read_share(folder / BEST)
-        if share is not None:
-            how += f" Predictions are averaged with those of ridge regression, which has a weight of {share:g}."
+        shares = read_shares(folder / BEST)
+        if shares is not None:
+            how += (
+                f" Predictions are those of the network times {shares[0]:.3g} and those of a linear model on the same inputs "
+                f"times {shares[1]:.3g}."
+            )
     table = text_table(rows, ["metric", "validation", "test"], markdown=True)
     return f"{how} The test split was evaluated once, after training.\n\n{table}"
 

@@ -14,7 +14,7 @@ from cggm_ray.core.live import moved
 from cggm_ray.core.tables import listing, text_table
 from cggm_ray.engine.assembly import build_dataset
 from cggm_ray.engine.configuration import Config
-from cggm_ray.engine.ridge import read_share
+from cggm_ray.engine.linear_blend import read_shares
 from cggm_ray.engine.state import BEST, PREDICTIONS
 from cggm_ray.engine.tracking import METRICS, Console
 from cggm_ray.runs.card import CARD, try_card
@@ -129,8 +129,8 @@ def table(result: Result, better: Mapping[str, str] | None = None, config: Confi
     refitted = config is not None and bool(config.train.refit)
     of = "ensemble" if result.best_epoch == NO_EPOCH else f"{'last' if refitted else 'best'} epoch {result.best_epoch}"
     of += ", trained on validation too" if refitted else ""
-    share = read_share(result.folder / BEST)
-    of += "" if share is None else f", averaged with ridge regression (weight {share:g})"
+    shares = read_shares(result.folder / BEST)
+    of += "" if shares is None else f", with a linear model (weights {shares[0]:.3g} and {shares[1]:.3g})"
     demonstration = config is not None and config.data.data_path is None
     of += " on demonstration data, which was generated" if demonstration else ""
     return "\n".join([of, text_table(rows, ["", "valid", "test"]), listing(found)])

@@ -26,7 +26,7 @@ from cggm_ray.engine.assembly import (
 )
 from cggm_ray.engine.checkpoints import check_checkpoint
 from cggm_ray.engine.configuration import Config
-from cggm_ray.engine.ridge import with_ridge
+from cggm_ray.engine.linear_blend import with_linear
 from cggm_ray.engine.runtime import LocalRuntime
 from cggm_ray.engine.state import BEST, load_weights
 from cggm_ray.models.averaged import AveragedNet
@@ -276,11 +276,12 @@ def tested_network(
     if ensemble is None:
         net, _ = build_network(with_strategy(config, modalities), dataset, trained, modalities)
         load_weights(net, folder / BEST)
-        return with_ridge(net, folder / BEST, dataset, trained)
+        return with_linear(net, folder / BEST, dataset, trained)
     members = ensemble.folders(folder)
     nets = [tested_network(member, read_config(member), dataset, trained, modalities) for member in members]
     classes = isinstance(dataset.task(trained), Classification)
-    return AveragedNet(nets, list(members.values()), modalities, classes=classes)
+    counts = list(members.values())
+    return AveragedNet(nets, [count / sum(counts) for count in counts], modalities, classes=classes)
 
 
 def _check_checkpoints(folder: Path) -> None:

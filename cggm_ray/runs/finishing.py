@@ -11,9 +11,9 @@ from cggm_ray.core.errors import TrainingError
 from cggm_ray.core.live import moved
 from cggm_ray.engine.checkpoints import check_checkpoint
 from cggm_ray.engine.evaluation import Parts, Predictions, evaluate
+from cggm_ray.engine.linear_blend import blended, blends, save_linear
 from cggm_ray.engine.opening import Training
 from cggm_ray.engine.prediction_file import PredictionFile
-from cggm_ray.engine.ridge import blended, blends, save_ridge
 from cggm_ray.engine.runtime import Record, numbers
 from cggm_ray.engine.state import BEST, PREDICTIONS, VALUES, WEIGHTS, Position, load_weights
 from cggm_ray.engine.tracking import Console
@@ -25,15 +25,15 @@ from cggm_ray.storage.files import share_files, whole_file, write_folder, write_
 
 VALIDATION, VALID_PREDICTIONS = "validation.json", "validation.parquet"
 """What a run leaves that is compared on validation and not tested."""
-RIDGE_CHOICE = "ridge.json"
-"""Share and strength of the ridge regression of such a run; there is none where the network is compared alone."""
+LINEAR_CHOICE = "linear.json"
+"""Weights and strength of the linear model of such a run; there is none where the network is compared alone."""
 
 
 def finish(training: Training) -> Result:
     """Tests the best checkpoint, and writes its weights, its predictions and a summary into the folder of the run.
 
     The state of the optimizer is left out of `best/`: only `checkpoints/` are for going on. Afterwards the network of the state
-    is the one that was tested, with its ridge regression where there is one.
+    is the one that was tested, with its linear model where there is one.
 
     Raises:
         TrainingError: that checkpoint is gone or damaged.
@@ -70,15 +70,17 @@ def validate(training: Training) -> None:
     valid = predict_to(training, "valid", training.folder / VALID_PREDICTIONS)
     if training.runtime.rank == 0:
         if blend is not None:
-            write_text(training.folder / RIDGE_CHOICE, json.dumps({"share": blend.share, "strength": blend.strength}))
+            write_text(
+                training.folder / LINEAR_CHOICE, json.dumps({"shares": blend.shares, "strength": blend.strength})
+            )
         write_text(training.folder / VALIDATION, json.dumps(numbers(valid), indent=1))
 
 
 def load_best(training: Training) -> tuple[Path, Blend | None]:
-    """Gives the network of the state the weights of the best epoch, and averages it with ridge regression where that is wanted.
+    """Gives the network of the state the weights of the best epoch, and adds a linear model where that is wanted.
 
     Returns:
-        The checkpoint, and the ridge regression that was fitted.
+        The checkpoint, and the linear model that was fitted.
 
     Raises:
         TrainingError: the checkpoint is gone or damaged.
@@ -99,8 +101,8 @@ def load_best(training: Training) -> tuple[Path, Blend | None]:
         blend = fit_blend(training)
         if runtime.rank == 0:
             Console(folder).say(blend.line())
-        if blend.share:
-            state.net = blended(state.net, blend.ridge, blend.share).to(runtime.device)
+        if blend.counts:
+            state.net = blended(state.net, blend.linear, blend.shares).to(runtime.device)
     return checkpoint, blend
 
 
@@ -126,12 +128,12 @@ def predict_to(training: Training, split: str, path: Path) -> Record:
 
 
 def partial_of_best(checkpoint: Path, blend: Blend | None) -> Callable[[Path], None]:
-    """Returns what fills the folder of the tested checkpoint: weights and values, and a ridge regression that has a share."""
+    """Returns what fills the folder of the tested checkpoint: weights and values, and a linear model that counts."""
 
     def write(partial: Path) -> None:
         share_files(checkpoint, partial, (WEIGHTS, VALUES))
-        if blend is not None and blend.share:
-            save_ridge(partial, blend.ridge, blend.share)
+        if blend is not None and blend.counts:
+            save_linear(partial, blend.linear, blend.shares)
 
     return write
 

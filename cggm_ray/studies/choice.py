@@ -73,7 +73,7 @@ class Choice:
         leads: trial to how much better it is than that one on validation, where the seeds say so.
         share: of the epochs of a run, up to the best one of the chosen configuration; the mean over its finished runs. None
             without any.
-        ridge: mean share and median strength of the ridge regression in these runs; None where one of them has none.
+        linear: mean weights of network and linear model in these runs, and median strength of it; None where one has none.
     """
 
     metric: str
@@ -86,7 +86,7 @@ class Choice:
     first: str | None = None
     leads: Mapping[str, Gain] = dataclasses.field(default_factory=dict)
     share: float | None = None
-    ridge: Sequence[float] | None = None
+    linear: Sequence[float] | None = None
 
     @property
     def values(self) -> Mapping[str, Any]:
@@ -243,12 +243,12 @@ def decide(
     runs = [run for run in found if run.record.name in names and run.record.status == FINISHED]
     share = min(1.0, statistics.fmean(run.best_epoch for run in runs) / epochs) if runs and epochs else None
     known = [_validated(run, task, metric) for run in runs]
-    blends = [one.ridge for one in known if one is not None and one.ridge is not None]
-    ridge = None
+    blends = [one.linear for one in known if one is not None and one.linear is not None]
+    linear = None
     if blends and len(blends) == len(runs):
-        shares, strengths = zip(*blends, strict=True)
-        ridge = [round(statistics.fmean(shares), 3), statistics.median_low(strengths)]
-    return dataclasses.replace(choice, share=share, ridge=ridge)
+        *shares, strengths = zip(*blends, strict=True)
+        linear = [*(round(statistics.fmean(part), 3) for part in shares), statistics.median_low(strengths)]
+    return dataclasses.replace(choice, share=share, linear=linear)
 
 
 def _decide(

@@ -19,7 +19,7 @@ from torch import Tensor
 from cggm_ray.core.errors import UsageError
 from cggm_ray.data.shards.shards import TARGET, column_values
 from cggm_ray.engine.evaluation import PREDICTION
-from cggm_ray.runs.finishing import RIDGE_CHOICE, VALID_PREDICTIONS, VALIDATION
+from cggm_ray.runs.finishing import LINEAR_CHOICE, VALID_PREDICTIONS, VALIDATION
 from cggm_ray.studies.headroom import Candidate as Compared
 from cggm_ray.studies.headroom import Gain, Measure
 from cggm_ray.tasks import Classification, Task
@@ -36,13 +36,13 @@ class Validated:
         value: of the metric, of the network as it would be tested.
         logits: [N, C]; None where predictions are maps, or too many.
         target: [N], or [N, C] of several labels; None with them.
-        ridge: share and strength of the ridge regression that the network is averaged with; None without one.
+        linear: weights of the network and of its linear model, and the strength of that; None without one.
     """
 
     value: float
     logits: Tensor | None = field(default=None, repr=False)
     target: Tensor | None = field(default=None, repr=False)
-    ridge: tuple[float, float] | None = None
+    linear: tuple[float, float, float] | None = None
 
 
 def read_validated(folder: Path, task: Task, metric: str) -> Validated | None:
@@ -55,12 +55,13 @@ def read_validated(folder: Path, task: Task, metric: str) -> Validated | None:
         value = json.loads((folder / VALIDATION).read_text())[metric]
         if value is None:
             return None
-        path, ridge = folder / VALID_PREDICTIONS, None
-        if (folder / RIDGE_CHOICE).exists():
-            found = json.loads((folder / RIDGE_CHOICE).read_text())
-            ridge = (float(found["share"]), float(found["strength"]))
+        path, linear = folder / VALID_PREDICTIONS, None
+        if (folder / LINEAR_CHOICE).exists():
+            found = json.loads((folder / LINEAR_CHOICE).read_text())
+            network, share = found["shares"]
+            linear = (float(network), float(share), float(found["strength"]))
         if not path.exists() or pq.read_metadata(path).num_rows > MOST_SAMPLES:
-            return Validated(value=float(value), ridge=ridge)
+            return Validated(value=float(value), linear=linear)
         table = pq.read_table(path, columns=[TARGET, PREDICTION])
         logits = torch.from_numpy(column_values(table.column(PREDICTION))).double()
         target = torch.from_numpy(np.array(table.column(TARGET).to_pylist(), np.float64))
@@ -70,7 +71,7 @@ def read_validated(folder: Path, task: Task, metric: str) -> Validated | None:
         raise UsageError(f"{folder / VALIDATION} cannot be read: {error}; remove {folder} to run it again") from None
     target = target.long() if isinstance(task, Classification) else target
     logits = logits if logits.ndim > 1 else logits[:, None]
-    return Validated(value=float(value), logits=logits, target=target, ridge=ridge)
+    return Validated(value=float(value), logits=logits, target=target, linear=linear)
 
 
 def lead(task: Task, metric: str, one: Mapping[int, Validated], other: Mapping[int, Validated]) -> Gain | None:

@@ -1,8 +1,9 @@
-"""Runs whose network is averaged with ridge regression: against scikit-learn, and that whatever follows training uses it."""
+"""Runs to whose network a linear model is added: against scikit-learn, and that whatever follows training uses it."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from feature_sets import as_npz
-from safetensors.torch import load_file
-from sklearn.linear_model import Ridge
-from sklearn.pipeline import make_pipeline
+from safetensors.torch import load_file, save_file
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from cggm_ray.commands.cli import main
@@ -23,12 +24,13 @@ from cggm_ray.commands.export import TOLERANCE, export
 from cggm_ray.commands.predict import predict
 from cggm_ray.commands.verify import verify
 from cggm_ray.core.errors import TrainingError
+from cggm_ray.engine.linear_blend import LINEAR, RIDGE, read_shares
 from cggm_ray.engine.presets import configured
-from cggm_ray.engine.ridge import RIDGE, read_share
 from cggm_ray.engine.tracking import LOG
 from cggm_ray.recipes.base import RECIPES
 from cggm_ray.runs.contributions import BALANCE, Contributions
-from cggm_ray.runs.result import read_summary
+from cggm_ray.runs.finished import read_config
+from cggm_ray.runs.result import CONFIG, read_summary
 
 ROOT = Path(__file__).parents[2]
 FEATURES = RECIPES.get("features").config
@@ -97,14 +99,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_predicts_the_average_of_its_network_and_scikit_learns_regression(finished: Path) -> None:
-    share = read_share(finished / "best")
-    assert share is not None
+    shares = read_shares(finished / "best")
+    assert shares is not None
+    share = shares[1]
     assert 0 < share < 1
-    alone = trained(finished.parent, "alone", "--ridge_blend", "off")
-    assert read_share(alone / "best") is None
+    assert shares[0] == 1 - share
+    alone = trained(finished.parent, "alone", "--linear_blend", "off")
+    assert read_shares(alone / "best") is None
     data = content()
     target = data["mark"][data["part"] == "train"].astype(np.float32)
-    found = load_file(finished / "best" / RIDGE)["weight"].double().numpy()[0]
+    found = load_file(finished / "best" / LINEAR)["weight"].double().numpy()[0]
     distances = {}
     for alpha in (0.1, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000):
         model = make_pipeline(StandardScaler(), Ridge(alpha=alpha)).fit(rows("train"), target)
@@ -116,7 +120,7 @@ def test_a_run_predicts_the_average_of_its_network_and_scikit_learns_regression(
     expected += share * distances[least].predict(rows("test")).reshape(expected.shape)
     np.testing.assert_allclose(predictions(finished / "predictions.parquet"), expected, rtol=1e-5)
     assert read_summary(finished).valid["mae"] <= read_summary(alone).valid["mae"]
-    assert "averaged with those of ridge regression" in (finished / LOG).read_text()
+    assert f"and those of ridge regression times {share:.3g}, chosen on validation" in (finished / LOG).read_text()
     assert "ridge" not in (alone / LOG).read_text()
 
 
@@ -130,21 +134,21 @@ def test_what_follows_training_uses_the_average(finished: Path, tmp_path: Path) 
     as_npz(tmp_path, {name: values for name, values in new.items() if name not in ("mark", "part")})
     again = predictions(predict(finished, tmp_path / "f.npz", None, tmp_path / "p.parquet").path)
     np.testing.assert_allclose(again, predictions(finished / "predictions.parquet"), rtol=1e-6)
-    assert "ridge regression" in (finished / "README.md").read_text()
+    assert "those of a linear model on the same inputs times" in (finished / "README.md").read_text()
 
 
 def test_a_run_that_goes_on_has_the_same_regression(finished: Path, tmp_path: Path) -> None:
     first = trained(tmp_path, "run", "--patience", "100")
-    for name in ("summary.json", "best/ridge.safetensors"):
+    for name in ("summary.json", "best/linear.safetensors"):
         (first / name).unlink()
     trained(tmp_path, "run", "--patience", "100")
-    assert (first / "best" / RIDGE).read_bytes() == (finished / "best" / RIDGE).read_bytes()
+    assert (first / "best" / LINEAR).read_bytes() == (finished / "best" / LINEAR).read_bytes()
 
 
 def test_a_damaged_regression_is_not_used(tmp_path: Path) -> None:
     run = trained(tmp_path, "run")
-    (run / "best" / RIDGE).write_bytes(b"damaged")
-    with pytest.raises(TrainingError, match=RIDGE):
+    (run / "best" / LINEAR).write_bytes(b"damaged")
+    with pytest.raises(TrainingError, match=LINEAR):
         predict(run, tmp_path / "f.npz", None, tmp_path / "p.parquet")
 
 
@@ -160,53 +164,140 @@ def test_two_processes_fit_the_regression_of_one(tmp_path: Path) -> None:
         [*command, program, *flags(tmp_path, "two", *still)], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    found, expected = (load_file(run / "best" / RIDGE) for run in (tmp_path / "two", one))
-    assert found["share"] == expected["share"]
+    found, expected = (load_file(run / "best" / LINEAR) for run in (tmp_path / "two", one))
+    assert torch.equal(found["shares"], expected["shares"])
     for name in ("weight", "bias"):
         torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-7)
 
 
 def test_a_run_in_double_precision_has_one(tmp_path: Path) -> None:
     run = trained(tmp_path, "run", "--precision", "fp64")
-    assert load_file(run / "best" / RIDGE)["weight"].dtype is torch.float64
+    assert load_file(run / "best" / LINEAR)["weight"].dtype is torch.float64
     verified = verify(run)
     assert verified.equal, verified.table()
 
 
 def test_comparisons_leave_it_out_unless_it_is_given() -> None:
     quick = configured(FEATURES, ({"preset": "quick"}, "flag"))
-    assert quick.train.ridge_blend == "auto"
-    assert networks_alone(quick).train.ridge_blend == "off"
-    assert networks_alone(quick.replace({"ridge_blend": "on"})).train.ridge_blend == "on"
-    assert configured(FEATURES, ({"preset": "released"}, "flag")).train.ridge_blend == "off"
-    assert configured(FEATURES, ({"preset": "quick", "nlevels": 3}, "flag")).train.ridge_blend == "off"
+    assert quick.train.linear_blend == "auto"
+    assert networks_alone(quick).train.linear_blend == "off"
+    assert networks_alone(quick.replace({"linear_blend": "on"})).train.linear_blend == "on"
+    assert configured(FEATURES, ({"preset": "released"}, "flag")).train.linear_blend == "off"
+    assert configured(FEATURES, ({"preset": "quick", "nlevels": 3}, "flag")).train.linear_blend == "off"
 
 
-def test_a_classifier_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    as_npz(tmp_path, {**content(), "mark": np.arange(120) % 3})
-    given = [*flags(tmp_path, "run", "--ridge_blend", "on"), "--task", "classification"]
+def classes() -> dict[str, np.ndarray]:
+    """The same samples with three exclusive classes."""
+    given = content()
+    third = np.quantile(given["mark"], [1 / 3, 2 / 3])
+    return {**given, "mark": np.array(["low", "mid", "top"])[np.searchsorted(third, given["mark"])]}
+
+
+def class_numbers(*splits: str) -> np.ndarray:
+    names, found = classes()["mark"], [classes()["part"] == split for split in splits]
+    return np.concatenate([np.unique(names, return_inverse=True)[1][here] for here in found])
+
+
+def logistic(strength: float, *splits: str) -> Pipeline:
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, tol=1e-8, max_iter=5000))
+    return model.fit(np.concatenate([rows(split) for split in splits]), class_numbers(*splits))
+
+
+def classified(folder: Path, name: str, *more: str) -> Path:
+    if not (folder / "f.npz").exists():
+        as_npz(folder, classes())
+    given = flags(folder, name, *more)
+    given[given.index("--task") + 1] = "classification"
+    assert main(FEATURES, ["--local", *given]) == 0
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return classified(tmp_path_factory.mktemp("classes"), "run")
+
+
+def test_a_classifier_adds_the_logits_of_scikit_learns_regression(classifier: Path) -> None:
+    shares = read_shares(classifier / "best")
+    assert shares is not None
+    assert min(shares) > 0
+    alone = classified(classifier.parent, "alone", "--linear_blend", "off")
+    assert read_shares(alone / "best") is None
+    network = predictions(alone / "predictions.parquet")
+    found = (predictions(classifier / "predictions.parquet") - shares[0] * network) / shares[1]
+    # A number that is added to all logits of a sample says nothing.
+    found -= found.mean(1, keepdims=True)
+    near = 0
+    for strength in (1e-4, 1e-3, 0.01, 0.1, 1, 10):
+        expected = logistic(strength, "train").decision_function(rows("test"))
+        near += np.abs(expected - expected.mean(1, keepdims=True) - found).max() < 2e-3
+    assert near == 1
+    assert "those of logistic regression times" in (classifier / LOG).read_text()
+
+
+def test_what_follows_training_of_a_classifier_uses_both(classifier: Path, tmp_path: Path) -> None:
+    verified = verify(classifier)
+    assert verified.equal, verified.table()
+    assert export(classifier, tmp_path / "m.pt2").difference <= TOLERANCE
+    new = {name: values[classes()["part"] == "test"] for name, values in classes().items()}
+    as_npz(tmp_path, {name: values for name, values in new.items() if name not in ("mark", "part")})
+    again = predictions(predict(classifier, tmp_path / "f.npz", None, tmp_path / "p.parquet").path)
+    np.testing.assert_allclose(again, predictions(classifier / "predictions.parquet"), rtol=1e-5, atol=1e-6)
+
+
+def test_a_classifier_of_both_splits_takes_what_is_given(classifier: Path) -> None:
+    both = classified(classifier.parent, "refit", "--refit", "1", "--linear_blend", "0:1:0.1")
+    found = np.exp(predictions(both / "predictions.parquet"))
+    expected = logistic(0.1, "train", "val").predict_proba(rows("test"))
+    np.testing.assert_allclose(found / found.sum(1, keepdims=True), expected, atol=1e-3)
+
+
+def test_a_run_of_an_older_version_keeps_its_average(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    values = load_file(run / "best" / LINEAR)
+    save_file({"share": values.pop("shares")[1].clone(), **values}, run / "best" / RIDGE)
+    (run / "best" / LINEAR).unlink()
+    assert read_shares(run / "best") == pytest.approx(read_shares(finished / "best"))
+    text = (run / CONFIG).read_text()
+    assert "linear_blend: " in text
+    (run / CONFIG).write_text(text.replace("linear_blend: ", "ridge_blend: "))
+    assert read_config(run).train.linear_blend == read_config(finished).train.linear_blend
+
+
+def test_several_labels_have_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    as_npz(tmp_path, {**content(), "mark": (np.arange(120)[:, None] % [2, 3] == 0).astype(np.int64)})
+    given = flags(tmp_path, "run", "--linear_blend", "on")
+    given[given.index("--task") + 1] = "multilabel"
     assert main(FEATURES, ["--local", *given]) == 2
-    assert "ridge_blend: found on, but this task is no regression; expected auto or off" in capsys.readouterr().err
+    said = "linear_blend: found on, but this task is neither a regression nor one of exclusive classes; expected auto or off"
+    assert said in capsys.readouterr().err
 
 
 def test_weight_and_alpha_can_be_given(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    share = read_share(finished / "best")
+    shares = read_shares(finished / "best")
+    assert shares is not None
     wanted = predictions(finished / "predictions.parquet")
     same = []
     for alpha in ("0.1", "1", "3", "10", "30", "100", "300", "1000", "3000", "10000"):
-        given = trained(tmp_path, f"alpha-{alpha}", "--ridge_blend", f"{share:g}:{alpha}")
-        assert f"has the weight {share:g}, as given" in (given / LOG).read_text()
+        # A weight and alpha are those of an average.
+        wish = f"{shares[1]:g}:{alpha}" if alpha == "10" else f"{shares[0]:g}:{shares[1]:g}:{alpha}"
+        given = trained(tmp_path, f"alpha-{alpha}", "--linear_blend", wish)
+        assert f"those of ridge regression times {shares[1]:g}, as given" in (given / LOG).read_text()
         same += [alpha] if np.array_equal(predictions(given / "predictions.parquet"), wanted) else []
     assert len(same) == 1
-    for wrong in ("1.5:10", "0.5:0", "0.5:x", "0:10", "0.5:inf"):
-        assert main(FEATURES, ["--local", *flags(tmp_path, "wrong", "--ridge_blend", wrong)]) == 2
-        assert f"ridge_blend: found '{wrong}'; expected auto, on, off, or WEIGHT:ALPHA" in capsys.readouterr().err
+    for wrong in ("1.5:10", "0.5:0", "0.5:x", "0:10", "0.5:inf", "-1:1:1", "1:0:1", "1:1:1:1"):
+        assert main(FEATURES, ["--local", *flags(tmp_path, "wrong", "--linear_blend", wrong)]) == 2
+        assert (
+            f"linear_blend: found '{wrong}'; expected auto, on, off, or NETWORK:LINEAR:STRENGTH"
+            in capsys.readouterr().err
+        )
 
 
 def test_with_the_validation_split_it_is_fitted_to_both(tmp_path: Path) -> None:
-    run = trained(tmp_path, "refit", "--refit", "1", "--ridge_blend", "1:10")
-    alone = trained(tmp_path, "alone", "--refit", "1", "--ridge_blend", "auto")
-    assert read_share(alone / "best") is None
+    run = trained(tmp_path, "refit", "--refit", "1", "--linear_blend", "1:10")
+    alone = trained(tmp_path, "alone", "--refit", "1", "--linear_blend", "auto")
+    assert read_shares(alone / "best") is None
     target = {split: content()["mark"][content()["part"] == split].astype(np.float32) for split in ("train", "val")}
     model = make_pipeline(StandardScaler(), Ridge(alpha=10.0))
     model.fit(np.concatenate([rows("train"), rows("val")]), np.concatenate([target["train"], target["val"]]))

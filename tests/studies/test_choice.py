@@ -13,7 +13,7 @@ import torch
 from cggm_ray.core.errors import UsageError
 from cggm_ray.engine.evaluation import Predictions
 from cggm_ray.engine.prediction_file import write_predictions
-from cggm_ray.runs.finishing import RIDGE_CHOICE, VALID_PREDICTIONS, VALIDATION
+from cggm_ray.runs.finishing import LINEAR_CHOICE, VALID_PREDICTIONS, VALIDATION
 from cggm_ray.studies.choice import Candidate, candidates_of, decide, read_choice, run_name
 from cggm_ray.studies.store import FAILED, FINISHED, STOPPED, WAITING, Outcome, Record
 from cggm_ray.tasks import Classification
@@ -152,13 +152,13 @@ def test_the_choice_says_how_its_runs_ended(tmp_path: Path) -> None:
     found = []
     for seed, (epoch, share, strength) in enumerate([(4.0, 0.2, 10.0), (8.0, 0.5, 100.0)], start=1):
         run = validated(tmp_path / run_name(A, seed), np.arange(20) < 15)
-        (run.folder / RIDGE_CHOICE).write_text(json.dumps({"share": share, "strength": strength}))
+        (run.folder / LINEAR_CHOICE).write_text(json.dumps({"shares": [1.0 - share, share], "strength": strength}))
         found.append(dataclasses.replace(run, lines=[{"epoch": 9.0, "best_epoch": epoch, "best_value": 0.7}]))
     choice = decide(TASK, "accuracy", [A], [1, 2], found, epochs=10)
     assert choice.share == pytest.approx(0.6)
-    assert choice.ridge == [0.35, 10.0]
+    assert choice.linear == [0.65, 0.35, 10.0]
     choice.save(tmp_path)
     assert read_choice(tmp_path) == choice
-    (found[0].folder / RIDGE_CHOICE).unlink()
-    assert decide(TASK, "accuracy", [A], [1, 2], found, epochs=10).ridge is None
+    (found[0].folder / LINEAR_CHOICE).unlink()
+    assert decide(TASK, "accuracy", [A], [1, 2], found, epochs=10).linear is None
     assert decide(TASK, "accuracy", [A], [1, 2], [], epochs=10).share is None
