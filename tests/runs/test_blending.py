@@ -24,6 +24,7 @@ from cggm_ray.commands.export import TOLERANCE, export
 from cggm_ray.commands.predict import predict
 from cggm_ray.commands.verify import verify
 from cggm_ray.core.errors import TrainingError
+from cggm_ray.engine import linear_blend
 from cggm_ray.engine.linear_blend import LINEAR, RIDGE, read_shares
 from cggm_ray.engine.presets import configured
 from cggm_ray.engine.tracking import LOG
@@ -265,13 +266,22 @@ def test_a_run_of_an_older_version_keeps_its_average(finished: Path, tmp_path: P
     assert read_config(run).train.linear_blend == read_config(finished).train.linear_blend
 
 
-def test_several_labels_have_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    as_npz(tmp_path, {**content(), "mark": (np.arange(120)[:, None] % [2, 3] == 0).astype(np.int64)})
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        ("MOST_NUMBERS", "a sample has 15 numbers, more than 14"),
+        ("MOST_PRODUCTS", "80 samples of 15 numbers and 3 classes are too many for logistic regression"),
+    ],
+)
+def test_a_set_that_is_too_large_has_none(
+    limit: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear_blend, limit, 14)
+    as_npz(tmp_path, classes())
     given = flags(tmp_path, "run", "--linear_blend", "on")
-    given[given.index("--task") + 1] = "multilabel"
+    given[given.index("--task") + 1] = "classification"
     assert main(FEATURES, ["--local", *given]) == 2
-    said = "linear_blend: found on, but this task is neither a regression nor one of exclusive classes; expected auto or off"
-    assert said in capsys.readouterr().err
+    assert f"linear_blend: found on, but {reason}; expected auto or off" in capsys.readouterr().err
 
 
 def test_weight_and_alpha_can_be_given(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -286,7 +296,7 @@ def test_weight_and_alpha_can_be_given(finished: Path, tmp_path: Path, capsys: p
         assert f"those of ridge regression times {shares[1]:g}, as given" in (given / LOG).read_text()
         same += [alpha] if np.array_equal(predictions(given / "predictions.parquet"), wanted) else []
     assert len(same) == 1
-    for wrong in ("1.5:10", "0.5:0", "0.5:x", "0:10", "0.5:inf", "-1:1:1", "1:0:1", "1:1:1:1"):
+    for wrong in ("1.5:10", "0.5:0", "0.5:x", "0:10", "0.5:inf", "1:-1:1", "1:0:1", "1:1:1:1"):
         assert main(FEATURES, ["--local", *flags(tmp_path, "wrong", "--linear_blend", wrong)]) == 2
         assert (
             f"linear_blend: found '{wrong}'; expected auto, on, off, or NETWORK:LINEAR:STRENGTH"
