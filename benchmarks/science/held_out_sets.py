@@ -21,6 +21,7 @@ whose source in --data is missing are left out with a line. The figures are trai
 | mosi_sign | three vectors an utterance (1281 / 229 / 685) | the sign of the sentiment as two classes |
 | offset | three groups of 5 numbers (500 / 150 / 400) | a regression whose target is 1,000,000 ± 5,000 |
 | heavy_target | three groups of 5 numbers (500 / 150 / 400) | a regression with a lognormal target |
+| linear_classes | three groups of 20 numbers (400 / 120 / 1000) | five classes by a linear function, for which a linear model is right |
 """
 
 from __future__ import annotations
@@ -143,6 +144,7 @@ def tables(out: Path) -> dict[str, FeatureSet]:
     found = {}
     sizes = {"wide": (150, 60, 400), "heavy_tails": (500, 150, 400), "imbalanced": (900, 200, 600)}
     sizes |= {"many_weak": (6000, 2000, 2000), "offset": (500, 150, 400), "heavy_target": (500, 150, 400)}
+    sizes |= {"linear_classes": (400, 120, 1000)}
 
     def classes(name: str, columns: int, telling: int, **how: object) -> tuple[np.ndarray, np.ndarray]:
         made = datasets.make_classification(sum(sizes[name]), columns, n_informative=telling, random_state=3, **how)
@@ -161,6 +163,10 @@ def tables(out: Path) -> dict[str, FeatureSet]:
     found["imbalanced"] = write(
         "imbalanced", *classes("imbalanced", 24, 8, weights=[20 / 21], flip_y=0.0, class_sep=1.5)
     )
+    rng, size = np.random.default_rng(5), sum(sizes["linear_classes"])
+    columns, slopes = rng.normal(size=(size, 60)), rng.normal(size=(60, 5)) / 3
+    label = (columns @ slopes + rng.gumbel(size=(size, 5))).argmax(1)
+    found["linear_classes"] = write("linear_classes", columns, label)
     found["many_weak"] = write("many_weak", *classes("many_weak", 30, 8, flip_y=0.5), groups=2)
     for name in ("offset", "heavy_target"):
         values, target = datasets.make_friedman1(sum(sizes[name]), 15, noise=1.0, random_state=5)
