@@ -21,7 +21,7 @@ whose source in --data is missing are left out with a line. The figures are trai
 | mosi_sign | three vectors an utterance (1281 / 229 / 685) | the sign of the sentiment as two classes |
 | offset | three groups of 5 numbers (500 / 150 / 400) | a regression whose target is 1,000,000 ± 5,000 |
 | heavy_target | three groups of 5 numbers (500 / 150 / 400) | a regression with a lognormal target |
-| linear_classes | three groups of 20 numbers (400 / 120 / 1000) | five classes by a linear function, for which a linear model is right |
+| linear_classes | three groups of 20 numbers (400 / 120 / 1000) | classes by a linear function, so a linear model is right |
 """
 
 from __future__ import annotations
