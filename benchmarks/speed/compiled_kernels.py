@@ -3,8 +3,9 @@
     python benchmarks/speed/compiled_kernels.py --datasets mosi --strategies none,cggm
 
 The step is the package's own, forward and backward pass as `--compile` has them; clipping, the finite check and the optimizers,
-which are not compiled, are not counted. `generated` are the kernels that inductor writes, `extern` the calls of others that its
-program makes, such as products of matrices and attention. On a GPU inductor joins other operations, so this is an estimate.
+which are not compiled, are not counted. Encoders of equal shape are called together, as on a GPU. `generated` are the kernels
+that inductor writes, `extern` the calls of others that its program makes, such as products of matrices and attention. On a GPU
+inductor joins other operations, so this is an estimate.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from problems import PROBLEMS, Product, product
 from torch._inductor.utils import run_and_get_code
 
 from cggm_ray.core.tables import text_table
+from cggm_ray.models.sequence import SequenceNet
 
 GENERATED = re.compile(r"^\s+(?:cpp_fused\w*|kernel_cpp_\d+)\(", re.M)
 EXTERN = re.compile(r"^\s+(?:\w+ = )?(?:extern_kernels\.|torch\.ops\.|aten\.)", re.M)
@@ -26,6 +28,8 @@ EXTERN = re.compile(r"^\s+(?:\w+ = )?(?:extern_kernels\.|torch\.ops\.|aten\.)", 
 
 def counts(made: Product) -> tuple[int, int]:
     """Returns how many kernels of inductor, and how many of others, forward and backward pass of a step have."""
+    if isinstance(made.state.net, SequenceNet):
+        made.state.net.together = True
     made.step.compile_whole(len(made.batch), print)
 
     def losses() -> None:

@@ -74,6 +74,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--where", action="store_true", help="name the lines that read and copy")
     parser.add_argument("--ops", action="store_true", help="name the most frequent operations and lines")
     parser.add_argument("--sdpa", action="store_true", help="attention is one operation forward and one backward")
+    parser.add_argument("--one_by_one", action="store_true", help="encoders of equal shape are not called together")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the configuration")
     parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "gpu_probe")
@@ -150,6 +151,8 @@ def package_step(problem: Problem, settings: Mapping[str, Any], arguments: argpa
             return problem.networks(config)
 
     net, guides = networks()
+    if arguments.one_by_one:
+        net.together = False
     net = assembly.STRATEGIES.get(config.modulation.modulation).network_of(net, guides, config.strategy)
     # Teachers are finished runs, of which there are none here: networks with fresh weights take their place.
     assembly.find_teachers = lambda *args: {}

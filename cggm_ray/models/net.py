@@ -17,6 +17,8 @@ from cggm_ray.core.errors import UsageError
 
 Masks = Mapping[str, Tensor]
 """Modality name to bool [N, T] or [N, 1]; see `Batch.masks`."""
+Given = tuple[Tensor, Tensor | None]
+"""The input [N, ...] of an encoder, and its mask as in `Masks`."""
 
 
 class MultimodalNet(nn.Module):
@@ -58,16 +60,28 @@ class MultimodalNet(nn.Module):
             masks: of inputs that are given alone.
         """
         inputs, masks = _parts(batch, masks)
-        features: dict[str, Feature] = {}
-        for name, encoder in self.encoders.items():
+        given: dict[str, Given] = {}
+        for name in self.encoders:
             mask = None if masks is None else masks.get(name)
             # Before the mask, because padding is a zero of what the encoder gets.
             x = self.inputs[name](inputs[name]) if name in self.inputs else inputs[name]
-            if mask is None:
-                features[name] = encoder(x)
-            else:
-                features[name] = zeroed_feature(encoder(zeroed(x, mask), mask), mask)
+            given[name] = (x if mask is None else zeroed(x, mask), mask)
+        features = self.run_encoders(given)
+        for name, (_, mask) in given.items():
+            if mask is not None:
+                features[name] = zeroed_feature(features[name], mask)
         return features
+
+    def run_encoders(self, given: Mapping[str, Given]) -> dict[str, Feature]:
+        """Features of every modality, from encoders that are called one by one; what masks leave out may be anything.
+
+        Args:
+            given: to every encoder, with its mask where there is one.
+        """
+        return {
+            name: self.encoders[name](x) if mask is None else self.encoders[name](x, mask)
+            for name, (x, mask) in given.items()
+        }
 
     def fuse(self, features: Mapping[str, Feature], masks: Masks | None = None) -> HeadOutput:
         """Prediction from the features, with the head's input."""
@@ -127,6 +141,16 @@ def mask_of(feature: Tensor, mask: Tensor | None) -> Tensor | None:
     if mask is None or mask.shape[1] == 1 or (feature.ndim > 2 and feature.shape[1] == mask.shape[1]):
         return mask
     return mask.any(1, keepdim=True)
+
+
+def masks_of_steps(features: Mapping[str, Feature], masks: Masks) -> list[Tensor]:
+    """Returns a mask for each of the features [N, T, ...], bool [N, T]; all True where its modality has none."""
+    found = []
+    for name, h_NTD in features.items():
+        assert isinstance(h_NTD, Tensor)
+        whole = torch.ones(h_NTD.shape[:2], dtype=torch.bool, device=h_NTD.device)
+        found.append(whole & masks[name] if name in masks else whole)
+    return found
 
 
 def zeroed_feature(feature: Feature, mask: Tensor) -> Feature:

@@ -51,7 +51,8 @@ class LayerNorm(nn.LayerNorm):
             return super().forward(x)
         rows_SRD = F.layer_norm(x, self.normalized_shape, eps=self.eps).reshape(len(self.weight), -1, x.shape[-1])
         y_SRD: Tensor = _Affine.apply(rows_SRD, self.weight, self.bias)  # type: ignore[no-untyped-call]
-        return y_SRD.view(x.shape)
+        # Of the type that a layer norm of one module has under autocast, which takes weights of another type than x.
+        return y_SRD.view(x.shape).to(rows_SRD.dtype)
 
 
 class _Linears(torch.autograd.Function):
@@ -96,6 +97,21 @@ def alike(modules: Sequence[nn.Module]) -> bool:
         return False
     shapes = [{name: value.shape for name, value in module.named_parameters()} for module in modules]
     return len(set(map(type, modules))) == 1 and all(each == shapes[0] for each in shapes)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Returns whether calls of a module, or of one in it, run more than `forward` of its class.
+
+    Hooks, and a `forward` that was put into the module, would not run where it is called together with others.
+    """
+    return any(
+        each._forward_hooks
+        or each._forward_pre_hooks
+        or each._backward_hooks
+        or each._backward_pre_hooks
+        or "forward" in each.__dict__
+        for each in module.modules()
+    )
 
 
 def call_together(modules: Sequence[nn.Module], *inputs: Tensor) -> Any:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cggm_ray.models.dropout import add_dropped, drawn_here, dropout, dropped_attention, relu_dropout_linear
-from cggm_ray.models.stacked import LayerNorm, Linear, linear
+from cggm_ray.models.stacked import LayerNorm, Linear, Stackable, linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ class EncoderLayer(nn.Module):
         return add_dropped(x, hidden, self.res_dropout, self.training)
 
 
-class TransformerEncoder(nn.Module):
+class TransformerEncoder(Stackable):
     """A stack of layers over an embedded sequence.
 
     Args:
@@ -142,6 +142,7 @@ class TransformerEncoder(nn.Module):
 
     def __init__(self, config: TransformerConfig, *, first_step_only: bool = False) -> None:
         super().__init__()
+        self.config = config
         self.scale = math.sqrt(config.width)
         self.embed_dropout = config.embed_dropout
         self.first_step_only = first_step_only

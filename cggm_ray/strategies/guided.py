@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from cggm_ray.core.arithmetic import in_precision
 from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
+from cggm_ray.models.net import masks_of_steps
 from cggm_ray.models.stacked import alike, call_together
 from cggm_ray.strategies.base import Memo, Strategy
 from cggm_ray.strategies.features import detached
@@ -147,7 +148,7 @@ class Guided(Strategy):
                 guide(inputs[name], *([masks[name]] if name in masks else [])) for name, guide in self.guides.items()
             ]
             return self._outputs(list(zip(heads, counted, strict=True)), batch)
-        joined_masks = [_joined(inputs, masks)] if masks else []
+        joined_masks = [torch.cat(masks_of_steps(inputs, masks))] if masks else []
         joined: HeadOutput = call_together(list(self.guides.values()), together, *joined_masks)
         parts = (part.unflatten(0, (len(counted), -1)).unbind() for part in (joined.logits, joined.hidden))
         heads = [HeadOutput(*tensors) for tensors in zip(*parts, strict=True)]
@@ -172,16 +173,6 @@ def _one_shape(features: list[Feature]) -> Tensor | None:
     ):
         return None
     return torch.cat(features)  # type: ignore[arg-type]
-
-
-def _joined(features: Mapping[str, Feature], masks: Mapping[str, Tensor]) -> Tensor:
-    """Returns the masks of features of one shape [N, T, D] one after the other, bool [M N, T]."""
-    parts = []
-    for name, h_NTD in features.items():
-        assert isinstance(h_NTD, Tensor)
-        whole = torch.ones(h_NTD.shape[:2], dtype=torch.bool, device=h_NTD.device)
-        parts.append(whole & masks[name] if name in masks else whole)
-    return torch.cat(parts)
 
 
 def losses_of(task: Task, sums_MK: Tensor) -> Tensor:
