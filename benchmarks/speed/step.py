@@ -4,6 +4,7 @@
     python benchmarks/speed/step.py --problems mosi,iemocap,food101,brats --rounds 5
     python benchmarks/speed/step.py --breakdown                           # where the time of a CGGM step goes
     python benchmarks/speed/step.py --problems iemocap --strategies all   # every strategy that serves the task
+    python benchmarks/speed/step.py --strategies cggm --together          # encoders one by one and together
 
 The variants take turns, one step each, so that whatever else the machine does meets all of them; printed are medians over
 the rounds with the quartiles, and ratios of medians. Peak memory is that of a process of its own which takes three steps,
@@ -24,27 +25,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from problems import NAIVE, PROBLEMS, STRATEGIES, STRATEGY_TYPES, Problem, naive_step, product_step
+from problems import NAIVE, PROBLEMS, STRATEGIES, STRATEGY_TYPES, Problem, naive_step, product
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cggm_ray.core.reduction import SINGLE_WORKER
 from cggm_ray.engine.assembly import build_strategy
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.optim import clip_by_total_norm, model_optimizer
+from cggm_ray.models.sequence import SequenceNet
 
 NEEDED: dict[str, dict[str, Any]] = {"mslr": {"mslr_strategy": "dynamic"}}
 """Settings that a strategy cannot do without."""
+TOGETHER = ", together"
+"""How the name of a variant ends whose encoders are called together."""
 
 
 def make(problem: Problem, variant: str) -> Callable[[], Any]:
     """Returns the step of a variant."""
     if variant == NAIVE:
         return naive_step(problem)
-    return product_step(problem, STRATEGIES.get(variant, {"modulation": variant, **NEEDED.get(variant, {})}))
+    label = variant.removesuffix(TOGETHER)
+    step = product(problem, STRATEGIES.get(label, {"modulation": label, **NEEDED.get(label, {})}))
+    if label != variant:
+        assert isinstance(step.state.net, SequenceNet)
+        step.state.net.together = True
+    return step
 
 
-def variants_of(problem: Problem, chosen: str | None) -> list[str]:
-    """Returns all variants, or the chosen strategies after joint training; the naive step exists for sequences only."""
+def variants_of(problem: Problem, chosen: str | None, together: bool) -> list[str]:
+    """Returns all variants, or the chosen strategies after joint training; the naive step exists for sequences only.
+
+    With `together` every strategy is there a second time, with encoders called together as on a GPU.
+    """
+    if together:
+        return [name + end for name in variants_of(problem, chosen, False) if name != NAIVE for end in ("", TOGETHER)]
     if chosen is not None:
         serving = [name for name in STRATEGY_TYPES.names() if STRATEGY_TYPES.get(name).serves(problem.task())]
         names = serving if chosen == "all" else chosen.split(",")
@@ -111,10 +125,12 @@ def resident(line: str) -> float:
     return float(status.partition(f"{line}:")[2].split()[0]) / 1024
 
 
-def compare(name: str, threads: int, rounds: int, chosen: str | None) -> list[dict[str, Any]]:
+def compare(name: str, threads: int, rounds: int, chosen: str | None, together: bool) -> list[dict[str, Any]]:
     """Returns the rows of the table of one problem."""
     problem = PROBLEMS[name]
-    seconds = take_turns({variant: make(problem, variant) for variant in variants_of(problem, chosen)}, rounds)
+    seconds = take_turns(
+        {variant: make(problem, variant) for variant in variants_of(problem, chosen, together)}, rounds
+    )
     medians = {variant: statistics.median(values) for variant, values in seconds.items()}
     counts = {variant: launches(problem, variant) for variant in seconds}
     rows = []
@@ -185,6 +201,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--strategies", help="comma-separated names of strategies, or all")
     parser.add_argument("--breakdown", action="store_true")
+    parser.add_argument("--together", action="store_true", help="also with the encoders of sequences called together")
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -199,7 +216,8 @@ def main() -> None:
             for part, ms in parts.items():
                 print(f"{name:<10}{part:<42}{ms:>9.1f} ms{ms / sum(parts.values()):>7.1%}")
         return
-    rows = [row for name in names for row in compare(name, arguments.threads, arguments.rounds, arguments.strategies)]
+    given = (arguments.threads, arguments.rounds, arguments.strategies, arguments.together)
+    rows = [row for name in names for row in compare(name, *given)]
     for row in rows:
         print(json.dumps(row | {"threads": arguments.threads}))
     print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from cggm_ray import CGGM, JointTraining, Task
 from cggm_ray.core.batch import Batch
 from cggm_ray.engine.optim import clip_by_total_norm
+from cggm_ray.models import sequence
 from cggm_ray.models.released import guide_name
+from cggm_ray.models.stacked import call_together
 
 TYPES = {"f64": torch.float64, "f32": torch.float32}
 
@@ -65,9 +68,37 @@ def total_norm(gradients: Iterable[torch.Tensor | None]) -> float:
 
 @pytest.mark.parametrize("mode", ["none", "cggm"])
 def test_trajectory(recording: Recording, mode: str) -> None:
+    follow(recording, mode)
+
+
+@pytest.mark.parametrize("mode", ["none", "cggm"])
+@pytest.mark.parametrize("file", recordings("mosi_explode.npz"))
+def test_trajectory_with_encoders_called_together(file: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself a network calls them together on a GPU only. The sequences of this recording have one length."""
+    calls: list[int] = []
+
+    def noting(modules: list[torch.nn.Module], *inputs: torch.Tensor) -> Any:
+        calls.append(len(modules))
+        return call_together(modules, *inputs)
+
+    monkeypatch.setattr(sequence, "call_together", noting)
+    recording = Recording(file)
+    follow(recording, mode, together=True)
+    assert calls == [3] * recording.meta["num_steps"]
+
+
+def follow(recording: Recording, mode: str, *, together: bool | None = None) -> None:
+    """Takes the steps of a recording and compares all that was recorded.
+
+    Args:
+        recording: in the type in which steps are taken.
+        mode: 'none' or 'cggm'.
+        together: that of the network.
+    """
     torch.manual_seed(0)
     meta, task = recording.meta, recording.task
     net, guides = recording.build()
+    net.together = together
     strategy = released_strategy(recording, net, guides, task) if mode == "cggm" else JointTraining(task=task)
     optimizer = recording.optimizer(net.parameters())
     schedule = ReduceLROnPlateau(optimizer, factor=0.1, patience=meta.get("when", 10))

@@ -18,7 +18,7 @@ from cggm_ray import Classification, Regression, Task
 from cggm_ray.engine.optim import build_optimizer
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.released import convert_released, net_name
-from cggm_ray.models.sequence import sequence_guides, sequence_net
+from cggm_ray.models.sequence import SequenceNet, sequence_guides, sequence_net
 from cggm_ray.models.settings import ModelConfig
 
 FOLDER = Path(os.environ.get("CGGM_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
@@ -108,7 +108,7 @@ class Recording:
             out_dropout=0,
         )
 
-    def build(self) -> tuple[MultimodalNet, dict[str, nn.Module]]:
+    def build(self) -> tuple[SequenceNet, dict[str, nn.Module]]:
         """Model and guides with the recorded initial weights."""
         widths = dict(zip(self.modalities, self.meta["dims"], strict=True))
         net = sequence_net(self.model_config, widths, self.meta["out"])
@@ -186,7 +186,7 @@ class FoodRecording(Recording):
     def encoders(self, net: MultimodalNet) -> list[nn.Module]:
         return [encoder.body for encoder in net.encoders.values()]
 
-    def build(self) -> tuple[MultimodalNet, dict[str, nn.Module]]:
+    def build(self) -> tuple[SequenceNet, dict[str, nn.Module]]:
         widths = dict(zip(self.modalities, self.meta["dims"], strict=True))
         net = sequence_net(self.model_config, widths, self.meta["out"])
         net.encoders["text"].proj = net.encoders["image"].proj
