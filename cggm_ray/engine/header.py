@@ -18,6 +18,8 @@ from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.opening import Training
 from cggm_ray.engine.refit import TRAINED_ON
 
+FEW = 20
+"""Samples of a split below which a line says so: one of them is then more than .05 of an accuracy."""
 DEMONSTRATION = "demonstration data, which was generated: figures of this run say nothing about real data"
 
 
@@ -46,10 +48,12 @@ def header(training: Training) -> str:
     network = config.model.network or training.dataset.network
     own = _parameters(state.strategy)
     samples = ", ".join(f"{len(split):,} {name}" for name, split in training.splits.items())
+    few = [f"{len(training.splits[name])} {name}" for name in ("valid", "test") if len(training.splits[name]) < FEW]
     workers = f"{runtime.world_size} worker{'s' if runtime.world_size > 1 else ''}"
     return _block(
         {
             "samples": f"{samples}; {budget.batch_size} in a batch",
+            "few samples": f"{' and '.join(few)}: so few that choices and metrics may be chance" if few else "",
             "network": f"{network}, {_parameters(state.net):,} parameters",
             "strategy": f"{own:,} parameters of its own" if own else "",
             "device": f"{runtime.device.type}, {workers}",

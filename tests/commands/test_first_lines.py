@@ -6,11 +6,14 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from feature_sets import as_npz
 
 from cggm_ray.commands.cli import main
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.header import DEMONSTRATION
+from cggm_ray.recipes.base import RECIPES
 from conftest import SMALL
 
 
@@ -46,6 +49,31 @@ def test_the_rest_follows_and_the_log_has_all(
         assert "  runs on     this process, CPU\n" in text
         assert "  device      cpu, 1 worker\n" in text
         assert text.index("  folder  ") < text.index("  samples ") < text.index("  length ") < text.index("epoch 1/1")
+
+
+@pytest.mark.parametrize(("samples", "said"), [(30, True), (200, False)])
+def test_few_samples_of_a_split_are_said(
+    samples: int, said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    as_npz(
+        tmp_path,
+        {"image": rng.normal(size=(samples, 4)), "sound": rng.normal(size=(samples, 3)), "y": rng.normal(size=samples)},
+    )
+    flags = [
+        "--local",
+        "--data_path",
+        str(tmp_path / "f.npz"),
+        "--target",
+        "y",
+        "--task",
+        "regression",
+        "--max_steps",
+        "2",
+    ]
+    assert main(RECIPES.get("features").config, [*flags, "--storage_path", str(tmp_path), "--report", "false"]) == 0
+    text = "  few samples 3 valid and 3 test: so few that choices and metrics may be chance\n"
+    assert (text in capsys.readouterr().out) == said
 
 
 def test_the_table_has_arrows_with_quiet_too(
