@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 from waiting import wait_for
 
 from cggm_ray.commands.cli import main
@@ -94,6 +95,7 @@ def test_two_stop_at_the_same_step_and_one_goes_on(small_pickle: Path, tmp_path:
             assert np.isclose(one[name], two[name], rtol=1e-3), name
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_named(small_pickle: Path, tmp_path: Path) -> None:
     """It hangs at a step, and only from that step on the other one has a limit that is short."""
     arguments = [*flags(small_pickle, tmp_path, "run", 10), "--collective_timeout", "3000"]

@@ -55,6 +55,7 @@ def test_a_shared_one_trains(cluster: Raylets, storage: Path, small_pickle: Path
     assert not [each for each in (storage / "runs").rglob("*") if each.name.startswith(".shared")]
 
 
+@pytest.mark.slow
 def test_shards_of_their_own_are_looked_at_as_well(cluster: Raylets, storage: Path, small_pickle: Path) -> None:
     flags = [*SMALL, "--data_path", str(small_pickle), "--storage_path", str(storage / "runs")]
     done = cluster.run("python", "pipelines/mosi.py", *flags, "--shard_path", str(storage / "apart" / "shards"))

@@ -122,6 +122,7 @@ def test_a_coefficient_that_is_no_learning_rate_is_nearly_zero() -> None:
     assert balance.rates() == {"a": 1e-6, "b": 1e-6, "c": 2.0}
 
 
+@pytest.mark.slow
 def test_scaled_updates_follow_on_two_workers_and_after_a_stop(tmp_path: Path) -> None:
     one = assert_workers_follow_one(tmp_path, {"modulation": "cggm", "gate": "update"})
     assert len(set(one["rates"].values())) == 3

@@ -75,6 +75,7 @@ def test_a_guide_without_a_linear_head() -> None:
         GatedEnsemble({"a": torch.nn.Identity()}, 4.0)
 
 
+@pytest.mark.slow
 def test_two_workers_follow_one(tmp_path: Path) -> None:
     one = assert_workers_follow_one(tmp_path, {"modulation": "greedy"})
     assert any(float(step["held"].max()) > 0 for step in one["logged"])

@@ -18,6 +18,7 @@ from cggm_ray.models.net import MultimodalNet
 from cggm_ray.strategies.inforeg import InfoReg
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classes", "numbers"])
 def test_two_workers_follow_one(tmp_path: Path, kind: str) -> None:
     one = assert_workers_follow_one(tmp_path, {"modulation": "inforeg"}, kind=kind)

@@ -184,6 +184,7 @@ def test_pooling() -> None:
     torch.testing.assert_close(pooled(maps)[:, :5], maps[0].mean((2, 3)))
 
 
+@pytest.mark.slow
 def test_workers_follow_one(tmp_path: Path) -> None:
     one = assert_workers_follow_one(tmp_path, {"modulation": "pmr", "pmr_mu": 0.2, "pmr_epochs": 2})
     assert any(bool((values["coefficient"] > 0).any()) for values in one["logged"])

@@ -84,6 +84,7 @@ def test_encoders_go_back_by_the_gap() -> None:
     assert len(blurred[1]) == 80
 
 
+@pytest.mark.slow
 def test_two_workers_follow_one(tmp_path: Path) -> None:
     one = assert_workers_follow_one(tmp_path, {"modulation": "relearning"})
     assert float(one["parameters"]["strategy.reset_M"].max()) > 0

@@ -86,6 +86,7 @@ def test_a_copy_shows_the_fusion_one_modality() -> None:
     assert balance.transform(features, batch)[0] is features
 
 
+@pytest.mark.slow
 def test_two_workers_follow_one(tmp_path: Path) -> None:
     one = assert_workers_follow_one(tmp_path, {"modulation": "valuation"})
     assert float(one["parameters"]["strategy.value_M"].abs().max()) > 0

@@ -138,6 +138,7 @@ def test_asha_stops_trials_and_their_epochs_are_counted(
     assert f"{epochs} of 16 epochs trained" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_killed_driver_goes_on_with_the_same_command(raw: Path, undisturbed: Path, tmp_path: Path) -> None:
     """The driver dies together with its cluster; what was over stays, what ran goes on, the table is that of the whole."""
     command = [sys.executable, str(ROOT / "pipelines" / "mosi.py"), *argv(raw, tmp_path, WHOLE | {"concurrent": 1})]
