@@ -159,6 +159,9 @@ def read_choice(folder: Path) -> Choice | None:
             for each in found.pop("candidates")
         ]
         leads = {trial: Gain(**lead) for trial, lead in found.pop("leads", {}).items()}
+        # Of a choice that was made when there was ridge regression alone, in an average.
+        if average := found.pop("ridge", None):
+            found["linear"] = [1 - average[0], *average]
         choice = Choice(candidates=candidates, leads=leads, **found)
         if all(each.trial != choice.chosen for each in candidates):
             raise ValueError(f"no candidate {choice.chosen}")

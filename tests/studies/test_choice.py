@@ -159,6 +159,10 @@ def test_the_choice_says_how_its_runs_ended(tmp_path: Path) -> None:
     assert choice.linear == [0.65, 0.35, 10.0]
     choice.save(tmp_path)
     assert read_choice(tmp_path) == choice
+    text = (tmp_path / "choice.json").read_text()
+    older = {name: value for name, value in json.loads(text).items() if name != "linear"}
+    (tmp_path / "choice.json").write_text(json.dumps({**older, "ridge": [0.35, 10.0]}))
+    assert read_choice(tmp_path) == choice
     (found[0].folder / LINEAR_CHOICE).unlink()
     assert decide(TASK, "accuracy", [A], [1, 2], found, epochs=10).linear is None
     assert decide(TASK, "accuracy", [A], [1, 2], [], epochs=10).share is None
