@@ -38,6 +38,8 @@ HELD_OUT = (
     "wide",
 )
 
+CLASSES = tuple(name for name in MADE if name.startswith("classes"))
+
 
 def accuracies(pool: Pool, seed: int) -> tuple[float, float, float, float]:
     """Returns the test accuracy of network, logistic regression and sum, and the weight of logistic regression in the sum."""
@@ -73,7 +75,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[list[object]] = []
-    for name in arguments.names or (*SETS, *HELD_OUT, *MADE[:2]):
+    for name in arguments.names or (*SETS, *HELD_OUT, *CLASSES):
         folder = arguments.sets if name in SETS else arguments.held_out
         pool = made(name) if name in MADE else stored(name, folder)
         found = [accuracies(pool, seed) for seed in range(arguments.splits)]

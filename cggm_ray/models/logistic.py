@@ -50,11 +50,7 @@ def fit_logistic(
 
         def objective(parameters_CE: Tensor, strength: float = strength) -> tuple[Tensor, Tensor]:
             weights_CD, bias_C = parameters_CE[:, :-1], parameters_CE[:, -1]
-            log_likelihood_NC = torch.addmm(bias_C, x_ND, weights_CD.T).log_softmax(1)
-            loss = F.nll_loss(log_likelihood_NC, target_N, reduction="none") @ weight_N
-            slope_NC = log_likelihood_NC.exp()
-            slope_NC[torch.arange(len(x_ND), device=x_ND.device), target_N] -= 1
-            slope_NC *= weight_N[:, None]
+            loss, slope_NC = _cross_entropy(torch.addmm(bias_C, x_ND, weights_CD.T), target_N, weight_N)
             of_weights = torch.cat([slope_NC.T @ x_ND, slope_NC.sum(0)[:, None]], 1)
             sums = reduce(torch.cat([loss[None], of_weights.flatten()])) / count
             gradient_CE = sums[1:].view_as(parameters_CE).clone()
@@ -84,15 +80,20 @@ def classifier_weights(logits_MNC: Tensor, target_N: Tensor, weight_N: Tensor) -
     alone_M[0] = 1
 
     def objective(parameters_M: Tensor) -> tuple[Tensor, Tensor]:
-        log_likelihood_NC = torch.einsum("m,mnc->nc", parameters_M, logits_MNC).log_softmax(1)
-        loss = F.nll_loss(log_likelihood_NC, target_N, reduction="none") @ weight_N
-        slope_NC = log_likelihood_NC.exp()
-        slope_NC[torch.arange(len(target_N), device=target_N.device), target_N] -= 1
-        gradient_M = torch.einsum("mnc,nc->m", logits_MNC, slope_NC * weight_N[:, None])
+        logits_NC = torch.einsum("m,mnc->nc", parameters_M, logits_MNC)
+        loss, slope_NC = _cross_entropy(logits_NC, target_N, weight_N)
+        gradient_M = torch.einsum("mnc,nc->m", logits_MNC, slope_NC)
         moved_M = parameters_M - alone_M
         return loss + PRIOR / 2 * moved_M.square().sum(), gradient_M + PRIOR * moved_M
 
     return _least(objective, alone_M)
+
+
+def _cross_entropy(logits_NC: Tensor, target_N: Tensor, weight_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the weighted sum of the cross-entropies, and its slope in the logits [N, C]."""
+    log_likelihood_NC = logits_NC.log_softmax(1)
+    slope_NC = log_likelihood_NC.exp() - F.one_hot(target_N, logits_NC.shape[1])
+    return F.nll_loss(log_likelihood_NC, target_N, reduction="none") @ weight_N, slope_NC * weight_N[:, None]
 
 
 def _least(objective: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor) -> Tensor:
