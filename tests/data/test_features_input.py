@@ -107,6 +107,6 @@ def test_targets_that_single_precision_cannot_tell_apart_are_refused(tmp_path: P
             prepare_data(settings, write_shards_here)
             continue
         with pytest.raises(
-            DataError, match=r"target mark: values with the mean .*; expected values without this offset"
+            DataError, match=r"target mark: found mean 1.7e\+09 and .*; expected values without this offset"
         ):
             prepare_data(settings, write_shards_here)

@@ -17,11 +17,9 @@ from cggm_ray.data.datasets.sentiment import choose_target, is_audio, numbers_of
 from cggm_ray.data.datasets.taken import in_words, no_modality, whole_steps
 from cggm_ray.data.formats.columns import Column, Mapped, mapped
 from cggm_ray.data.formats.layouts import WHOLE
+from cggm_ray.data.formats.rounding import check_target_rounding
 from cggm_ray.data.formats.untrusted import finite
 from cggm_ray.data.split_names import SPLITS, split_of
-
-MOST_ROUNDING = 0.01
-"""Largest rounding of a target, in standard deviations, that is as good as none."""
 
 
 def choose_modalities(
@@ -229,15 +227,8 @@ def check_rounding(tables: Mapping[str, FeatureTable], column: str, index: int |
         column: of the targets, which `read_values` has checked.
         index: which of several targets of a sample.
     """
-    parts = [numbers_of(table, column, _target(table, column), index).astype(np.float64) for table in tables.values()]
-    values = np.concatenate(parts)
-    rounding = np.abs(values.astype(np.float32) - values).max(initial=0.0)
-    if rounding and values.min() < values.max() and rounding > MOST_ROUNDING * values.std():
-        raise DataError(
-            f"{next(iter(tables.values())).where}, target {column}: values with the mean {values.mean():.6g} and the standard "
-            f"deviation {values.std():.3g}, which single precision changes by up to {rounding:.3g}; expected values without "
-            "this offset: subtract the mean, or take another unit"
-        )
+    parts = [numbers_of(table, column, _target(table, column), index) for table in tables.values()]
+    check_target_rounding(np.concatenate(parts), f"{next(iter(tables.values())).where}, target {column}")
 
 
 def divide(

@@ -12,6 +12,7 @@ from cggm_ray.data.datasets.feature_files import PRESENT_SUFFIX, FeatureTable
 from cggm_ray.data.datasets.samples import Samples
 from cggm_ray.data.datasets.sentiment import is_audio, unlimited
 from cggm_ray.data.formats.columns import Column, blocks, every
+from cggm_ray.data.formats.rounding import rounded_features, rounded_in_words
 
 LENGTH_SUFFIXES = ("_lengths", "_length", "_lens", "_len")
 MOST_LISTED = 12
@@ -87,6 +88,15 @@ def _padded_ids(values: np.ndarray | Column) -> bool:
         front, back = front and bool((steps >= 0).all()), back and bool((steps <= 0).all())
     # Without any padding both are true.
     return most >= LEAST_VOCABULARY and front != back
+
+
+def _maybe_ids(values: np.ndarray | Column) -> bool:
+    """Returns whether rows are whole numbers of at least 0, at least one of them as large as ids of a vocabulary."""
+    if values.ndim != 2 or values.dtype.kind not in "iu" or not values.size:
+        return False
+    return every(values, lambda block: block.min() >= 0) and not every(
+        values, lambda block: block.max() < LEAST_VOCABULARY
+    )
 
 
 def _bert_input(values: np.ndarray | Column) -> bool:
@@ -191,13 +201,29 @@ def left_out(table: FeatureTable, used: set[str], named: bool, reasons: Mapping[
     return found
 
 
-def count_infinite(tables: Mapping[str, FeatureTable], modalities: Sequence[str]) -> dict[str, int]:
-    """Returns the number of infinite values of each audio modality."""
-    return {
-        name: sum(int(unlimited(block).sum()) for table in tables.values() for _, block in blocks(table.columns[name]))
-        for name in modalities
-        if is_audio(name)
-    }
+def about_values(tables: Mapping[str, FeatureTable], modalities: Sequence[str]) -> dict[str, str]:
+    """Returns what happens to values that a person may not expect, for the modalities that have such."""
+    found = {}
+    for name in modalities:
+        columns = [table.columns[name] for table in tables.values()]
+        if is_audio(name):
+            infinite = sum(int(unlimited(block).sum()) for column in columns for _, block in blocks(column))
+            if infinite:
+                found[name] = f"{infinite} infinite values as 0"
+        if all(map(_maybe_ids, columns)):
+            found[name] = "whole numbers as values, not as token ids"
+    return found
+
+
+def rounded_values(tables: Mapping[str, FeatureTable], modalities: Sequence[str]) -> str:
+    """Returns which features single precision changes, by modality; an empty text where it changes none."""
+    texts = []
+    for name in modalities:
+        parts = [rounded_features(table.columns[name]) for table in tables.values()]
+        found = {number: words for part in reversed(parts) for number, words in part.items()}
+        if found:
+            texts.append(f"{name}, {rounded_in_words(found)}")
+    return "; ".join(texts)
 
 
 def in_lines(parts: Sequence[tuple[str, str]]) -> list[str]:
@@ -222,7 +248,8 @@ def block(
     splits: Mapping[str, Samples],
     lengths: Mapping[str, str],
     kinds: Mapping[str, str],
-    infinite: Mapping[str, int],
+    values: Mapping[str, str],
+    rounded: str,
     out: Mapping[str, str],
 ) -> list[str]:
     """Returns lines about the interpretation of a file.
@@ -233,19 +260,21 @@ def block(
         splits: the samples.
         lengths: modality to what says how long its sequences are.
         kinds: modality to its kind; it may be empty.
-        infinite: modality to the number of infinite values, which become 0.
+        values: of `about_values`.
+        rounded: of `rounded_values`.
         out: columns that are not used, with the reason.
     """
     first = next(iter(splits.values()))
     modalities = []
-    for name, values in first.inputs.items():
-        text = f"{name} {list(values.shape[1:])}"
+    for name, array in first.inputs.items():
+        text = f"{name} {list(array.shape[1:])}"
         text += f" {kinds[name]}" if name in kinds else ""
         text += f", steps from {lengths[name]}" if name in lengths else ""
-        modalities.append(text + (f", {infinite[name]} infinite values as 0" if infinite.get(name) else ""))
+        modalities.append(text + (f", {values[name]}" if name in values else ""))
     parts = [
         ("target", target),
         ("modalities", "; ".join(modalities)),
+        ("rounded", rounded),
         ("names", "none" if first.names is None else "id"),
         ("samples", ", ".join(f"{split} {len(part.target)}" for split, part in splits.items())),
         ("left out", in_words(out)),

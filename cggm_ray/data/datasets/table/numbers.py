@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from cggm_ray.core.errors import DataError
 from cggm_ray.data.datasets.table.cells import Cells, as_texts, is_list, is_number, is_text
 from cggm_ray.data.datasets.table.kinds import COLUMN_KINDS, MOSTLY, ColumnKind, Context, Facts, State
+from cggm_ray.data.formats.rounding import rounding
 
 FLOAT = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 COMMA = r"^\s*[+-]?(\d+,?\d*|,\d+)([eE][+-]?\d+)?\s*$"
@@ -72,22 +73,28 @@ class Numeric(ColumnKind):
         return as_numbers(cells, context.options.decimal)
 
     def fit(self, name: str, cells: pa.Array, context: Context) -> State:
-        """Returns the mean, and whether a cell is missing."""
+        """Returns the mean, whether a cell is missing, and the offset that has to be subtracted for single precision."""
         if cells.null_count == len(cells):
             raise DataError(
                 f"column {name}: has no number in the training split; leave it out with --column {name}=drop"
             )
-        return {"mean": float(np.mean(cells.drop_null().to_numpy())), "missing": cells.null_count > 0}
+        known = cells.drop_null().to_numpy()
+        mean = float(np.mean(known))
+        # Only where it matters, so that without standardisation the network has the numbers of the table.
+        offset = {} if rounding(known) is None else {"offset": mean}
+        return {"mean": mean, "missing": cells.null_count > 0, **offset}
 
     def encode(self, cells: pa.Array, state: State) -> np.ndarray:
         """Returns [N, 1], or [N, 2] with the second number 1 where the first is missing."""
         values = pc.fill_null(cells.cast(pa.float64()), state["mean"]).to_numpy(zero_copy_only=False)
+        values = values - state.get("offset", 0.0)
         columns = [values, cells.is_null().to_numpy(zero_copy_only=False)][: 1 + state["missing"]]
         return np.stack(columns, 1).astype(np.float32)
 
     def about(self, state: State) -> str:
-        """Returns the mean."""
-        return f"mean {state['mean']:.4g}{', missing ones are marked' if state['missing'] else ''}"
+        """Returns the mean, and what is done to the numbers."""
+        subtracted = ", which is subtracted, because single precision rounds such numbers" if "offset" in state else ""
+        return f"mean {state['mean']:.4g}{subtracted}{', missing ones are marked' if state['missing'] else ''}"
 
 
 class Categorical(ColumnKind):

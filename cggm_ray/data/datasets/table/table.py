@@ -39,6 +39,7 @@ from cggm_ray.data.datasets.table.targets import (
     CLASSIFICATION,
     MULTILABEL,
     Target,
+    check_values,
     find_classes,
     find_labels,
     infer_task,
@@ -137,6 +138,8 @@ class Table(Dataset):
             classes = find_classes(first.cells(options.target), options.classes)
         elif task == MULTILABEL:
             classes = find_labels(first.cells(options.target), options.classes, options.label_separator)
+        else:
+            check_values(first.cells(options.target), options)
         splits, how = divide(parts, options, column, lambda rows: self._target(rows, classes).values)
         cells: dict[str, Columns] = {}
         for split, rows in splits.items():

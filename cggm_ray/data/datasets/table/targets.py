@@ -14,6 +14,7 @@ from cggm_ray.data.datasets.table.cells import Cells, as_texts, is_list, is_numb
 from cggm_ray.data.datasets.table.kinds import MOSTLY
 from cggm_ray.data.datasets.table.numbers import as_numbers, number_pattern
 from cggm_ray.data.datasets.table.options import AUTO, TableOptions
+from cggm_ray.data.formats.rounding import check_target_rounding
 
 REGRESSION, CLASSIFICATION, MULTILABEL = "regression", "classification", "multilabel"
 MOST_NUMBERS = 20
@@ -149,6 +150,16 @@ def find_classes(cells: Cells, given: Sequence[str] | None) -> list[str]:
         return sorted(found, key=float)
     except ValueError:
         return sorted(found)
+
+
+def check_values(cells: Cells, options: TableOptions) -> None:
+    """Checks the targets that a regression is trained with.
+
+    Raises:
+        DataError: they are no numbers, or differ by too little for single precision.
+    """
+    known = as_numbers(cells, options.decimal).drop_null().to_numpy()
+    check_target_rounding(known, f"{cells.places.files[0]}, target {cells.name}")
 
 
 def read_target(cells: Cells, classes: Sequence[str] | None, options: TableOptions) -> Target:
