@@ -310,26 +310,3 @@ def test_shards_follow_the_options(tmp_path: Path) -> None:
     assert prepare_data(swapped, write_shards_here) == first
     other = dataclasses.replace(settings, options=FeatureOptions(split="part", target="mark", task="regression"))
     assert prepare_data(other, write_shards_here) != first
-
-
-def test_features_that_single_precision_rounds_and_whole_numbers_are_said(tmp_path: Path) -> None:
-    draw = np.random.default_rng(0)
-    offset = draw.normal([0, 1e9, 1e9, 1e5], size=(30, 4))
-    missing = np.arange(30) % 5 == 0
-    exact = arrays() | {
-        "age": np.where(missing[:, None], np.nan, offset),
-        "age_present": ~missing,
-        "words": np.where(np.arange(6)[:, None] < 4, 1e9 + draw.normal(size=(30, 6, 1)), 0),
-        "face": draw.integers(1, 5000, (30, 7)),
-    }
-    single = exact | {"age": offset.astype(np.float32), "words": np.zeros((30, 2, 2)), "face": offset}
-    taken = []
-    for name, content in (("exact", exact), ("single", single)):
-        np.savez(tmp_path / f"{name}.npz", **content)
-        manifest, _ = converted(config(tmp_path, tmp_path / f"{name}.npz", "words,face,age"))
-        taken.append("\n".join(manifest.notes["taken"]))
-    assert "face [7] vector, whole numbers as values, not as token ids" in taken[0]
-    assert "age, feature 1 and 1 more: mean 1e+09 and standard deviation" in taken[0]
-    assert "words, feature 0: mean 1e+09" in taken[0]
-    assert "rounded     face, feature 1 and 1 more" in taken[1]
-    assert "age, feature" not in taken[1]

@@ -268,26 +268,6 @@ def test_groups_meet_their_shares() -> None:
     assert by_groups(groups.astype(str), (0.2, 0.1), 4)["test"].tolist() != rows["test"].tolist()
 
 
-def test_numbers_that_single_precision_would_round(tmp_path: Path) -> None:
-    draw = np.random.default_rng(0)
-    frame = small()[["age", "label"]]
-    second = draw.normal(size=40)
-    frame["instant"] = 1.7e9 + second
-    vectors = draw.normal([1e9, 0, 0], size=(40, 3))
-    table = pa.table({**{name: pa.array(frame[name]) for name in frame}, "vector": pa.array(vectors.tolist())})
-    pq.write_table(table, tmp_path / "t.parquet")
-    manifest, splits = converted(table_config(tmp_path, tmp_path / "t.parquet", target="label"))
-    found = np.concatenate([split.inputs["tab"].numpy() for split in splits.values()])
-    known = np.sort(found[:, 1].astype(np.float64) + manifest.notes["columns"]["instant"]["state"]["offset"] - 1.7e9)
-    np.testing.assert_allclose(known, np.sort(second), atol=1e-6)
-    assert "offset" not in manifest.notes["columns"]["age"]["state"]
-    taken = "\n".join(manifest.notes["taken"])
-    assert "which is subtracted, because single precision rounds such numbers" in taken
-    assert taken.count("rounded: vector, feature 0: mean 1e+09") == 1
-    with pytest.raises(DataError, match=r"target instant: found mean 1.7e.* expected values without this offset"):
-        converted(table_config(tmp_path, tmp_path / "t.parquet", target="instant", task="regression"))
-
-
 def test_arrays_tensors_and_bytes_of_images(tmp_path: Path) -> None:
     frame = small()[["age", "label"]]
     random = np.random.default_rng(2)
