@@ -27,7 +27,7 @@ from cggm_ray.tasks import Classification, Regression
 LINEAR, RIDGE = "linear.safetensors", "ridge.safetensors"
 """File beside the weights of the tested network, and its name in older runs; none where the network is tested alone."""
 MOST_NUMBERS = 2048
-"""Largest number of numbers of a sample, for ridge regression, which takes memory with their square and time with their cube."""
+"""Largest number of numbers of a sample for ridge regression, which takes memory with their square and time with their cube."""
 MOST_PRODUCTS = 3 * 10**8
 """Largest product of samples, numbers and classes of logistic regression: some 20 seconds on one core, and 240 MB."""
 
