@@ -20,24 +20,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from feature_sets import drawn_split
-from refit import MADE, Pool, made, perceptron_logits, stored
+from refit import HELD_OUT, MADE, Pool, made, perceptron_logits, stored
 
 from cggm_ray.core.tables import text_table
 from cggm_ray.models.logistic import classifier_weights, fit_logistic
 from cggm_ray.runs.blending import INVERSE_STRENGTHS
 
 SETS = ("breast_cancer", "wine", "iris", "pie", "digits_quarters", "sensors30", "sensors300")
-HELD_OUT = (
-    "mosi_sign",
-    "heavy_tails",
-    "many_weak",
-    "imbalanced",
-    "pages",
-    "photos_words",
-    "digits_six",
-    "wide",
-)
-
 CLASSES = tuple(name for name in MADE if name.startswith("classes"))
 
 

@@ -6,7 +6,8 @@
 The samples of every set that are not its test samples are split anew, 60 % for training and 20 % each for validation and
 test, and so are four sets that scikit-learn makes. A perceptron with a loss of its own for each modality is trained twice
 for 1,500 steps, with the training samples alone and with the validation samples too. Both are tested after the step that
-validation of the first one chose. Accuracy, and for regressions the error in standard deviations of the target.
+validation of the first one chose, the second one also after that with the least validation loss, if that is later. Accuracy, and
+for regressions the error in standard deviations of the target.
 """
 
 from __future__ import annotations
@@ -24,10 +25,22 @@ from torch import Tensor, nn
 
 from cggm_ray.core.tables import text_table
 
-STEPS, EVERY, RATE, WIDTH, DROPOUT = 1500, 50, 2e-3, 256, 0.3
+STEPS, EVERY, RATE, WIDTH, DROPOUT, SMOOTHING = 1500, 50, 2e-3, 256, 0.3, 0.1
 MOST_NUMBERS = 600
 """Sequences of more numbers are taken as mean and maximum over their steps."""
 SETS = ("breast_cancer", "wine", "iris", "pie", "digits_quarters", "sensors30", "sensors300", "mosi_utt", "diabetes")
+HELD_OUT = (
+    "mosi_sign",
+    "heavy_tails",
+    "many_weak",
+    "imbalanced",
+    "pages",
+    "photos_words",
+    "digits_six",
+    "wide",
+    "linear_classes",
+)
+"""Sets of held_out_sets.py that have classes; they are taken with --held_out."""
 MADE = ("classes, 200 samples", "classes, 1000 samples", "friedman1", "linear")
 Pool = tuple[list[np.ndarray], np.ndarray, bool]
 
@@ -83,12 +96,27 @@ class Perceptron(nn.Module):
         return [self.head(torch.cat(features, 1)), *(own(part) for own, part in zip(self.own, features, strict=True))]
 
 
-def trained(pool: Pool, fitted: np.ndarray, watched: Sequence[np.ndarray], seed: int) -> list[list[float]]:
-    """Returns the metric on each watched part after every 50 steps; higher is better."""
+def trained(
+    pool: Pool, fitted: np.ndarray, watched: Sequence[np.ndarray], seed: int
+) -> list[list[tuple[float, float]]]:
+    """Returns the metric, of which more is better, and the loss on each watched part after every 50 steps."""
     return [
-        [float((out.argmax(1) == y).float().mean() if pool[2] else -(out - y).abs().mean()) for out, y in looked]
+        [(_metric(pool, *part), _loss(pool, *part)) for part in looked]
         for looked in outputs_by_step(pool, fitted, watched, seed)
     ]
+
+
+def _metric(pool: Pool, out: Tensor, y: Tensor) -> float:
+    return float((out.argmax(1) == y).float().mean() if pool[2] else -(out - y).abs().mean())
+
+
+def _loss(pool: Pool, out: Tensor, y: Tensor) -> float:
+    return float(criterion(pool[2])(out, y))
+
+
+def criterion(classes: bool) -> nn.Module:
+    """Returns the loss of a set."""
+    return nn.CrossEntropyLoss(label_smoothing=SMOOTHING) if classes else nn.L1Loss()
 
 
 def perceptron_logits(pool: Pool, fitted: np.ndarray, valid: np.ndarray, seed: int) -> Tensor:
@@ -117,7 +145,7 @@ def outputs_by_step(
     else:
         scaled = (target - target[fitted].mean()) / target[fitted].std()
         labels, outputs = torch.from_numpy(scaled.astype(np.float32))[:, None], 1
-    loss: nn.Module = nn.CrossEntropyLoss(label_smoothing=0.1) if classes else nn.L1Loss()
+    loss = criterion(classes)
     net = Perceptron([values.shape[1] for values in inputs], outputs)
     optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS, pct_start=0.1)
@@ -138,18 +166,29 @@ def outputs_by_step(
             yield looked
 
 
-def gains(pool: Pool, splits: int) -> tuple[list[float], list[float]]:
-    """Returns by split the test metric of both ways; an error is negative."""
-    alone, both = [], []
+def tested(pool: Pool, splits: int) -> list[tuple[float, float, float]]:
+    """Returns the test metrics of every split, an error as a negative number.
+
+    They are those of training samples, of validation samples too, and of both after the later step.
+    """
+    found = []
     for seed in range(splits):
         split = drawn_split(pool[1], (0.2, 0.2), pool[2], seed=100 + seed)
         train, valid, test = (np.flatnonzero(split == name) for name in ("train", "valid", "test"))
         by_step = trained(pool, train, [valid, test], seed)
         # The last of several steps with the best value, as --select_latest does.
-        chosen = max(range(len(by_step)), key=lambda step: (by_step[step][0], step))
-        alone.append(by_step[chosen][1])
-        both.append(trained(pool, np.concatenate([train, valid]), [test], seed)[chosen][0])
-    return alone, both
+        best = max(range(len(by_step)), key=lambda step: (by_step[step][0][0], step))
+        later = max(best, min(range(len(by_step)), key=lambda step: (by_step[step][0][1], -step)))
+        both = trained(pool, np.concatenate([train, valid]), [test], seed)
+        found.append((by_step[best][1][0], both[best][0][0], both[later][0][0]))
+    return found
+
+
+def better_by(left: Sequence[float], right: Sequence[float]) -> str:
+    """Returns the mean difference with its standard error."""
+    lead = [after - before for before, after in zip(left, right, strict=True)]
+    error = stdev(lead) / len(lead) ** 0.5 if len(lead) > 1 else float("nan")
+    return f"{fmean(lead):+.3f} ± {error:.3f}"
 
 
 def main() -> None:
@@ -157,18 +196,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help=f"of sets; default {', '.join((*SETS, *MADE))}")
     parser.add_argument("--sets", type=Path, required=True, help="folder that feature_sets.py filled")
+    parser.add_argument("--held_out", type=Path, help="folder that held_out_sets.py filled, for its sets of classes")
     parser.add_argument("--splits", type=int, default=6)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[list[object]] = []
-    for name in arguments.names or (*SETS, *MADE):
-        pool = made(name) if name in MADE else stored(name, arguments.sets)
-        alone, both = gains(pool, arguments.splits)
-        lead = [right - left for left, right in zip(alone, both, strict=True)]
-        error = stdev(lead) / len(lead) ** 0.5 if len(lead) > 1 else float("nan")
-        rows.append([name, f"{abs(fmean(alone)):.3f}", f"{abs(fmean(both)):.3f}", f"{fmean(lead):+.3f} ± {error:.3f}"])
+    for name in arguments.names or (*SETS, *(HELD_OUT if arguments.held_out else ()), *MADE):
+        pool = made(name) if name in MADE else stored(name, arguments.held_out if name in HELD_OUT else arguments.sets)
+        alone, both, later = zip(*tested(pool, arguments.splits), strict=True)
+        means = [f"{abs(fmean(part)):.3f}" for part in (alone, both, later)]
+        rows.append([name, *means, better_by(alone, both), better_by(both, later)])
         print(*rows[-1], flush=True)
-    print(text_table(rows, ["set", "training samples", "and validation samples", "better by"], markdown=True))
+    columns = [
+        "set",
+        "training samples",
+        "and validation samples",
+        "after the later step",
+        "better by",
+        "later step better by",
+    ]
+    print(text_table(rows, columns, markdown=True))
 
 
 if __name__ == "__main__":

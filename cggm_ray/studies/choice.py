@@ -71,8 +71,8 @@ class Choice:
         chosen: trial of the chosen candidate.
         first: trial of the configuration that the search started from; None where it took no part.
         leads: trial to how much better it is than that one on validation, where the seeds say so.
-        share: of the epochs of a run, up to the best one of the chosen configuration; the mean over its finished runs. None
-            without any.
+        share: of the epochs of a run, up to the one with the best metric or that with the least loss, whichever is later; the
+            mean over the finished runs of the chosen configuration. None without any.
         linear: mean weights of network and linear model in these runs, and median strength of it; None where one has none.
     """
 
@@ -244,7 +244,9 @@ def decide(
     choice = _decide(task, metric, candidates, seeds, found, minutes, first)
     names = {run_name(each, seed) for each in choice.candidates if each.trial == choice.chosen for seed in seeds}
     runs = [run for run in found if run.record.name in names and run.record.status == FINISHED]
-    share = min(1.0, statistics.fmean(run.best_epoch for run in runs) / epochs) if runs and epochs else None
+    # The best accuracy of few samples may come by chance in an early epoch, while the loss still falls.
+    last = [max(run.best_epoch, run.least_loss_epoch) for run in runs]
+    share = min(1.0, statistics.fmean(last) / epochs) if runs and epochs else None
     known = [_validated(run, task, metric) for run in runs]
     blends = [one.linear for one in known if one is not None and one.linear is not None]
     linear = None

@@ -179,6 +179,14 @@ class Outcome:
         """Epoch of the best value."""
         return int(self.lines[-1]["best_epoch"] or 0) if self.lines else 0
 
+    @property
+    def least_loss_epoch(self) -> int:
+        """The last epoch with the least validation loss; 0 where no epoch has a loss."""
+        losses = [
+            (loss, -int(line["epoch"] or 0)) for line in self.lines if (loss := line.get("valid/loss")) is not None
+        ]
+        return -min(losses)[1] if losses else 0
+
 
 def outcomes(trials: Sequence[Trial]) -> list[Outcome]:
     """Returns the outcomes of all trials, in their order."""

@@ -153,9 +153,15 @@ def test_the_choice_says_how_its_runs_ended(tmp_path: Path) -> None:
     for seed, (epoch, share, strength) in enumerate([(4.0, 0.2, 10.0), (8.0, 0.5, 100.0)], start=1):
         run = validated(tmp_path / run_name(A, seed), np.arange(20) < 15)
         (run.folder / LINEAR_CHOICE).write_text(json.dumps({"shares": [1.0 - share, share], "strength": strength}))
-        found.append(dataclasses.replace(run, lines=[{"epoch": 9.0, "best_epoch": epoch, "best_value": 0.7}]))
+        # The loss is least in epoch 5.
+        lines: list[dict[str, float | None]] = [
+            {"epoch": n, "best_epoch": min(n, epoch), "best_value": 0.7, "valid/loss": abs(n - 5)} for n in range(1, 10)
+        ]
+        found.append(dataclasses.replace(run, lines=lines))
     choice = decide(TASK, "accuracy", [A], [1, 2], found, epochs=10)
-    assert choice.share == pytest.approx(0.6)
+    assert choice.share == pytest.approx((0.5 + 0.8) / 2)
+    without = [dataclasses.replace(run, lines=[{**run.lines[-1], "valid/loss": None}]) for run in found]
+    assert decide(TASK, "accuracy", [A], [1, 2], without, epochs=10).share == pytest.approx((0.4 + 0.8) / 2)
     assert choice.linear == [0.65, 0.35, 10.0]
     choice.save(tmp_path)
     assert read_choice(tmp_path) == choice
