@@ -22,6 +22,7 @@ whose source in --data is missing are left out with a line. The figures are trai
 | offset | three groups of 5 numbers (500 / 150 / 400) | a regression whose target is 1,000,000 ± 5,000 |
 | heavy_target | three groups of 5 numbers (500 / 150 / 400) | a regression with a lognormal target |
 | linear_classes | three groups of 20 numbers (400 / 120 / 1000) | classes by a linear function, so a linear model is right |
+| genes | two assays of 3,000 numbers (200 / 100 / 400) | thirty times more numbers than samples, in units of any size |
 """
 
 from __future__ import annotations
@@ -176,6 +177,19 @@ def tables(out: Path) -> dict[str, FeatureSet]:
     return found
 
 
+def genes(out: Path) -> FeatureSet:
+    """Writes two assays of a sample: numbers depend on 40 hidden causes, and one in fifty of them on the class; lognormal units."""
+    rng, sizes, numbers = np.random.default_rng(8), (200, 100, 400), 3000
+    label = rng.integers(0, 3, sum(sizes))
+    found = {}
+    for name in ("expression", "protein"):
+        causes = rng.normal(size=(len(label), 40)) @ rng.normal(0, 0.6, (40, numbers))
+        telling = rng.normal(0, 0.56, (3, numbers)) * (rng.random(numbers) < 0.02)
+        size = 0.3 * (causes + rng.normal(size=causes.shape)) + telling[label]
+        found[name] = (np.exp(0.3 * size) * rng.lognormal(0, 2, numbers)).astype(np.float32)
+    return grouped(out / "genes.npz", found, label, in_parts(sizes))
+
+
 def motion(out: Path) -> FeatureSet:
     """Writes movements seen by two sensors: classes differ in position, frequency and size, not in phase or length."""
     rng, sizes, longest = np.random.default_rng(6), (36, 18, 240), 60
@@ -217,7 +231,10 @@ def makers(data: Path, out: Path) -> Makers:
     yield "avdigits", lambda: {"digits_six": digits_six(data, out)}
     yield "fashion_title_image", lambda: {"photos_words": photos_words(data, out)}
     yield "features", lambda: {"mosi_sign": mosi_sign(data, out)}
-    yield None, lambda: {"pages": pages(out), "motion": motion(out), "robot": robot(out), **tables(out)}
+    yield (
+        None,
+        lambda: {"pages": pages(out), "motion": motion(out), "robot": robot(out), "genes": genes(out), **tables(out)},
+    )
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@
 The samples of every set that are not its test samples are split anew, 60 % for training and 20 % each for validation and
 test, and so are four sets that scikit-learn makes. A perceptron with a loss of its own for each modality is trained twice
 for 1,500 steps, with the training samples alone and with the validation samples too. Both are tested after the step that
-validation of the first one chose, the second one also after that with the least validation loss, if that is later. Accuracy, and
-for regressions the error in standard deviations of the target.
+validation of the first one chose, the second one also after that with the least validation loss, if that is later. Accuracy;
+of regressions the error in standard deviations of the target.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ HELD_OUT = (
     "digits_six",
     "wide",
     "linear_classes",
+    "genes",
 )
 """Sets of held_out_sets.py that have classes; they are taken with --held_out."""
 MADE = ("classes, 200 samples", "classes, 1000 samples", "friedman1", "linear")
