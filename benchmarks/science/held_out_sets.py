@@ -178,7 +178,7 @@ def tables(out: Path) -> dict[str, FeatureSet]:
 
 
 def genes(out: Path) -> FeatureSet:
-    """Writes two assays of a sample: numbers have 40 hidden causes, one in fifty depends on the class, and units are lognormal."""
+    """Writes two assays: numbers have 40 hidden causes, one in fifty depends on the class, and units are lognormal."""
     rng, sizes, numbers = np.random.default_rng(8), (200, 100, 400), 3000
     label = rng.integers(0, 3, sum(sizes))
     found = {}
