@@ -6,6 +6,7 @@ result is the same to the last bit for any number of threads or workers that rea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -92,6 +93,12 @@ class Moments:
             # The network holds it in single precision.
             usable = ~constant & np.isfinite(scale.astype(np.float32))
         return np.where(usable, scale, 1)
+
+    @property
+    def whole_scale(self) -> float:
+        """1 / root of the mean variance of the features; 1 if all are constant, or there is none."""
+        variance = float((self.m2 / np.maximum(self.count, 1)).mean())
+        return 1 / math.sqrt(variance) if variance > 0 and math.isfinite(1 / math.sqrt(variance)) else 1.0
 
 
 Statistics = dict[str, Moments]

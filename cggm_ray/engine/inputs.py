@@ -27,7 +27,7 @@ from cggm_ray.data.shards.shards import Manifest
 from cggm_ray.data.statistics import MapShards, Moments, Statistics, map_shards_here, training_statistics
 from cggm_ray.engine.settings import TrainConfig
 from cggm_ray.models.net import MultimodalNet
-from cggm_ray.models.standardise import InputConfig, Standardise, standardisers
+from cggm_ray.models.standardise import MODALITY, InputConfig, Standardise, standardisers
 from cggm_ray.storage.locks import holding
 from cggm_ray.storage.places import new_file
 
@@ -150,7 +150,24 @@ def fill_inputs(
     found = _read(folder / STATISTICS, shards, kinds)
     for name, moments in (shared_statistics(shards, manifest, kinds) if found is None else found).items():
         fill: Callable[..., None] = net.inputs[name].fill  # type: ignore[assignment]
-        fill(torch.from_numpy(moments.mean), torch.from_numpy(moments.scale), config.clip_inputs)
+        mean, scale = torch.from_numpy(moments.mean), torch.from_numpy(moments.scale)
+        fill(mean, scale, config.clip_inputs, moments.whole_scale)
+    if config.standardise == MODALITY:
+        share_scales(net)
+
+
+def share_scales(net: MultimodalNet) -> None:
+    """Has every modality divided by one standard deviation, and nothing standardised again inside the encoders.
+
+    Args:
+        net: with filled inputs.
+    """
+    for module in net.inputs.values():
+        if isinstance(module, Standardise):
+            module.share_scale()
+    for encoder in net.encoders.values():
+        for module in standardisers(encoder).values():
+            module.disable()
 
 
 def unequal_gradients(config: InputConfig, modalities: Sequence[str], norms_M: Tensor) -> str | None:
@@ -186,7 +203,7 @@ def calibrate(config: InputConfig, net: MultimodalNet, split: Split, settings: T
         split: of the training samples.
         settings: batch size and seed of the run.
     """
-    if not config.standardises:
+    if not config.standardises or config.standardise == MODALITY:
         return
     inner = {
         f"encoders.{modality}.{name}": (modality, module)

@@ -23,6 +23,7 @@ from cggm_ray.engine.averages import Averages
 from cggm_ray.engine.checkpoints import Checkpoints
 from cggm_ray.engine.configuration import Config
 from cggm_ray.engine.evaluation import evaluate
+from cggm_ray.engine.inputs import share_scales
 from cggm_ray.engine.loop import train_epoch
 from cggm_ray.engine.opening import Training, open_training, restarted
 from cggm_ray.engine.runtime import Record, Runtime
@@ -31,7 +32,7 @@ from cggm_ray.engine.state import Content, Position
 from cggm_ray.engine.stopping import Notice
 from cggm_ray.engine.tracking import Console
 from cggm_ray.models.net import MultimodalNet
-from cggm_ray.models.standardise import AUTO, standardisers
+from cggm_ray.models.standardise import AUTO, MODALITY, ON
 from cggm_ray.storage.files import write_text
 from cggm_ray.strategies.settings import JOINT, ModulationConfig
 
@@ -77,23 +78,25 @@ def open_decided(config: Config, shards: Path, runtime: Runtime, folder: Path) -
 
 
 def decide_standardise(training: Training) -> Mapping[str, object]:
-    """Trains shortly with standardised and with raw inputs; raw ones are kept where they validate better by more than chance.
+    """Trains shortly with features that are standardised each by itself, and with one scale for each modality.
+
+    The second is kept where it validates better by more than chance.
 
     Returns:
-        The choice, 'on' or 'off', and both values of the selection metric.
+        The choice, 'on' or 'modality', and both values of the selection metric.
     """
     metric, mode = training.state.best.metric, training.state.best.mode
     steps = min(max(FEWEST, round(SHARE * training.budget.total)), MOST, training.budget.total)
-    values = {"on": _tried(training, steps, lambda net: None), "off": _tried(training, steps, disable_inputs)}
-    gain = (values["off"] - values["on"]) * (1 if mode == "max" else -1)
-    # A smaller gain is no reason to go without.
-    choice = "off" if gain > chance_of(values["on"], mode, len(training.splits["valid"])) else "on"
-    if choice == "off":
-        disable_inputs(training.state.net)
+    values = {ON: _tried(training, steps, lambda net: None), MODALITY: _tried(training, steps, share_scales)}
+    gain = (values[MODALITY] - values[ON]) * (1 if mode == "max" else -1)
+    # A smaller gain is no reason, because features in other units need a scale each.
+    choice = MODALITY if gain > chance_of(values[ON], mode, len(training.splits["valid"])) else ON
+    if choice == MODALITY:
+        share_scales(training.state.net)
     _say(
         training,
-        f"standardise auto: {choice}, because {steps} steps reach valid {metric} {values['on']:.4f} with standardised inputs "
-        f"and {values['off']:.4f} without",
+        f"standardise auto: {choice}, because {steps} steps reach valid {metric} {values[ON]:.4f} with features that are "
+        f"standardised each by itself (on) and {values[MODALITY]:.4f} with one scale for each modality (modality)",
     )
     return {"choice": choice, "metric": metric, "steps": steps, **values}
 
@@ -115,12 +118,6 @@ def chance_of(value: float, mode: str, samples: int) -> float:
         share = (value * samples + 0.5) / (samples + 1)
         return math.sqrt(share * (1 - share) / samples)
     return abs(value) / math.sqrt(samples)
-
-
-def disable_inputs(net: MultimodalNet) -> None:
-    """Makes the standardisation of a network the identity."""
-    for module in standardisers(net).values():
-        module.disable()
 
 
 def with_found_lr(training: Training) -> tuple[Training, Mapping[str, object]]:

@@ -22,11 +22,12 @@ def fit_logistic(
     classes: int,
     strengths: Sequence[float],
     reduce: Reduce = SINGLE_WORKER,
+    own_D: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns the weights [K, C, D] and the biases [K, C] of the logistic regression of every strength.
 
-    It is that of `sklearn.linear_model.LogisticRegression(C=strength)` on numbers that are standardised first, in double
-    precision. A number that is constant has no weight.
+    It is that of `sklearn.linear_model.LogisticRegression(C=strength)` on numbers that are standardised first, or only
+    centred, in double precision. A number that is constant has no weight.
 
     Args:
         x_ND: the samples of this worker.
@@ -35,6 +36,7 @@ def fit_logistic(
         classes: C.
         strengths: increasing; each fit begins where the one before ended.
         reduce: sums a vector over workers.
+        own_D: bool, which numbers are divided by their own standard deviation; None for all.
     """
     x_ND, weight_N = x_ND.double(), weight_N.double()
     count = reduce(weight_N.sum()[None])
@@ -42,7 +44,8 @@ def fit_logistic(
     variance_D = reduce(weight_N @ (x_ND - mean_D).square()) / count
     # What is below is rounding.
     varies_D = variance_D > 1e-12 * mean_D.square() + 1e-30
-    scale_D = torch.where(varies_D, variance_D.clamp(min=1e-30).rsqrt(), 0.0)
+    scale_D = variance_D.clamp(min=1e-30).rsqrt() * varies_D
+    scale_D = scale_D if own_D is None else torch.where(own_D, scale_D, varies_D.double())
     x_ND = (x_ND - mean_D) * scale_D
     coefficients_CE = x_ND.new_zeros(classes, x_ND.shape[1] + 1)
     weights, biases = [], []

@@ -28,11 +28,15 @@ class RidgeSums:
         rows = torch.cat([x_ND.double(), y_NC.double(), torch.ones_like(weight_N, dtype=torch.float64)[:, None]], 1)
         self.products += rows.T @ (weight_N.double()[:, None] * rows)
 
-    def solve(self, strengths: list[float]) -> tuple[Tensor, Tensor]:
+    def solve(self, strengths: list[float], own_D: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Returns the weights [K, C, D] and the biases [K, C] of the ridge regression of every strength.
 
-        It is that of `sklearn.linear_model.Ridge(alpha=strength)` on numbers that are standardised first. A number that is
-        constant has no weight.
+        It is that of `sklearn.linear_model.Ridge(alpha=strength)` on numbers that are standardised first, or only centred. A
+        number that is constant has no weight.
+
+        Args:
+            strengths: K of them.
+            own_D: bool, which numbers are divided by their own standard deviation; None for all.
         """
         d = self._numbers
         count = self.products[-1, -1]
@@ -41,7 +45,8 @@ class RidgeSums:
         variance = centred.diagonal()[:d] / count
         # What is below is the rounding of the sums.
         varies = variance > 1e-10 * (variance + mean[:d] ** 2) + 1e-30
-        scale = torch.where(varies, variance.clamp(min=1e-30).rsqrt(), 0.0)
+        scale = variance.clamp(min=1e-30).rsqrt() * varies
+        scale = scale if own_D is None else torch.where(own_D, scale, varies.double())
         values, vectors = torch.linalg.eigh(centred[:d, :d] * scale[:, None] * scale)
         target = vectors.T @ (scale[:, None] * centred[:d, d:])
         strength_K11 = values.new_tensor(strengths)[:, None, None]

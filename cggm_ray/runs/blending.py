@@ -21,9 +21,11 @@ from cggm_ray.engine.evaluation import Predictions, evaluate, predicted
 from cggm_ray.engine.linear_blend import Shares, linear_name, linear_of
 from cggm_ray.engine.opening import Training
 from cggm_ray.engine.state import Best
+from cggm_ray.models.linear import numbers_of
 from cggm_ray.models.logistic import classifier_weights, fit_logistic
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.models.ridge import RidgeSums
+from cggm_ray.models.standardise import Standardise
 from cggm_ray.tasks import Classification
 
 ALPHAS = (0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
@@ -152,15 +154,28 @@ def fitted(training: Training, strengths: Sequence[float]) -> tuple[Tensor, Tens
     task, runtime = training.task, training.runtime
     linear = linear_of(training.state.net, training.dataset, training.manifest, task.outputs).to(runtime.device).eval()
     assert isinstance(linear.head, nn.Linear)
+    own_D = own_scales(training, linear)
     if isinstance(task, Classification):
         found = [(x_ND, batch.target, _sample_weights(task, batch)) for x_ND, batch in _samples(training, linear)]
         x_ND, target_N, weight_N = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return fit_logistic(x_ND, target_N, weight_N, task.outputs, strengths, runtime.reduce())
+        return fit_logistic(x_ND, target_N, weight_N, task.outputs, strengths, runtime.reduce(), own_D)
     sums = RidgeSums(linear.head.in_features, task.outputs, runtime.device)
     for x_ND, batch in _samples(training, linear):
         sums.add(x_ND, batch.target.reshape(len(batch), -1), batch.sample_weights())
     sums.products = runtime.reduce()(sums.products.flatten()).reshape(sums.products.shape)
-    return sums.solve(list(strengths))
+    return sums.solve(list(strengths), own_D)
+
+
+def own_scales(training: Training, linear: MultimodalNet) -> Tensor:
+    """Returns which numbers are divided by their own standard deviation, bool [D]: all but those that share a scale."""
+    modalities = tuple(linear.encoders)
+    kinds = training.dataset.kinds(training.manifest, modalities)
+    parts = []
+    for name, shape in training.dataset.shapes(training.manifest, modalities).items():
+        module = linear.inputs[name] if name in set(linear.inputs) else None
+        shared = isinstance(module, Standardise) and module.shares_scale
+        parts.append(torch.full((numbers_of(kinds[name], tuple(shape)),), not shared))
+    return torch.cat(parts).to(training.runtime.device)
 
 
 def _samples(training: Training, linear: MultimodalNet) -> Iterator[tuple[Tensor, Batch]]:

@@ -10,7 +10,7 @@ from cggm_ray.engine.presets import QUICK_NETWORK
 from cggm_ray.models.composed.network import DROPOUT as DEFAULT_DROPOUT
 from cggm_ray.models.composed.network import REGRESSION_DROPOUT
 from cggm_ray.models.composed.registry import ENCODERS, FUSIONS, default_encoder, encoders_for
-from cggm_ray.models.standardise import AUTO, OFF, ON
+from cggm_ray.models.standardise import AUTO, MODALITY, OFF, ON
 from cggm_ray.studies.parameters import plain_value
 
 WIDTHS, DEPTHS = (64, 128, 256, 512), (1, 2, 3)
@@ -32,8 +32,8 @@ def search_around(
     """Returns the search around a configuration.
 
     Its first trial is that configuration. The next ones change one thing each: linear encoders, a linear encoder for each
-    modality with a mean of their predictions, inputs as they are, and every other fusion. The linear models are the first,
-    because where there is time for a few trials only they are the likeliest to be better.
+    modality with a mean of their predictions, one scale for each modality, and every other fusion. The linear models are
+    the first, because where there is time for a few trials only they are the likeliest to be better.
 
     Args:
         base: where the search starts.
@@ -48,10 +48,10 @@ def search_around(
     """
     space: Content = {}
     points: list[Content] = [{}]
-    unscaled: list[Content] = []
+    whole: list[Content] = []
     if base.inputs.standardises:
-        space["standardise"] = {"choice": [ON, OFF]}
-        unscaled = [{"standardise": OFF}]
+        space["standardise"] = {"choice": [ON, MODALITY]}
+        whole = [{"standardise": MODALITY}]
     if base.model.network == QUICK_NETWORK:
         families = encoder_families(kinds)
         fusions = FUSIONS.names() if len(kinds) > 1 else ["concat"]
@@ -65,7 +65,7 @@ def search_around(
         if "linear" in families:
             linear = {"encoders": families["linear"]}
             points += [linear, *({**linear, "fusion": fusion} for fusion in fusions if fusion == "late")]
-        points += [*unscaled, *({"fusion": fusion} for fusion in fusions)]
+        points += [*whole, *({"fusion": fusion} for fusion in fusions)]
         if vars(options)["dropout"] is None:
             # A point names a value for every parameter, so it names the one that the network would take.
             own = DEFAULT_DROPOUT if classes else REGRESSION_DROPOUT
@@ -73,7 +73,7 @@ def search_around(
         if vars(options)["linear_path"] == AUTO and "linear_path" not in fixed:
             points = [{**point, "linear_path": OFF if classes else ON} for point in points]
     else:
-        points += unscaled
+        points += whole
     space["lr"] = {"loguniform": list(RATE)}
     space["weight_decay"] = {"choice": list(DECAYS)}
     if classes:

@@ -68,6 +68,22 @@ def test_logistic_regression_of_every_strength_is_that_of_scikit_learn(balanced:
         np.testing.assert_allclose(found, model.predict_proba(scaled), atol=2e-4)
 
 
+def test_numbers_with_one_scale_are_only_centred() -> None:
+    x_ND, y_NC = samples(120)
+    x_ND = x_ND / x_ND.abs().amax(0) * torch.arange(1, 7)
+    target, own_D = torch.arange(120) % 3, torch.zeros(6, dtype=torch.bool)
+    rows = x_ND.double().numpy()
+    ((weights_CD,), (bias_C,)) = fit_logistic(x_ND, target, torch.ones(120), 3, [0.1], own_D=own_D)
+    model = LogisticRegression(C=0.1, tol=1e-8, max_iter=5000).fit(rows - rows.mean(0), target.numpy())
+    found = (x_ND.double() @ weights_CD.T + bias_C).softmax(1).numpy()
+    np.testing.assert_allclose(found, model.predict_proba(rows - rows.mean(0)), atol=2e-4)
+    sums = RidgeSums(6, 2)
+    sums.add(x_ND, y_NC, torch.ones(120))
+    ((weights_CD,), (bias_C,)) = sums.solve([10.0], own_D)
+    expected = Ridge(alpha=10.0).fit(rows, y_NC.double().numpy()).predict(rows)
+    np.testing.assert_allclose((x_ND.double() @ weights_CD.T + bias_C).numpy(), expected, rtol=1e-8, atol=1e-8)
+
+
 def test_logistic_regression_of_two_workers_is_that_of_one() -> None:
     x_ND, _ = samples(60)
     target, weight_N = torch.arange(60) % 3, torch.ones(60)

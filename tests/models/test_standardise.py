@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cggm_ray.config.parsing import read_yaml
 from cggm_ray.core.errors import UsageError
 from cggm_ray.core.kinds import feature_shape
+from cggm_ray.data.statistics import Moments
 from cggm_ray.engine.configuration import Config
 from cggm_ray.models.ensemble import ensemble_net
 from cggm_ray.models.net import MultimodalNet
@@ -37,6 +38,24 @@ def test_values_far_away_are_clipped() -> None:
     module = filled(x, (1,), clip=5)
     assert module(torch.tensor([[-9.0], [4.0], [5.5]])).tolist() == [[-5], [4], [5]]
     assert filled(x, (1,))(torch.tensor([[1e9]])).item() == 1e9
+
+
+def test_features_may_share_a_scale() -> None:
+    x = np.random.default_rng(0).normal([5, 0, 2, 7], [1, 10, 0.1, 0], (100, 4)).astype(np.float32)
+    moments = Moments.of(x, None, (4,))
+    module = Standardise((4,))
+    assert not module.shares_scale
+    module.fill(torch.from_numpy(moments.mean), torch.from_numpy(moments.scale), 2.0, moments.whole_scale)
+    assert not module.shares_scale
+    module.share_scale()
+    assert module.shares_scale
+    expected = (x - x.mean(0)) / np.sqrt((x - x.mean(0)).astype(np.float64).var(0).mean())
+    np.testing.assert_allclose(module(torch.from_numpy(x)), expected, atol=1e-5)
+    assert np.abs(expected).max() > 2
+    other = Standardise((4,))
+    other.load_state_dict(module.state_dict())
+    assert other.shares_scale
+    assert Moments.of(np.ones((5, 4)), None, (4,)).whole_scale == 1
 
 
 def test_it_begins_and_ends_as_the_identity_which_its_state_says() -> None:

@@ -42,7 +42,7 @@ def test_the_first_trial_is_the_configuration_itself(kinds: dict[str, str]) -> N
     points = drawn[: len(search.points_to_evaluate)]
     assert len({tuple(point.items()) for point in points}) == len(points)
     assert set(points[1]["encoders"].replace(",", ":").split(":")[1::2]) == {"linear"}
-    assert {"standardise": "off"}.items() <= points[3 if len(kinds) > 1 else 2].items()
+    assert {"standardise": "modality"}.items() <= points[3 if len(kinds) > 1 else 2].items()
     assert ("fusion" in drawn[0]) == (len(kinds) > 1)
 
 
