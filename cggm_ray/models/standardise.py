@@ -53,7 +53,6 @@ class Standardise(nn.Module):
     mean: Tensor
     scale: Tensor
     limit: Tensor
-    whole: Tensor
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -61,7 +60,7 @@ class Standardise(nn.Module):
         self.register_buffer("scale", torch.ones(shape))
         self.register_buffer("limit", torch.tensor(float("inf")))
         # Of use before training alone; a checkpoint has it as `scale` where the features share one.
-        self.register_buffer("whole", torch.tensor(1.0), persistent=False)
+        self._whole = 1.0
 
     @torch.no_grad()
     def fill(self, mean: Tensor, scale: Tensor, clip: float = 0.0, whole: float = 1.0) -> None:
@@ -76,12 +75,12 @@ class Standardise(nn.Module):
         self.mean.copy_(mean)
         self.scale.copy_(scale)
         self.limit.fill_(clip or float("inf"))
-        self.whole.fill_(whole)
+        self._whole = whole
 
     @torch.no_grad()
     def share_scale(self) -> None:
         """Divides all features by one standard deviation, without a limit, because a rare feature is far from its mean then."""
-        self.scale.copy_(self.whole.expand_as(self.scale))
+        self.scale.fill_(self._whole)
         self.limit.fill_(float("inf"))
 
     @property

@@ -82,14 +82,24 @@ def predictions(path: Path) -> np.ndarray:
     return np.array(pq.read_table(path).column("prediction").to_pylist())
 
 
-def rows(split: str) -> np.ndarray:
-    """What the regression sees, by numpy: standardised on the samples that are there, and 0 where something is not there."""
+def rows(split: str, *, whole: bool = False) -> np.ndarray:
+    """What the regression sees, by numpy: standardised on the samples that are there, and 0 where something is not there.
+
+    Args:
+        split: of the samples.
+        whole: whether the features of a modality share a scale.
+    """
     data = content()
     train, here = data["part"] == "train", data["part"] == split
-    age, there = data["age"].astype(float), data["age_present"]
-    age = ((age - age[train & there].mean(0)) / age[train & there].std(0)).clip(-5, 5) * there[:, None]
+    age, there, limit = data["age"].astype(float), data["age_present"], np.inf if whole else 5
+
+    def spread(known: np.ndarray) -> np.ndarray:
+        return np.sqrt(known.var(0).mean(keepdims=True)) if whole else known.std(0)
+
+    known = age[train & there]
+    age = ((age - known.mean(0)) / spread(known)).clip(-limit, limit) * there[:, None]
     known = data["words"][train].reshape(-1, 3)
-    words = ((data["words"] - known.mean(0)) / known.std(0)).clip(-5, 5)
+    words = ((data["words"] - known.mean(0)) / spread(known)).clip(-limit, limit)
     parts = [words.mean(1), words.max(1), np.sqrt(words.var(1) + 1e-6) - 1e-3, age]
     return np.concatenate(parts, 1)[here]
 
@@ -269,21 +279,48 @@ def test_a_run_of_an_older_version_keeps_its_average(finished: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("limit", "reason"),
+    ("task", "limit", "reason"),
     [
-        ("MOST_NUMBERS", "a sample has 15 numbers, more than 14"),
-        ("MOST_PRODUCTS", "80 samples of 15 numbers and 3 classes are too many for logistic regression"),
+        ("regression", "MOST_NUMBERS", "a sample has 15 numbers, more than 14"),
+        (
+            "classification",
+            "MOST_PRODUCTS",
+            "80 samples of 15 numbers and 3 classes are too many for logistic regression",
+        ),
     ],
 )
 def test_a_set_that_is_too_large_has_none(
-    limit: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    task: str,
+    limit: str,
+    reason: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(linear_blend, limit, 14)
-    as_npz(tmp_path, classes())
+    as_npz(tmp_path, content() if task == "regression" else classes())
     given = flags(tmp_path, "run", "--linear_blend", "on")
-    given[given.index("--task") + 1] = "classification"
+    given[given.index("--task") + 1] = task
     assert main(FEATURES, ["--local", *given]) == 2
     assert f"linear_blend: found on, but {reason}; expected auto or off" in capsys.readouterr().err
+
+
+def test_numbers_with_one_scale_are_not_standardised_by_themselves(classifier: Path) -> None:
+    run = classified(classifier.parent, "whole", "--standardise", "modality")
+    alone = classified(classifier.parent, "alone of whole", "--standardise", "modality", "--linear_blend", "off")
+    shares = read_shares(run / "best")
+    assert shares is not None
+    network = predictions(alone / "predictions.parquet")
+    found = (predictions(run / "predictions.parquet") - shares[0] * network) / shares[1]
+    train = rows("train", whole=True)
+    near = 0
+    for strength in (1e-4, 1e-3, 0.01, 0.1, 1, 10):
+        model = LogisticRegression(C=strength, tol=1e-8, max_iter=5000)
+        model.fit(train - train.mean(0), class_numbers("train"))
+        expected = model.decision_function(rows("test", whole=True) - train.mean(0))
+        difference = expected - expected.mean(1, keepdims=True) - found + found.mean(1, keepdims=True)
+        near += np.abs(difference).max() < 2e-3
+    assert near == 1
 
 
 def test_weight_and_alpha_can_be_given(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
