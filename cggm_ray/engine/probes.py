@@ -95,8 +95,8 @@ def decide_standardise(training: Training) -> Mapping[str, object]:
         share_scales(training.state.net)
     _say(
         training,
-        f"standardise auto: {choice}, because {steps} steps reach valid {metric} {values[ON]:.4f} with a scale for each feature "
-        f"(on) and {values[MODALITY]:.4f} with one for each modality (modality)",
+        f"standardise auto: {choice}, because {steps} steps reach valid {metric} {values[ON]:.4f} with a scale for each "
+        f"feature (on) and {values[MODALITY]:.4f} with one for each modality (modality)",
     )
     return {"choice": choice, "metric": metric, "steps": steps, **values}
 
