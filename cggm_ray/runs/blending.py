@@ -154,7 +154,7 @@ def fitted(training: Training, strengths: Sequence[float]) -> tuple[Tensor, Tens
     task, runtime = training.task, training.runtime
     linear = linear_of(training.state.net, training.dataset, training.manifest, task.outputs).to(runtime.device).eval()
     assert isinstance(linear.head, nn.Linear)
-    own_D = own_scales(training, linear)
+    own_D = _own_scales(training, linear)
     if isinstance(task, Classification):
         found = [(x_ND, batch.target, _sample_weights(task, batch)) for x_ND, batch in _samples(training, linear)]
         x_ND, target_N, weight_N = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -166,13 +166,13 @@ def fitted(training: Training, strengths: Sequence[float]) -> tuple[Tensor, Tens
     return sums.solve(list(strengths), own_D)
 
 
-def own_scales(training: Training, linear: MultimodalNet) -> Tensor:
+def _own_scales(training: Training, linear: MultimodalNet) -> Tensor:
     """Returns which numbers are divided by their own standard deviation, bool [D]: all but those that share a scale."""
     modalities = tuple(linear.encoders)
     kinds = training.dataset.kinds(training.manifest, modalities)
-    parts = []
+    inputs, parts = dict(linear.inputs.items()), []
     for name, shape in training.dataset.shapes(training.manifest, modalities).items():
-        module = linear.inputs[name] if name in set(linear.inputs) else None
+        module = inputs.get(name)
         shared = isinstance(module, Standardise) and module.shares_scale
         parts.append(torch.full((numbers_of(kinds[name], tuple(shape)),), not shared))
     return torch.cat(parts).to(training.runtime.device)
