@@ -44,7 +44,12 @@ def accuracies(pool: Pool, seed: int) -> tuple[float, float, float, float]:
     equal, classes = torch.ones(len(train)), int(labels.max()) + 1
     weights_KCD, biases_KC = fit_logistic(x_ND[train], labels[train], equal, classes, INVERSE_STRENGTHS)
     linear_KNC = x_ND.double() @ weights_KCD.mT + biases_KC[:, None]
-    chosen = min(linear_KNC, key=lambda logits_NC: float(F.cross_entropy(logits_NC[valid], labels[valid])))
+
+    def rank(logits_NC: torch.Tensor) -> tuple[float, float]:
+        hits = (logits_NC[valid].argmax(1) == labels[valid]).double().mean()
+        return -float(hits), float(F.cross_entropy(logits_NC[valid], labels[valid]))
+
+    chosen = min(linear_KNC, key=rank)
     both_MNC = torch.stack([perceptron_logits(pool, train, valid, seed).double(), chosen])
     weights_M = classifier_weights(both_MNC[:, valid], labels[valid], torch.ones(len(valid)))
     if weights_M[1] <= 0:

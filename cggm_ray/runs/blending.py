@@ -2,8 +2,9 @@
 
 On a small and noisy set a linear model is often as good as a network, and their errors differ, so a weighted sum may be better
 than both (stacked generalisation, Wolpert 1992; stacked regressions, Breiman 1996). The linear model is fitted to the training
-split: ridge regression, or logistic regression where classes are predicted. Validation chooses its strength and both weights:
-for a regression those of the average with the best metric, for classes those of the logits with the least cross-entropy.
+split: ridge regression, or logistic regression where classes are predicted. Validation chooses its strength, by the selection
+metric, and both weights: for a regression those of the average with the best metric, for classes those of the logits with the
+least cross-entropy.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def fit_blend(training: Training) -> Blend:
     network_NC, target = truth.logits[known], truth.target[known]
     if isinstance(task, Classification):
         target = target[:, 0].long()
-        chosen, shares = _by_cross_entropy(task, network_NC, linear_KNC, target)
+        chosen, shares = _by_cross_entropy(training, task, network_NC, linear_KNC, target)
     else:
         chosen, shares = _by_metric(training, network_NC, linear_KNC, target)
     sums = (network_NC, linear_KNC[chosen], shares[0] * network_NC + shares[1] * linear_KNC[chosen])
@@ -125,13 +126,21 @@ def _by_metric(training: Training, network_NC: Tensor, linear_KNC: Tensor, targe
 
 
 def _by_cross_entropy(
-    task: Classification, network_NC: Tensor, linear_KNC: Tensor, target_N: Tensor
+    training: Training, task: Classification, network_NC: Tensor, linear_KNC: Tensor, target_N: Tensor
 ) -> tuple[int, Shares]:
-    """Returns the number of the best logistic regression, and the weights of its best sum with the network."""
+    """Returns the number of the best logistic regression, and the weights of its best sum with the network.
+
+    The selection metric chooses the strength, because the sum scales the probabilities of a strength that is too sure; of equal
+    ones the cross-entropy chooses.
+    """
     by_class = None if task.class_weight is None else task.class_weight.to(network_NC)
     weight_N = torch.ones_like(network_NC[:, 0]) if by_class is None else by_class[target_N]
-    entropies = [F.cross_entropy(logits_NC, target_N, by_class) for logits_NC in linear_KNC]
-    chosen = int(torch.stack(entropies).argmin())
+    sign = -1 if training.state.best.mode == "max" else 1
+    ranks = [
+        (sign * _value(training, logits_NC, target_N), float(F.cross_entropy(logits_NC, target_N, by_class)))
+        for logits_NC in linear_KNC
+    ]
+    chosen = min(range(len(ranks)), key=lambda number: ranks[number])
     network, linear = classifier_weights(torch.stack([network_NC, linear_KNC[chosen]]), target_N, weight_N).tolist()
     return chosen, (max(network, 0.0), linear) if linear > 0 else (1.0, 0.0)
 
