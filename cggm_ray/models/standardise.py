@@ -28,7 +28,7 @@ class InputConfig:
         "the whole modality (modality); off; or auto, which two short trainings decide",
     )
     clip_inputs: float = option(
-        0.0, "with standardise: largest distance of a feature from its mean, in standard deviations; 0 for no limit"
+        0.0, "with standardise on: largest distance of a feature from its mean, in standard deviations; 0 for no limit"
     )
 
     def __post_init__(self) -> None:

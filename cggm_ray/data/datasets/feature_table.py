@@ -17,8 +17,8 @@ from cggm_ray.data.datasets.sentiment import choose_target, is_audio, numbers_of
 from cggm_ray.data.datasets.taken import in_words, no_modality, whole_steps
 from cggm_ray.data.formats.columns import Column, Mapped, mapped
 from cggm_ray.data.formats.layouts import WHOLE
-from cggm_ray.data.formats.rounding import check_target_rounding
 from cggm_ray.data.formats.untrusted import finite
+from cggm_ray.data.rounding import check_target_rounding
 from cggm_ray.data.split_names import SPLITS, split_of
 
 

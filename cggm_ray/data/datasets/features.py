@@ -34,14 +34,7 @@ from cggm_ray.data.datasets.feature_table import (
 from cggm_ray.data.datasets.new_samples import Labels, masked_steps, new_shards, part_of
 from cggm_ray.data.datasets.samples import SOURCE, ReadRows, Samples
 from cggm_ray.data.datasets.sentiment import is_sentiment, range_of
-from cggm_ray.data.datasets.taken import (
-    LENGTH_SUFFIXES,
-    about_values,
-    block,
-    find_lengths,
-    left_out,
-    rounded_values,
-)
+from cggm_ray.data.datasets.taken import LENGTH_SUFFIXES, block, find_lengths, left_out
 from cggm_ray.data.formats.layouts import WHOLE
 from cggm_ray.data.settings import DatasetOptions, DatasetSettings
 from cggm_ray.data.shards.shards import (
@@ -254,8 +247,7 @@ class Features(Dataset):
             splits,
             lengths | dict.fromkeys(ragged, "the lengths of the sequences"),
             kinds,
-            about_values(tables, names),
-            rounded_values(tables, names),
+            tables,
             left_out(next(iter(tables.values())), known, modalities is not None, unused),
         )
         return splits

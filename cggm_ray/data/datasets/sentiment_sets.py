@@ -13,15 +13,7 @@ from cggm_ray.core.errors import DataError, listed
 from cggm_ray.data.datasets.feature_files import IDENTITY, FeatureTable, column_table
 from cggm_ray.data.datasets.samples import Samples
 from cggm_ray.data.datasets.sentiment import OTHER_NAMES, find_target, is_audio, numbers_of, range_of, unlimited
-from cggm_ray.data.datasets.taken import (
-    LENGTH_SUFFIXES,
-    about_values,
-    block,
-    find_lengths,
-    left_out,
-    rounded_values,
-    whole_steps,
-)
+from cggm_ray.data.datasets.taken import LENGTH_SUFFIXES, block, find_lengths, left_out, whole_steps
 from cggm_ray.data.formats.columns import Column
 from cggm_ray.data.formats.layouts import columns_of
 from cggm_ray.data.formats.untrusted import finite
@@ -111,8 +103,7 @@ def read_sentiments(
         splits,
         described,
         {},
-        about_values(tables, names),
-        rounded_values(tables, names),
+        tables,
         out,
     )
     return Sentiments(splits=splits, taken=taken, missing=missing)

@@ -12,7 +12,7 @@ from cggm_ray.data.datasets.feature_files import PRESENT_SUFFIX, FeatureTable
 from cggm_ray.data.datasets.samples import Samples
 from cggm_ray.data.datasets.sentiment import is_audio, unlimited
 from cggm_ray.data.formats.columns import Column, blocks, every
-from cggm_ray.data.formats.rounding import rounded_features, rounded_in_words
+from cggm_ray.data.rounding import rounded_features, rounded_in_words
 
 LENGTH_SUFFIXES = ("_lengths", "_length", "_lens", "_len")
 MOST_LISTED = 12
@@ -248,8 +248,7 @@ def block(
     splits: Mapping[str, Samples],
     lengths: Mapping[str, str],
     kinds: Mapping[str, str],
-    values: Mapping[str, str],
-    rounded: str,
+    tables: Mapping[str, FeatureTable],
     out: Mapping[str, str],
 ) -> list[str]:
     """Returns lines about the interpretation of a file.
@@ -260,12 +259,11 @@ def block(
         splits: the samples.
         lengths: modality to what says how long its sequences are.
         kinds: modality to its kind; it may be empty.
-        values: of `about_values`.
-        rounded: of `rounded_values`.
+        tables: what was read, by split.
         out: columns that are not used, with the reason.
     """
     first = next(iter(splits.values()))
-    modalities = []
+    modalities, values = [], about_values(tables, list(first.inputs))
     for name, array in first.inputs.items():
         text = f"{name} {list(array.shape[1:])}"
         text += f" {kinds[name]}" if name in kinds else ""
@@ -274,7 +272,7 @@ def block(
     parts = [
         ("target", target),
         ("modalities", "; ".join(modalities)),
-        ("rounded", rounded),
+        ("rounded", rounded_values(tables, list(first.inputs))),
         ("names", "none" if first.names is None else "id"),
         ("samples", ", ".join(f"{split} {len(part.target)}" for split, part in splits.items())),
         ("left out", in_words(out)),

@@ -9,10 +9,10 @@ from cggm_ray.core.errors import DataError
 from cggm_ray.data.datasets.table.cells import Cells, is_list
 from cggm_ray.data.datasets.table.kinds import COLUMN_KINDS, ColumnKind, Context, Facts, State
 from cggm_ray.data.formats.parquet import tensor_shape
-from cggm_ray.data.formats.rounding import rounded_features, rounded_in_words
 from cggm_ray.data.formats.untrusted import finite
+from cggm_ray.data.rounding import rounded_features, rounded_in_words
 
-MOST_ROWS = 1000
+MOST_ROWS = 256
 """Rows whose numbers are looked at for what single precision changes."""
 
 
@@ -44,7 +44,7 @@ class Array(ColumnKind):
         whole = np.zeros((len(cells), *shape), np.uint8 if small else np.float32)
         for row, values in zip(there, rows, strict=True):
             whole[row] = values
-        found = rounded_features(np.stack(rows[:MOST_ROWS])) if rows else {}
+        found = rounded_features(np.stack(rows[:MOST_ROWS])) if rows and not small else {}
         if found and not any(line.startswith(f"rounded: {cells.name}, ") for line in context.remarks):
             context.remarks.append(f"rounded: {cells.name}, {rounded_in_words(found)}")
         made = pa.array(whole.reshape(-1))

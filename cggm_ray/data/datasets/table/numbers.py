@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from cggm_ray.core.errors import DataError
 from cggm_ray.data.datasets.table.cells import Cells, as_texts, is_list, is_number, is_text
 from cggm_ray.data.datasets.table.kinds import COLUMN_KINDS, MOSTLY, ColumnKind, Context, Facts, State
-from cggm_ray.data.formats.rounding import rounding
+from cggm_ray.data.rounding import rounding
 
 FLOAT = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 COMMA = r"^\s*[+-]?(\d+,?\d*|,\d+)([eE][+-]?\d+)?\s*$"

@@ -39,7 +39,7 @@ from cggm_ray.data.datasets.table.targets import (
     CLASSIFICATION,
     MULTILABEL,
     Target,
-    check_values,
+    check_regression,
     find_classes,
     find_labels,
     infer_task,
@@ -139,7 +139,7 @@ class Table(Dataset):
         elif task == MULTILABEL:
             classes = find_labels(first.cells(options.target), options.classes, options.label_separator)
         else:
-            check_values(first.cells(options.target), options)
+            check_regression(first.cells(options.target), options)
         splits, how = divide(parts, options, column, lambda rows: self._target(rows, classes).values)
         cells: dict[str, Columns] = {}
         for split, rows in splits.items():

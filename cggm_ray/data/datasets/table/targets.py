@@ -14,7 +14,7 @@ from cggm_ray.data.datasets.table.cells import Cells, as_texts, is_list, is_numb
 from cggm_ray.data.datasets.table.kinds import MOSTLY
 from cggm_ray.data.datasets.table.numbers import as_numbers, number_pattern
 from cggm_ray.data.datasets.table.options import AUTO, TableOptions
-from cggm_ray.data.formats.rounding import check_target_rounding
+from cggm_ray.data.rounding import check_target_rounding
 
 REGRESSION, CLASSIFICATION, MULTILABEL = "regression", "classification", "multilabel"
 MOST_NUMBERS = 20
@@ -152,7 +152,7 @@ def find_classes(cells: Cells, given: Sequence[str] | None) -> list[str]:
         return sorted(found)
 
 
-def check_values(cells: Cells, options: TableOptions) -> None:
+def check_regression(cells: Cells, options: TableOptions) -> None:
     """Checks the targets that a regression is trained with.
 
     Raises:
