@@ -23,6 +23,12 @@ whose source in --data is missing are left out with a line. The figures are trai
 | heavy_target | three groups of 5 numbers (500 / 150 / 400) | a regression with a lognormal target |
 | linear_classes | three groups of 20 numbers (400 / 120 / 1000) | classes by a linear function, so a linear model is right |
 | genes | two assays of 3,000 numbers (200 / 100 / 400) | thirty times more numbers than samples, in units of any size |
+| embeddings | an image and a text embedding of length 1 (606 / 202 / 606) | 101 classes, few directions count |
+| lacking | three groups of 12 numbers (900 / 300 / 900) | a third of the samples lacks each group |
+| many_rows | three groups of 12 numbers (20000 / 4000 / 4000) | many samples, seven classes in several pieces each |
+| tiny | three groups of 8 numbers (24 / 12 / 600) | two classes of 12 training samples |
+| customers | a table with categories and empty cells (800 / 200 / 1000) | a regression, half of it by categories |
+| moment | two sequences of 40 steps (800 / 200 / 800) | one step at any place tells the class |
 """
 
 from __future__ import annotations
@@ -226,15 +232,108 @@ def robot(out: Path) -> FeatureSet:
     return grouped(out / "robot.npz", modalities, label, in_parts(sizes))
 
 
+def embeddings(out: Path) -> FeatureSet:
+    """Writes embeddings as pretrained encoders give them: a common offset, directions of falling size, length 1."""
+    rng, sizes, classes = np.random.default_rng(9), (606, 202, 606), 101
+    label = np.concatenate([rng.permutation(np.arange(n) % classes) for n in sizes])
+    found = {}
+    for name, (width, clear) in {"image": (512, 1.1), "text": (384, 1.3)}.items():
+        falling = np.arange(1, width + 1) ** -0.7
+        directions = np.linalg.qr(rng.normal(size=(width, width)))[0]
+        centre = clear * rng.normal(size=(classes, width)) * falling * (np.arange(width) < 60)
+        values = (centre[label] + 2 * rng.normal(size=(len(label), width)) * falling + 0.5) @ directions
+        found[name] = (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+    return grouped(out / "embeddings.npz", found, label, in_parts(sizes))
+
+
+def pieces(
+    rng: np.random.Generator, count: int, columns: int, classes: int, each: int, spread: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns samples [N, D] of classes that have several centres each, in units from .01 to 1000, and the classes."""
+    of = rng.integers(0, classes * each, count)
+    centres = rng.normal(0, spread, (classes * each, columns))
+    values = (centres[of] + rng.normal(size=(count, columns))) * 10.0 ** rng.integers(-2, 4, columns)
+    return values, of % classes
+
+
+def lacking(out: Path) -> FeatureSet:
+    """Writes groups of which a third of the samples lacks each; every sample has one."""
+    rng, sizes = np.random.default_rng(10), (900, 300, 900)
+    values, label = pieces(rng, sum(sizes), 36, 5, 3, 0.7)
+    modalities = in_groups(values, 3)
+    there = rng.random((len(label), 3)) > 1 / 3
+    there[np.arange(len(label)), rng.integers(0, 3, len(label))] = True
+    for column, name in enumerate(list(modalities)):
+        modalities[name] = np.where(there[:, [column]], modalities[name], 0.0)
+        modalities[f"{name}_present"] = there[:, column]
+    path = out / "lacking.npz"
+    np.savez(path, **modalities, label=label, split=in_parts(sizes))
+    names = ",".join(name for name in modalities if not name.endswith("_present"))
+    return FeatureSet(path=str(path), flags=["--modalities", names, "--target", "label", "--split", "split"])
+
+
+def customers(out: Path) -> FeatureSet:
+    """Writes a table of customers whose spending depends on numbers, on categories, and on both together."""
+    rng, sizes = np.random.default_rng(11), (800, 200, 1000)
+    n = sum(sizes)
+    age, income = rng.integers(18, 90, n), np.round(np.exp(rng.normal(10.3, 0.6, n)), 2)
+    visits, town = rng.poisson(4, n), rng.choice([f"town {i}" for i in range(30)], n)
+    plan, device = rng.choice(["basic", "plus", "pro"], n, p=[0.6, 0.3, 0.1]), rng.choice(["phone", "desktop"], n)
+    of_town = dict(zip(np.unique(town), rng.normal(0, 20, 30), strict=True))
+    more = np.select([plan == "pro", plan == "plus"], [3.0, 1.5], 1.0)
+    target = 4 * visits * more + 8 * np.log(income) + 10 * np.sin(age / 12) + [of_town[name] for name in town]
+    target = target + np.where(device == "phone", 5.0, 0.0) + rng.normal(0, 6, n)
+    columns = {"age": age, "income": income, "visits": visits, "town": town, "plan": plan, "device": device}
+    cells = {name: values.astype(str) for name, values in columns.items()}
+    for name in ("age", "income", "plan"):
+        cells[name] = np.where(rng.random(n) < 0.1, "", cells[name])
+    rows = np.stack([*cells.values(), np.round(target, 3).astype(str), in_parts(sizes)], 1)
+    path = out / "customers.csv"
+    header = ",".join([*columns, "spending", "split"])
+    path.write_text("\n".join([header, *map(",".join, rows.tolist())]) + "\n")
+    spread = float(target[: sizes[0]].std())
+    groups = ["--modality", "person=age,income,town", "--modality", "use=visits,plan,device"]
+    flags = ["--target", "spending", "--split", "split", *groups]
+    return FeatureSet(
+        path=str(path), pipeline="table.py", flags=flags, metric="mae", better="min", tolerance=0.01 * spread
+    )
+
+
+def moment(out: Path) -> FeatureSet:
+    """Writes sequences of noise in which one step, at any place, has the direction of the class."""
+    rng, sizes, steps = np.random.default_rng(12), (800, 200, 800), 40
+    label = np.concatenate([rng.permutation(np.arange(n) % 6) for n in sizes])
+    found = {}
+    for name, (width, size) in {"words": (24, 7.0), "sounds": (12, 5.0)}.items():
+        directions = rng.normal(size=(6, width))
+        directions *= size / np.linalg.norm(directions, axis=1, keepdims=True)
+        values = rng.normal(size=(len(label), steps, width))
+        values[np.arange(len(label)), rng.integers(0, steps, len(label))] += directions[label]
+        found[name] = values.astype(np.float32)
+    return grouped(out / "moment.npz", found, label, in_parts(sizes))
+
+
+def made(out: Path) -> dict[str, FeatureSet]:
+    """Writes the sets that are drawn here."""
+    rng, tiny = np.random.default_rng(13), (24, 12, 600)
+    values, label = pieces(rng, sum(tiny), 24, 2, 1, 0.45)
+    many = (20000, 4000, 4000)
+    rows, of = pieces(rng, sum(many), 36, 7, 4, 0.6)
+    makers = (pages, motion, robot, genes, embeddings, lacking, customers, moment)
+    return {
+        **{make.__name__: make(out) for make in makers},
+        "tiny": grouped(out / "tiny.npz", in_groups(values, 3), label, in_parts(tiny)),
+        "many_rows": grouped(out / "many_rows.npz", in_groups(rows, 3), of, in_parts(many)),
+        **tables(out),
+    }
+
+
 def makers(data: Path, out: Path) -> Makers:
     """Yields makers of sets, each with the folder of --data that it needs."""
     yield "avdigits", lambda: {"digits_six": digits_six(data, out)}
     yield "fashion_title_image", lambda: {"photos_words": photos_words(data, out)}
     yield "features", lambda: {"mosi_sign": mosi_sign(data, out)}
-    yield (
-        None,
-        lambda: {"pages": pages(out), "motion": motion(out), "robot": robot(out), "genes": genes(out), **tables(out)},
-    )
+    yield None, lambda: made(out)
 
 
 if __name__ == "__main__":
