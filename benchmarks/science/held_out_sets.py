@@ -293,7 +293,7 @@ def customers(out: Path) -> FeatureSet:
     path.write_text("\n".join([header, *map(",".join, rows.tolist())]) + "\n")
     spread = float(target[: sizes[0]].std())
     groups = ["--modality", "person=age,income,town", "--modality", "use=visits,plan,device"]
-    flags = ["--target", "spending", "--split", "split", *groups]
+    flags = ["--target", "spending", *groups]
     return FeatureSet(
         path=str(path), pipeline="table.py", flags=flags, metric="mae", better="min", tolerance=0.01 * spread
     )
