@@ -230,8 +230,9 @@ def explain(argument: str, parser: argparse.ArgumentParser) -> str:
     if name in REFUSED:
         return f"{name}: {REFUSED[name]}"
     flags = _flags(parser)
-    close = difflib.get_close_matches(name[:80], [*flags, *SYNONYMS], n=1, cutoff=0.5)
-    near = f" (did you mean {SYNONYMS.get(close[0], close[0])}?)" if close else ""
+    longer = [flag for flag in flags if flag.startswith(f"{name}_")][:3]
+    close = longer or difflib.get_close_matches(name[:80], [*flags, *SYNONYMS], n=1, cutoff=0.5)
+    near = f" (did you mean {', '.join(SYNONYMS.get(flag, flag) for flag in close)}?)" if close else ""
     return f"unknown flag --{name}{near}; --help lists the flags"
 
 

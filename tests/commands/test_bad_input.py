@@ -184,6 +184,7 @@ def test_code_is_refused_and_not_run(failing: Callable[..., str], tmp_path: Path
         ("--num_epochs 1.5", "num_epochs: found '1.5'; expected a whole number"),
         ("--attn_dropout 1", "attn_dropout: found 1.0; expected a probability in [0, 1)"),
         ("--optim Adm", "optim: unknown 'Adm' (did you mean Adam?)"),
+        ("--warmup 3", "unknown flag --warmup (did you mean warmup_epochs, warmup_share, warmup_lr?)"),
         ("--bacth_size 3", "unknown flag --bacth_size (did you mean batch_size?)"),
         ("--attn_mask", "attn_mask: the released code parsed this flag and never used it"),
         ("stray", "unexpected argument 'stray'"),
