@@ -1,7 +1,8 @@
 """Compares settings of `--preset quick` without the test samples of the sets.
 
     python benchmarks/science/feature_sets.py --out sets
-    python benchmarks/science/quick_trials.py --sets sets --out trials --splits 3 --try "--modulation multiloss" --try "--batch_size 64"
+    python benchmarks/science/quick_trials.py --sets sets --out trials --splits 3
+        --try "--modulation multiloss" --try "--batch_size 64"
 
 The samples of every set that are not its test samples are split anew, 60 % for training and 20 % each for validation and
 test. A run of `quick` is trained for every split with its own settings, and with each --try in their place. Test metric, mean

@@ -2,8 +2,8 @@
 
 A step, one function each:
 
-1. `transform` runs the guides on the detached features; a single worker decides the coefficients here, from the guides'
-   utilities, and scales the gradients of the features by them, so that the whole step is one graph;
+1. `transform` runs the guides on the features, detached but in `cggm-multiloss`; a single worker decides the coefficients
+   here, from the guides' utilities, and scales the gradients of the features by them, so that the whole step is one graph;
 2. `sums` collects what the batch adds to the guides' losses, their utilities and the head gradients;
 3. `combine` forms lambda * L_gm plus the guides' losses, so that one backward pass serves all;
 4. `move` moves the guides.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,8 @@ class CGGM(Guided):
         optimizer: makes the guides' optimizer from their parameters; default Adam.
         head: last linear layer (or 1x1 convolution) F of the model; only the direction 'released' needs it.
         magnitude: whether gradients are scaled; False leaves the direction term alone.
+        attached: whether the losses of the guides train the encoders too, as those of `MultiLoss` do. The method of the paper
+            detaches them. Coefficients scale the gradient of the fusion alone.
         update: whether the coefficient is a factor of the encoder's learning rate (`rates`) in place of a factor of its
             gradient. An optimizer such as Adam divides a gradient by its own running size, and with it most of a factor.
             The loop then has a parameter group for each encoder, whose rate it sets from `rates` in every step.
@@ -131,6 +134,7 @@ class CGGM(Guided):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         head: nn.Module | None = None,
         magnitude: bool = True,
+        attached: bool = False,
         update: bool = False,
         bodies: Mapping[str, nn.Module] | None = None,
         reduce: Reduce = SINGLE_WORKER,
@@ -142,7 +146,7 @@ class CGGM(Guided):
         _check_name("coefficients", coefficients, COEFFICIENT_RULES)
         _check_name("direction", direction, DIRECTION_RULES)
         make = optimizer or (lambda parameters: Adam(parameters, lr=lr))
-        super().__init__(guides, task=task, optimizer=make, detach=True, reduce=reduce)
+        super().__init__(guides, task=task, optimizer=make, detach=not attached, reduce=reduce)
         self.lam = lam
         default = task.released_utility if coefficients == "released" else task.default_utility
         self._utility = task.utility(utility or default)
@@ -169,7 +173,7 @@ class CGGM(Guided):
     def transform(
         self, features: dict[str, Feature], batch: Batch, totals: Totals | None = None
     ) -> tuple[dict[str, Feature], Memo]:
-        """Runs the guides on the detached features and scales the gradients of the features, or places gates.
+        """Runs the guides and scales the gradients of the features for the fusion, or places gates.
 
         Args:
             features: modality name to the output of its encoder; every modality has a guide.
@@ -269,7 +273,7 @@ def _weight(layer: object, what: str) -> Tensor:
     return weight
 
 
-def _build(given: Materials[StrategyOptions]) -> Strategy:
+def _build(given: Materials[StrategyOptions], *, attached: bool = False) -> Strategy:
     parts = given.modulation
     return CGGM(
         given.guides,
@@ -284,6 +288,7 @@ def _build(given: Materials[StrategyOptions]) -> Strategy:
         optimizer=given.guide_optimizer,
         head=given.net.head,
         magnitude=parts.gate != "off",
+        attached=attached,
         update=parts.gate == "update",
         bodies=given.net.bodies() if parts.gate == "body" else None,
         reduce=given.reduce,
@@ -301,3 +306,6 @@ READINGS = {
 
 for name, parts in READINGS.items():
     STRATEGIES.register(name)(StrategyInfo(build=_build, options=StrategyOptions, parts=parts))
+STRATEGIES.register("cggm-multiloss")(
+    StrategyInfo(build=partial(_build, attached=True), options=StrategyOptions, parts=READINGS["cggm"])
+)

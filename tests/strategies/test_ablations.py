@@ -1,4 +1,4 @@
-"""CGGM's two halves, each alone."""
+"""CGGM's two halves, each alone, and CGGM with a loss for every modality."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Guide(nn.Module):
 
 
 def gradients(
-    lam: float, *, magnitude: bool = True, direction: str = "gradient"
+    lam: float, *, magnitude: bool = True, direction: str = "gradient", attached: bool = False
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Gradients of encoders and fusion after one step; coefficients; the encoders' gradients by plain backward."""
     torch.manual_seed(2)
     encoders = nn.ModuleDict({name: nn.Linear(5, 4) for name in NAMES}).double()
     hidden, head = nn.Linear(12, 4).double(), nn.Linear(4, 3).double()
     guides = {name: Guide().double() for name in NAMES}
-    balance = CGGM(guides, task=Classification(3), lam=lam, direction=direction, magnitude=magnitude)
+    balance = CGGM(guides, task=Classification(3), lam=lam, direction=direction, magnitude=magnitude, attached=attached)
     inputs = {name: torch.randn(6, 5).double() for name in NAMES}
     target = torch.tensor([0, 1, 2, 0, 1, 2])
     features = balance.modulate({name: encoders[name](inputs[name]) for name in NAMES}, target)
@@ -71,6 +71,32 @@ def test_direction_alone_leaves_the_scale() -> None:
         assert torch.allclose(factor * alone[name], grad, rtol=1e-12), name
     joint, _, _ = gradients(0.0, magnitude=False, direction="off")
     assert not torch.allclose(alone["hidden.weight"], joint["hidden.weight"])
+
+
+def test_attached_guides_train_their_encoders_beside_the_scaled_gradient() -> None:
+    """What an encoder gets more is the gradient of its guide's loss, computed here with torch alone."""
+    plain, coefficient_M, _ = gradients(0.2)
+    attached, same_M, _ = gradients(0.2, attached=True)
+    assert torch.equal(coefficient_M, same_M)
+    torch.manual_seed(2)
+    encoders = nn.ModuleDict({name: nn.Linear(5, 4) for name in NAMES}).double()
+    nn.Linear(12, 4), nn.Linear(4, 3)
+    guides = {name: Guide().double() for name in NAMES}
+    for name in NAMES:
+        x = torch.randn(6, 5).double()
+        loss = nn.functional.cross_entropy(guides[name](encoders[name](x)).logits, torch.tensor([0, 1, 2, 0, 1, 2]))
+        loss.backward()
+    for name, grad in plain.items():
+        of_guide = encoders.get_parameter(name).grad if name[0] in NAMES else 0.0
+        assert torch.allclose(attached[name], grad + of_guide, rtol=1e-10), name
+
+
+def test_the_name_chooses_attached_guides() -> None:
+    net, guides = linear_net(3), {name: LinearGuide(4, 3).double() for name in linear_net(3).encoders}
+    for name, detach in (("cggm", True), ("cggm-multiloss", False)):
+        config = Config().replace({"modulation": name})
+        state = new_state(config, net, guides, Classification(3), LocalRuntime(Path(), config.run))
+        assert state.strategy._detach is detach
 
 
 @pytest.mark.parametrize(
