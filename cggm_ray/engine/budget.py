@@ -18,7 +18,7 @@ from cggm_ray.engine.settings import TrainConfig
 
 BATCHES_IN_A_PASS = 32
 """A batch that is chosen by the size of the set makes a pass of about so many steps, within `SMALLEST` and `LARGEST`."""
-SMALLEST, LARGEST = 32, 256
+SMALLEST, LARGEST = 64, 256
 
 
 @dataclass(frozen=True, kw_only=True)

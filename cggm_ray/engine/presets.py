@@ -16,12 +16,15 @@ from cggm_ray.engine.own_code import adopt_network
 from cggm_ray.models.registry import NETWORKS
 from cggm_ray.models.settings import ModelConfig
 from cggm_ray.models.standardise import AUTO
+from cggm_ray.strategies.settings import WITH_LOSSES
 
 RELEASED, QUICK, GOOD, BEST = "released", "quick", "good", "best"
 SEARCHED = (GOOD, BEST)
 """Presets that stand for a search."""
 QUICK_NETWORK = "composed"
 QUICK_VALUES: dict[str, object] = {
+    # With a loss for every modality, where CGGM alone leaves encoders behind: docs/defaults.md, "Six more further sets".
+    "modulation": WITH_LOSSES,
     "standardise": AUTO,
     "clip_inputs": 5.0,
     "optim": "AdamW",
