@@ -16,9 +16,11 @@ from cggm_ray.core.errors import UsageError
 from cggm_ray.data.loading.sampler import Passes, WindowOrder, epoch_order
 from cggm_ray.engine.settings import TrainConfig
 
-BATCHES_IN_A_PASS = 32
-"""A batch that is chosen by the size of the set makes a pass of about so many steps, within `SMALLEST` and `LARGEST`."""
-SMALLEST, LARGEST = 64, 256
+SMALLEST, USUAL, LARGEST = 32, 64, 256
+"""Samples of a batch that is chosen by the size of the set."""
+FEWEST_BATCHES, BATCHES_IN_A_PASS = 5, 32
+"""Batches in a pass from which a batch is of the usual size, and from which it is larger. A pass of one or two large batches has
+too little noise: it was worse on small sets (docs/defaults.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +129,7 @@ def batch_size_for(samples: int, workers: int) -> int:
         raise UsageError(
             f"workers: found {workers} for {samples} training samples; expected at most one worker a sample"
         )
-    size = SMALLEST
+    size = USUAL if samples >= FEWEST_BATCHES * USUAL else SMALLEST
     while size < LARGEST and 2 * size * BATCHES_IN_A_PASS <= samples:
         size *= 2
     return max(size, workers)

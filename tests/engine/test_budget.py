@@ -45,7 +45,7 @@ def test_a_long_pass_is_validated_after_each_pass() -> None:
     assert (budget.passes, budget.steps, budget.epochs) == (1, 25, 2)
 
 
-@pytest.mark.parametrize(("samples", "size"), [(30, 64), (2400, 64), (4000, 64), (5000, 128), (10**6, 256)])
+@pytest.mark.parametrize(("samples", "size"), [(30, 32), (319, 32), (320, 64), (4000, 64), (5000, 128), (10**6, 256)])
 def test_the_batch_grows_with_the_set(samples: int, size: int) -> None:
     assert batch_size_for(samples, 1) == size
 

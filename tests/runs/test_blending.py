@@ -36,6 +36,8 @@ from cggm_ray.runs.result import CONFIG, read_summary
 ROOT = Path(__file__).parents[2]
 FEATURES = RECIPES.get("features").config
 SHORT = (
+    "--modulation",
+    "cggm",
     "--max_steps",
     "40",
     "--valid_interval",
