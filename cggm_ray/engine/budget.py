@@ -19,8 +19,8 @@ from cggm_ray.engine.settings import TrainConfig
 SMALLEST, USUAL, LARGEST = 32, 64, 256
 """Samples of a batch that is chosen by the size of the set."""
 FEWEST_BATCHES, BATCHES_IN_A_PASS = 5, 32
-"""Batches in a pass from which a batch is of the usual size, and from which it is larger. Passes of one or two large batches have
-too little noise: they were worse on small sets (docs/defaults.md)."""
+"""Batches in a pass from which a batch is of the usual size, and from which it is larger. Passes of one or two large batches
+were worse on small sets (docs/defaults.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
