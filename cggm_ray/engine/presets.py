@@ -23,7 +23,7 @@ SEARCHED = (GOOD, BEST)
 """Presets that stand for a search."""
 QUICK_NETWORK = "composed"
 QUICK_VALUES: dict[str, object] = {
-    # With a loss for every modality, where CGGM alone leaves encoders behind: docs/defaults.md, "Six more further sets".
+    # With few samples of a class, a loss for every modality counts more than any coefficient: docs/defaults.md.
     "modulation": WITH_LOSSES,
     "standardise": AUTO,
     "clip_inputs": 5.0,

@@ -68,7 +68,7 @@ class CGGM(Guided):
         head: last linear layer (or 1x1 convolution) F of the model; only the direction 'released' needs it.
         magnitude: whether gradients are scaled; False leaves the direction term alone.
         attached: whether the losses of the guides train the encoders too, as those of `MultiLoss` do. The method of the paper
-            detaches them. Coefficients scale the gradient of the fusion alone.
+            detaches them. Where features are gated, coefficients scale the gradient of the fusion alone.
         update: whether the coefficient is a factor of the encoder's learning rate (`rates`) in place of a factor of its
             gradient. An optimizer such as Adam divides a gradient by its own running size, and with it most of a factor.
             The loop then has a parameter group for each encoder, whose rate it sets from `rates` in every step.
