@@ -43,7 +43,7 @@ from cggm_ray.models.settings import ModelConfig
 from cggm_ray.models.standardise import standardise_modules
 from cggm_ray.strategies.base import Strategy
 from cggm_ray.strategies.registry import STRATEGIES, Materials, Setting
-from cggm_ray.strategies.settings import JOINT, WITH_LOSSES, ModulationConfig
+from cggm_ray.strategies.settings import CGGM_MULTILOSS, JOINT, ModulationConfig
 from cggm_ray.tasks import Classification, Regression, Task
 from cggm_ray.tasks.base import Targets
 from cggm_ray.tasks.settings import BALANCED
@@ -131,7 +131,7 @@ def with_strategy(config: Config, modalities: Sequence[str]) -> Config:
     A strategy that is no default, of a recipe or of the preset `quick`, was chosen, so it is not replaced.
     """
     default = ModulationConfig()
-    if len(modalities) > 1 or config.modulation.modulation not in (default.modulation, WITH_LOSSES):
+    if len(modalities) > 1 or config.modulation.modulation not in (default.modulation, CGGM_MULTILOSS):
         return config
     return dataclasses.replace(config, modulation=dataclasses.replace(default, modulation=JOINT))
 

@@ -16,7 +16,7 @@ from cggm_ray.engine.own_code import adopt_network
 from cggm_ray.models.registry import NETWORKS
 from cggm_ray.models.settings import ModelConfig
 from cggm_ray.models.standardise import AUTO
-from cggm_ray.strategies.settings import WITH_LOSSES
+from cggm_ray.strategies.settings import CGGM_MULTILOSS
 
 RELEASED, QUICK, GOOD, BEST = "released", "quick", "good", "best"
 SEARCHED = (GOOD, BEST)
@@ -24,7 +24,7 @@ SEARCHED = (GOOD, BEST)
 QUICK_NETWORK = "composed"
 QUICK_VALUES: dict[str, object] = {
     # With few samples of a class, a loss for every modality counts more than any coefficient: docs/defaults.md.
-    "modulation": WITH_LOSSES,
+    "modulation": CGGM_MULTILOSS,
     "standardise": AUTO,
     "clip_inputs": 5.0,
     "optim": "AdamW",

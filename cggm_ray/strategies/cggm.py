@@ -33,7 +33,7 @@ from cggm_ray.strategies.direction import DIRECTION_RULES
 from cggm_ray.strategies.gate import Gates, scaled
 from cggm_ray.strategies.guided import Guided, GuideOutputs
 from cggm_ray.strategies.registry import STRATEGIES, Materials, StrategyInfo, StrategyOptions
-from cggm_ray.strategies.settings import WITH_LOSSES
+from cggm_ray.strategies.settings import CGGM_MULTILOSS
 from cggm_ray.tasks.base import Task
 from cggm_ray.tasks.mean import combine_each
 
@@ -307,6 +307,6 @@ READINGS = {
 
 for name, parts in READINGS.items():
     STRATEGIES.register(name)(StrategyInfo(build=_build, options=StrategyOptions, parts=parts))
-STRATEGIES.register(WITH_LOSSES)(
+STRATEGIES.register(CGGM_MULTILOSS)(
     StrategyInfo(build=partial(_build, attached=True), options=StrategyOptions, parts=READINGS["cggm"])
 )

@@ -24,7 +24,7 @@ PART_FIELDS = {
 """Fields of the section that mean something where the strategy has a part."""
 JOINT = "none"
 """The strategy that balances nothing."""
-WITH_LOSSES = "cggm-multiloss"
+CGGM_MULTILOSS = "cggm-multiloss"
 """CGGM with a loss for every modality, which the preset `quick` takes."""
 
 

@@ -80,7 +80,7 @@ def test_attached_guides_train_their_encoders_beside_the_scaled_gradient() -> No
     assert torch.equal(coefficient_M, same_M)
     torch.manual_seed(2)
     encoders = nn.ModuleDict({name: nn.Linear(5, 4) for name in NAMES}).double()
-    nn.Linear(12, 4), nn.Linear(4, 3)
+    nn.Linear(12, 4), nn.Linear(4, 3)  # the fusion, so that the guides have the random numbers that they have there
     guides = {name: Guide().double() for name in NAMES}
     for name in NAMES:
         x = torch.randn(6, 5).double()
@@ -91,12 +91,17 @@ def test_attached_guides_train_their_encoders_beside_the_scaled_gradient() -> No
         assert torch.allclose(attached[name], grad + of_guide, rtol=1e-10), name
 
 
-def test_the_name_chooses_attached_guides() -> None:
-    net, guides = linear_net(3), {name: LinearGuide(4, 3).double() for name in linear_net(3).encoders}
-    for name, detach in (("cggm", True), ("cggm-multiloss", False)):
-        config = Config().replace({"modulation": name})
-        state = new_state(config, net, guides, Classification(3), LocalRuntime(Path(), config.run))
-        assert state.strategy._detach is detach
+@pytest.mark.parametrize(("name", "reached"), [("cggm", False), ("cggm-multiloss", True)])
+def test_the_name_says_whether_guides_reach_the_encoders(name: str, reached: bool) -> None:
+    net = linear_net(3)
+    guides = {modality: LinearGuide(4, 3).double() for modality in net.encoders}
+    config = Config().replace({"modulation": name})
+    state = new_state(config, net, guides, Classification(3), LocalRuntime(Path(), config.run))
+    inputs, target = linear_inputs(net)
+    features = {modality: net.encoders[modality](inputs[modality]) for modality in guides}
+    batch = Batch(inputs=inputs, target=target, index=torch.arange(len(target)))
+    sum(head.logits.sum() for head, _ in state.strategy.run_guides(features, batch)).backward()
+    assert all((parameter.grad is not None) is reached for parameter in net.encoders.parameters())
 
 
 @pytest.mark.parametrize(
