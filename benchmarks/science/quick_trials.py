@@ -74,6 +74,9 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     variants = ["", *arguments.tries]
     rows = []
+    for name in arguments.names:
+        if not index[name].path.endswith(".npz"):
+            parser.error(f"{name} is {index[name].path}; expected sets that are npz")
     for name in arguments.names or [name for name, entry in index.items() if entry.path.endswith(".npz")]:
         found: list[list[float]] = [[] for _ in variants]
         for split in range(arguments.splits):

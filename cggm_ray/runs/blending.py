@@ -3,8 +3,9 @@
 On a small and noisy set a linear model is often as good as a network, and their errors differ, so a weighted sum may be better
 than both (stacked generalisation, Wolpert 1992; stacked regressions, Breiman 1996). The linear model is fitted to the training
 split: ridge regression, or logistic regression where classes are predicted. Validation chooses its strength, by the selection
-metric, and both weights: for a regression those of the average with the best metric, for classes those of the logits with the
-least cross-entropy.
+metric, and both weights. For a regression they are the most even ones whose average is not worse than the best by more than a
+standard error (the rule of Breiman, Friedman, Olshen and Stone 1984), because the network has the epoch that suits the
+validation samples best, so they flatter it. For classes they are those of the logits with the least cross-entropy.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ ALPHAS = (0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
 INVERSE_STRENGTHS = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)
 """C of logistic regression."""
 SHARES = tuple(tenth / 10 for tenth in range(11))
-"""Weights of ridge regression in an average."""
+"""Weights of ridge regression in an average, in increasing order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class Blend:
         shares: weights of the network and of the linear model.
         metric: that chooses the best epoch.
         values: its value on validation of the network, of the linear model and of their sum; None where the weights are given.
+        even: whether the weights are the most even ones that are as good as the best.
     """
 
     linear: MultimodalNet
@@ -56,6 +58,7 @@ class Blend:
     shares: Shares
     metric: str
     values: tuple[float, float, float] | None = None
+    even: bool = False
 
     @property
     def counts(self) -> bool:
@@ -71,7 +74,8 @@ class Blend:
         alone = f"{self.metric} of the network {self.values[0]:.4g}, of {self.name} {self.values[1]:.4g}"
         if not self.counts:
             return f"the network is tested without {self.name}, which brings nothing on validation: {alone}"
-        return f"{said}, chosen on validation: {alone}, of both {self.values[2]:.4g} (--linear_blend off leaves it out)"
+        how = "chosen on validation" + (" as the most even ones that are no worse than the best" if self.even else "")
+        return f"{said}, {how}: {alone}, of both {self.values[2]:.4g} (--linear_blend off leaves it out)"
 
 
 def fit_blend(training: Training) -> Blend:
@@ -108,21 +112,42 @@ def fit_blend(training: Training) -> Blend:
         shares=shares,
         metric=metric,
         values=(values[0], values[1], values[2]),
+        even=not isinstance(task, Classification),
     )
 
 
 def _by_metric(training: Training, network_NC: Tensor, linear_KNC: Tensor, target: Tensor) -> tuple[int, Shares]:
-    """Returns the number of the best ridge regression, and the weights of its best average with the network."""
+    """Returns the number of the best ridge regression, and the weights of its average with the network.
+
+    Of all averages the selection metric finds the best one, and the absolute errors say which others are as good.
+    """
     best = training.state.best
     strengths, shares = (Best(metric=best.metric, mode=best.mode) for _ in range(2))
     for number, logits_NC in enumerate(linear_KNC):
         strengths.update(_value(training, logits_NC, target), number)
     chosen = strengths.epoch
-    for number, share in enumerate(SHARES):
-        average_NC = (1 - share) * network_NC + share * linear_KNC[chosen]
+    averages = [(1 - share) * network_NC + share * linear_KNC[chosen] for share in SHARES]
+    for number, average_NC in enumerate(averages):
         shares.update(_value(training, average_NC, target), number)
-    share = SHARES[shares.epoch]
+    errors_SN = torch.stack([(average_NC - target.reshape_as(average_NC)).abs().mean(1) for average_NC in averages])
+    share = SHARES[most_even(errors_SN, shares.epoch)]
     return chosen, (1 - share, share)
+
+
+def most_even(errors_SN: Tensor, best: int) -> int:
+    """Returns the number of the weight nearest to one half whose errors are not larger than those of the best one by more than
+    a standard error, that of the mean difference over the samples.
+
+    Args:
+        errors_SN: absolute errors of N samples with each of the weights `SHARES`.
+        best: number of the best weight.
+    """
+    samples = errors_SN.shape[1]
+    if samples < 2:
+        return best
+    more_SN = errors_SN - errors_SN[best]
+    as_good_S = more_SN.mean(1) <= more_SN.std(1) / samples**0.5
+    return min({best, *as_good_S.nonzero()[:, 0].tolist()}, key=lambda number: abs(SHARES[number] - 0.5))
 
 
 def _by_cross_entropy(

@@ -14,6 +14,7 @@ import pytest
 import torch
 from feature_sets import as_npz
 from safetensors.torch import load_file, save_file
+from scipy.stats import sem
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -29,6 +30,7 @@ from cggm_ray.engine.linear_blend import LINEAR, RIDGE, read_shares
 from cggm_ray.engine.presets import configured
 from cggm_ray.engine.tracking import LOG
 from cggm_ray.recipes.base import RECIPES
+from cggm_ray.runs.blending import most_even
 from cggm_ray.runs.contributions import BALANCE, Contributions
 from cggm_ray.runs.finished import read_config
 from cggm_ray.runs.result import CONFIG, read_summary
@@ -132,9 +134,25 @@ def test_a_run_predicts_the_average_of_its_network_and_scikit_learns_regression(
     expected = (1 - share) * predictions(alone / "predictions.parquet")
     expected += share * distances[least].predict(rows("test")).reshape(expected.shape)
     np.testing.assert_allclose(predictions(finished / "predictions.parquet"), expected, rtol=1e-5)
-    assert read_summary(finished).valid["mae"] <= read_summary(alone).valid["mae"]
     assert f"and those of ridge regression times {share:.3g}, chosen on validation" in (finished / LOG).read_text()
     assert "ridge" not in (alone / LOG).read_text()
+
+
+def test_of_weights_that_are_as_good_the_most_even_one_is_taken() -> None:
+    rng = np.random.default_rng(3)
+    for best in (0, 3, 10):
+        slopes = rng.normal(0.02, 0.3, 40)
+        errors_SN = np.abs([1 + slopes * abs(number - best) / 10 for number in range(11)])
+        errors_SN[best] = 0.99
+        more_SN = errors_SN - errors_SN[best]
+        as_good = [number for number in range(11) if more_SN[number].mean() <= sem(more_SN[number])]
+        assert most_even(torch.from_numpy(errors_SN), best) == min(as_good, key=lambda number: abs(number - 5))
+    clear = torch.arange(11.0)[:, None] + torch.rand(4)
+    assert most_even(clear, 0) == 0
+    assert most_even(clear.flip(0), 10) == 10
+    assert most_even(torch.ones(11, 4), 2) == 5
+    assert most_even(torch.ones(11, 1), 2) == 2
+    assert most_even(torch.full((11, 4), torch.nan), 1) == 1
 
 
 def test_what_follows_training_uses_the_average(finished: Path, tmp_path: Path) -> None:
