@@ -168,6 +168,8 @@ def combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 def without_missing(table: pa.Table, tokens: Collection[str]) -> pa.Table:
     """Returns a table in which texts that mean a missing cell, NaN, and structures without content are null.
 
+    Decimal numbers, as databases have them, become those of double precision.
+
     Args:
         table: as it was read.
         tokens: texts that mean a missing cell; so does a text of spaces only.
@@ -182,6 +184,8 @@ def without_missing(table: pa.Table, tokens: Collection[str]) -> pa.Table:
         if pa.types.is_string(column.type):
             gone = pc.is_in(pc.utf8_trim_whitespace(column), marks)
             column = pc.if_else(gone, pa.scalar(None, pa.string()), column)
+        elif pa.types.is_decimal(column.type):
+            column = column.cast(pa.float64())
         elif pa.types.is_floating(column.type):
             column = pc.if_else(pc.is_nan(column.cast(pa.float64())), pa.scalar(None, column.type), column)
         elif pa.types.is_struct(column.type) and is_media(column.type):

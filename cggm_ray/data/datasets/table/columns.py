@@ -25,7 +25,8 @@ IDS = re.compile(
 )
 MOST_LINES = 40
 """Columns that are printed."""
-DATES = r"^\s*\d{4}-\d\d?-\d\d?([ T]\d\d?:\d\d.*)?\s*$"
+DATES = r"^\s*(\d{4}[-/.]\d\d?[-/.]\d\d?|\d\d?[-/.]\d\d?[-/.]\d{4}|\d\d?/\d\d?/\d\d)([ T]\d\d?:\d\d.*)?\s*$"
+"""2020-12-31, 2020/12/31, 31.12.2020, 12/31/2020 or 12/31/20, with or without a time."""
 
 
 @dataclass(frozen=True, kw_only=True)

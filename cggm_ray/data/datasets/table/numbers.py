@@ -10,50 +10,13 @@ import pyarrow.compute as pc
 
 from cggm_ray.core.errors import DataError
 from cggm_ray.data.datasets.table.cells import Cells, as_texts, is_list, is_number, is_text
-from cggm_ray.data.datasets.table.kinds import COLUMN_KINDS, MOSTLY, ColumnKind, Context, Facts, State
+from cggm_ray.data.datasets.table.kinds import COLUMN_KINDS, ColumnKind, Context, Facts, State
+from cggm_ray.data.datasets.table.number_texts import as_numbers, mostly, number_pattern
 from cggm_ray.data.rounding import rounding
 
-FLOAT = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
-COMMA = r"^\s*[+-]?(\d+,?\d*|,\d+)([eE][+-]?\d+)?\s*$"
-"""Numbers in texts, with a decimal point or a decimal comma."""
-FEW_ROWS = 10
-"""In fewer cells than this all must look like a kind."""
 MOST_CATEGORIES = 100
 FEW, SHARE = 20, 0.05
 """Texts are categories if there are at most so many different ones, or at most so many for each cell."""
-LARGEST = float(np.finfo(np.float32).max)
-
-
-def number_pattern(decimal: str) -> str:
-    """Returns the pattern of a number in a text."""
-    return COMMA if decimal == "," else FLOAT
-
-
-def as_numbers(cells: Cells, decimal: str) -> pa.Array:
-    """Returns cells as float64, with nulls for missing ones.
-
-    Raises:
-        DataError: a cell holds no number, or one that single precision cannot hold.
-    """
-    values = cells.values
-    if is_text(values.type):
-        good = pc.fill_null(pc.match_substring_regex(values, number_pattern(decimal)), True)
-        wrong = np.flatnonzero(~good.to_numpy(zero_copy_only=False))
-        if len(wrong):
-            raise cells.wrong(int(wrong[0]), f"a number (or --column {cells.name}=categorical)")
-        values = pc.utf8_trim_whitespace(values)
-        values = pc.replace_substring(values, ",", ".") if decimal == "," else values
-        values = pc.replace_substring_regex(values, r"^\+", "")
-    elif not is_number(values.type) and not pa.types.is_null(values.type):
-        raise cells.wrong(int(np.flatnonzero(cells.there)[0]), "a number")
-    numbers = (
-        values.cast(pa.int8()).cast(pa.float64()) if pa.types.is_boolean(values.type) else values.cast(pa.float64())
-    )
-    filled = pc.fill_null(numbers, 0.0).to_numpy(zero_copy_only=False)
-    large = np.flatnonzero(~(np.abs(filled) <= LARGEST))
-    if len(large):
-        raise cells.wrong(int(large[0]), "a finite number of at most 3.4e38")
-    return numbers
 
 
 class Numeric(ColumnKind):
@@ -66,7 +29,7 @@ class Numeric(ColumnKind):
         """Returns whether the cells are numbers, or texts of which most are."""
         if not is_text(facts.type):
             return is_number(facts.type)
-        return facts.share(number_pattern(facts.options.decimal)) >= (MOSTLY if facts.count >= FEW_ROWS else 1)
+        return facts.count > 0 and mostly(pc.match_substring_regex(facts.known, number_pattern(facts.options.decimal)))
 
     def read(self, cells: Cells, context: Context) -> pa.Array:
         """Returns float64."""

@@ -58,7 +58,7 @@ class TableOptions(DatasetOptions):
         None, "encoding of a CSV or JSON file; default UTF-8 or by its byte order mark, else Windows-1252"
     )
     column_names: tuple[str, ...] | None = option(None, "names of the columns of a CSV without a header")
-    decimal: str = option(".", "decimal separator of numbers in texts, . or ,")
+    decimal: str = option(AUTO, "decimal mark of numbers in texts: . or , or auto, by the texts")
     missing_values: tuple[str, ...] = option(
         MISSING, "texts that mean that a cell is missing; an empty cell always does"
     )
@@ -104,7 +104,7 @@ class TableOptions(DatasetOptions):
     def __post_init__(self) -> None:
         one_of(self, "task", TASKS)
         one_of(self, "extract_precision", tuple(EXTRACT_PRECISIONS))
-        one_of(self, "decimal", (".", ","))
+        one_of(self, "decimal", (AUTO, ".", ","))
         for name in ("valid_share", "test_share"):
             check(0 < getattr(self, name) < 0.5, self, name, "a number between 0 and 0.5")
         least = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import sys
@@ -21,7 +22,8 @@ from cggm_ray.data.datasets.table.demonstration import write_demonstration
 from cggm_ray.data.datasets.table.files import TableFiles, find_tables
 from cggm_ray.data.datasets.table.finetuned import build_model, states_shape, trained_columns
 from cggm_ray.data.datasets.table.kinds import COLUMN_KINDS, Context
-from cggm_ray.data.datasets.table.options import MODELS, NOT_IN_SHARDS, TableOptions
+from cggm_ray.data.datasets.table.number_texts import POINT, decimal_mark
+from cggm_ray.data.datasets.table.options import AUTO, MODELS, NOT_IN_SHARDS, TableOptions
 from cggm_ray.data.datasets.table.parts import (
     Columns,
     check_some,
@@ -122,9 +124,12 @@ class Table(Dataset):
 
     def read(self, sources: list[Path]) -> Iterator[RawShard]:
         """Yields cells of every split, after checking all of them and learning from the training split how they are encoded."""
-        options, context = self.options, self._context
-        parts, remarks = with_target(self._parts, options.target)
+        parts, remarks = with_target(self._parts, self.options.target)
         first = parts.get(WHOLE) or parts.get("train") or next(iter(parts.values()))
+        decimal, said = self._decimal(first)
+        self._lines += said
+        context = self._with_decimal(decimal)
+        options = context.options
         column = split_column(first, options) if WHOLE in parts else None
         other = {options.target: "the target"} | ({} if column is None else {column: "says the splits"})
         if options.group_column is not None:
@@ -155,7 +160,13 @@ class Table(Dataset):
         }
         for split, rows in splits.items():
             _check_fit(rows.where, columns, cells[split])
-        self._notes = {"task": task, "classes": classes, "columns": columns, "identity": schema.identity}
+        self._notes = {
+            "task": task,
+            "classes": classes,
+            "columns": columns,
+            "identity": schema.identity,
+            "decimal": decimal,
+        }
         self._plan = plan_of(columns)
         present = {split: presence(cells[split], self._plan) for split in splits}
         for split, rows in splits.items():
@@ -183,7 +194,9 @@ class Table(Dataset):
 
     def read_new(self, sources: list[Path], trained: Manifest, split: str | None) -> Iterator[RawShard]:
         """Yields the rows of a table with or without target, encoded with what was learned in training."""
-        context = self._context
+        # A run of an older version has it among its options alone.
+        given = POINT if self.options.decimal == AUTO else self.options.decimal
+        context = self._with_decimal(trained.notes.get("decimal", given))
         columns = {
             name: one | {"state": COLUMN_KINDS.get(one["kind"]).again(one["state"], context)}
             for name, one in trained.notes["columns"].items()
@@ -305,7 +318,19 @@ class Table(Dataset):
             return Target(values=empty, labelled=np.zeros(len(rows), bool))
         if several and classes is not None:
             return read_labels(rows.cells(self.options.target), classes, self.options.label_separator)
-        return read_target(rows.cells(self.options.target), classes, self.options)
+        return read_target(rows.cells(self.options.target), classes, self._context.options)
+
+    def _decimal(self, rows: Rows) -> tuple[str, list[str]]:
+        """Returns the decimal mark of the table, and lines about it."""
+        if self.options.decimal != AUTO:
+            return self.options.decimal, []
+        # Several labels with a comma between them, such as 3,5, say nothing of it.
+        return decimal_mark(rows, (self.options.target,) if self.options.label_separator else ())
+
+    def _with_decimal(self, decimal: str) -> Context:
+        """Returns what kinds receive from now on, with the decimal mark that was found."""
+        self._context = dataclasses.replace(self._context, options=dataclasses.replace(self.options, decimal=decimal))
+        return self._context
 
     def _probed(self, split: str, rows: Rows, cells: Columns, target: Target, present: Mapping[str, np.ndarray]) -> int:
         """Takes the first row through the stages, keeps the shapes of its features, and returns the bytes that it takes."""

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from cggm_ray.core.errors import DataError, UsageError, listed, short_repr
 from cggm_ray.data.datasets.table.cells import Cells, as_texts, is_list, is_number, is_text
 from cggm_ray.data.datasets.table.kinds import MOSTLY
-from cggm_ray.data.datasets.table.numbers import as_numbers, number_pattern
+from cggm_ray.data.datasets.table.number_texts import as_numbers, number_pattern
 from cggm_ray.data.datasets.table.options import AUTO, TableOptions
 from cggm_ray.data.rounding import check_target_rounding
 

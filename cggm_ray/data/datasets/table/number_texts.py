@@ -1,0 +1,104 @@
+"""Numbers in texts: which decimal mark a table has, marks between thousands, and the numbers that texts mean."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cggm_ray.core.errors import short_repr
+from cggm_ray.data.datasets.table.cells import Cells, Rows, is_number, is_text
+from cggm_ray.data.datasets.table.kinds import MOSTLY
+
+POINT, COMMA = ".", ","
+FEW_ROWS = 10
+"""In fewer cells than this all must look like a number."""
+LARGEST = float(np.finfo(np.float32).max)
+_GAPS = "' \u00a0\u202f\u2019"
+"""Spaces and apostrophes that may stand between thousands."""
+_OTHER = {POINT: COMMA, COMMA: POINT}
+
+
+def number_pattern(decimal: str) -> str:
+    """Returns the pattern of a number in a text: 12, -0.5, 1e-3, 1,234.5, and with a decimal comma 0,5 and 1.234,5."""
+    mark, between = (rf"\{COMMA}", rf"[{POINT}{_GAPS}]") if decimal == COMMA else (rf"\{POINT}", rf"[{COMMA}{_GAPS}]")
+    thousands = rf"[1-9]\d{{0,2}}({between}\d{{3}})+({mark}\d*)?"
+    return rf"^\s*[+-]?({thousands}|\d+{mark}?\d*|{mark}\d+)([eE][+-]?\d+)?\s*$"
+
+
+def decimal_mark(rows: Rows, left_out: Collection[str]) -> tuple[str, list[str]]:
+    """Returns the decimal mark of the numbers in the texts of a table, and lines for the user where it is not plain.
+
+    A comma is the mark where a column has numbers such as 0,5 or 1.234,5, which a decimal point cannot mean, and none has
+    such as 0.5. What may be either, as 1,234, is read with the mark of the other columns, or as thousands.
+
+    Args:
+        rows: of the table.
+        left_out: columns that are not looked at.
+    """
+    told: dict[str, tuple[str, str]] = {}
+    unclear: tuple[str, str] | None = None
+    for name in rows.table.column_names:
+        values = rows.cells(name).values.drop_null()
+        if name in left_out or not is_text(values.type) or not len(values):
+            continue
+        fits = {mark: pc.match_substring_regex(values, number_pattern(mark)) for mark in (POINT, COMMA)}
+        for mark, good in fits.items():
+            alone = values.filter(pc.and_not(good, fits[_OTHER[mark]]))
+            if mostly(good) and len(alone):
+                told.setdefault(mark, (name, alone[0].as_py()))
+        both = values.filter(pc.and_(pc.and_(*fits.values()), pc.match_substring_regex(values, r"\d[.,]\d")))
+        if len(both) and mostly(fits[COMMA]):
+            unclear = unclear or (name, both[0].as_py())
+    if COMMA in told and POINT in told:
+        (name, text), (other, found) = told[COMMA], told[POINT]
+        return POINT, [
+            f"decimal point, because of {short_repr(found)} in column {other}; so {short_repr(text)} in column {name} is no "
+            f"number (--decimal , reads it as one)"
+        ]
+    if COMMA in told:
+        name, text = told[COMMA]
+        return COMMA, [
+            f"decimal comma, because of {short_repr(text)} in column {name} (--decimal . reads it as a text)"
+        ]
+    if unclear is not None and POINT not in told and COMMA in unclear[1]:
+        name, text = unclear
+        return POINT, [
+            f"{short_repr(text)} in column {name} is read as thousands (--decimal , reads the comma as decimal)"
+        ]
+    return POINT, []
+
+
+def mostly(good: pa.Array) -> bool:
+    """Returns whether so many cells look like a number that the others are wrong cells."""
+    return float(pc.mean(good.cast(pa.float64())).as_py()) >= (MOSTLY if len(good) >= FEW_ROWS else 1)
+
+
+def as_numbers(cells: Cells, decimal: str) -> pa.Array:
+    """Returns cells as float64, with nulls for missing ones.
+
+    Raises:
+        DataError: a cell holds no number, or one that single precision cannot hold.
+    """
+    values = cells.values
+    if is_text(values.type):
+        good = pc.fill_null(pc.match_substring_regex(values, number_pattern(decimal)), True)
+        wrong = np.flatnonzero(~good.to_numpy(zero_copy_only=False))
+        if len(wrong):
+            raise cells.wrong(int(wrong[0]), f"a number (or --column {cells.name}=categorical)")
+        # What is between thousands; a leading + is no part of a number to the cast.
+        between = POINT if decimal == COMMA else COMMA
+        values = pc.replace_substring_regex(values, rf"[{between}{_GAPS}\s]|^\s*\+", "")
+        values = pc.replace_substring(values, COMMA, POINT)
+    elif not is_number(values.type) and not pa.types.is_null(values.type):
+        raise cells.wrong(int(np.flatnonzero(cells.there)[0]), "a number")
+    numbers = (
+        values.cast(pa.int8()).cast(pa.float64()) if pa.types.is_boolean(values.type) else values.cast(pa.float64())
+    )
+    filled = pc.fill_null(numbers, 0.0).to_numpy(zero_copy_only=False)
+    large = np.flatnonzero(~(np.abs(filled) <= LARGEST))
+    if len(large):
+        raise cells.wrong(int(large[0]), "a finite number of at most 3.4e38")
+    return numbers
