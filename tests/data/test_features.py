@@ -56,7 +56,7 @@ def test_formats_give_the_same(tmp_path: Path, write: Callable[[Path, dict[str, 
         "  target      label, 3 classes: 0, 1, 2",
         "  modalities  words [5, 3] sequence; face [8, 8] image; age [4] vector",
         "  names       id",
-        "  samples     train 20, valid 5, test 5",
+        "  samples     train 20, valid 5, test 5, by column part",
         "  left out    mark (one number for each sample)",
     ]
     assert {name: len(split) for name, split in splits.items()} == {"train": 20, "valid": 5, "test": 5}

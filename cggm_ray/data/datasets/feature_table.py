@@ -1,4 +1,4 @@
-"""Turns columns of files into checked samples: it chooses the modalities, the splits and the target."""
+"""Turns columns of files into checked samples: it chooses the modalities and the target."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ import numpy as np
 from cggm_ray.core.errors import DataError, listed, short_repr
 from cggm_ray.core.kinds import KINDS, SEQUENCE, fits, kind_of
 from cggm_ray.core.registry import nearest
-from cggm_ray.core.seeding import derive_seed
 from cggm_ray.data.datasets.feature_files import FeatureTable
 from cggm_ray.data.datasets.feature_rows import CheckFinite, as_names, padded, row_in_words, silence_as_zero
 from cggm_ray.data.datasets.samples import Samples
 from cggm_ray.data.datasets.sentiment import choose_target, is_audio, numbers_of
 from cggm_ray.data.datasets.taken import in_words, no_modality, whole_steps
 from cggm_ray.data.formats.columns import Column, Mapped, mapped
-from cggm_ray.data.formats.layouts import WHOLE
 from cggm_ray.data.formats.untrusted import finite
 from cggm_ray.data.rounding import check_target_rounding
-from cggm_ray.data.split_names import SPLITS, split_of
 
 
 def choose_modalities(
@@ -173,7 +170,7 @@ def read_classes(
         tables: by split, or one under `WHOLE`.
         column: of the labels.
         given: all classes, or None.
-        rows: of every split of a whole table, if a column says them.
+        rows: of every split of a whole table, if the file says them.
         index: which of several targets of a sample.
 
     Raises:
@@ -229,86 +226,6 @@ def check_rounding(tables: Mapping[str, FeatureTable], column: str, index: int |
     """
     parts = [numbers_of(table, column, _target(table, column), index) for table in tables.values()]
     check_target_rounding(np.concatenate(parts), f"{next(iter(tables.values())).where}, target {column}")
-
-
-def divide(
-    tables: Mapping[str, FeatureTable],
-    samples: Mapping[str, Samples],
-    rows: Mapping[str, np.ndarray] | None,
-    shares: tuple[float, float],
-    seed: int,
-) -> dict[str, Samples]:
-    """Returns the samples by split: the file's own splits, those of a column, or drawn ones.
-
-    Validation is drawn from train if the file has no validation split.
-
-    Args:
-        tables: by split, or one under `WHOLE`.
-        samples: of every table.
-        rows: of every split of a whole table, from `rows_by_split`; None to draw them.
-        shares: of validation and test, where they are drawn.
-        seed: of the draw; classes keep their shares.
-
-    Raises:
-        DataError: a split is missing or empty.
-    """
-    parts = dict(samples)
-    where = next(iter(tables.values())).where
-    if WHOLE in parts:
-        whole = parts.pop(WHOLE)
-        rows = drawn(whole.target, shares, seed) if rows is None else rows
-        parts = {split: whole.take(picked) for split, picked in rows.items() if len(picked)}
-    if "train" in parts and "valid" not in parts:
-        rows = drawn(parts["train"].target, (shares[0], 0.0), seed)
-        parts |= {split: parts["train"].take(rows[split]) for split in ("train", "valid")}
-    for split in SPLITS:
-        if split not in parts or not len(parts[split].target):
-            raise DataError(f"{where}: split {split} has no samples; found {', '.join(parts) or 'none'}")
-    return {split: parts[split] for split in SPLITS}
-
-
-def rows_by_split(tables: Mapping[str, FeatureTable], column: str, target: str) -> dict[str, np.ndarray]:
-    """Returns the rows of every split of a whole table, from the column that states the split.
-
-    Raises:
-        DataError: there is no such column, it says something else, or the file has splits of its own.
-    """
-    if WHOLE not in tables:
-        where = next(iter(tables.values())).where
-        raise DataError(f"{where}: the file has splits of its own; leave out --split")
-    table = tables[WHOLE]
-    values = np.asarray(table.column(column, "split"))
-    samples = len(table.column(target, "target"))
-    if values.shape != (samples,):
-        raise DataError(
-            f"{table.where}, split {column}: shape {values.shape}; expected a text for each of {samples} samples"
-        )
-    names = []
-    for row, value in enumerate(values.tolist()):
-        name = split_of(str(value))
-        if name is None:
-            raise DataError(
-                f"{table.where}, split {column}, row {row}: found {short_repr(value)}; expected train, valid or test"
-            )
-        names.append(name)
-    return {split: np.flatnonzero(np.array(names) == split) for split in SPLITS}
-
-
-def drawn(target: np.ndarray, shares: tuple[float, float], seed: int) -> dict[str, np.ndarray]:
-    """Returns the rows of a seeded split. Every class is spread over the splits as evenly as possible."""
-    order = np.random.default_rng(derive_seed(seed, "split")).permutation(len(target))
-    if target.ndim == 1:
-        order = order[np.argsort(target[order], kind="stable")]
-    # The k-th sample, class by class, goes where k times the share passes a whole number.
-    place = np.arange(1, len(target) + 1)
-    valid = np.floor(place * shares[0]) > np.floor((place - 1) * shares[0])
-    test = np.zeros(len(target), bool)
-    rest = np.flatnonzero(~valid)
-    share = shares[1] / (1 - shares[0])
-    count = np.arange(1, len(rest) + 1)
-    test[rest] = np.floor(count * share) > np.floor((count - 1) * share)
-    masks = {"train": ~valid & ~test, "valid": valid, "test": test}
-    return {split: np.sort(order[mask]) for split, mask in masks.items()}
 
 
 def _modality(table: FeatureTable, name: str) -> np.ndarray | Column:

@@ -21,14 +21,13 @@ from cggm_ray.core.kinds import KINDS, SEQUENCE
 from cggm_ray.data.dataset import DATASETS, Dataset
 from cggm_ray.data.datasets.feature_demonstration import write_demonstration
 from cggm_ray.data.datasets.feature_files import PRESENT_SUFFIX, find_files, read_tables
+from cggm_ray.data.datasets.feature_splits import SPLIT, divide, says_rows, stated_rows
 from cggm_ray.data.datasets.feature_table import (
     check_rounding,
     choose_modalities,
-    divide,
     gather,
     read_classes,
     read_values,
-    rows_by_split,
     shape_kinds,
 )
 from cggm_ray.data.datasets.new_samples import Labels, masked_steps, new_shards, part_of
@@ -49,7 +48,6 @@ from cggm_ray.data.shards.shards import (
 )
 from cggm_ray.tasks import Classification, Regression, Task
 
-SPLIT = "split"
 TASKS = ("regression", "classification")
 AUTO, SENTIMENT, PLAIN = "auto", "sentiment", "plain"
 METRICS = (AUTO, SENTIMENT, PLAIN)
@@ -111,7 +109,7 @@ class Features(Dataset):
     """Any modalities whose features are in a file."""
 
     name = "features"
-    converter = 3
+    converter = 4
     network = "shaped"
     Options = FeatureOptions
 
@@ -152,9 +150,15 @@ class Features(Dataset):
         column = options.split or SPLIT
         about = {options.target, column, IDENTITY, *lengths.values()}
         about |= {name + suffix for name in names for suffix in (PRESENT_SUFFIX, *LENGTH_SUFFIXES)}
-        tables = read_tables(sources, self._root, lambda name: name in names or name in about, about - {IDENTITY})
-        whole = tables.get(WHOLE)
-        parts = part_of(tables, split, column if whole is not None and column in whole.available else None)
+
+        def wanted(name: str) -> bool:
+            return name in names or name in about or (split is not None and says_rows(name) is not None)
+
+        tables = read_tables(sources, self._root, wanted, about - {IDENTITY})
+        whole, rows = tables.get(WHOLE), None
+        if whole is not None and split is not None:
+            rows, _ = stated_rows(tables, column if column in whole.available else None, names[0])
+        parts = part_of(tables, split, rows)
         labels = Labels(column=options.target, classes=notes["classes"], index=options.target_index)
         samples, shards = new_shards(parts, names, masked_steps(trained), lengths, labels)
         self._reader = ReadRows.of([samples])
@@ -212,13 +216,11 @@ class Features(Dataset):
 
         def wanted(column: str) -> bool:
             named = modalities is None or column.removesuffix(PRESENT_SUFFIX) in modalities
-            return named or column in about or column in beside
+            return named or column in about or column in beside or says_rows(column) is not None
 
         tables = read_tables(sources, self._root, wanted, about - {IDENTITY})
-        split = options.split
-        if split is None and WHOLE in tables and SPLIT in tables[WHOLE].available:
-            split = SPLIT
-        rows = None if split is None else rows_by_split(tables, split, options.target)
+        rows, how = stated_rows(tables, options.split, options.target)
+        about |= {name for name in next(iter(tables.values())).columns if rows is not None and says_rows(name)}
         names = choose_modalities(tables, modalities, about)
         found, unused = find_lengths(tables, [name for name in names if name not in given])
         lengths = given | found
@@ -232,7 +234,7 @@ class Features(Dataset):
         by_name = options.task == "regression" and is_sentiment(options.target, names)
         sentiment = options.metrics == SENTIMENT or (options.metrics == AUTO and by_name)
         shares = (options.valid_share, options.test_share)
-        splits = divide(tables, samples, rows, shares, options.split_seed)
+        splits, said = divide(tables, samples, rows, shares, options.split_seed)
         self._notes = {"kinds": kinds, "classes": None if classes is None else list(classes), "sentiment": sentiment}
         ragged = [name for name in names if any(name in table.steps for table in tables.values())]
         self._notes["masked"] = sorted({*ragged, *lengths})
@@ -245,6 +247,7 @@ class Features(Dataset):
             str(self._root),
             self._target_in_words(splits, classes, sentiment),
             splits,
+            ", ".join(filter(None, (how, said))),
             lengths | dict.fromkeys(ragged, "the lengths of the sequences"),
             kinds,
             tables,

@@ -11,7 +11,8 @@ import numpy as np
 from cggm_ray.core.errors import DataError
 from cggm_ray.data.datasets.feature_files import FeatureTable
 from cggm_ray.data.datasets.feature_rows import padded
-from cggm_ray.data.datasets.feature_table import gather, read_classes, read_values, rows_by_split
+from cggm_ray.data.datasets.feature_splits import says_rows
+from cggm_ray.data.datasets.feature_table import gather, read_classes, read_values
 from cggm_ray.data.datasets.samples import Samples
 from cggm_ray.data.datasets.taken import find_lengths
 from cggm_ray.data.formats.columns import Column, Joined, Taken
@@ -39,13 +40,15 @@ class Labels:
     index: int | None = None
 
 
-def part_of(tables: Mapping[str, FeatureTable], split: str | None, column: str | None) -> dict[str, FeatureTable]:
+def part_of(
+    tables: Mapping[str, FeatureTable], split: str | None, rows: Mapping[str, np.ndarray] | None
+) -> dict[str, FeatureTable]:
     """Returns the tables of one split, or all of them in the order of `SPLITS`.
 
     Args:
         tables: by split, or one under `WHOLE`.
         split: the wanted one; None for all samples.
-        column: that says the splits of a whole table; None where there is none.
+        rows: of every split of a whole table, from `stated_rows`; None where nothing says them.
 
     Raises:
         DataError: there is no such split.
@@ -55,14 +58,17 @@ def part_of(tables: Mapping[str, FeatureTable], split: str | None, column: str |
     where = next(iter(tables.values())).where
     if split in tables:
         return {split: tables[split]}
-    if WHOLE not in tables or column is None:
+    if WHOLE not in tables or rows is None:
         found = ", ".join(tables) if WHOLE not in tables else "samples that are not split"
         raise DataError(f"{where}: split {split} is missing; found {found}; leave out --split to predict everything")
-    table = tables[WHOLE]
-    rows = rows_by_split(tables, column, column)[split]
+    table, chosen = tables[WHOLE], rows[split]
 
     def picked(arrays: Mapping[str, Any]) -> dict[str, Any]:
-        return {n: Taken(values, rows) if isinstance(values, Column) else values[rows] for n, values in arrays.items()}
+        return {
+            name: Taken(values, chosen) if isinstance(values, Column) else values[chosen]
+            for name, values in arrays.items()
+            if says_rows(name) is None
+        }
 
     return {
         split: replace(table, columns=picked(table.columns), present=picked(table.present), steps=picked(table.steps))

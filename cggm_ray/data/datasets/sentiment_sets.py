@@ -101,6 +101,7 @@ def read_sentiments(
         where,
         f"{chosen}, {range_of(labels, sentiment=rounds)}",
         splits,
+        "",
         described,
         {},
         tables,

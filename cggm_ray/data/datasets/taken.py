@@ -246,6 +246,7 @@ def block(
     where: str,
     target: str,
     splits: Mapping[str, Samples],
+    how: str,
     lengths: Mapping[str, str],
     kinds: Mapping[str, str],
     tables: Mapping[str, FeatureTable],
@@ -257,6 +258,7 @@ def block(
         where: the file or folder.
         target: what is predicted, in words.
         splits: the samples.
+        how: they were divided, in words; it may be empty.
         lengths: modality to what says how long its sequences are.
         kinds: modality to its kind; it may be empty.
         tables: what was read, by split.
@@ -274,7 +276,10 @@ def block(
         ("modalities", "; ".join(modalities)),
         ("rounded", rounded_values(tables, list(first.inputs))),
         ("names", "none" if first.names is None else "id"),
-        ("samples", ", ".join(f"{split} {len(part.target)}" for split, part in splits.items())),
+        (
+            "samples",
+            ", ".join([*(f"{split} {len(part.target)}" for split, part in splits.items()), *filter(None, [how])]),
+        ),
         ("left out", in_words(out)),
     ]
     return [f"data: {where}", *in_lines(parts)]

@@ -8,7 +8,7 @@ import numpy as np
 
 from cggm_ray.data.datasets.av.layouts import Clip, kind_of_source
 from cggm_ray.data.datasets.av.options import AvOptions
-from cggm_ray.data.datasets.feature_table import drawn
+from cggm_ray.data.datasets.feature_splits import drawn
 from cggm_ray.data.datasets.table.splitting import by_groups
 from cggm_ray.data.split_names import SPLITS
 

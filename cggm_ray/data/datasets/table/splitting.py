@@ -8,7 +8,7 @@ import numpy as np
 
 from cggm_ray.core.errors import DataError, listed, short_repr
 from cggm_ray.core.seeding import derive_seed
-from cggm_ray.data.datasets.feature_table import drawn
+from cggm_ray.data.datasets.feature_splits import drawn
 from cggm_ray.data.datasets.table.cells import Cells, Rows, as_texts
 from cggm_ray.data.datasets.table.options import TableOptions
 from cggm_ray.data.formats.layouts import WHOLE

@@ -62,7 +62,7 @@ class Table(Dataset):
     """Any table with a target."""
 
     name = "table"
-    converter = 1
+    converter = 2
     network = "composed"
     Options = TableOptions
 
