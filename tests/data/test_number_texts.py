@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import json
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,12 @@ def taken(
         (",", "+12 345,", 12345),
         (",", "1.234", 1234),
         (",", "1\u202f234", 1234),
+        (".", "$1,234.50", 1234.5),
+        (".", "-$ 3", -3),
+        (".", "\u00a3-3", -3),
+        (".", "4.5 %", 4.5),
+        (",", "1.234,50 \u20ac", 1234.5),
+        (".", "1e+3", 1000),
     ],
 )
 def test_a_text_means_a_number(mark: str, text: str, value: float) -> None:
@@ -159,3 +166,40 @@ def test_dates_in_other_orders_are_no_inputs(tmp_path: Path) -> None:
     lines, kinds, _ = taken(tmp_path, {**columns, "size": [f"{value}" for value in SIZES], "label": NAMES})
     assert list(kinds) == ["size"]
     assert all(f"{name} (dates; --column {name}=categorical" in " ".join(lines) for name in shapes)
+
+
+def test_signs_that_differ_are_named(tmp_path: Path) -> None:
+    price = [f"${n}.25" for n in range(40)]
+    _, kinds, values = taken(tmp_path, {"price": price, "label": NAMES})
+    assert kinds == {"price": "numeric"}
+    np.testing.assert_array_equal(values, np.arange(40) + 0.25)
+    price[7] = "\u20ac7.25"
+    with pytest.raises(
+        DataError, match=r"row 8, column price: found '\u20ac7.25'; expected a number with \$, as in other rows"
+    ):
+        taken(tmp_path, {"price": price, "label": NAMES})
+
+
+def test_parts_of_nested_records_are_columns(tmp_path: Path) -> None:
+    records = [
+        {"of": {"size": float(value), "place": {"city": "AB"[n % 2]}}, "none": {}, "label": NAMES[n]}
+        for n, value in enumerate(SIZES)
+    ]
+    records[3]["of"] = None
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    manifest, splits = converted(table_config(tmp_path, tmp_path / "t.jsonl", target="label"))
+    flat = pd.json_normalize([record for n, record in enumerate(records) if n != 3])
+    kinds = {name: one["kind"] for name, one in manifest.notes["columns"].items()}
+    assert kinds == {"of.size": "numeric", "of.place.city": "categorical"}
+    assert set(kinds) < set(flat)
+    values = np.concatenate([split.inputs["tab"] for split in splits.values()])
+    # The row without them gets the mean of training, and a mark.
+    known = values[values[:, 1] == 0][:, 0] if values.shape[1] > 5 else values[:, 0]
+    assert set(np.float32(flat["of.size"])) <= set(known)
+
+
+def test_a_target_that_is_no_number_may_be_a_class(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"row 1, column label: found 'rare'; expected a number \(or --task classification\)"
+    ):
+        taken(tmp_path, {"size": [f"{value}" for value in SIZES], "label": ["rare", *"01" * 19, "0"]})

@@ -168,13 +168,15 @@ def combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 def without_missing(table: pa.Table, tokens: Collection[str]) -> pa.Table:
     """Returns a table in which texts that mean a missing cell, NaN, and structures without content are null.
 
-    Decimal numbers, as databases have them, become those of double precision.
+    Decimal numbers, as databases have them, become those of double precision, and parts of nested columns columns of their
+    own: address.city.
 
     Args:
         table: as it was read.
         tokens: texts that mean a missing cell; so does a text of spaces only.
     """
     marks = pa.array(sorted({"", *tokens}))
+    table = _unnested(table)
     for number, field in enumerate(table.schema):
         column = table.column(number)
         if pa.types.is_dictionary(field.type):
@@ -193,6 +195,25 @@ def without_missing(table: pa.Table, tokens: Collection[str]) -> pa.Table:
             column = pc.if_else(gone, pa.scalar(None, column.type), column)
         table = table.set_column(number, field.name, column)
     return table
+
+
+def _unnested(table: pa.Table) -> pa.Table:
+    """Returns a table with the parts of its structures, which are no media, as columns in their place."""
+    columns: list[tuple[str, pa.Array | pa.ChunkedArray]] = list(zip(table.column_names, table.columns, strict=True))
+    while any(_is_nested(column.type) for _, column in columns):
+        parts: list[tuple[str, pa.Array | pa.ChunkedArray]] = []
+        for name, column in columns:
+            if _is_nested(column.type):
+                names = [f"{name}.{column.type.field(number).name}" for number in range(column.type.num_fields)]
+                parts += zip(names, combined(column).flatten(), strict=True)
+            else:
+                parts.append((name, column))
+        columns = parts
+    return pa.table([column for _, column in columns], [name for name, _ in columns])
+
+
+def _is_nested(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) and kind.num_fields > 0 and not is_media(kind)
 
 
 def is_media(kind: pa.DataType) -> bool:

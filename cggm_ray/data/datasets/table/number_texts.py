@@ -1,4 +1,4 @@
-"""Numbers in texts: which decimal mark a table has, marks between thousands, and the numbers that texts mean."""
+"""Numbers in texts: the decimal mark of a table, marks between thousands, signs of currencies and per cent."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ FEW_ROWS = 10
 LARGEST = float(np.finfo(np.float32).max)
 _GAPS = "' \u00a0\u202f\u2019"
 """Spaces and apostrophes that may stand between thousands."""
+_CURRENCIES = "$\u20ac\u00a3\u00a5"
+_SIGNS = f"[%{_CURRENCIES}]"
 _OTHER = {POINT: COMMA, COMMA: POINT}
 
 
 def number_pattern(decimal: str) -> str:
-    """Returns the pattern of a number in a text: 12, -0.5, 1e-3, 1,234.5, and with a decimal comma 0,5 and 1.234,5."""
+    """Returns the pattern of a number in a text: 12, -0.5, 1e-3, 1,234.5, $5, 7 %, and with a decimal comma 0,5 and 1.234,5."""
     mark, between = (rf"\{COMMA}", rf"[{POINT}{_GAPS}]") if decimal == COMMA else (rf"\{POINT}", rf"[{COMMA}{_GAPS}]")
     thousands = rf"[1-9]\d{{0,2}}({between}\d{{3}})+({mark}\d*)?"
-    return rf"^\s*[+-]?({thousands}|\d+{mark}?\d*|{mark}\d+)([eE][+-]?\d+)?\s*$"
+    before = rf"([+-]?[{_CURRENCIES}]?|[{_CURRENCIES}]\s?[+-])\s?"
+    return rf"^\s*{before}({thousands}|\d+{mark}?\d*|{mark}\d+)([eE][+-]?\d+)?\s?{_SIGNS}?\s*$"
 
 
 def decimal_mark(rows: Rows, left_out: Collection[str]) -> tuple[str, list[str]]:
@@ -76,21 +79,25 @@ def mostly(good: pa.Array) -> bool:
     return float(pc.mean(good.cast(pa.float64())).as_py()) >= (MOSTLY if len(good) >= FEW_ROWS else 1)
 
 
-def as_numbers(cells: Cells, decimal: str) -> pa.Array:
+def as_numbers(cells: Cells, decimal: str, instead: str | None = None) -> pa.Array:
     """Returns cells as float64, with nulls for missing ones.
+
+    Args:
+        cells: numbers, or texts that mean numbers.
+        decimal: mark of the texts, a point or a comma.
+        instead: flag that takes other cells, for messages; default the one that makes an input categorical.
 
     Raises:
         DataError: a cell holds no number, or one that single precision cannot hold.
     """
-    values = cells.values
+    values, instead = cells.values, instead or f"--column {cells.name}=categorical"
     if is_text(values.type):
         good = pc.fill_null(pc.match_substring_regex(values, number_pattern(decimal)), True)
         wrong = np.flatnonzero(~good.to_numpy(zero_copy_only=False))
         if len(wrong):
-            raise cells.wrong(int(wrong[0]), f"a number (or --column {cells.name}=categorical)")
-        # What is between thousands; a leading + is no part of a number to the cast.
-        between = POINT if decimal == COMMA else COMMA
-        values = pc.replace_substring_regex(values, rf"[{between}{_GAPS}\s]|^\s*\+", "")
+            raise cells.wrong(int(wrong[0]), f"a number (or {instead})")
+        _check_signs(cells, instead)
+        values = pc.replace_substring_regex(values, rf"[{_OTHER[decimal]}{_GAPS}\s+]|{_SIGNS}", "")
         values = pc.replace_substring(values, COMMA, POINT)
     elif not is_number(values.type) and not pa.types.is_null(values.type):
         raise cells.wrong(int(np.flatnonzero(cells.there)[0]), "a number")
@@ -102,3 +109,14 @@ def as_numbers(cells: Cells, decimal: str) -> pa.Array:
     if len(large):
         raise cells.wrong(int(large[0]), "a finite number of at most 3.4e38")
     return numbers
+
+
+def _check_signs(cells: Cells, instead: str) -> None:
+    """Raises a DataError where some numbers have a sign that others have not, such as $ and the sign of the euro."""
+    found = pc.struct_field(pc.extract_regex(cells.values, rf"(?P<sign>{_SIGNS})"), ["sign"])
+    signs = found.drop_null().unique()
+    if len(signs) > 1:
+        second = int(np.flatnonzero(pc.fill_null(pc.equal(found, signs[1]), False).to_numpy(zero_copy_only=False))[0])
+        raise cells.wrong(
+            second, f"a number with {signs[0].as_py()}, as in other rows (or --column {cells.name}=categorical)"
+        )

@@ -19,6 +19,8 @@ from cggm_ray.data.rounding import check_target_rounding
 REGRESSION, CLASSIFICATION, MULTILABEL = "regression", "classification", "multilabel"
 MOST_NUMBERS = 20
 """Whole numbers are classes if there are at most so many different ones, each for two samples on average."""
+AS_CLASSES = "--task classification"
+"""Flag for targets that are no numbers, for messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ def infer_task(cells: Cells, options: TableOptions) -> tuple[str, str]:
         if float(pc.mean(good).as_py()) < MOSTLY:
             return CLASSIFICATION, "texts"
         # A number that is none would be a class of its own.
-        values = as_numbers(cells, options.decimal).drop_null()
+        values = as_numbers(cells, options.decimal, AS_CLASSES).drop_null()
     elif not is_number(values.type):
         return CLASSIFICATION, f"values of type {values.type}"
     numbers = np.asarray(values.cast(pa.float64()))
@@ -158,7 +160,7 @@ def check_regression(cells: Cells, options: TableOptions) -> None:
     Raises:
         DataError: they are no numbers, or differ by too little for single precision.
     """
-    known = as_numbers(cells, options.decimal).drop_null().to_numpy()
+    known = as_numbers(cells, options.decimal, AS_CLASSES).drop_null().to_numpy()
     check_target_rounding(known, f"{cells.places.files[0]}, target {cells.name}")
 
 
@@ -170,7 +172,7 @@ def read_target(cells: Cells, classes: Sequence[str] | None, options: TableOptio
     """
     labelled = cells.there
     if classes is None:
-        values = np.asarray(pc.fill_null(as_numbers(cells, options.decimal), 0.0), np.float32)
+        values = np.asarray(pc.fill_null(as_numbers(cells, options.decimal, AS_CLASSES), 0.0), np.float32)
         return Target(values=values[:, None], labelled=labelled)
     number_of = {name: number for number, name in enumerate(classes)}
     names = as_texts(cells.values).to_pylist()
