@@ -318,7 +318,7 @@ OWN: dict[str, dict[str, Callable[[Path], list[str]]]] = {
     },
     "table": {
         "a target that is missing": product_table({}, "--target", "category"),
-        "a number that is none": product_table({"price": "12,50"}),
+        "a number that is none": product_table({"price": "12-50"}),
         "a column that is none": product_table({}, "--column", "prize=numeric"),
         "a kind that does not exist": product_table({}, "--column", "price=nummeric"),
         "an image that is not there": product_table({"photo": "photos/9.jpg"}),

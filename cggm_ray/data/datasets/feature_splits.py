@@ -52,6 +52,8 @@ def stated_rows(
         where = next(iter(tables.values())).where
         raise DataError(f"{where}: the file has splits of its own; leave out --split")
     table = tables[WHOLE]
+    if column is None and SPLIT not in table.available and not any(map(says_rows, table.columns)):
+        return None, ""
     samples = len(table.column(counted, "target"))
     if column is None and SPLIT not in table.available:
         return _rows_by_arrays(table, samples)
@@ -118,7 +120,7 @@ def _rows_by_column(table: FeatureTable, column: str, samples: int) -> dict[str,
     return {split: np.flatnonzero(np.array(names) == split) for split in SPLITS}
 
 
-def _rows_by_arrays(table: FeatureTable, samples: int) -> tuple[dict[str, np.ndarray] | None, str]:
+def _rows_by_arrays(table: FeatureTable, samples: int) -> tuple[dict[str, np.ndarray], str]:
     """Returns the rows that arrays such as train_idx or train_mask say, and their names."""
     found: dict[str, dict[str, np.ndarray]] = {}
     for name in table.columns:
@@ -126,8 +128,6 @@ def _rows_by_arrays(table: FeatureTable, samples: int) -> tuple[dict[str, np.nda
         if said is not None:
             split, flags = said
             found.setdefault(split, {})[name] = _rows_of(table, name, samples, flags=flags)
-    if not found:
-        return None, ""
     names = [name for arrays in found.values() for name in arrays]
     for split in ("train", "test"):
         if split not in found:
