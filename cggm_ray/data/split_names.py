@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from cggm_ray.core.errors import DataError
@@ -13,12 +14,27 @@ _NAMES = {
     "valid": ("valid", "val", "dev", "validation", "development"),
     "test": ("test", "tst", "testing"),
 }
+NUMBERS = ("idx", "index", "indexes", "indices", "inds", "rows")
+MASKS = ("mask", "masks")
+"""Second word of the name of an array that says the rows of a split, as in train_idx or test_mask."""
 _SPLIT_OF = {name: split for split, names in _NAMES.items() for name in names}
 
 
 def split_of(text: str) -> str | None:
     """Returns the split that a name means, in upper or lower case, or None if the name means no split."""
     return _SPLIT_OF.get(text.strip().lower())
+
+
+def says_rows(name: str) -> tuple[str, bool] | None:
+    """Returns the split whose rows an array of this name says, such as train_idx, valMask or idx_test, and whether it has a
+    flag for every row; None for other names.
+    """
+    words = re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())
+    for word, how in (words, words[::-1]) if len(words) == 2 else ():
+        split = split_of(word)
+        if split is not None and how in (*NUMBERS, *MASKS):
+            return split, how in MASKS
+    return None
 
 
 def find_splits(names: Iterable[str], where: str) -> dict[str, str]:

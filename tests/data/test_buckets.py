@@ -15,7 +15,7 @@ import pytest
 import torch
 from brats_files import configured, write_challenge, write_released
 from faulty_store import FaultyStore, faulty_store
-from feature_sets import arrays, as_npz, as_parquet, as_pickle
+from feature_sets import arrays, as_h5, as_npy, as_npz, as_parquet, as_pickle, as_safetensors
 from feature_sets import config as feature_config
 from food101_files import configuration, write_set
 from iemocap_layout import small_layout
@@ -86,6 +86,12 @@ RAW: dict[str, Callable[[Path], tuple[Path, Config]]] = {
     "npz": of_features(as_npz),
     "pickle": of_features(as_pickle),
     "parquet": of_features(as_parquet),
+    "h5": of_features(as_h5),
+    "npy": of_features(as_npy),
+    "safetensors": lambda folder: (
+        as_safetensors(folder, arrays()),
+        feature_config(folder, folder, modalities="words,age"),
+    ),
 }
 
 

@@ -15,7 +15,7 @@ from test_features import converted
 from cggm_ray.commands.cli import main
 from cggm_ray.commands.predict import predict
 from cggm_ray.core.errors import DataError
-from cggm_ray.data.datasets.feature_splits import says_rows
+from cggm_ray.data.split_names import says_rows
 from cggm_ray.recipes.base import RECIPES
 
 ORDER = np.random.default_rng(0).permutation(40)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors.numpy import save_file
 
 from cggm_ray.data.datasets.features import FeatureOptions
 from cggm_ray.data.settings import DataConfig
@@ -63,3 +65,28 @@ def as_parquet(folder: Path, content: dict[str, np.ndarray]) -> Path:
     columns = {name: pa.array(v) if v.dtype.kind == "U" else tensor_column(v) for name, v in content.items()}
     pq.write_table(pa.table(columns), folder / "f.parquet")
     return folder / "f.parquet"
+
+
+def as_h5(folder: Path, content: dict[str, np.ndarray]) -> Path:
+    """An h5 file with compressed arrays and texts of any length."""
+    with h5py.File(folder / "f.h5", "w") as file:
+        for name, values in content.items():
+            if values.dtype.kind == "U":
+                file[name] = values.astype(object)
+            else:
+                file.create_dataset(name, data=values, compression="gzip" if values.ndim > 1 else None)
+    return folder / "f.h5"
+
+
+def as_npy(folder: Path, content: dict[str, np.ndarray]) -> Path:
+    """A folder of .npy files."""
+    (folder / "arrays").mkdir()
+    for name, values in content.items():
+        np.save(folder / "arrays" / f"{name}.npy", values)
+    return folder / "arrays"
+
+
+def as_safetensors(folder: Path, content: dict[str, np.ndarray]) -> Path:
+    """A safetensors file; texts, which it cannot hold, are left out."""
+    save_file({name: values for name, values in content.items() if values.dtype.kind != "U"}, folder / "f.safetensors")
+    return folder / "f.safetensors"

@@ -1,10 +1,11 @@
-"""Reads arrays by name from files of features: a pickle, an npz, or parquet with tensor columns.
+"""Reads arrays by name from files of features: pickles, npz, safetensors, h5, folders of npy, or parquet with tensor columns.
 
 The result is the same for all of them: `FeatureTable`s by split, or a single one that is not split yet.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,18 +17,22 @@ from cggm_ray.core.errors import DataError, listed
 from cggm_ray.data.datasets.feature_parquet import read_columns
 from cggm_ray.data.formats.columns import Column, Rows, mapped
 from cggm_ray.data.formats.foreign import foreign_kind
+from cggm_ray.data.formats.h5_arrays import read_h5
 from cggm_ray.data.formats.layouts import WHOLE, columns_by_split
 from cggm_ray.data.formats.npz import read_npz
 from cggm_ray.data.formats.safe_pickle import load_pickle
 from cggm_ray.data.formats.stacked import column_of, names_of
+from cggm_ray.data.formats.stored import read_npy, read_safetensors
 from cggm_ray.data.formats.untrusted import reading
-from cggm_ray.data.split_names import find_splits, split_of
+from cggm_ray.data.split_names import find_splits, says_rows, split_of
 
 PRESENT_SUFFIX = "_present"
-SUFFIXES = (".npz", ".pkl", ".pickle", ".parquet")
+PICKLES = (".pkl", ".pickle")
+H5 = (".h5", ".hdf5")
+NPY, PARQUET = ".npy", ".parquet"
+SUFFIXES = (".npz", *PICKLES, PARQUET, ".safetensors", *H5)
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 """Suffixes of files that the recipe `table` reads."""
-PICKLES = (".pkl", ".pickle")
 IDENTITY = "id"
 
 
@@ -69,7 +74,8 @@ class FeatureTable:
 
 
 def find_files(path: Path) -> list[Path]:
-    """Returns the feature files under a path: the path itself, all parquet files of a folder, or its single other file.
+    """Returns the feature files under a path: the path itself, all parquet files of a folder, its other file, one for each
+    split, or all .npy files.
 
     Raises:
         DataError: nothing that can be read.
@@ -85,10 +91,18 @@ def find_files(path: Path) -> list[Path]:
     found = sorted(file for file in path.rglob("*.parquet") if not file.name.startswith((".", "_")))
     if not found:
         found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-        if len(found) != 1 and not split_pickles(found, path):
+        if not found:
+            found = sorted(file for file in path.rglob("*.npy") if not file.name.startswith((".", "_")))
+        elif len(found) > 1 and not split_files(found, path):
             raise DataError(
-                f"{path}: found {len(found)} feature files; expected parquet files, one .npz or .pkl, or a .pkl for each split"
+                f"{path}: found {len(found)} feature files, {listed(file.name for file in found)}; expected parquet files, one "
+                "other file, or one for each split, such as train.npz and test.npz"
             )
+    if not found:
+        raise DataError(
+            f"{path}: found 0 feature files; expected parquet files, one of {', '.join(SUFFIXES)}, one for each split, or .npy "
+            "files"
+        )
     return found
 
 
@@ -108,17 +122,70 @@ def read_tables(
     Raises:
         DataError: names file and column.
     """
-    if files[0].suffix == ".parquet":
+    if files[0].suffix == PARQUET:
         return _read_parquet(files, root, wanted, about)
-    if files[0].suffix == ".npz":
+    if len(files) == 1 and files[0].suffix == ".npz":
         (path,) = files
         return {WHOLE: column_table(*read_npz(path, wanted, by_rows=True), str(path), wanted)}
     where = str(files[0] if len(files) == 1 else root)
-    return pickle_tables({file: load_pickle(file) for file in files}, where, wanted)
+    if files[0].suffix == NPY:
+        return content_tables({root: npy_columns(files, root)}, where, wanted)
+    return content_tables({file: _content(file) for file in files}, where, wanted)
 
 
-def pickle_tables(contents: Mapping[Path, Any], where: str, wanted: Callable[[str], bool]) -> dict[str, FeatureTable]:
-    """Returns the tables in one pickle, or in several pickles that are named after splits.
+def _content(path: Path) -> Any:
+    """Returns what a file holds by name, or the content of a pickle."""
+    if path.suffix == ".npz":
+        return read_npz(path, lambda name: True, by_rows=True)[0]
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    return read_h5(path) if path.suffix in H5 else load_pickle(path)
+
+
+def npy_columns(files: Sequence[Path], root: Path) -> dict[str, Any]:
+    """Returns the arrays of .npy files by name, or by split and name where their names or folders say a split.
+
+    train/audio.npy, audio/train.npy, train_audio.npy and audio-train.npy are the column audio of the split train;
+    audio.npy is that of all samples, and train_idx.npy says rows of a split.
+
+    Args:
+        files: of one set.
+        root: folder of the set.
+
+    Raises:
+        DataError: some files belong to a split and others to none, or two are the same column.
+    """
+    places: dict[tuple[str, str], Path] = {}
+    for file in files:
+        parts = [*file.relative_to(root).parts[:-1], file.stem]
+        if says_rows(file.stem) is None and not any(map(split_of, parts)):
+            parts = [*parts[:-1], *re.split(r"[_\-. ]+", file.stem)]
+        splits = [split for split in map(split_of, parts) if split is not None]
+        split = splits[0] if len(splits) == 1 else WHOLE
+        name = file.stem if not splits else "_".join(part for part in parts if split_of(part) is None)
+        if not splits and file.parent != root:
+            name = "_".join(parts)
+        if (split, name) in places:
+            raise DataError(
+                f"{root}: {places[split, name]} and {file} are both the column {name}; expected one of them"
+            )
+        places[split, name] = file
+    by_split = {split for split, _ in places}
+    if WHOLE in by_split and len(by_split) > 1:
+        alone = next(file for (split, _), file in places.items() if split == WHOLE)
+        raise DataError(
+            f"{alone}: belongs to no split, while others do; expected names or folders train, valid, test, or none"
+        )
+    if by_split == {WHOLE}:
+        return {name: read_npy(file) for (_, name), file in places.items()}
+    return {
+        split: {name: read_npy(file) for (of, name), file in places.items() if of == split}
+        for split in sorted(by_split)
+    }
+
+
+def content_tables(contents: Mapping[Path, Any], where: str, wanted: Callable[[str], bool]) -> dict[str, FeatureTable]:
+    """Returns the tables in what one file holds, or several files that are named after splits.
 
     Raises:
         DataError: it is no set, or a column of features cannot be read.
@@ -129,14 +196,17 @@ def pickle_tables(contents: Mapping[Path, Any], where: str, wanted: Callable[[st
     }
 
 
-def split_pickles(files: Sequence[Path], folder: Path) -> bool:
-    """Returns whether each of these pickles is named after a split, such as train.pkl, dev.pkl and test.pkl.
+def split_files(files: Sequence[Path], folder: Path) -> bool:
+    """Returns whether each of these files is named after a split, such as train.pkl, dev.pkl and test.pkl, and all are of one
+    format.
 
     Raises:
-        DataError: two are named after the same one.
+        DataError: two are named after the same split.
     """
-    pickles = len(files) > 1 and all(file.suffix in PICKLES for file in files)
-    return pickles and len(find_splits([file.stem for file in files], str(folder))) == len(files)
+    formats = {next((kind for kind in (PICKLES, H5) if file.suffix in kind), (file.suffix,)) for file in files}
+    if len(files) < 2 or len(formats) > 1:
+        return False
+    return len(find_splits([file.stem for file in files], str(folder))) == len(files)
 
 
 def column_table(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,25 +11,10 @@ from cggm_ray.core.seeding import derive_seed
 from cggm_ray.data.datasets.feature_files import FeatureTable
 from cggm_ray.data.datasets.samples import Samples
 from cggm_ray.data.formats.layouts import WHOLE
-from cggm_ray.data.split_names import SPLITS, split_of
+from cggm_ray.data.split_names import SPLITS, says_rows, split_of
 
 SPLIT = "split"
 """Name of a column that says splits without being named."""
-NUMBERS = ("idx", "index", "indexes", "indices", "inds", "rows")
-MASKS = ("mask", "masks")
-"""Second word of the name of an array that says the rows of a split, as in train_idx or test_mask."""
-
-
-def says_rows(name: str) -> tuple[str, bool] | None:
-    """Returns the split whose rows an array of this name says, such as train_idx, valMask or idx_test, and whether it has a
-    flag for every row; None for other names.
-    """
-    words = re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())
-    for word, how in (words, words[::-1]) if len(words) == 2 else ():
-        split = split_of(word)
-        if split is not None and how in (*NUMBERS, *MASKS):
-            return split, how in MASKS
-    return None
 
 
 def stated_rows(

@@ -21,7 +21,7 @@ from cggm_ray.core.kinds import KINDS, SEQUENCE
 from cggm_ray.data.dataset import DATASETS, Dataset
 from cggm_ray.data.datasets.feature_demonstration import write_demonstration
 from cggm_ray.data.datasets.feature_files import PRESENT_SUFFIX, find_files, read_tables
-from cggm_ray.data.datasets.feature_splits import SPLIT, divide, says_rows, stated_rows
+from cggm_ray.data.datasets.feature_splits import SPLIT, divide, stated_rows
 from cggm_ray.data.datasets.feature_table import (
     check_rounding,
     choose_modalities,
@@ -46,6 +46,7 @@ from cggm_ray.data.shards.shards import (
     is_modality,
     tensor_column,
 )
+from cggm_ray.data.split_names import says_rows
 from cggm_ray.tasks import Classification, Regression, Task
 
 TASKS = ("regression", "classification")

@@ -22,7 +22,7 @@ from cggm_ray.core.errors import DataError, UsageError
 from cggm_ray.core.kinds import SEQUENCE
 from cggm_ray.core.seeding import derive_seed
 from cggm_ray.data.dataset import DATASETS, SPLITS, Dataset
-from cggm_ray.data.datasets.feature_files import split_pickles
+from cggm_ray.data.datasets.feature_files import split_files
 from cggm_ray.data.datasets.new_samples import Labels, masked_steps, new_shards, part_of
 from cggm_ray.data.datasets.sentiment import target_in
 from cggm_ray.data.datasets.sentiment_layouts import LAYOUTS, write_layout
@@ -89,7 +89,7 @@ class Mosi(Dataset):
         if not path.is_dir():
             return [path]
         found = sorted(path.glob("mosi_data_noalign.pkl")) or sorted(path.glob("*.pkl"))
-        if len(found) != 1 and not split_pickles(found, path):
+        if len(found) != 1 and not split_files(found, path):
             raise DataError(f"{path}: found {len(found)} .pkl files; expected mosi_data_noalign.pkl, or exactly one")
         return found
 

@@ -11,7 +11,6 @@ import numpy as np
 from cggm_ray.core.errors import DataError
 from cggm_ray.data.datasets.feature_files import FeatureTable
 from cggm_ray.data.datasets.feature_rows import padded
-from cggm_ray.data.datasets.feature_splits import says_rows
 from cggm_ray.data.datasets.feature_table import gather, read_classes, read_values
 from cggm_ray.data.datasets.samples import Samples
 from cggm_ray.data.datasets.taken import find_lengths
@@ -22,7 +21,7 @@ from cggm_ray.data.shards.shards import (
     Manifest,
     RawShard,
 )
-from cggm_ray.data.split_names import SPLITS
+from cggm_ray.data.split_names import SPLITS, says_rows
 
 
 @dataclass(frozen=True, kw_only=True)

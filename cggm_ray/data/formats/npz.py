@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 import shutil
 import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
 
 from cggm_ray.core.errors import DataError, listed
-from cggm_ray.data.formats import columns
-from cggm_ray.data.formats.columns import Column, Rows
+from cggm_ray.data.formats.columns import Column
 from cggm_ray.data.formats.foreign import foreign_kind
 from cggm_ray.data.formats.safe_pickle import check_npy, npy_header
+from cggm_ray.data.formats.stored import Header, StoredColumn, is_large
 from cggm_ray.data.formats.untrusted import check_size, reading
 from cggm_ray.storage.cache import cached
 
@@ -28,7 +26,7 @@ LOCAL_HEADER = struct.Struct("<26xHH")
 READ_BYTES = 2**20
 
 
-class NpzColumn(Column):
+class NpzColumn(StoredColumn):
     """An array of an .npz file. A compressed one is read from an unpacked copy in the cache of the node.
 
     Args:
@@ -40,28 +38,14 @@ class NpzColumn(Column):
         unpacked: bytes of the unpacked copy.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        member: str,
-        offset: int,
-        header: tuple[tuple[int, ...], bool, np.dtype[Any]],
-        packed: str | None,
-        unpacked: int,
-    ) -> None:
-        self.path, self.member, self.offset, self.packed, self.unpacked = path, member, offset, packed, unpacked
-        self.shape, self.fortran, self.dtype = header
-
-    def __getitem__(self, rows: Rows) -> np.ndarray:
-        with reading(self.path, ".npz file"):
-            # The map ends here, so that only the pages of these rows are resident, and only until they are copied.
-            whole = np.memmap(self.file(), self.dtype, "r", self.offset, self.shape, order="F" if self.fortran else "C")
-            return np.array(whole[rows], order="C")
+    def __init__(self, path: Path, member: str, offset: int, header: Header, packed: str | None, unpacked: int) -> None:
+        super().__init__(path, offset, header)
+        self.member, self.packed, self.unpacked = member, packed, unpacked
 
     def file(self) -> Path:
         """Returns the file that the values lie in as they are in memory."""
         if self.packed is None:
-            return self.path.local() if hasattr(self.path, "local") else self.path
+            return super().file()
         unpack = functools.partial(_unpack, self.path, self.member)
         return cached(f"{self.path}/{self.member}", self.packed, self.unpacked, unpack)
 
@@ -102,7 +86,7 @@ def read_npz(
                 if dtype.hasobject:
                     raise DataError(f"{where}: found an array of objects; expected numbers or texts")
                 check_npy(shape, dtype, member.file_size - start, where)
-            if by_rows and len(shape) > 1 and dtype.kind in "biufc" and _large(shape, dtype):
+            if by_rows and len(shape) > 1 and dtype.kind in "biufc" and is_large(shape, dtype):
                 found[name] = _column(path, archive, member, start, (shape, fortran, dtype))
                 continue
             with archive.open(member) as file:
@@ -110,16 +94,12 @@ def read_npz(
         return found, list(members)
 
 
-def _large(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
-    return 0 not in shape and math.prod(shape) * dtype.itemsize > columns.LEAST_BYTES
-
-
 def _column(
     path: Path,
     archive: zipfile.ZipFile,
     member: zipfile.ZipInfo,
     start: int,
-    header: tuple[tuple[int, ...], bool, np.dtype[Any]],
+    header: Header,
 ) -> Column:
     """Returns an array that is read by rows, after its bytes were compared with the checksum in the file."""
     if member.compress_type == zipfile.ZIP_DEFLATED:
