@@ -1,9 +1,12 @@
-"""Ridge regressions of any strength from sums over samples."""
+"""Ridge regressions of any strength from sums over samples, and the weight of one in an average."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+PRIOR = 0.01
+"""Strength with which the weight of an average is drawn to one half, in variances of the targets."""
 
 
 class RidgeSums:
@@ -52,3 +55,19 @@ class RidgeSums:
         strength_K11 = values.new_tensor(strengths)[:, None, None]
         weights_KCD = (scale[:, None] * (vectors @ (target / (values[:, None] + strength_K11)))).transpose(1, 2)
         return weights_KCD, mean[d:] - weights_KCD @ mean[:d]
+
+
+def regression_weight(first_NC: Tensor, second_NC: Tensor, target_NC: Tensor) -> float:
+    """Returns the weight of the second of two regressions, 0 to 1, with which their average has the least squared error.
+
+    The samples are not those that the regressions were fitted to, and as they may be few, the weight is drawn to one half
+    (`PRIOR`). These are stacked regressions (Breiman 1996).
+
+    Args:
+        first_NC, second_NC: predictions for N samples.
+        target_NC: their targets.
+    """
+    error_NC, step_NC = (target_NC - first_NC).double(), (second_NC - first_NC).double()
+    prior = PRIOR * target_NC.double().var(0, correction=0).mean()
+    share = float(((error_NC * step_NC).mean() + prior / 2) / (step_NC.square().mean() + prior))
+    return min(1.0, max(0.0, share))

@@ -3,9 +3,8 @@
 On a small and noisy set a linear model is often as good as a network, and their errors differ, so a weighted sum may be better
 than both (stacked generalisation, Wolpert 1992; stacked regressions, Breiman 1996). The linear model is fitted to the training
 split: ridge regression, or logistic regression where classes are predicted. Validation chooses its strength, by the selection
-metric, and both weights. For a regression they are the most even ones whose average is not worse than the best by more than a
-standard error (the rule of Breiman, Friedman, Olshen and Stone 1984), because the network has the epoch that suits the
-validation samples best, so they flatter it. For classes they are those of the logits with the least cross-entropy.
+metric, and both weights: for a regression those of the average with the least squared error, for classes those of the logits
+with the least cross-entropy.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from cggm_ray.engine.state import Best
 from cggm_ray.models.linear import numbers_of
 from cggm_ray.models.logistic import classifier_weights, fit_logistic
 from cggm_ray.models.net import MultimodalNet
-from cggm_ray.models.ridge import RidgeSums
+from cggm_ray.models.ridge import RidgeSums, regression_weight
 from cggm_ray.models.standardise import Standardise
 from cggm_ray.tasks import Classification
 
@@ -34,8 +33,6 @@ ALPHAS = (0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
 """Strengths of ridge regression."""
 INVERSE_STRENGTHS = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)
 """C of logistic regression."""
-SHARES = tuple(tenth / 10 for tenth in range(11))
-"""Weights of ridge regression in an average, in increasing order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +46,6 @@ class Blend:
         shares: weights of the network and of the linear model.
         metric: that chooses the best epoch.
         values: its value on validation of the network, of the linear model and of their sum; None where the weights are given.
-        even: whether the weights are the most even ones that are as good as the best.
     """
 
     linear: MultimodalNet
@@ -58,7 +54,6 @@ class Blend:
     shares: Shares
     metric: str
     values: tuple[float, float, float] | None = None
-    even: bool = False
 
     @property
     def counts(self) -> bool:
@@ -74,8 +69,7 @@ class Blend:
         alone = f"{self.metric} of the network {self.values[0]:.4g}, of {self.name} {self.values[1]:.4g}"
         if not self.counts:
             return f"the network is tested without {self.name}, which brings nothing on validation: {alone}"
-        how = "chosen on validation" + (" as the most even ones that are no worse than the best" if self.even else "")
-        return f"{said}, {how}: {alone}, of both {self.values[2]:.4g} (--linear_blend off leaves it out)"
+        return f"{said}, chosen on validation: {alone}, of both {self.values[2]:.4g} (--linear_blend off leaves it out)"
 
 
 def fit_blend(training: Training) -> Blend:
@@ -102,7 +96,7 @@ def fit_blend(training: Training) -> Blend:
         target = target[:, 0].long()
         chosen, shares = _by_cross_entropy(training, task, network_NC, linear_KNC, target)
     else:
-        chosen, shares = _by_metric(training, network_NC, linear_KNC, target)
+        chosen, shares = _by_squares(training, network_NC, linear_KNC, target)
     sums = (network_NC, linear_KNC[chosen], shares[0] * network_NC + shares[1] * linear_KNC[chosen])
     values = [_value(training, logits_NC, target) for logits_NC in sums]
     return Blend(
@@ -112,42 +106,17 @@ def fit_blend(training: Training) -> Blend:
         shares=shares,
         metric=metric,
         values=(values[0], values[1], values[2]),
-        even=not isinstance(task, Classification),
     )
 
 
-def _by_metric(training: Training, network_NC: Tensor, linear_KNC: Tensor, target: Tensor) -> tuple[int, Shares]:
-    """Returns the number of the best ridge regression, and the weights of its average with the network.
-
-    Of all averages the selection metric finds the best one, and the absolute errors say which others are as good.
-    """
-    best = training.state.best
-    strengths, shares = (Best(metric=best.metric, mode=best.mode) for _ in range(2))
+def _by_squares(training: Training, network_NC: Tensor, linear_KNC: Tensor, target: Tensor) -> tuple[int, Shares]:
+    """Returns the number of the best ridge regression, and the weights of its average with the network."""
+    strengths = Best(metric=training.state.best.metric, mode=training.state.best.mode)
     for number, logits_NC in enumerate(linear_KNC):
         strengths.update(_value(training, logits_NC, target), number)
     chosen = strengths.epoch
-    averages = [(1 - share) * network_NC + share * linear_KNC[chosen] for share in SHARES]
-    for number, average_NC in enumerate(averages):
-        shares.update(_value(training, average_NC, target), number)
-    errors_SN = torch.stack([(average_NC - target.reshape_as(average_NC)).abs().mean(1) for average_NC in averages])
-    share = SHARES[most_even(errors_SN, shares.epoch)]
+    share = regression_weight(network_NC, linear_KNC[chosen], target.reshape_as(network_NC))
     return chosen, (1 - share, share)
-
-
-def most_even(errors_SN: Tensor, best: int) -> int:
-    """Returns the number of the weight nearest to one half whose errors are not larger than those of the best one by more than
-    a standard error, that of the mean difference over the samples.
-
-    Args:
-        errors_SN: absolute errors of N samples with each of the weights `SHARES`.
-        best: number of the best weight.
-    """
-    samples = errors_SN.shape[1]
-    if samples < 2:
-        return best
-    more_SN = errors_SN - errors_SN[best]
-    as_good_S = more_SN.mean(1) <= more_SN.std(1) / samples**0.5
-    return min({best, *as_good_S.nonzero()[:, 0].tolist()}, key=lambda number: abs(SHARES[number] - 0.5))
 
 
 def _by_cross_entropy(

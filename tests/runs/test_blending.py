@@ -14,7 +14,7 @@ import pytest
 import torch
 from feature_sets import as_npz
 from safetensors.torch import load_file, save_file
-from scipy.stats import sem
+from scipy.optimize import minimize_scalar
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -29,8 +29,8 @@ from cggm_ray.engine import linear_blend
 from cggm_ray.engine.linear_blend import LINEAR, RIDGE, read_shares
 from cggm_ray.engine.presets import configured
 from cggm_ray.engine.tracking import LOG
+from cggm_ray.models.ridge import PRIOR, regression_weight
 from cggm_ray.recipes.base import RECIPES
-from cggm_ray.runs.blending import most_even
 from cggm_ray.runs.contributions import BALANCE, Contributions
 from cggm_ray.runs.finished import read_config
 from cggm_ray.runs.result import CONFIG, read_summary
@@ -138,21 +138,23 @@ def test_a_run_predicts_the_average_of_its_network_and_scikit_learns_regression(
     assert "ridge" not in (alone / LOG).read_text()
 
 
-def test_of_weights_that_are_as_good_the_most_even_one_is_taken() -> None:
+def test_the_weight_of_an_average_is_that_of_least_squares() -> None:
     rng = np.random.default_rng(3)
-    for best in (0, 3, 10):
-        slopes = rng.normal(0.02, 0.3, 40)
-        errors_SN = np.abs([1 + slopes * abs(number - best) / 10 for number in range(11)])
-        errors_SN[best] = 0.99
-        more_SN = errors_SN - errors_SN[best]
-        as_good = [number for number in range(11) if more_SN[number].mean() <= sem(more_SN[number])]
-        assert most_even(torch.from_numpy(errors_SN), best) == min(as_good, key=lambda number: abs(number - 5))
-    clear = torch.arange(11.0)[:, None] + torch.rand(4)
-    assert most_even(clear, 0) == 0
-    assert most_even(clear.flip(0), 10) == 10
-    assert most_even(torch.ones(11, 4), 2) == 5
-    assert most_even(torch.ones(11, 1), 2) == 2
-    assert most_even(torch.full((11, 4), torch.nan), 1) == 1
+    target = rng.normal(size=(200, 1))
+    first, second = (target + rng.normal(size=(200, 1)) * noise for noise in (0.6, 0.9))
+
+    def loss(share: float) -> float:
+        error = np.mean((target - (1 - share) * first - share * second) ** 2)
+        return error + PRIOR * target.var() * (share - 0.5) ** 2
+
+    expected = minimize_scalar(loss, bounds=(0, 1), method="bounded", options={"xatol": 1e-10}).x
+    assert 0.1 < expected < 0.4
+    values = [torch.from_numpy(part) for part in (first, second, target)]
+    assert regression_weight(*values) == pytest.approx(expected, abs=1e-6)
+    assert regression_weight(values[1], values[0], values[2]) == pytest.approx(1 - expected, abs=1e-6)
+    assert regression_weight(values[2], 3 - values[2], values[2]) < 0.01
+    assert regression_weight(values[0], values[0] + 5, values[2]) == 0
+    assert regression_weight(values[0], values[0], values[2]) == 0.5
 
 
 def test_what_follows_training_uses_the_average(finished: Path, tmp_path: Path) -> None:
@@ -198,7 +200,7 @@ def test_two_processes_fit_the_linear_model_of_one(task: str, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     found, expected = (load_file(run / "best" / LINEAR) for run in (tmp_path / "two", one))
     # Those of a regression are tenths.
-    torch.testing.assert_close(found["shares"], expected["shares"], rtol=0, atol=0 if task == "regression" else 1e-6)
+    torch.testing.assert_close(found["shares"], expected["shares"], rtol=0, atol=1e-6)
     for name in ("weight", "bias"):
         torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-7)
 
@@ -350,9 +352,9 @@ def test_weight_and_alpha_can_be_given(finished: Path, tmp_path: Path, capsys: p
     same = []
     for alpha in ("0.1", "1", "3", "10", "30", "100", "300", "1000", "3000", "10000"):
         # A weight and alpha are those of an average.
-        wish = f"{shares[1]:g}:{alpha}" if alpha == "10" else f"{shares[0]:g}:{shares[1]:g}:{alpha}"
+        wish = f"{shares[1]}:{alpha}" if alpha == "10" else f"{shares[0]}:{shares[1]}:{alpha}"
         given = trained(tmp_path, f"alpha-{alpha}", "--linear_blend", wish)
-        assert f"those of ridge regression times {shares[1]:g}, as given" in (given / LOG).read_text()
+        assert f"those of ridge regression times {shares[1]:.3g}, as given" in (given / LOG).read_text()
         same += [alpha] if np.array_equal(predictions(given / "predictions.parquet"), wanted) else []
     assert len(same) == 1
     for wrong in ("1.5:10", "0.5:0", "0.5:x", "0:10", "0.5:inf", "1:-1:1", "1:0:1", "1:1:1:1"):
