@@ -1,4 +1,4 @@
-"""User features: any modalities, from a pickle, an npz or parquet, for regression or classification.
+"""User features: any modalities, from files of arrays or parquet, for regression or classification.
 
 Missing modalities of a sample are masked everywhere: a null in parquet, or a False in the array `<modality>_present` of an
 npz or pickle.
