@@ -7,10 +7,10 @@ CGGM as in "Classifier-guided Gradient Modulation" (NeurIPS 2024), with an encod
     cggm train features --data_path mosi_data_noalign.pkl --task regression --target labels
     cggm train features --data_path shards/ --modalities text
 
-Data: a pickle as MOSI's, an .npz, .safetensors or .h5, a folder of .npy, or parquet (a file, or a folder). Sequences [T, D], vectors [D] and
-images [H, W], [C, H, W] or [H, W, C] find their encoder by shape; two equal axes are an image unless --kinds says otherwise.
-Splits come from the file (dicts, folders, a column --split, or row numbers such as train_idx), else they are drawn. What a sample lacks is a null in
-parquet, or a False in the array <modality>_present.
+Data: a pickle as MOSI's, an .npz, .safetensors or .h5, a folder of .npy, or parquet (a file, or a folder). Sequences [T, D],
+vectors [D] and images [H, W], [C, H, W] or [H, W, C] find their encoder by shape; two equal axes are an image unless --kinds
+says otherwise. Splits come from the file (dicts, folders, a column --split, or row numbers such as train_idx), else they are
+drawn. What a sample lacks is a null in parquet, or a False in the array <modality>_present.
 """
 
 from cggm_ray.data.datasets.features import FeatureOptions
