@@ -240,7 +240,7 @@ OTHERS = {
     "tensors.pkl": (pickle.dumps(TENSORS), "it holds torch tensors; turn every tensor into an array"),
     "data.pkl.gz": (gzip.compress(b"x"), "compressed by gzip; unpack it first"),
     "data.pkl": (gzip.compress(b"x"), "compressed by gzip; unpack it first"),
-    "features.h5": (b"\x89HDF\r\n\x1a\n" + bytes(60), "an HDF5 file"),
+    "new.mat": (b"\x89HDF\r\n\x1a\n" + bytes(60), "an HDF5 file"),
     "old.mat": (b"MATLAB 5.0 MAT-file, Platform: GLNXA64" + bytes(90), "a MATLAB file; read it with scipy.io.loadmat"),
     "one.npz": (as_bytes(TENSORS), "a file of torch.save"),
     "frame.pkl": (
