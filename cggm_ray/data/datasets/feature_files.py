@@ -111,7 +111,7 @@ def read_tables(
 ) -> dict[str, FeatureTable]:
     """Returns the tables in the files, by split, or under `WHOLE`.
 
-    Large columns of npz and parquet are not read here, but when their rows are. A pickle is read whole.
+    Large columns are not read here, but when their rows are. A pickle is read whole.
 
     Args:
         files: from `find_files(root)`.
