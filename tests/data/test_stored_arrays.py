@@ -171,6 +171,10 @@ def test_objects_types_and_links_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"field voice: found BF16; expected a type that numpy has"):
         converted(config(tmp_path, tmp_path / "b.safetensors"))
     whole = as_h5(tmp_path, content())
+    with h5py.File(tmp_path / "large.h5", "w") as file:
+        file.create_dataset("flag", (2**20, 2**12), bool, chunks=(2**10, 2**12), compression="gzip")
+    with pytest.raises(DataError, match=r"large\.h5, field flag, shape .*: found 4,294,967,296 bytes of data"):
+        converted(config(tmp_path, tmp_path / "large.h5"))
     with h5py.File(tmp_path / "linked.h5", "w") as file:
         file["age"] = h5py.ExternalLink(whole, "age")
     with pytest.raises(DataError, match=r"linked\.h5, field age: takes its values from other files"):

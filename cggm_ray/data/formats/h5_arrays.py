@@ -12,6 +12,7 @@ from cggm_ray.core.errors import DataError
 from cggm_ray.data.formats.columns import Column, Rows
 from cggm_ray.data.formats.h5 import check_dataset, open_h5, probe
 from cggm_ray.data.formats.stored import is_large
+from cggm_ray.data.formats.untrusted import check_size
 
 SPREAD = 4
 """Rows are read with those between them where that is at most so many times their number."""
@@ -81,10 +82,9 @@ def _array(group: Any, name: str, key: str, path: Path) -> Any:
     where = f"{path}, field {key}"
     if dataset.external or dataset.is_virtual or dataset.file.filename != group.file.filename:
         raise DataError(f"{where}: takes its values from other files; expected them in this one")
-    if kind.kind == "O" or kind.kind == "S":
-        return _texts(dataset)
-    if kind.kind == "b":
-        return dataset[()]
+    if kind.kind in "OSb":
+        check_size(dataset.size * kind.itemsize, path.stat().st_size, f"{where}, shape {dataset.shape}")
+        return dataset[()] if kind.kind == "b" else _texts(dataset)
     if kind.kind not in "iuf":
         return None
     check_dataset(group, name, path, f"field {key}")

@@ -117,6 +117,4 @@ def _check_signs(cells: Cells, instead: str) -> None:
     signs = found.drop_null().unique()
     if len(signs) > 1:
         second = int(np.flatnonzero(pc.fill_null(pc.equal(found, signs[1]), False).to_numpy(zero_copy_only=False))[0])
-        raise cells.wrong(
-            second, f"a number with {signs[0].as_py()}, as in other rows (or --column {cells.name}=categorical)"
-        )
+        raise cells.wrong(second, f"a number with {signs[0].as_py()}, as in other rows (or {instead})")
