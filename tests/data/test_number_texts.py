@@ -149,6 +149,31 @@ def test_new_data_is_read_with_the_mark_of_training(tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
+def test_new_data_has_the_sign_of_training(tmp_path: Path) -> None:
+    path = written(tmp_path, {"size": [f"${value}" for value in SIZES], "label": NAMES})
+    place = ["--storage_path", str(tmp_path), "--name", "run", "--report", "false"]
+    flags = ["--local", "--data_path", str(path), "--target", "label", "--max_steps", "4", *place]
+    assert main(RECIPES.get("table").config, flags) == 0
+    for number, text in enumerate(("$5", "5")):
+        predict(tmp_path / "run", data_path=written(tmp_path, {"size": [text]}, f"{number}.csv"))
+    with pytest.raises(
+        DataError, match=r"other\.csv, row 2, column size: found '5 %'; expected a number with \$, as in"
+    ):
+        predict(tmp_path / "run", data_path=written(tmp_path, {"size": ["$5", "5 %"]}, "other.csv"))
+    with pytest.raises(
+        DataError, match=r"all\.csv, row 1, column size: found '\u20ac5'; expected a number with \$, as in"
+    ):
+        predict(tmp_path / "run", data_path=written(tmp_path, {"size": ["\u20ac5"]}, "all.csv"))
+
+
+def test_files_of_splits_have_one_sign(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for split, sign in (("train", "$"), ("test", "\u00a3")):
+        written(tmp_path / "set", {"size": [f"{sign}{value}" for value in SIZES], "label": NAMES}, f"{split}.csv")
+    with pytest.raises(DataError, match=r"test\.csv, row 1, column size: found '\u00a3.*; expected a number with \$"):
+        converted(table_config(tmp_path, tmp_path / "set", target="label"))
+
+
 def test_decimals_of_databases_are_numbers(tmp_path: Path) -> None:
     values = [decimal.Decimal(f"{value:.2f}") for value in SIZES]
     table = pa.table({"price": values, "rest": [str(n % 3) for n in range(40)], "label": values})

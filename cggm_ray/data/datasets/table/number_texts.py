@@ -96,7 +96,9 @@ def as_numbers(cells: Cells, decimal: str, instead: str | None = None) -> pa.Arr
         wrong = np.flatnonzero(~good.to_numpy(zero_copy_only=False))
         if len(wrong):
             raise cells.wrong(int(wrong[0]), f"a number (or {instead})")
-        _check_signs(cells, instead)
+        sign = sign_of(cells)
+        if sign is not None:
+            check_sign(cells, sign, instead)
         values = pc.replace_substring_regex(values, rf"[{_OTHER[decimal]}{_GAPS}\s+]|{_SIGNS}", "")
         values = pc.replace_substring(values, COMMA, POINT)
     elif not is_number(values.type) and not pa.types.is_null(values.type):
@@ -111,10 +113,30 @@ def as_numbers(cells: Cells, decimal: str, instead: str | None = None) -> pa.Arr
     return numbers
 
 
-def _check_signs(cells: Cells, instead: str) -> None:
-    """Raises a DataError where some numbers have a sign that others have not, such as $ and the sign of the euro."""
-    found = pc.struct_field(pc.extract_regex(cells.values, rf"(?P<sign>{_SIGNS})"), ["sign"])
-    signs = found.drop_null().unique()
-    if len(signs) > 1:
-        second = int(np.flatnonzero(pc.fill_null(pc.equal(found, signs[1]), False).to_numpy(zero_copy_only=False))[0])
-        raise cells.wrong(second, f"a number with {signs[0].as_py()}, as in other rows (or {instead})")
+def sign_of(cells: Cells) -> str | None:
+    """Returns the sign of a currency or per cent that the numbers of a column have; None where they have none."""
+    if not is_text(cells.values.type):
+        return None
+    signs = _signs(cells).drop_null()
+    return str(signs[0].as_py()) if len(signs) else None
+
+
+def check_sign(cells: Cells, sign: str, instead: str | None = None) -> None:
+    """Raises a DataError where some numbers have another sign: 5 of one currency is not 5 of another.
+
+    Args:
+        cells: of a column of numbers.
+        sign: of the others.
+        instead: flag that takes other cells, as `as_numbers` has it.
+    """
+    if not is_text(cells.values.type):
+        return
+    differs = pc.fill_null(pc.not_equal(_signs(cells), sign), False).to_numpy(zero_copy_only=False)
+    if differs.any():
+        or_else = instead or f"--column {cells.name}=categorical"
+        raise cells.wrong(int(np.flatnonzero(differs)[0]), f"a number with {sign}, as in other rows (or {or_else})")
+
+
+def _signs(cells: Cells) -> pa.Array:
+    """Returns the sign of each cell, which is null where there is none."""
+    return pc.struct_field(pc.extract_regex(cells.values, rf"(?P<sign>{_SIGNS})"), ["sign"])

@@ -14,6 +14,7 @@ from cggm_ray.data.datasets.table.kinds import COLUMN_KINDS, ColumnKind, Context
 from cggm_ray.data.datasets.table.number_texts import as_numbers, mostly, number_pattern
 from cggm_ray.data.rounding import rounding
 
+NUMERIC = "numeric"
 MOST_CATEGORIES = 100
 FEW, SHARE = 20, 0.05
 """Texts are categories if there are at most so many different ones, or at most so many for each cell."""
@@ -97,5 +98,5 @@ class Categorical(ColumnKind):
         return f"{len(state['categories'])} categories{rare}"
 
 
-COLUMN_KINDS.register("numeric")(Numeric())
+COLUMN_KINDS.register(NUMERIC)(Numeric())
 COLUMN_KINDS.register("categorical")(Categorical())

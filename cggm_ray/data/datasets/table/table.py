@@ -22,7 +22,8 @@ from cggm_ray.data.datasets.table.demonstration import write_demonstration
 from cggm_ray.data.datasets.table.files import TableFiles, find_tables
 from cggm_ray.data.datasets.table.finetuned import build_model, states_shape, trained_columns
 from cggm_ray.data.datasets.table.kinds import COLUMN_KINDS, Context
-from cggm_ray.data.datasets.table.number_texts import POINT, decimal_mark
+from cggm_ray.data.datasets.table.number_texts import POINT, check_sign, decimal_mark, sign_of
+from cggm_ray.data.datasets.table.numbers import NUMERIC
 from cggm_ray.data.datasets.table.options import AUTO, MODELS, NOT_IN_SHARDS, TableOptions
 from cggm_ray.data.datasets.table.parts import (
     Columns,
@@ -145,9 +146,13 @@ class Table(Dataset):
             classes = find_labels(first.cells(options.target), options.classes, options.label_separator)
         else:
             check_regression(first.cells(options.target), options)
+        numbers = [name for name, one in schema.inputs.items() if one.kind == NUMERIC]
+        numbers += [] if classes is not None else [options.target]
+        signs = {name: sign for name in numbers if (sign := sign_of(first.cells(name))) is not None}
         splits, how = divide(parts, options, column, lambda rows: self._target(rows, classes).values)
         cells: dict[str, Columns] = {}
         for split, rows in splits.items():
+            _check_signs(rows, signs)
             splits[split], cells[split], line = without_empty(rows, self._cells(rows, schema))
             remarks += [] if line is None else [f"{split}: {line}"]
             # What the inputs were read from is not held beside them.
@@ -166,6 +171,7 @@ class Table(Dataset):
             "columns": columns,
             "identity": schema.identity,
             "decimal": decimal,
+            "signs": signs,
         }
         self._plan = plan_of(columns)
         present = {split: presence(cells[split], self._plan) for split in splits}
@@ -206,6 +212,7 @@ class Table(Dataset):
         rows = rows_to_predict(self._parts, split, self.options)
         for name in columns:
             rows.check_column("column", name)
+        _check_signs(rows, trained.notes.get("signs", {}))
         cells = {name: COLUMN_KINDS.get(one["kind"]).read(rows.cells(name), context) for name, one in columns.items()}
         _check_fit(rows.where, columns, cells)
         for line in context.bad:
@@ -349,6 +356,13 @@ class Table(Dataset):
             for modality, columns in self._plan.items()
         }
         return most
+
+
+def _check_signs(rows: Rows, signs: Mapping[str, str]) -> None:
+    """Raises a DataError for a number with another sign than those of training; new data may lack the target."""
+    for name, sign in signs.items():
+        if name in rows.table.column_names:
+            check_sign(rows.cells(name), sign)
 
 
 def _check_fit(where: str, columns: Mapping[str, Mapping[str, Any]], cells: Columns) -> None:
