@@ -95,7 +95,9 @@ def test_a_decimal_comma_is_found(tmp_path: Path, how: dict[str, str]) -> None:
     columns = {"größe": [german(value) for value in SIZES], "label": NAMES}
     path = written(tmp_path, columns, **how)
     expected = pd.read_csv(path, decimal=",", thousands=".", **how)["größe"]
+    names = {"utf-16": "UTF-16", "cp1252": "Windows-1252"}
     manifest, splits = converted(table_config(tmp_path, path, target="label"))
+    assert f"CSV in {names.get(how.get('encoding', ''), 'UTF-8')}" in manifest.notes["taken"][0]
     assert "decimal comma, because of" in manifest.notes["taken"][1]
     found = np.concatenate([split.inputs["tab"] for split in splits.values()])
     np.testing.assert_allclose(np.sort(found[:, 0]), np.sort(expected), rtol=1e-6)

@@ -195,7 +195,10 @@ def _decoded(path: Path, encoding: str | None) -> tuple[str, str]:
     """
     if encoding is None:
         try:
-            return read_text(path, "text file"), "UTF-8"
+            text = read_text(path, "text file")
+            with path.open("rb") as file:
+                marked = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            return text, "UTF-16" if marked else "UTF-8"
         except DataError as error:
             if "which is not utf-8" not in str(error):
                 raise
