@@ -132,13 +132,15 @@ class _Bar:
         from rich.console import Group
         from rich.text import Text
 
-        if moment.phase != self._phase:
+        new = moment.phase != self._phase
+        if new:
             self._phase, self._shown = moment.phase, self._progress(*self._columns, expand=True)
             self._shown.add_task(moment.phase, total=moment.total or None, text="")
         (task,) = self._shown.task_ids
         self._shown.update(task, completed=moment.done, total=moment.total or None, text=moment.text)
         below = [Text(moment.below, style="dim")] if moment.below else []
-        self._live.update(Group(self._shown, *below))
+        # What has a phase of its own is seen, however short it is.
+        self._live.update(Group(self._shown, *below), refresh=new)
 
 
 class _Above:
