@@ -109,6 +109,8 @@ def test_what_may_be_either_is_read_as_thousands_and_said(tmp_path: Path) -> Non
     lines, _, values = taken(tmp_path, {"price": price, "label": NAMES})
     assert lines[1] == "'1,501' in column price is read as thousands (--decimal , reads the comma as decimal)"
     np.testing.assert_array_equal(values, np.arange(1501, 41_501, 1001))
+    lines, _, _ = taken(tmp_path, {"size": [f"{n}.125" for n in range(1, 41)], "price": price, "label": NAMES})
+    assert "'1,501' in column price is read as thousands" in lines[1]
     lines, _, values = taken(tmp_path, {"price": price, "label": NAMES}, decimal=",")
     assert not any("comma" in line for line in lines)
     np.testing.assert_allclose(values, np.arange(1.501, 41.5, 1.001), rtol=1e-6)

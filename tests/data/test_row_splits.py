@@ -127,6 +127,15 @@ def test_rows_that_are_none_are_refused(tmp_path: Path, arrays: dict[str, np.nda
         converted(config(tmp_path, as_npz(tmp_path, content(**arrays))))
 
 
+def test_a_column_goes_before_arrays_which_are_named_as_left_out(tmp_path: Path) -> None:
+    part = np.where(flags(ROWS["test"]), "test", "train")
+    path = as_npz(tmp_path, content(split=part, train_idx=ROWS["train"], test_idx=ROWS["valid"]))
+    manifest, splits = converted(config(tmp_path, path))
+    assert splits["test"].inputs["face"][:, 0].tolist() == ROWS["test"].tolist()
+    assert "by column split" in manifest.notes["taken"][4]
+    assert "  left out    train_idx, test_idx (ids)" in manifest.notes["taken"]
+
+
 def test_a_split_of_such_a_file_can_be_predicted(tmp_path: Path) -> None:
     arrays = {f"{split}_idx": rows for split, rows in ROWS.items()}
     path = as_npz(tmp_path, content(**arrays))

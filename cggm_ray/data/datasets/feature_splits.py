@@ -17,6 +17,18 @@ SPLIT = "split"
 """Name of a column that says splits without being named."""
 
 
+def row_arrays(table: FeatureTable, column: str | None) -> list[str]:
+    """Returns the arrays of a whole table that say the rows of splits, such as train_idx; none where a column says the splits.
+
+    Args:
+        table: of all samples.
+        column: that the user names, or None.
+    """
+    if column is not None or SPLIT in table.available:
+        return []
+    return [name for name in table.columns if says_rows(name) is not None]
+
+
 def stated_rows(
     tables: Mapping[str, FeatureTable], column: str | None, counted: str
 ) -> tuple[dict[str, np.ndarray] | None, str]:
@@ -36,11 +48,12 @@ def stated_rows(
         where = next(iter(tables.values())).where
         raise DataError(f"{where}: the file has splits of its own; leave out --split")
     table = tables[WHOLE]
-    if column is None and SPLIT not in table.available and not any(map(says_rows, table.columns)):
+    arrays = row_arrays(table, column)
+    if not arrays and column is None and SPLIT not in table.available:
         return None, ""
     samples = len(table.column(counted, "target"))
-    if column is None and SPLIT not in table.available:
-        return _rows_by_arrays(table, samples)
+    if arrays:
+        return _rows_by_arrays(table, arrays, samples)
     column = column or SPLIT
     return _rows_by_column(table, column, samples), f"by column {column}"
 
@@ -104,15 +117,14 @@ def _rows_by_column(table: FeatureTable, column: str, samples: int) -> dict[str,
     return {split: np.flatnonzero(np.array(names) == split) for split in SPLITS}
 
 
-def _rows_by_arrays(table: FeatureTable, samples: int) -> tuple[dict[str, np.ndarray], str]:
+def _rows_by_arrays(table: FeatureTable, names: list[str], samples: int) -> tuple[dict[str, np.ndarray], str]:
     """Returns the rows that arrays such as train_idx or train_mask say, and their names."""
     found: dict[str, dict[str, np.ndarray]] = {}
-    for name in table.columns:
+    for name in names:
         said = says_rows(name)
         if said is not None:
             split, flags = said
             found.setdefault(split, {})[name] = _rows_of(table, name, samples, flags=flags)
-    names = [name for arrays in found.values() for name in arrays]
     for split in ("train", "test"):
         if split not in found:
             raise DataError(

@@ -21,7 +21,7 @@ from cggm_ray.core.kinds import KINDS, SEQUENCE
 from cggm_ray.data.dataset import DATASETS, Dataset
 from cggm_ray.data.datasets.feature_demonstration import write_demonstration
 from cggm_ray.data.datasets.feature_files import PRESENT_SUFFIX, find_files, read_tables
-from cggm_ray.data.datasets.feature_splits import SPLIT, divide, stated_rows
+from cggm_ray.data.datasets.feature_splits import SPLIT, divide, row_arrays, stated_rows
 from cggm_ray.data.datasets.feature_table import (
     check_rounding,
     choose_modalities,
@@ -221,7 +221,7 @@ class Features(Dataset):
 
         tables = read_tables(sources, self._root, wanted, about - {IDENTITY})
         rows, how = stated_rows(tables, options.split, options.target)
-        about |= {name for name in next(iter(tables.values())).columns if rows is not None and says_rows(name)}
+        about |= set(row_arrays(tables[WHOLE], options.split)) if WHOLE in tables else set()
         names = choose_modalities(tables, modalities, about)
         found, unused = find_lengths(tables, [name for name in names if name not in given])
         lengths = given | found

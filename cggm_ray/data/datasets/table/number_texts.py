@@ -52,7 +52,7 @@ def decimal_mark(rows: Rows, left_out: Collection[str]) -> tuple[str, list[str]]
             alone = values.filter(pc.and_not(good, fits[_OTHER[mark]]))
             if mostly(good) and len(alone):
                 told.setdefault(mark, (name, alone[0].as_py()))
-        both = values.filter(pc.and_(pc.and_(*fits.values()), pc.match_substring_regex(values, r"\d[.,]\d")))
+        both = values.filter(pc.and_(pc.and_(*fits.values()), pc.match_substring_regex(values, r"\d,\d")))
         if len(both) and mostly(fits[COMMA]):
             unclear = unclear or (name, both[0].as_py())
     if COMMA in told and POINT in told:
@@ -66,7 +66,7 @@ def decimal_mark(rows: Rows, left_out: Collection[str]) -> tuple[str, list[str]]
         return COMMA, [
             f"decimal comma, because of {short_repr(text)} in column {name} (--decimal . reads it as a text)"
         ]
-    if unclear is not None and POINT not in told and COMMA in unclear[1]:
+    if unclear is not None and POINT not in told:
         name, text = unclear
         return POINT, [
             f"{short_repr(text)} in column {name} is read as thousands (--decimal , reads the comma as decimal)"
