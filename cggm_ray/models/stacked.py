@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+LEAST_ROWS = 256
+"""Rows that a part of a weight's gradient has at least. On an H200 smaller parts gain nothing, and larger ones take longer."""
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Returns `F.linear` of one module, or of each of several.
@@ -67,7 +70,8 @@ class _Linears(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         (grad_SRC,), (x_SRD, weight_SCD) = grads, ctx.saved_tensors
         of_x = grad_SRC @ weight_SCD if ctx.needs_input_grad[0] else None
-        return of_x, grad_SRC.mT @ x_SRD, grad_SRC.sum(1)
+        parts = parts_of(grad_SRC.shape[1]) if grad_SRC.is_cuda else 1
+        return of_x, product_of_rows(grad_SRC, x_SRD, parts), grad_SRC.sum(1)
 
 
 class _Affine(torch.autograd.Function):
@@ -82,6 +86,28 @@ class _Affine(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x_SRD, scale_SD = ctx.saved_tensors
         return grads[0] * scale_SD[:, None], (grads[0] * x_SRD).sum(1), grads[0].sum(1)
+
+
+def product_of_rows(left_SRC: Tensor, right_SRD: Tensor, parts: int) -> Tensor:
+    """Returns for each module the sum of the rows' outer products, [S, C, D].
+
+    A GPU gives each tile of a result to one of its processors. Gradients of weights have few tiles and are sums over many rows,
+    which cuBLAS divides among processors in a single product but not in several, so they are taken in parts here.
+
+    Args:
+        left_SRC: R rows of each module.
+        right_SRD: as many.
+        parts: in which the rows are taken, whose products are then added up; a divisor of R.
+    """
+    if parts == 1:
+        return left_SRC.mT @ right_SRD
+    left, right = (rows.unflatten(1, (parts, -1)).flatten(0, 1) for rows in (left_SRC, right_SRD))
+    return (left.mT @ right).unflatten(0, (-1, parts)).sum(1)
+
+
+def parts_of(rows: int) -> int:
+    """Returns the most equal parts of rows that have at least `LEAST_ROWS` each."""
+    return next((parts for parts in range(rows // LEAST_ROWS, 1, -1) if rows % parts == 0), 1)
 
 
 class Stackable(nn.Module):

@@ -12,7 +12,7 @@ from cggm_ray import CGGM, Classification, HeadOutput, Regression
 from cggm_ray.core.batch import Batch
 from cggm_ray.models.sequence import sequence_guides
 from cggm_ray.models.settings import ModelConfig
-from cggm_ray.models.stacked import LayerNorm, Linear, Stackable, alike, call_together
+from cggm_ray.models.stacked import LayerNorm, Linear, Stackable, alike, call_together, parts_of, product_of_rows
 from cggm_ray.tasks import MultiLabel, Task
 
 NAMES = ("text", "audio", "vision")
@@ -30,6 +30,15 @@ def _double() -> Iterator[None]:
 def _gradients(modules: list[nn.Module], outputs: list[HeadOutput], inputs: list[Tensor]) -> list[Tensor]:
     loss = sum((output.logits.square().sum() + output.hidden.sum() for output in outputs), torch.zeros(()))
     return list(torch.autograd.grad(loss, [p for module in modules for p in module.parameters()] + inputs))
+
+
+@pytest.mark.parametrize(("rows", "parts"), [(3200, 10), (9600, 32), (257, 1), (2 * 263, 2), (509, 1), (1, 1)])
+def test_products_in_parts(rows: int, parts: int) -> None:
+    """Parts are equal, of 256 rows at least; 257 and 509 are primes."""
+    assert parts_of(rows) == parts
+    left, right = torch.randn(3, rows, 5), torch.randn(3, rows, 4)
+    wanted = torch.einsum("src,srd->scd", left, right)
+    torch.testing.assert_close(product_of_rows(left, right, parts), wanted, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("masked", [False, True])
