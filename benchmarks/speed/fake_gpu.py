@@ -86,6 +86,7 @@ def pretend() -> None:
     cuda.amp.common.amp_definitely_not_available = lambda: False
     cuda.is_bf16_supported = lambda *args, **kwargs: True
     cuda.manual_seed_all = lambda seed: None
+    cuda.is_current_stream_capturing = lambda: False
     FakeTensorMode.avoid_device_init = property(lambda self: True)  # type: ignore[assignment, method-assign]
     nn.Module._apply = _move_buffers  # type: ignore[assignment, method-assign]
     # Fused optimizers ask for the class of a tensor.

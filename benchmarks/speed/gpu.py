@@ -1,15 +1,17 @@
 """All checks and measurements on a GPU in one go; needs torch, numpy, pyarrow, safetensors and PyYAML, and no Ray.
 
-    python benchmarks/speed/gpu.py [--json FILE] [--budget 480] [--parts waits,steps] [--data ../shared/data]
+    python benchmarks/speed/gpu.py [--json FILE] [--budget 480] [--parts waits,steps] [--checks_at_once 8] [--data FOLDER]
     python benchmarks/speed/gpu.py --device cpu --tiny
 
 The second form rehearses everything on the CPU in small sizes. Every part runs in a process of its own, within its own time: a
-part that fails or hangs says so in one line and the next one starts. The file is written after every part.
+part that fails or hangs says so in one line and the next one starts. The file is written after every part. With
+`--checks_at_once N`, up to N of the parts that check and measure nothing run at a time, and the others then one by one.
 
     waits           which strategies wait for the device within a step, on every network
     agreement       losses and gradient norms on the CPU and on the device, float64 and float32, without dropout
     graph           recorded steps against eager ones, by bits, for every strategy and network
     steps           milliseconds of a step: plain, none, cggm, cggm-released; eager and as one CUDA graph; float32 and bf16
+    one stream      milliseconds of a recorded step, with branches on streams of their own and on a single stream
     profile         kernels of a step and those that take most time
     epoch           a step of the real `train_epoch` against the bare step
     resume          ten steps against five, a checkpoint and five more, by bits
@@ -34,16 +36,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 SECONDS = {
-    "waits": 90,
-    "agreement": 90,
-    "graph": 120,
+    "waits": 120,
+    "agreement": 150,
+    "graph": 180,
     "steps": 60,
+    "one stream": 90,
     "profile": 30,
     "epoch": 30,
     "resume": 40,
@@ -58,6 +62,8 @@ SECONDS = {
     "compiled": 400,
 }
 """Most seconds of every part, in the order in which they run."""
+MEASUREMENTS = ("steps", "one stream", "profile", "epoch", "extraction", "streamed", "saves", "brats", "compiled")
+"""Parts whose figures other work would change."""
 RESERVE = 5.0
 """Seconds that a part has beyond its own time before it is ended."""
 
@@ -68,6 +74,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=480, help="seconds for everything")
     parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--parts", help="names, with commas between them; default all")
+    parser.add_argument("--checks_at_once", type=int, default=1, metavar="N", help="parts that only check, at a time")
     parser.add_argument("--data", type=Path, help="folder with mosi/ and brats/ for the part 'commands'")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small sizes, for a rehearsal")
@@ -85,6 +92,7 @@ def parts() -> dict[str, Callable[..., None]]:
         "agreement": gpu_checks.agreement,
         "graph": gpu_checks.graph,
         "steps": gpu_times.steps,
+        "one stream": gpu_times.one_stream,
         "profile": gpu_times.profile,
         "epoch": gpu_times.epoch,
         "resume": gpu_checks.resume,
@@ -158,19 +166,34 @@ def main() -> None:
     device = torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu"
     everything: dict[str, Any] = {"device": device, "torch": torch.__version__}
     print(f"{device}, torch {torch.__version__}", flush=True)
-    start = time.perf_counter()
+    end = time.perf_counter() + arguments.budget
+    together = [] if arguments.checks_at_once == 1 else [name for name in names if name not in MEASUREMENTS]
+    with ThreadPoolExecutor(arguments.checks_at_once) as pool:
+        running = {pool.submit(within, arguments, name, end): name for name in together}
+        for future in as_completed(running):
+            note(arguments, everything, running[future], future.result())
     for name in names:
-        left = arguments.budget - (time.perf_counter() - start)
-        if left < 15:
-            everything[name] = {"ended": "left out: no time"}
-        else:
-            everything[name] = start_part(arguments, name, min(SECONDS[name], left - RESERVE))
-        if arguments.json:
-            arguments.json.write_text(json.dumps(everything, indent=1))
-        print(f"{name}", flush=True)
-        for key, value in everything[name].items():
-            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-            print(f"    {key:<44} {shown}", flush=True)
+        if name not in together:
+            note(arguments, everything, name, within(arguments, name, end))
+
+
+def within(arguments: argparse.Namespace, name: str, end: float) -> dict[str, Any]:
+    """Runs one part in its own time, or in what is left until the end, by `time.perf_counter`; returns its results."""
+    left = end - time.perf_counter()
+    if left < 15:
+        return {"ended": "left out: no time"}
+    return start_part(arguments, name, min(SECONDS[name], left - RESERVE))
+
+
+def note(arguments: argparse.Namespace, everything: dict[str, Any], name: str, results: dict[str, Any]) -> None:
+    """Adds the results of one part to all of them, writes them and prints."""
+    everything[name] = results
+    if arguments.json:
+        arguments.json.write_text(json.dumps(everything, indent=1))
+    print(f"{name}", flush=True)
+    for key, value in results.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        print(f"    {key:<44} {shown}", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import time
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from gpu_where import (
@@ -27,6 +28,7 @@ from cggm_ray.engine.budget import budget_of
 from cggm_ray.engine.loop import train_epoch
 from cggm_ray.engine.opening import Training
 from cggm_ray.engine.runtime import LocalRuntime
+from cggm_ray.models import branches
 
 
 def steps(where: Where, results: Results) -> None:
@@ -41,8 +43,38 @@ def steps(where: Where, results: Results) -> None:
                     step = product(problem, STRATEGIES[label] | {"precision": precision}, None, where.device)
                     for kind in where.kinds:
                         results[f"{key} {kind}"] = milliseconds(where, partial(step.taking(kind), step.batch))
+                    if name == "mosi" and precision == "fp32":
+                        step.state.net.together = False
+                        for kind in where.kinds:
+                            results[f"{key} one by one {kind}"] = milliseconds(
+                                where, partial(step.taking(kind), step.batch)
+                            )
                 except Exception as error:
                     results[f"{key} error"] = first_line(error)
+
+
+def one_stream(where: Where, results: Results) -> None:
+    """Times and memory of recorded steps with branches on streams of their own, and of the same steps on a single stream."""
+    cases = [(name, where.problem(name)) for name in ("mosi", "iemocap", "food101")]
+    cases.append(("brats", where.problem("brats", channels_last=True, **({} if where.tiny else {"batch": 16}))))
+    for name, problem in cases:
+        for precision in ("bf16",) if name == "brats" else ("fp32", "bf16"):
+            for label in ("none", "cggm"):
+                for stream, here in (("branches", branches.recording), ("one stream", lambda device: False)):
+                    key = f"{name} {label} {precision} {stream}"
+                    try:
+                        with patch.object(branches, "recording", here):
+                            step = product(problem, STRATEGIES[label] | {"precision": precision}, None, where.device)
+                            take = partial(step.taking(where.kinds[-1]), step.batch)
+                            results[key] = milliseconds(where, take)
+                        if where.device == "cuda":
+                            results[f"{key} GiB"] = torch.cuda.max_memory_reserved() / 2**30
+                    except Exception as error:
+                        results[f"{key} error"] = first_line(error)
+                    if where.device == "cuda":
+                        step = take = None
+                        torch.cuda.empty_cache()
+                        torch.cuda.reset_peak_memory_stats()
 
 
 def compiled(where: Where, results: Results) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from cggm_ray.engine.optim import clip_by_total_norm
 from cggm_ray.engine.runtime import Runtime
 from cggm_ray.engine.state import TrainState
 from cggm_ray.models.batchnorm import share_global_batch
+from cggm_ray.models.branches import Point, apart
 from cggm_ray.models.net import MultimodalNet
 from cggm_ray.strategies.base import Memo, Strategy
 from cggm_ray.strategies.rates import rescale
@@ -42,6 +44,7 @@ class TrainingStep(nn.Module):
         self.strategy = strategy
         self._half = precision == "bf16"
         self._global_batch = share_global_batch(strategy.reduce, net, strategy)
+        self._own_fusion = apart([net, strategy])
         self._compiled: Callable[[Batch], Losses] | None = None
 
     def compile_whole(self, samples: int, say: Callable[[str], None], backend: str = "inductor") -> None:
@@ -85,8 +88,14 @@ class TrainingStep(nn.Module):
             torch.autocast(batch.target.device.type, torch.bfloat16, enabled=self._half),
             self._global_batch.part(batch.weight),
         ):
-            features, memo = self.strategy.transform(self.net.encode(batch), batch, totals)
-            return self.net.fuse(features, batch.masks), memo
+            features = self.net.encode(batch)
+            encoded = Point.here(features.values(), self.net.buffers())
+            features, memo = self.strategy.transform(features, batch, totals)
+            fuse = partial(self.net.fuse, features, batch.masks)
+            if not (self._own_fusion and self.strategy.beside_fusion):
+                return fuse(), memo
+            # A recorded step runs the fusion beside the guides, unless it needs what the strategy made of the features.
+            return encoded.run(fuse, features.values(), self.net.buffers()), memo
 
 
 def train_step(

@@ -7,6 +7,7 @@ import inspect
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.errors import UsageError
+from cggm_ray.models.branches import run_branches
 
 Masks = Mapping[str, Tensor]
 """Modality name to bool [N, T] or [N, 1]; see `Batch.masks`."""
@@ -78,10 +80,9 @@ class MultimodalNet(nn.Module):
         Args:
             given: to every encoder, with its mask where there is one.
         """
-        return {
-            name: self.encoders[name](x) if mask is None else self.encoders[name](x, mask)
-            for name, (x, mask) in given.items()
-        }
+        calls = [partial(self.encoders[name], *_there(each)) for name, each in given.items()]
+        encoders = [self.encoders[name] for name in given]
+        return dict(zip(given, run_branches(encoders, calls, list(given.values())), strict=True))
 
     def fuse(self, features: Mapping[str, Feature], masks: Masks | None = None) -> HeadOutput:
         """Prediction from the features, with the head's input."""
@@ -95,6 +96,12 @@ class MultimodalNet(nn.Module):
     def bodies(self) -> dict[str, nn.Module]:
         """Encoders without their input projections, the part that the released code modulates."""
         return {name: getattr(encoder, "body", encoder) for name, encoder in self.encoders.items()}
+
+
+def _there(given: Given) -> tuple[Tensor, ...]:
+    """The arguments of an encoder, which gets a mask only where there is one."""
+    x, mask = given
+    return (x,) if mask is None else (x, mask)
 
 
 def _parts(batch: Batch | Mapping[str, Tensor], masks: Masks | None) -> tuple[Mapping[str, Tensor], Masks | None]:

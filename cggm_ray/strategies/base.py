@@ -52,6 +52,8 @@ class Strategy(OwnLoop):
         against_graph: why a step cannot be recorded as a CUDA graph; None where it can. A recorded step repeats the work of
             the device alone, so its memory is kept in buffers that change in place, and decisions that the host takes are
             those that `branch` names.
+        beside_fusion: whether the fusion may run at the same time as `transform` in a recorded step, because it gets nothing
+            but features from it. A subclass that defines another `transform` says so itself.
         against_compile: why forward and backward pass cannot be compiled as one graph; None where they can. What the
             backward pass needs may not depend on a buffer that `transform` or `combine` changes: torch may compute it anew
             there, from the new value.
@@ -65,9 +67,12 @@ class Strategy(OwnLoop):
     rates_by_step = False
     against_graph: str | None = None
     against_compile: str | None = None
+    beside_fusion = False
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
+        if "transform" in vars(cls) and "beside_fusion" not in vars(cls):
+            cls.beside_fusion = False
         if "adjust" in vars(cls):
             raise UsageError(
                 f"{cls.__name__}.adjust: expected the name adjust_gradients and the arguments (self, memo)"

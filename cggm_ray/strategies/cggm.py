@@ -119,6 +119,8 @@ class CGGM(Guided):
         together with the model's.
     """
 
+    beside_fusion = True
+
     def __init__(
         self,
         guides: Mapping[str, nn.Module],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.optim import Optimizer
 from cggm_ray.core.arithmetic import in_precision
 from cggm_ray.core.batch import Batch, Feature, HeadOutput
 from cggm_ray.core.reduction import SINGLE_WORKER, Reduce, Totals
+from cggm_ray.models.branches import run_branches
 from cggm_ray.models.net import masks_of_steps
 from cggm_ray.models.stacked import alike, call_together
 from cggm_ray.strategies.base import Memo, Strategy
@@ -66,6 +68,8 @@ class Guided(Strategy):
         detach: whether the guides' gradient ends at the features.
         reduce: sums a vector over workers.
     """
+
+    beside_fusion = True
 
     def __init__(
         self,
@@ -143,13 +147,15 @@ class Guided(Strategy):
         masks = {name: batch.masks[name] for name in inputs if batch.masks is not None and name in batch.masks}
         together = _one_shape(list(inputs.values())) if self._alike else None
         counted = [batch.having(name) for name in inputs]
+        guides = list(self.guides.values())
         if together is None:
-            heads = [
-                guide(inputs[name], *([masks[name]] if name in masks else [])) for name, guide in self.guides.items()
-            ]
+            given = [(h, *([masks[name]] if name in masks else [])) for name, h in inputs.items()]
+            calls = [partial(guide, *each) for guide, each in zip(guides, given, strict=True)]
+            heads = run_branches(guides, calls, given)
             return self._outputs(list(zip(heads, counted, strict=True)), batch)
         joined_masks = [torch.cat(masks_of_steps(inputs, masks))] if masks else []
-        joined: HeadOutput = call_together(list(self.guides.values()), together, *joined_masks)
+        call = partial(call_together, guides, together, *joined_masks)
+        joined: HeadOutput = run_branches([self.guides], [call], [(together, joined_masks)])[0]
         parts = (part.unflatten(0, (len(counted), -1)).unbind() for part in (joined.logits, joined.hidden))
         heads = [HeadOutput(*tensors) for tensors in zip(*parts, strict=True)]
         each = list(zip(heads, counted, strict=True))

@@ -88,6 +88,8 @@ class MLB(Guided):
         UsageError: fewer than two guides.
     """
 
+    beside_fusion = True
+
     def __init__(
         self,
         guides: Mapping[str, nn.Module],

@@ -149,6 +149,8 @@ class MMPareto(Guided):
         >>> loss.backward(); balance.step()
     """
 
+    beside_fusion = True
+
     def __init__(
         self,
         guides: Mapping[str, nn.Module],

@@ -91,6 +91,8 @@ class MultiLoss(Guided):
         >>> loss.backward(); balance.step()
     """
 
+    beside_fusion = True
+
     def __init__(
         self,
         guides: Mapping[str, nn.Module],

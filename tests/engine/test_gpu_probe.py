@@ -92,9 +92,10 @@ def test_an_unknown_problem_is_one_line() -> None:
 @pytest.mark.slow
 def test_the_measurements_of_a_gpu_run_on_a_cpu(tmp_path: Path) -> None:
     """A rehearsal: every part but those that take minutes on a CPU."""
-    parts = ["epoch", "steps", "profile", "resume", "data parallel"]
+    parts = ["epoch", "steps", "one stream", "profile", "resume", "data parallel"]
     file = tmp_path / "results.json"
     command = [sys.executable, str(PROBE.with_name("gpu.py")), "--device", "cpu", "--tiny", "--json", str(file)]
+    command += ["--checks_at_once", "2"]
     subprocess.run([*command, "--parts", ",".join(parts)], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     results = json.loads(file.read_text())
     for part in parts:
