@@ -37,7 +37,7 @@ MOST_PATIENCE = 60.0
 """Seconds that may pass meanwhile, on a machine that is busy with other things."""
 DATA = Path(os.environ.get("CGGM_DATA", Path(__file__).parents[3] / "shared" / "data"))
 SETS = {
-    "files": ("h5", "image", "json", "nifti", "npy", "npz", "parquet", "pickle", "shards", "yaml"),
+    "files": ("h5", "image", "json", "nifti", "npy", "npz", "parquet", "pickle", "shards", "torch", "yaml"),
     "recipes": ("arrow", "audio", "csv", "jsonl", "listing", "picture", "sentiment", "video"),
 }
 """Formats that `--only` names together: files and configurations, and what tables, clips, sets of sentiment and stores are."""

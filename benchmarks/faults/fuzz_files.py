@@ -15,6 +15,7 @@ import nibabel
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 import yaml
 from fuzz_listings import listing_seeds
 from fuzz_media import media_seeds
@@ -97,6 +98,11 @@ def generated(whole: Path) -> list[Seed]:
     seeds += [Seed("pickle", "mosi", ".pkl", pickle.dumps(table, protocol=p)) for p in (2, 5)]
     for save in (np.savez, np.savez_compressed):
         seeds.append(Seed("npz", "features", ".npz", into(lambda file, save=save: save(file, **table))))
+    rows = {**table, "age": np.array([*table["age"][:-1], None], object)}
+    seeds.append(Seed("npz", "features", ".npz", into(lambda file: np.savez(file, **rows))))
+    tensors = {name: torch.as_tensor(values) for name, values in table.items() if values.dtype.kind in "biuf"}
+    for content in (tensors, {"train": tensors, "test": tensors}):
+        seeds.append(Seed("torch", "features", ".pt", into(lambda file, content=content: torch.save(content, file))))
     lists = {
         "label": pa.array([0, 1] * 6),
         "text": pa.array([["a"]] * 12),

@@ -22,6 +22,7 @@ import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 import yaml
 from fuzz_files import generated, real
 from fuzz_listings import listing_with_damage
@@ -62,21 +63,24 @@ WORDS = {
 def damaged(seeds: list[Seed], draw: random.Random) -> Seed:
     """Returns a whole file after one to three kinds of damage."""
     chosen = draw.choice(seeds)
-    if chosen.group == "npz" and draw.random() < 0.5:
-        return replace(chosen, content=_repacked(chosen.content, draw))
+    if chosen.group in _ARCHIVES and draw.random() < 0.5:
+        return replace(chosen, content=_repacked(chosen.content, draw, chosen.group))
     content = bytearray(chosen.content)
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         draw.choice(DAMAGES)(content, draw, draw.choice(seeds).content, chosen.group)
     return Seed(chosen.group, chosen.role, chosen.suffix, bytes(content))
 
 
-def _repacked(content: bytes, draw: random.Random) -> bytes:
+_ARCHIVES = {"npz": zipfile.ZIP_DEFLATED, "torch": zipfile.ZIP_STORED}
+
+
+def _repacked(content: bytes, draw: random.Random, group: str) -> bytes:
     """Returns an archive with a damaged member whose checksum is right, so that what lies behind the checksum is reached."""
     out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(out, "w", _ARCHIVES[group]) as new:
         members = {name: bytearray(old.read(name)) for name in old.namelist()}
         for name in draw.sample(sorted(members), draw.choice((1, 1, 2))):
-            draw.choice(DAMAGES)(members[name], draw, bytes(draw.choice(list(members.values()))), "npz")
+            draw.choice(DAMAGES)(members[name], draw, bytes(draw.choice(list(members.values()))), group)
         for name, member in members.items():
             new.writestr(name, bytes(member))
     return out.getvalue()
@@ -278,6 +282,7 @@ MADE: dict[str, list[tuple[str, str, Any, Callable[[Any], bytes]]]] = {
         ("search", ".yaml", SPACES | DOCUMENTS, lambda value: yaml.safe_dump(value).encode()),
     ],
     "npz": [("features", ".npz", TABLES, lambda value: into(lambda file: np.savez(file, **value)))],
+    "torch": [("features", ".pt", SPLITS | TABLES, lambda value: into(lambda file: torch.save(_tensors(value), file)))],
     "npy": [(role, "", ARRAYS, lambda value: into(lambda file: np.save(file, value))) for role in ("labels", "names")],
     "parquet": [("features", ".parquet", TABLES, lambda value: into(lambda file: pq.write_table(_arrow(value), file)))],
     "h5": [
@@ -285,6 +290,13 @@ MADE: dict[str, list[tuple[str, str, Any, Callable[[Any], bytes]]]] = {
         for role in ("volume", "text", "statistics")
     ],
 }
+
+
+def _tensors(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _tensors(one) for name, one in value.items()}
+    kept = isinstance(value, np.ndarray) and value.dtype.kind in "biufc" and value.dtype.isnative
+    return torch.as_tensor(value.copy()) if kept else None
 
 
 def _arrow(table: dict[str, np.ndarray]) -> pa.Table:

@@ -29,12 +29,29 @@ def says_rows(name: str) -> tuple[str, bool] | None:
     """Returns the split whose rows an array of this name says, such as train_idx, valMask or idx_test, and whether it has a
     flag for every row; None for other names.
     """
-    words = re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())
+    words = [word.lower() for word in words_of(name)]
     for word, how in (words, words[::-1]) if len(words) == 2 else ():
         split = split_of(word)
         if split is not None and how in (*NUMBERS, *MASKS):
             return split, how in MASKS
     return None
+
+
+def words_of(name: str) -> list[str]:
+    """Returns the words of a name such as train_idx, valMask or text-bert.dev, in its own letters."""
+    return re.split(r"[^A-Za-z0-9]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name))
+
+
+def says_split(name: str) -> tuple[str, str] | None:
+    """Returns the split that the first or the last word of a name says, and the rest of the name, as in X_train or dev_text;
+    None for other names, and for those that say two.
+    """
+    words = words_of(name)
+    first, last = split_of(words[0]), split_of(words[-1])
+    if len(words) < 2 or (first is None) == (last is None):
+        return None
+    split, rest = (first, words[1:]) if first is not None else (last, words[:-1])
+    return None if split is None else (split, "_".join(rest))
 
 
 def find_splits(names: Iterable[str], where: str) -> dict[str, str]:

@@ -19,6 +19,7 @@ from cggm_ray.commands.train import run
 from cggm_ray.core.errors import DataError, UsageError
 from cggm_ray.data.datasets.features import FeatureOptions
 from cggm_ray.data.datasets.mosi import MosiOptions
+from cggm_ray.data.formats.layouts import WHOLE, by_name, columns_by_split, split_columns
 from cggm_ray.data.formats.stacked import names_of
 from cggm_ray.data.loading.split import TensorSplit, load_split
 from cggm_ray.data.settings import DataConfig
@@ -229,6 +230,12 @@ def as_bytes(value: Any, **how: Any) -> bytes:
     return file.getvalue()
 
 
+def npy(value: Any) -> bytes:
+    file = io.BytesIO()
+    np.save(file, value, allow_pickle=True)
+    return file.getvalue()
+
+
 TENSORS = {"train": {"text": torch.zeros(2, 3)}}
 OTHERS = {
     "zip.pkl": (as_bytes(TENSORS), "a file of torch.save; load it with torch.load"),
@@ -236,7 +243,20 @@ OTHERS = {
         as_bytes(TENSORS, _use_new_zipfile_serialization=False),
         "a file of torch.save; load it with torch.load",
     ),
-    "features.pt": (as_bytes(TENSORS), "a file of torch.save"),
+    "legacy.pt": (
+        as_bytes(TENSORS, _use_new_zipfile_serialization=False),
+        "expected one that torch 1.6 or a later one wrote",
+    ),
+    "module.pt": (as_bytes(torch.nn.Linear(2, 3)), "holds torch.nn.modules.linear.Linear; expected tensors"),
+    "arrays.pt": (as_bytes({"text": np.zeros(3)}), "turn arrays into tensors by torch.from_numpy"),
+    "one.pt": (as_bytes(torch.zeros(3)), "found a ndarray; expected a dict of arrays"),
+    "large.pt": (as_bytes({"text": torch.zeros(1).expand(2**40)}), "4,398,046,511,104 bytes of data in a file of"),
+    "sparse.pt": (
+        as_bytes({"text": torch.eye(3).to_sparse()}),
+        "found a sparse or quantised tensor; expected a dense one",
+    ),
+    "one.npy": (npy(np.zeros(3)), "one array of np.save; write modalities and target together with np.savez"),
+    "all.feather": (b"ARROW1\0\0", "a file of Arrow or Feather; write it with pyarrow.parquet.write_table"),
     "tensors.pkl": (pickle.dumps(TENSORS), "it holds torch tensors; turn every tensor into an array"),
     "data.pkl.gz": (gzip.compress(b"x"), "compressed by gzip; unpack it first"),
     "data.pkl": (gzip.compress(b"x"), "compressed by gzip; unpack it first"),
@@ -275,3 +295,100 @@ def test_names_in_an_array_without_an_axis() -> None:
     assert names_of(np.array("one", object), "x").tolist() == ["one"]
     with pytest.raises(DataError, match=r"^x, row 0: found an array of objects"):
         names_of(np.array({"a": 1}, object), "x")
+
+
+def by_names() -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Samples by name, and columns by name of sample; sequences have 2 to 4 steps."""
+    draw = np.random.default_rng(3)
+    samples = {
+        f"clip_{row}": {"text": draw.normal(size=5), "audio": draw.normal(size=(2 + row % 3, 4)), "label": row % 2}
+        for row in range(30)
+    }
+    return samples, {name: {key: sample[name] for key, sample in samples.items()} for name in samples["clip_0"]}
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("split", [False, True])
+def test_dicts_by_the_names_of_samples(inside: bool, split: bool) -> None:
+    content: Any = by_names()[inside]
+    columns = columns_by_split({Path("a"): {"train": content, "test": content} if split else content}, "a")
+    assert list(columns) == (["train", "test"] if split else [WHOLE])
+    for found in columns.values():
+        assert list(found) == ["id", "text", "audio", "label"]
+        assert found["id"] == list(by_names()[0])
+        assert [len(row) for row in found["audio"]] == [2 + row % 3 for row in range(30)]
+        assert found["label"] == [row % 2 for row in range(30)]
+
+
+def test_levels_that_look_alike_are_told_apart_by_their_number() -> None:
+    """Columns of one shape, such as two vectors of one length: there are more samples than columns."""
+    samples = {f"clip_{row}": {"a": np.full(3, row), "b": np.full(3, -row)} for row in range(4)}
+    assert by_name(samples, "x")["id"] == list(samples)
+    columns = {name: {key: sample[name] for key, sample in samples.items()} for name in ("a", "b")}
+    assert by_name(columns, "x")["id"] == list(samples)
+
+
+def test_dicts_of_other_things_stay_as_they_are() -> None:
+    for other in ({}, {"a": {}}, {"a": {"x": 1}, "b": {"y": 1}}, {"a": {"x": 1}, "b": 2}):
+        assert by_name(dict(other), "x") == other
+    with_names = {"s": {"id": "one", "a": 1}, "t": {"id": "two", "a": 2}, "u": {"id": "three", "a": 3}}
+    assert by_name(dict(with_names), "x")["id"] == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (["X_train", "y_train", "X_test", "y_test"], {"train": ["X", "y"], "test": ["X", "y"]}),
+        (["trainText", "devText", "testText"], {"train": ["Text"], "valid": ["Text"], "test": ["Text"]}),
+        (["text-bert.train", "text-bert.val"], {"train": ["text_bert"], "valid": ["text_bert"]}),
+        (["X_train", "X_test", "classes"], {}),
+        (["X", "train_idx", "test_idx"], {}),
+        (["train_idx", "test_idx"], {}),
+        (["train_x", "x_train"], {}),
+        (["train", "test"], {}),
+        (["train_test", "x_train"], {}),
+    ],
+)
+def test_names_that_say_splits(names: list[str], wanted: dict[str, list[str]]) -> None:
+    assert {split: list(found) for split, found in split_columns(dict.fromkeys(names)).items()} == wanted
+
+
+LABELS, VALUES = np.arange(60) % 2, np.arange(240.0).reshape(60, 4)
+
+
+def in_tensors(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: in_tensors(one) for key, one in value.items()}
+    return torch.as_tensor(value)
+
+
+FORMS: dict[str, Callable[[Path], object]] = {
+    "named.npz": lambda path: np.savez(
+        path, x_train=VALUES[:40], x_test=VALUES[40:], label_train=LABELS[:40], label_test=LABELS[40:]
+    ),
+    "objects.npz": lambda path: np.savez(
+        path, x=np.array([*[row[None] for row in VALUES[:-1]], np.zeros((2, 4))], object), label=LABELS
+    ),
+    "dict.npy": lambda path: np.save(path, {"x": VALUES, "label": LABELS}, allow_pickle=True),  # type: ignore[arg-type]
+    "whole.pt": lambda path: torch.save(in_tensors({"x": VALUES, "label": LABELS}), path),
+    "half.pt": lambda path: torch.save({"x": torch.tensor(VALUES).bfloat16(), "label": torch.tensor(LABELS)}, path),
+    "samples.pth": lambda path: torch.save(
+        [{"x": torch.tensor(x), "label": int(label)} for x, label in zip(VALUES, LABELS, strict=True)], path
+    ),
+    "splits.pt": lambda path: torch.save(
+        in_tensors(
+            {"train": {"x": VALUES[:40], "label": LABELS[:40]}, "test": {"x": VALUES[40:], "label": LABELS[40:]}}
+        ),
+        path,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_forms_of_features(tmp_path: Path, name: str) -> None:
+    FORMS[name](tmp_path / name)
+    manifest, splits = converted(features(tmp_path, tmp_path / name, target="label", task="classification"))
+    assert sum(len(split) for split in splits.values()) == 60
+    assert manifest.modalities["x"].shape == ((2, 4) if name == "objects.npz" else (4,))
+    kept = splits["train"].inputs["x"]
+    assert set(kept.reshape(-1, 4)[:, 0].tolist()) <= {*VALUES[:, 0].tolist(), 0.0}

@@ -179,7 +179,7 @@ def test_a_short_fuzz_run_that_notices(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = json.loads((tmp_path / "fuzz.json").read_text())["counts"]
-    files = {"h5", "image", "json", "nifti", "npy", "npz", "parquet", "pickle", "shards", "yaml"}
+    files = {"h5", "image", "json", "nifti", "npy", "npz", "parquet", "pickle", "shards", "torch", "yaml"}
     recipes = {"arrow", "audio", "csv", "jsonl", "listing", "picture", "sentiment", "video"}
     assert set(counts) == files | recipes
     assert all(one["fine"] for one in counts.values())

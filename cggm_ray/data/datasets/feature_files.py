@@ -1,4 +1,4 @@
-"""Reads arrays by name from files of features: pickles, npz, safetensors, h5, folders of npy, or parquet with tensor columns.
+"""Reads arrays by name from files of features: pickles, npz, npy, safetensors, h5, torch's, or parquet with tensor columns.
 
 The result is the same for all of them: `FeatureTable`s by split, or a single one that is not split yet.
 """
@@ -18,22 +18,24 @@ from cggm_ray.data.datasets.feature_parquet import read_columns
 from cggm_ray.data.formats.columns import Column, Rows, mapped
 from cggm_ray.data.formats.foreign import foreign_kind
 from cggm_ray.data.formats.h5_arrays import read_h5
-from cggm_ray.data.formats.layouts import WHOLE, columns_by_split
+from cggm_ray.data.formats.layouts import IDENTITY as IDENTITY
+from cggm_ray.data.formats.layouts import WHOLE, columns_by_split, split_columns
 from cggm_ray.data.formats.npz import read_npz
 from cggm_ray.data.formats.safe_pickle import load_pickle
 from cggm_ray.data.formats.stacked import column_of, names_of
 from cggm_ray.data.formats.stored import read_npy, read_safetensors
+from cggm_ray.data.formats.torch_file import read_torch
 from cggm_ray.data.formats.untrusted import reading
 from cggm_ray.data.split_names import find_splits, says_rows, split_of
 
 PRESENT_SUFFIX = "_present"
 PICKLES = (".pkl", ".pickle")
 H5 = (".h5", ".hdf5")
+TORCH = (".pt", ".pth")
 NPY, PARQUET = ".npy", ".parquet"
-SUFFIXES = (".npz", *PICKLES, PARQUET, ".safetensors", *H5)
+SUFFIXES = (".npz", *PICKLES, PARQUET, ".safetensors", *H5, *TORCH)
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 """Suffixes of files that the recipe `table` reads."""
-IDENTITY = "id"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,7 @@ def find_files(path: Path) -> list[Path]:
         DataError: nothing that can be read.
     """
     if path.is_file():
-        if path.suffix not in SUFFIXES:
+        if path.suffix not in (*SUFFIXES, NPY):
             with reading(path, "file"):
                 kind = foreign_kind(path)
             what = f"unknown suffix {path.suffix!r}" if kind is None else kind
@@ -126,9 +128,12 @@ def read_tables(
         return _read_parquet(files, root, wanted, about)
     if len(files) == 1 and files[0].suffix == ".npz":
         (path,) = files
+        _, names = read_npz(path, lambda name: False)
+        if split_columns(dict.fromkeys(names)):
+            return content_tables({path: _content(path)}, str(path), wanted)
         return {WHOLE: column_table(*read_npz(path, wanted, by_rows=True), str(path), wanted)}
     where = str(files[0] if len(files) == 1 else root)
-    if files[0].suffix == NPY:
+    if files[0].suffix == NPY and files[0] != root:
         return content_tables({root: npy_columns(files, root)}, where, wanted)
     return content_tables({file: _content(file) for file in files}, where, wanted)
 
@@ -139,7 +144,21 @@ def _content(path: Path) -> Any:
         return read_npz(path, lambda name: True, by_rows=True)[0]
     if path.suffix == ".safetensors":
         return read_safetensors(path)
+    if path.suffix in TORCH:
+        return read_torch(path)
+    if path.suffix == NPY:
+        return _pickled_npy(path)
     return read_h5(path) if path.suffix in H5 else load_pickle(path)
+
+
+def _pickled_npy(path: Path) -> Any:
+    """Returns the dict or list that np.save wrote."""
+    content = read_npy(path)
+    if isinstance(content, Column) or content.dtype.kind != "O":
+        raise DataError(
+            f"{path}: one array of np.save; write modalities and target together with np.savez, or give a folder of .npy files"
+        )
+    return content.item() if content.ndim == 0 else content
 
 
 def npy_columns(files: Sequence[Path], root: Path) -> dict[str, Any]:
@@ -203,7 +222,7 @@ def split_files(files: Sequence[Path], folder: Path) -> bool:
     Raises:
         DataError: two are named after the same split.
     """
-    formats = {next((kind for kind in (PICKLES, H5) if file.suffix in kind), (file.suffix,)) for file in files}
+    formats = {next((kind for kind in (PICKLES, H5, TORCH) if file.suffix in kind), (file.suffix,)) for file in files}
     if len(files) < 2 or len(formats) > 1:
         return False
     return len(find_splits([file.stem for file in files], str(folder))) == len(files)

@@ -48,6 +48,8 @@ def choose_modalities(
     found = [name for name, reason in by_role.items() if reason is None]
     if not found:
         reasons = {name: reason for name, reason in by_role.items() if reason is not None}
+        if not reasons and table.unread:
+            raise DataError(next(iter(table.unread.values())))
         raise DataError(
             f"{table.where}: no column holds an array of numbers for each sample; found {in_words(reasons) or 'nothing'}; name "
             "the modalities with --modalities"

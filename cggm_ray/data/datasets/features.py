@@ -110,7 +110,7 @@ class Features(Dataset):
     """Any modalities whose features are in a file."""
 
     name = "features"
-    converter = 4
+    converter = 5
     network = "shaped"
     Options = FeatureOptions
 

@@ -15,6 +15,7 @@ _BEGINNINGS = {
     b"\x89HDF\r\n\x1a\n": "an HDF5 file (.h5, .csd, or .mat of version 7.3); write its arrays with np.savez",
     b"MATLAB 5.0 MAT-file": "a MATLAB file; read it with scipy.io.loadmat and write its arrays with np.savez",
     b"\x93NUMPY": "one array of np.save; write modalities and target together with np.savez",
+    b"ARROW1": "a file of Arrow or Feather; write it with pyarrow.parquet.write_table",
     b"PAR1": "a parquet file; name it .parquet",
     # torch.save without zip begins with its magic number, 0x1950a86a20f9469cfc6c, as a pickle of its own.
     b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19": TORCH,

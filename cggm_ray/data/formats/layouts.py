@@ -1,7 +1,8 @@
 """Brings the contents of pickles of multimodal sets to one form: split to column to values.
 
 Known are dicts of splits of columns (CMU-MOSI as released, MulT, MMSA and Self-MM, with texts or bytes as keys), lists of
-samples that are dicts, and the lists of ((words, vision, audio[, words]), label, segment) of MAG-BERT and MISA.
+samples that are dicts, dicts of samples or of columns by the names of samples, columns whose names say a split (text_train,
+y_test), and the lists of ((words, vision, audio[, words]), label, segment) of MAG-BERT and MISA.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import numpy as np
 
 from cggm_ray.core.errors import DataError, listed, short_repr
 from cggm_ray.data.formats.untrusted import decoded
-from cggm_ray.data.split_names import find_splits
+from cggm_ray.data.split_names import SPLITS, find_splits, says_rows, says_split
 
 WHOLE = ""
 """Name of samples that are not split."""
+IDENTITY = "id"
+"""Column with the names of samples."""
 Columns = dict[str, Any]
 """Values by column, as in the pickle."""
 
@@ -49,8 +52,66 @@ def columns_by_split(contents: Mapping[Path, Any], where: str) -> dict[str, Colu
         if found is None:
             # A column may have the name of a split; then the columns are not split.
             return {WHOLE: named}
-        splits[split] = found
-    return splits or {WHOLE: named}
+        splits[split] = by_name(found, f"{where}: split {split}")
+    if splits:
+        return splits
+    return split_columns(named) or {WHOLE: by_name(named, where)}
+
+
+def split_columns(columns: Mapping[str, Any]) -> dict[str, Columns]:
+    """Returns the columns of every split where all their names say one, such as text_train and y_test; nothing otherwise."""
+    found: dict[str, Columns] = {}
+    for name, value in columns.items():
+        said = None if says_rows(name) else says_split(name)
+        if said is None:
+            return {}
+        split, rest = said
+        if rest in found.setdefault(split, {}):
+            return {}
+        found[split][rest] = value
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def by_name(columns: Columns, where: str) -> Columns:
+    """Returns columns, from dicts of samples or of columns by the names of samples; other columns as they are.
+
+    In a dict of dicts with the same keys one level is samples and the other columns. Values of a column are alike: texts, or
+    numbers of one shape but for the time steps. Where that is so of both levels, there are more samples than columns.
+
+    Raises:
+        DataError: names that are one when written as text.
+    """
+    inner = [text_keys(value, f"{where}, {name}") for name, value in columns.items() if isinstance(value, Mapping)]
+    if not columns or len(inner) < len(columns) or not inner[0] or any(set(one) != set(inner[0]) for one in inner):
+        return columns
+    outer_names, inner_names = list(columns), list(inner[0])
+    samples_outside = all(_alike([one[name] for one in inner]) for name in inner_names)
+    samples_inside = all(_alike(list(one.values())) for one in inner)
+    if samples_outside == samples_inside:
+        samples_outside = len(outer_names) > len(inner_names)
+    names, samples = (outer_names, inner) if samples_outside else (inner_names, [])
+    found: Columns = (
+        {name: [sample[name] for sample in samples] for name in inner_names}
+        if samples_outside
+        else {name: [one[row] for row in inner_names] for name, one in zip(outer_names, inner, strict=True)}
+    )
+    return found if IDENTITY in found else {IDENTITY: names, **found}
+
+
+def _alike(values: Sequence[Any]) -> bool:
+    """Returns whether values can be those of one column: texts, or numbers of one shape but for the time steps."""
+    forms: set[object] = set()
+    for value in values:
+        if value is None or isinstance(value, str | bytes):
+            forms.add("text" if value is not None else None)
+            continue
+        array = value if isinstance(value, np.ndarray) else np.asarray(value) if _is_number(value) else None
+        forms.add(type(value) if array is None else (array.ndim, array.shape[1:] if array.ndim > 1 else array.shape))
+    return len(forms - {None}) <= 1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number | np.bool)
 
 
 def columns_of(content: Any, where: str) -> Columns | None:

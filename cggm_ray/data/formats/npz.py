@@ -16,7 +16,7 @@ from numpy.lib import format as npy
 from cggm_ray.core.errors import DataError, listed
 from cggm_ray.data.formats.columns import Column
 from cggm_ray.data.formats.foreign import foreign_kind
-from cggm_ray.data.formats.safe_pickle import check_npy, npy_header
+from cggm_ray.data.formats.safe_pickle import check_npy, load_objects, npy_header
 from cggm_ray.data.formats.stored import Header, StoredColumn, is_large
 from cggm_ray.data.formats.untrusted import check_size, reading
 from cggm_ray.storage.cache import cached
@@ -84,7 +84,8 @@ def read_npz(
                 shape, fortran, dtype = npy_header(file)
                 start = file.tell()
                 if dtype.hasobject:
-                    raise DataError(f"{where}: found an array of objects; expected numbers or texts")
+                    found[name] = load_objects(file, path, member.file_size)
+                    continue
                 check_npy(shape, dtype, member.file_size - start, where)
             if by_rows and len(shape) > 1 and dtype.kind in "biufc" and is_large(shape, dtype):
                 found[name] = _column(path, archive, member, start, (shape, fortran, dtype))

@@ -27,11 +27,16 @@ SAID_BYTES = 2**28
 
 
 class _Bounded:
-    """Limits every read to the rest of the file, so that a length in the file cannot make the reader allocate memory."""
+    """Limits every read to the rest of the file, so that a length in the file cannot make the reader allocate memory.
 
-    def __init__(self, file: BinaryIO) -> None:
+    Args:
+        file: that is read.
+        size: of it; None for that on the disk.
+    """
+
+    def __init__(self, file: BinaryIO, size: int | None) -> None:
         self._file = file
-        self._size = os.fstat(file.fileno()).st_size
+        self._size = os.fstat(file.fileno()).st_size if size is None else size
         self.readline = file.readline
 
     def read(self, count: int) -> bytes:
@@ -55,8 +60,8 @@ class _SafeUnpickler(_InPython):  # type: ignore[misc]
     It is written in Python, which is fast enough because data has few instructions and long strings.
     """
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        super().__init__(_Bounded(file), encoding="latin1")
+    def __init__(self, file: BinaryIO, path: Path, size: int | None = None) -> None:
+        super().__init__(_Bounded(file, size), encoding="latin1")
         self._path = path
 
     def find_class(self, module: str, name: str) -> Any:
@@ -180,11 +185,25 @@ def load_npy(path: Path) -> np.ndarray:
     with reading(path, ".npy file"), path.open("rb") as file:
         shape, _, dtype = npy_header(file)
         if dtype.hasobject:
-            return np.asarray(_SafeUnpickler(file, path).load())
+            return load_objects(file, path)
         held = os.fstat(file.fileno()).st_size - file.tell()
         check_npy(shape, dtype, held, str(path))
         file.seek(0)
         return np.load(file, allow_pickle=False)
+
+
+def load_objects(file: Any, path: Path, size: int | None = None) -> np.ndarray:
+    """Returns the array of objects, such as sequences of several lengths, whose pickle begins here in an .npy file.
+
+    Args:
+        file: open after the header.
+        path: of the file, for messages.
+        size: of the array with its header; None for that of a file on the disk.
+
+    Raises:
+        DataError: as `load_pickle`.
+    """
+    return np.asarray(_SafeUnpickler(file, path, size).load())
 
 
 def npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

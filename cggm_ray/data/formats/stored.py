@@ -14,7 +14,7 @@ from numpy.lib import format as npy
 from cggm_ray.core.errors import DataError
 from cggm_ray.data.formats import columns
 from cggm_ray.data.formats.columns import Column, Rows
-from cggm_ray.data.formats.safe_pickle import check_npy, npy_header
+from cggm_ray.data.formats.safe_pickle import check_npy, load_npy, npy_header
 from cggm_ray.data.formats.untrusted import reading
 
 Header = tuple[tuple[int, ...], bool, np.dtype[Any]]
@@ -97,7 +97,7 @@ def read_npy(path: Path) -> np.ndarray | Column:
             start = file.tell()
         shape, _, dtype = header
         if dtype.hasobject:
-            raise DataError(f"{path}: found an array of objects; expected numbers or texts")
+            return load_npy(path)
         check_npy(shape, dtype, path.stat().st_size - start, str(path))
         if dtype.kind in "biufc":
             return small_or_stored(path, start, header)

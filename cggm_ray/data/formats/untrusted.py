@@ -98,6 +98,11 @@ def read_text(path: Path, kind: str) -> str:
     Raises:
         DataError: the file cannot be read, or is in another encoding.
     """
+    return read_encoded(path, kind)[0]
+
+
+def read_encoded(path: Path, kind: str) -> tuple[str, str]:
+    """Returns what `read_text` returns, and the name of the encoding."""
     with reading(path, kind):
         content = path.read_bytes()
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
@@ -114,7 +119,7 @@ def read_text(path: Path, kind: str) -> str:
         raise DataError(
             f"{path}, line {line}: found a zero character; expected a file in UTF-8, or in UTF-16 with a byte order mark"
         )
-    return text
+    return text, encoding.removesuffix("-sig").upper()
 
 
 def read_json(path: Path) -> Any:

@@ -30,7 +30,7 @@ from cggm_ray.data.datasets.table.options import TableOptions
 from cggm_ray.data.datasets.table.places import large_media, places
 from cggm_ray.data.formats.columns import LEAST_BYTES
 from cggm_ray.data.formats.npz import read_npz
-from cggm_ray.data.formats.untrusted import check_size, parse_json, read_text, reading
+from cggm_ray.data.formats.untrusted import check_size, parse_json, read_encoded, reading
 from cggm_ray.storage.places import is_local
 
 DELIMITERS = ",;\t|"
@@ -195,10 +195,7 @@ def _decoded(path: Path, encoding: str | None) -> tuple[str, str]:
     """
     if encoding is None:
         try:
-            text = read_text(path, "text file")
-            with path.open("rb") as file:
-                marked = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-            return text, "UTF-16" if marked else "UTF-8"
+            return read_encoded(path, "text file")
         except DataError as error:
             if "which is not utf-8" not in str(error):
                 raise
