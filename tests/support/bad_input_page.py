@@ -1,6 +1,6 @@
 """The tables of docs/bad-input.md, made of the messages of all cases.
 
-PYTHONPATH=.:$(ls -d tests tests/*/ | tr '\\n' ':') python tests/support/bad_input_page.py      writes the tables of the page anew
+PYTHONPATH=.:$(ls -d tests tests/*/ | tr '\\n' ':') python tests/support/bad_input_page.py writes the tables of the page anew.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import json
 import pickle
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -101,10 +101,10 @@ def read_text(path: Path, kind: str) -> str:
     return read_encoded(path, kind)[0]
 
 
-def read_encoded(path: Path, kind: str) -> tuple[str, str]:
-    """Returns what `read_text` returns, and the name of the encoding."""
+def read_encoded(path: Path, kind: str, read: Callable[[Path], bytes] = Path.read_bytes) -> tuple[str, str]:
+    """Returns what `read_text` returns, and the name of the encoding; `read` gives the bytes of a file."""
     with reading(path, kind):
-        content = path.read_bytes()
+        content = read(path)
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding)

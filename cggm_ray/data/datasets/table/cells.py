@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from cggm_ray.core.errors import DataError, listed, short_repr
 from cggm_ray.core.registry import nearest
+from cggm_ray.data.formats.packed import suffix_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +128,7 @@ class Rows:
     def check_column(self, what: str, name: str) -> None:
         """Raises a DataError where a column that an option names does not exist; the message lists the columns."""
         if name not in self.table.column_names:
-            csv = self.places.files[0].suffix.lower() in (".csv", ".tsv", ".txt") and what == "target"
+            csv = suffix_of(self.places.files[0]) in (".csv", ".tsv", ".txt") and what == "target"
             hint = " (--column_names names those of a file without a header)" if csv else ""
             raise DataError(
                 f"{self.where}: {what} {name!r} is missing{nearest(name, self.table.column_names)}; found the columns "

@@ -9,6 +9,7 @@ from pathlib import Path
 from cggm_ray.core.errors import DataError, listed
 from cggm_ray.data.formats.foreign import foreign_kind
 from cggm_ray.data.formats.layouts import WHOLE
+from cggm_ray.data.formats.packed import is_packed, suffix_of
 from cggm_ray.data.formats.untrusted import inside, is_text, read_json, reading
 from cggm_ray.data.split_names import SPLITS, split_of
 
@@ -17,8 +18,8 @@ SUFFIXES = (*TEXTS, ".parquet", ".arrow", ".npz")
 DATASET, DATASETS = "state.json", "dataset_dict.json"
 """Files that `save_to_disk` of the library `datasets` writes into the folder of one split, and of several."""
 _EXPECTED = (
-    "expected .csv, .tsv, .jsonl, .json, .parquet or .npz, files of these named after splits (train.csv, test.csv), or a "
-    "folder that save_to_disk of datasets wrote"
+    "expected .csv, .tsv, .jsonl, .json (also .csv.gz and the like), .parquet or .npz, files of these named after splits "
+    "(train.csv, test.csv), or a folder that save_to_disk of datasets wrote"
 )
 
 
@@ -49,7 +50,7 @@ def find_tables(path: Path) -> TableFiles:
         DataError: there is no table, or some files belong to a split and others of the same kind to none.
     """
     if path.is_file():
-        if path.suffix.lower() not in SUFFIXES:
+        if _format(path) is None:
             with reading(path, "file"):
                 kind = foreign_kind(path)
             what = f"unknown suffix {path.suffix!r}" if kind is None else kind
@@ -79,7 +80,13 @@ def find_tables(path: Path) -> TableFiles:
 
 def _is_table(file: Path) -> bool:
     hidden = file.name.startswith((".", "_"))
-    return not hidden and file.suffix.lower() in SUFFIXES and file.suffix != ".txt" and file.is_file()
+    return not hidden and _format(file) not in (None, ".txt") and file.is_file()
+
+
+def _format(file: Path) -> str | None:
+    """Returns the suffix of a file that can be read, such as .csv of train.csv.gz; None for another file."""
+    suffix = suffix_of(file)
+    return suffix if suffix in (TEXTS if is_packed(file) else SUFFIXES) else None
 
 
 def _split(file: Path, root: Path) -> str | None:
@@ -92,7 +99,7 @@ def _split(file: Path, root: Path) -> str | None:
 
 
 def _check_one_format(files: Sequence[Path], where: str) -> None:
-    suffixes = sorted({file.suffix.lower() for file in files})
+    suffixes = {_format(file) for file in files}
     if len(suffixes) > 1:
         raise DataError(f"{where}: found {listed(file.name for file in files)}; expected files of one format")
 

@@ -30,6 +30,7 @@ from cggm_ray.data.datasets.table.options import TableOptions
 from cggm_ray.data.datasets.table.places import large_media, places
 from cggm_ray.data.formats.columns import LEAST_BYTES
 from cggm_ray.data.formats.npz import read_npz
+from cggm_ray.data.formats.packed import is_packed, read_unpacked, suffix_of
 from cggm_ray.data.formats.untrusted import check_size, parse_json, read_encoded, reading
 from cggm_ray.storage.places import is_local
 
@@ -51,9 +52,9 @@ def read_table(path: Path, options: TableOptions) -> FileRows:
     Raises:
         DataError: it cannot be read; a row of a text file is named.
     """
-    suffix = path.suffix.lower()
+    suffix = suffix_of(path)
     large = _large_csv if suffix in CSV and is_local(path) else _large_json_lines if suffix in JSON else None
-    found = None if large is None else large(path, options)
+    found = None if large is None or is_packed(path) else large(path, options)
     if found is None:
         table, about = _READERS[suffix](path, options)
         found = without_missing(table, options.missing_values), about
@@ -129,7 +130,7 @@ def _column_names(header: Sequence[str]) -> list[str]:
 
 def _csv(path: Path, options: TableOptions) -> tuple[pa.Table, str]:
     text, encoding = _decoded(path, options.encoding)
-    delimiter = _delimiter(text, path.suffix.lower(), options.delimiter)
+    delimiter = _delimiter(text, suffix_of(path), options.delimiter)
     given = options.column_names
     header = _header(path, text, delimiter, given)
     content = text.encode()
@@ -195,7 +196,7 @@ def _decoded(path: Path, encoding: str | None) -> tuple[str, str]:
     """
     if encoding is None:
         try:
-            return read_encoded(path, "text file")
+            return read_encoded(path, "text file", read_unpacked)
         except DataError as error:
             if "which is not utf-8" not in str(error):
                 raise
@@ -204,7 +205,7 @@ def _decoded(path: Path, encoding: str | None) -> tuple[str, str]:
     except LookupError:
         raise DataError(f"encoding: unknown {encoding!r}; expected a name such as utf-8 or windows-1252") from None
     with reading(path, "text file"):
-        content = path.read_bytes()
+        content = read_unpacked(path)
     try:
         text = content.decode(name)
     except UnicodeDecodeError as error:
@@ -218,7 +219,7 @@ def _decoded(path: Path, encoding: str | None) -> tuple[str, str]:
 
 def _json(path: Path, options: TableOptions) -> tuple[pa.Table, str]:
     text, encoding = _decoded(path, options.encoding)
-    if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
+    if suffix_of(path) == ".json" and text.lstrip().startswith("["):
         with reading(path, "JSON file"):
             records = parse_json(text)
         about = f"JSON in {encoding}"
