@@ -132,7 +132,7 @@ def test_compressed_files_by_split(tmp_path: Path) -> None:
         content = part.to_csv(index=False).encode("windows-1252")
         with pa.CompressedOutputStream(str(tmp_path / f"{name}.csv.zst"), "zstd") as file:
             file.write(content)
-    _, splits = converted(table_config(tmp_path, tmp_path, columns=("photo=drop",)))
+    _, splits = converted(table_config(tmp_path, tmp_path, column=("photo=drop",)))
     assert {name: len(split) for name, split in splits.items()} == {"train": 40, "valid": 10, "test": 10}
 
 
