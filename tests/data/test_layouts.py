@@ -328,6 +328,17 @@ def test_levels_that_look_alike_are_told_apart_by_their_number() -> None:
     assert by_name(columns, "x")["id"] == list(samples)
 
 
+def test_a_sample_that_lacks_a_column_is_named() -> None:
+    samples = by_names()[0]
+    del samples["clip_7"]["audio"]
+    with pytest.raises(
+        DataError, match=r"x, 'clip_7': found text, label; 'clip_0' has text, audio, label; expected the same"
+    ):
+        by_name(samples, "x")
+    samples["clip_7"]["audio"] = None
+    assert by_name(samples, "x")["audio"][7] is None
+
+
 def test_dicts_of_other_things_stay_as_they_are() -> None:
     for other in ({}, {"a": {}}, {"a": {"x": 1}, "b": {"y": 1}}, {"a": {"x": 1}, "b": 2}):
         assert by_name(dict(other), "x") == other

@@ -71,7 +71,8 @@ class FeatureTable:
                 f"{self.where}: {what} {name!r} holds other things; expected numbers, texts, lists or tensors"
             )
         if name not in self.columns:
-            raise DataError(f"{self.where}: {what} {name!r} is missing; found {listed(self.available)}")
+            hint = " (--target names the column)" if what == "target" else ""
+            raise DataError(f"{self.where}: {what} {name!r} is missing; found {listed(self.available)}{hint}")
         return self.columns[name]
 
 

@@ -79,11 +79,17 @@ def by_name(columns: Columns, where: str) -> Columns:
     numbers of one shape but for the time steps. Where that is so of both levels, there are more samples than columns.
 
     Raises:
-        DataError: names that are one when written as text.
+        DataError: names that are one when written as text, or dicts with several, but not all keys in common.
     """
     inner = [text_keys(value, f"{where}, {name}") for name, value in columns.items() if isinstance(value, Mapping)]
-    if not columns or len(inner) < len(columns) or not inner[0] or any(set(one) != set(inner[0]) for one in inner):
+    if not columns or len(inner) < len(columns) or not set(inner[0]).intersection(*inner):
         return columns
+    for name, one in zip(columns, inner, strict=True):
+        if set(one) != set(inner[0]):
+            raise DataError(
+                f"{where}, {short_repr(name)}: found {listed(one)}; {short_repr(next(iter(columns)))} has {listed(inner[0])}; "
+                "expected the same names, and None for what is missing"
+            )
     outer_names, inner_names = list(columns), list(inner[0])
     samples_outside = all(_alike([one[name] for one in inner]) for name in inner_names)
     samples_inside = all(_alike(list(one.values())) for one in inner)
