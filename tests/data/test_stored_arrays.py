@@ -193,7 +193,8 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         np.savez(tmp_path / "two" / f"{name}.npz", x=np.zeros(3))
     with pytest.raises(
-        DataError, match=r"found 2 feature files, a\.npz, b\.npz; expected parquet files, one other file, or"
+        DataError,
+        match=r"found 2 feature files, a\.npz, b\.npz; expected parquet files, one other file, one for each split",
     ):
         converted(config(tmp_path, tmp_path / "two"))
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from cggm_ray.core.errors import DataError, listed
 from cggm_ray.data.datasets.feature_parquet import read_columns
+from cggm_ray.data.datasets.modality_files import CSV, modality_columns
 from cggm_ray.data.formats.columns import Column, Rows, mapped
 from cggm_ray.data.formats.foreign import foreign_kind
 from cggm_ray.data.formats.h5_arrays import read_h5
@@ -78,7 +79,7 @@ class FeatureTable:
 
 def find_files(path: Path) -> list[Path]:
     """Returns the feature files under a path: the path itself, all parquet files of a folder, its other file, one for each
-    split, or all .npy files.
+    split or modality, or all .npy files.
 
     Raises:
         DataError: nothing that can be read.
@@ -97,10 +98,7 @@ def find_files(path: Path) -> list[Path]:
         if not found:
             found = sorted(file for file in path.rglob("*.npy") if not file.name.startswith((".", "_")))
         elif len(found) > 1 and not split_files(found, path):
-            raise DataError(
-                f"{path}: found {len(found)} feature files, {listed(file.name for file in found)}; expected parquet files, one "
-                "other file, or one for each split, such as train.npz and test.npz"
-            )
+            found += sorted(file for file in path.iterdir() if file.suffix.lower() in CSV)
     if not found:
         raise DataError(
             f"{path}: found 0 feature files; expected parquet files, one of {', '.join(SUFFIXES)}, one for each split, or .npy "
@@ -136,6 +134,8 @@ def read_tables(
     where = str(files[0] if len(files) == 1 else root)
     if files[0].suffix == NPY and files[0] != root:
         return content_tables({root: npy_columns(files, root)}, where, wanted)
+    if len(files) > 1 and not split_files(files, root):
+        return content_tables({root: modality_columns(files, root, _content)}, where, wanted)
     return content_tables({file: _content(file) for file in files}, where, wanted)
 
 

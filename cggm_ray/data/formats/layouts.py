@@ -91,8 +91,8 @@ def by_name(columns: Columns, where: str) -> Columns:
                 "expected the same names, and None for what is missing"
             )
     outer_names, inner_names = list(columns), list(inner[0])
-    samples_outside = all(_alike([one[name] for one in inner]) for name in inner_names)
-    samples_inside = all(_alike(list(one.values())) for one in inner)
+    samples_outside = all(alike([one[name] for one in inner]) for name in inner_names)
+    samples_inside = all(alike(list(one.values())) for one in inner)
     if samples_outside == samples_inside:
         samples_outside = len(outer_names) > len(inner_names)
     names, samples = (outer_names, inner) if samples_outside else (inner_names, [])
@@ -104,7 +104,7 @@ def by_name(columns: Columns, where: str) -> Columns:
     return found if IDENTITY in found else {IDENTITY: names, **found}
 
 
-def _alike(values: Sequence[Any]) -> bool:
+def alike(values: Sequence[Any]) -> bool:
     """Returns whether values can be those of one column: texts, or numbers of one shape but for the time steps."""
     forms: set[object] = set()
     for value in values:
