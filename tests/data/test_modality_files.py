@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from cggm_ray.core.errors import DataError
+from cggm_ray.data.datasets.modality_files import _values
 from cggm_ray.data.loading.split import load_split
 from cggm_ray.data.shards.shards import open_set, write_shards_here
 from cggm_ray.engine.assembly import prepare_data
@@ -93,6 +94,20 @@ def test_samples_of_the_csv_without_features_are_said(data: Path, capsys: pytest
     labels(data, more="\nlost,1,train\n")
     assert len(read(data)["train"]) == 40
     assert "labels.csv: not used are 1 samples without features, lost" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("cells", "wanted"),
+    [
+        (["1", " 2"], [1, 2]),
+        (["1.5", "2"], [1.5, 2.0]),
+        (["1_2", "3"], ["1_2", "3"]),
+        (["a", "1"], ["a", "1"]),
+        (["", "1"], ["", "1"]),
+    ],
+)
+def test_cells_of_the_csv(cells: list[str], wanted: list[Any]) -> None:
+    assert _values(cells) == wanted
 
 
 def test_files_that_do_not_fit_are_refused(data: Path) -> None:

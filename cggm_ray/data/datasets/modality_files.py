@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,9 @@ def _columns_about(path: Path) -> dict[str, dict[str, Any]]:
 
 def _values(cells: Sequence[str]) -> list[Any]:
     """Returns cells as whole numbers or as numbers, if all are some, else as texts."""
-    for kind in (int, float):
-        try:
-            return [kind(cell) for cell in cells]
-        except ValueError:
-            continue
+    # Python takes 1_2 for a number, which in a file is a name.
+    if not any("_" in cell for cell in cells):
+        for kind in (int, float):
+            with suppress(ValueError):
+                return [kind(cell) for cell in cells]
     return list(cells)

@@ -19,8 +19,7 @@ _OPENED: dict[str, Callable[[Any], Any]] = {
     ".xz": lzma.open,
     ".zst": lambda file: pa.CompressedInputStream(file, "zstd"),
 }
-PACKED = tuple(_OPENED)
-"""Suffixes of compressed files."""
+"""By suffix, what unpacks a file that is open."""
 _READ_BYTES = 2**22
 
 
