@@ -103,7 +103,6 @@ def test_samples_of_the_csv_without_features_are_said(data: Path, capsys: pytest
         (["1.5", "2"], [1.5, 2.0]),
         (["1_2", "3"], ["1_2", "3"]),
         (["a", "1"], ["a", "1"]),
-        (["", "1"], ["", "1"]),
     ],
 )
 def test_cells_of_the_csv(cells: list[str], wanted: list[Any]) -> None:
@@ -126,6 +125,9 @@ def test_files_that_do_not_fit_are_refused(data: Path) -> None:
         read(data)
     labels(data, more="\nclip_1,2")
     with pytest.raises(DataError, match=r"labels\.csv, row 62: found 2 cells; expected 3"):
+        read(data)
+    labels(data, more="\nclip_1,,test")
+    with pytest.raises(DataError, match=r"labels\.csv, row 62, column label: is empty; expected a value"):
         read(data)
     labels(data, header="clip,text,split")
     with pytest.raises(DataError, match=r"labels\.csv: found the column text, which is a file of features too"):

@@ -87,6 +87,8 @@ def _columns_about(path: Path) -> dict[str, dict[str, Any]]:
     for line, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise DataError(f"{path}, row {line}: found {len(row)} cells; expected {len(header)}")
+        if "" in row:
+            raise DataError(f"{path}, row {line}, column {header[row.index('')]}: is empty; expected a value")
     of = header.index(IDENTITY) if IDENTITY in header else 0
     names = [row[of] for row in rows]
     if len(set(names)) < len(names):
