@@ -59,7 +59,12 @@ class Point:
 
     @classmethod
     def here(cls, values: Iterable[Any], kept: Iterable[Tensor] = ()) -> Point:
-        """Returns the point at which `values` have been computed; for `kept` see `run`."""
+        """Returns the point at which `values` have been computed.
+
+        Args:
+            values: the tensors that a branch may read.
+            kept: tensors that the branch itself may change, such as running averages.
+        """
         tensors = list(_tensors(list(values)))
         if not (tensors and recording(tensors[0].device)):
             return cls([], None)

@@ -19,8 +19,7 @@ from cggm_ray.data.datasets.modality_files import CSV, modality_columns
 from cggm_ray.data.formats.columns import Column, Rows, mapped
 from cggm_ray.data.formats.foreign import foreign_kind
 from cggm_ray.data.formats.h5_arrays import read_h5
-from cggm_ray.data.formats.layouts import IDENTITY as IDENTITY
-from cggm_ray.data.formats.layouts import WHOLE, columns_by_split, split_columns
+from cggm_ray.data.formats.layouts import IDENTITY, WHOLE, columns_by_split, split_columns
 from cggm_ray.data.formats.npz import read_npz
 from cggm_ray.data.formats.safe_pickle import load_pickle
 from cggm_ray.data.formats.stacked import column_of, names_of

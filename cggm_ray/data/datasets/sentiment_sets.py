@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from cggm_ray.core.errors import DataError, listed
-from cggm_ray.data.datasets.feature_files import IDENTITY, FeatureTable, column_table
+from cggm_ray.data.datasets.feature_files import FeatureTable, column_table
 from cggm_ray.data.datasets.samples import Samples
 from cggm_ray.data.datasets.sentiment import OTHER_NAMES, find_target, is_audio, numbers_of, range_of, unlimited
 from cggm_ray.data.datasets.taken import LENGTH_SUFFIXES, block, find_lengths, left_out, whole_steps
 from cggm_ray.data.formats.columns import Column
-from cggm_ray.data.formats.layouts import columns_of
+from cggm_ray.data.formats.layouts import IDENTITY, columns_of
 from cggm_ray.data.formats.untrusted import finite
 from cggm_ray.data.split_names import SPLITS, find_splits
 

@@ -95,12 +95,12 @@ def by_name(columns: Columns, where: str) -> Columns:
     samples_inside = all(alike(list(one.values())) for one in inner)
     if samples_outside == samples_inside:
         samples_outside = len(outer_names) > len(inner_names)
-    names, samples = (outer_names, inner) if samples_outside else (inner_names, [])
-    found: Columns = (
-        {name: [sample[name] for sample in samples] for name in inner_names}
-        if samples_outside
-        else {name: [one[row] for row in inner_names] for name, one in zip(outer_names, inner, strict=True)}
-    )
+    found: Columns
+    if samples_outside:
+        names, found = outer_names, {name: [sample[name] for sample in inner] for name in inner_names}
+    else:
+        names = inner_names
+        found = {name: [one[row] for row in names] for name, one in zip(outer_names, inner, strict=True)}
     return found if IDENTITY in found else {IDENTITY: names, **found}
 
 
